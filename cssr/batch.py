@@ -1,0 +1,49 @@
+"""What flows between the stages: every tensor's name, shape, dtype and range, in one place."""
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """A batch of samples; B samples, H x W pixels at high resolution, h = H / scale, w = W / scale.
+
+    The loader fills the first five; the degradation, on the device, fills `lq` and `kernel`.
+    """
+
+    hr: Tensor  # B 3 H W, high-resolution image: uint8 0..255 from the loader, float32 0..1 on the device
+    mask: Tensor  # B 1 H W, 1 on crack pixels, 0 elsewhere: uint8 from the loader, float32 on the device
+    distance: Tensor | None = None  # B 1 H W float32, signed distance in pixels: < 0 in the crack; 0 all over if no crack
+    seed: Tensor | None = None  # B int64, the seed of each sample's degradation (kept on the CPU)
+    key: list[str] = field(default_factory=list)  # B sample ids
+    lq: Tensor | None = None  # B 3 h w float32 about 0..1, the degraded low-resolution image
+    kernel: Tensor | None = None  # B 1 k k float32, sums to 1, the blur kernel of each sample; None without blur
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on `device`, images and masks as float32 (0..1)."""
+        hr = self.hr.to(device, non_blocking=True)
+        mask = self.mask.to(device, non_blocking=True).float()
+        distance = None if self.distance is None else self.distance.to(device, non_blocking=True)
+        hr = hr.float() / 255 if hr.dtype == torch.uint8 else hr
+        return replace(self, hr=hr, mask=mask, distance=distance)
+
+    def __len__(self) -> int:
+        return len(self.hr)
+
+
+@dataclass
+class Outputs:
+    """What a joint model returns."""
+
+    sr: Tensor  # B 3 H W, super-resolved image; clipped to 0..1 where the model's settings say so
+    logits: Tensor  # B 1 H W, crack logits; probability = sigmoid
+    kernel: Tensor | None = None  # B 1 k k, predicted blur kernel (SR networks that predict one)
+    aux: tuple[Tensor, ...] = ()  # each B 1 H W, logits of auxiliary heads
+
+    def float(self) -> "Outputs":
+        """All tensors as float32: losses and measures are computed in it under any precision."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "aux"}
+        tensors = {name: None if value is None else value.float() for name, value in tensors.items()}
+        return Outputs(aux=tuple(a.float() for a in self.aux), **tensors)

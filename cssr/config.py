@@ -1,0 +1,261 @@
+"""The settings of a run: dataclasses hold every default and a comment for each.
+
+A recipe (YAML) holds differences from these defaults only; `a.b=c` on the command line differs from the recipe.
+Components of a zoo (a network, a loss, a degradation, a schedule) are written `{name: dbpn, stages: 6}` or just `dbpn`;
+their arguments and defaults are those of the function of that name. Naming another component than the layer below
+drops that layer's arguments.
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+def _component(name: str, **arguments: Any) -> Any:
+    return field(default_factory=lambda: {"name": name, **arguments})
+
+
+@dataclass
+class ModelConfig:
+    scale: int = 4  # HR pixels per LQ pixel along each side; 1 with sr=none (the HR upper bound)
+    sr: dict[str, Any] = _component("dbpn")  # SR network: cssr/models/sr
+    seg: dict[str, Any] = _component("unet")  # segmentation network: cssr/models/seg
+    normalize: Literal["instance", "dataset", "none"] = "instance"  # what is done to SR before segmentation
+    mean: list[float] = field(default_factory=lambda: [0.4741, 0.4937, 0.5048])  # RGB mean for normalize=dataset (CSSR's)
+    std: list[float] = field(default_factory=lambda: [0.1621, 0.1532, 0.1523])  # RGB standard deviation, likewise
+    clip: Literal["eval", "always", "never"] = "eval"  # when SR is clipped to 0..1 before segmentation
+
+
+@dataclass
+class DataConfig:
+    train: Any = None  # shard directory, or several by weight: {dir_a: 3, dir_b: 1}
+    val: Any = None  # shard directory (or several, concatenated) for validation
+    crop: int = 224  # side of the square HR training crop, pixels; a multiple of model.scale
+    resized_crop: list[float] | None = None  # [low, high]: crop this share of the area, resized to `crop`; null: plain crop
+    hflip: float = 0.5  # probability of a horizontal mirror
+    vflip: float = 0.0  # probability of a vertical mirror
+    photometric: bool = False  # CSSR's photometric distortion: brightness, contrast, saturation, hue, channel order
+    lanes: int = 32  # pieces a pass is cut into; ranks x workers must divide it; a property of the run
+    shuffle_window: int = 16384  # samples; a set that fits is permuted whole, a larger one within shards and windows
+    workers: int = 2  # loader processes per rank; 0 loads in the training process
+    max_damaged: float = 0.01  # share of damaged samples above which the run stops
+
+
+@dataclass
+class LossConfig:
+    sr: dict[str, Any] = _component("l1")  # loss of the SR image: cssr/losses
+    seg: dict[str, Any] = _component("boundary_combo")  # loss of the segmentation: cssr/losses
+    beta: Any = 0.3  # total = (1 - beta) SR + beta segmentation; a number or a schedule
+
+
+@dataclass
+class PhaseConfig:
+    name: str = "joint"  # printed and logged
+    until: int | None = None  # samples seen at which the phase ends; null: the end of the run
+    beta: Any = None  # replaces loss.beta in this phase; null: loss.beta
+    lr: dict[str, float] = field(default_factory=dict)  # factor per parameter group (sr, seg); 0 holds the group still
+
+
+@dataclass
+class OptimConfig:
+    optimizer: str = "adam"  # any optimizer of timm.optim
+    lr: float = 2e-5  # base learning rate
+    weight_decay: float = 0.0  # as the optimizer means it
+    arguments: dict[str, Any] = field(default_factory=dict)  # further arguments of the optimizer, e.g. {betas: [0.9, 0.99]}
+    schedule: dict[str, Any] = _component("constant")  # factor on lr: cssr/schedules.py
+    warmup: int = 0  # samples over which lr rises linearly
+    warmup_start: float = 0.0  # factor on lr at the start of the warm-up
+    clip_norm: float | None = None  # largest gradient norm; null: no clipping
+    ema: float | None = None  # decay of the exponential moving average of the weights; null: none
+    ema_warmup: bool = True  # the average's decay rises from 0 (short runs need it)
+
+
+@dataclass
+class TrainConfig:
+    run_dir: str = "runs/default"  # everything the run writes; the same command again resumes it
+    steps: int = 100_000  # optimizer steps
+    batch_size: int = 6  # samples a step over all processes
+    micro_batch: int | None = None  # samples a forward pass per process; null: batch_size / processes (no accumulation)
+    seed: int = 0  # of the weights, the order, the crops, the degradations
+    init_from: str | None = None  # run, export or .safetensors file to start from (fine-tuning)
+    log_every: int = 10  # steps
+    val_every: int = 1000  # steps; 0: never
+    save_every: int = 1000  # steps between checkpoints
+    keep: int = 2  # newest checkpoints kept, the best one apart
+    best: str = "iou_max"  # measure (per-image mean) by which the best checkpoint is kept
+    sample_count: int = 4  # validation images in the sample strips
+    export_ema: bool = True  # whether the export holds the averaged weights, where there are any
+    export_best: bool = True  # whether the export is the best checkpoint (else the last)
+    tensorboard: bool = True  # write TensorBoard files where it is installed
+    wandb: str | None = None  # Weights & Biases project
+    dry_run: bool = False  # run one batch, print sizes, write nothing
+
+
+@dataclass
+class EvalConfig:
+    batch_size: int = 4  # images of equal size evaluated together
+    limit: int | None = None  # validate on this many images only; null: all
+    tile: int = 0  # LQ pixels a side; larger images are evaluated in overlapping tiles; 0: never
+    seed: int = 0  # of the degradation of the validation images
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    degradation: dict[str, Any] = _component("downsample")  # HR to LQ: cssr/degradations
+    loss: LossConfig = field(default_factory=LossConfig)
+    phases: list[PhaseConfig] = field(default_factory=lambda: [PhaseConfig()])  # in order; the last has until: null
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the recipe at `path`, then `overrides` such as `train.steps=10`.
+
+    Raises:
+        ValueError: a missing file, a key that does not exist, a value of the wrong type; one line each.
+    """
+    merged = dataclasses.asdict(Config())
+    layers = [_read_yaml(path)] if path is not None else []
+    for layer in [*layers, *map(_parse_override, overrides)]:
+        merged = _merge(merged, layer)
+    return from_dict(merged)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """A typed Config from plain values; ValueError names the setting that does not fit."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), dict(values)))
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
+    check(config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values, for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write the resolved settings as YAML."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def check(config: Config) -> None:
+    """What can be checked without touching data or devices; ValueError names the setting."""
+    scale, data, train = config.model.scale, config.data, config.train
+    positive = {"model.scale": scale, "data.crop": data.crop, "data.lanes": data.lanes, "train.steps": train.steps,
+                "train.batch_size": train.batch_size, "train.log_every": train.log_every, "train.keep": train.keep,
+                "train.save_every": train.save_every, "eval.batch_size": config.eval.batch_size,
+                "data.shuffle_window": data.shuffle_window}
+    for key, value in positive.items():
+        if value < 1:
+            raise ValueError(f"{key} must be at least 1, found {value}")
+    if data.crop % scale:
+        raise ValueError(f"data.crop={data.crop} is not a multiple of model.scale={scale}; "
+                         f"try {data.crop // scale * scale or scale}")
+    if (scale == 1) != (config.model.sr.get("name") == "none"):
+        raise ValueError(f"model.sr={config.model.sr.get('name')} with model.scale={scale}: scale 1 goes with sr=none "
+                         "(the HR upper bound) and with nothing else")
+    shares = {"data.hflip": data.hflip, "data.vflip": data.vflip, "data.max_damaged": data.max_damaged}
+    for key, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{key} must lie in 0..1, found {value}")
+    _check_phases(config.phases)
+
+
+def _check_phases(phases: Sequence[PhaseConfig]) -> None:
+    ends = [phase.until for phase in phases]
+    if not phases or ends[-1] is not None or None in ends[:-1]:
+        raise ValueError("phases: every phase but the last needs until: SAMPLES, and the last until: null")
+    if sorted(set(ends[:-1])) != ends[:-1]:
+        raise ValueError(f"phases: until must rise from phase to phase, found {ends[:-1]}")
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config: no recipe at {path}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values or {}, dict):
+        raise ValueError(f"config: {path} must hold settings by name, found {type(values).__name__}")
+    return values or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as everybody means it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {text!r}: write it as a.b=value")
+    try:
+        parsed: Any = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ValueError(f"override {text!r}: the value is not valid YAML") from None
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return parsed
+
+
+def _merge(base: Any, layer: Any) -> Any:
+    """`layer` over `base`; a component that is named anew replaces the one below whole."""
+    if isinstance(base, dict) and "name" in base and isinstance(layer, str):
+        layer = {"name": layer}
+    if not isinstance(base, dict) or not isinstance(layer, dict):
+        return layer
+    if "name" in base and layer.get("name", base["name"]) != base["name"]:
+        return layer
+    return {**base, **{key: _merge(base.get(key), value) for key, value in layer.items()}}
+
+
+def describe(cls: type = Config, indent: int = 0) -> str:
+    """The tree of settings as commented YAML: name, default, meaning."""
+    comments, lines = _field_comments(cls), []
+    for f in dataclasses.fields(cls):
+        pad, comment = "  " * indent, comments.get(f.name, "")
+        if dataclasses.is_dataclass(f.type):
+            lines += [f"{pad}{f.name}:", describe(f.type, indent + 1)]
+            continue
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        setting = f"{pad}{f.name}: {_inline(default)}"
+        lines.append(f"{setting:<43} # {comment}" if comment else setting)
+    return "\n".join(lines)
+
+
+def _inline(value: Any) -> str:
+    value = [to_dict(v) if dataclasses.is_dataclass(v) else v for v in value] if isinstance(value, list) else value
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000, sort_keys=False)
+    return text.replace("\n...", "").strip()
+
+
+def _field_comments(cls: type) -> dict[str, str]:
+    """The trailing comment of each field, read from the source: it is the field's documentation."""
+    lines = inspect.getsource(cls).splitlines()
+    nodes = ast.parse("\n".join(lines)).body[0].body
+    comments = {}
+    for node in (n for n in nodes if isinstance(n, ast.AnnAssign)):
+        _, mark, comment = lines[node.end_lineno - 1][node.end_col_offset:].partition("# ")
+        comments[node.target.id] = comment if mark else ""
+    return comments
