@@ -1,0 +1,137 @@
+"""Which sample stands at which place of a run: a pure function of (seed, place).
+
+For each pass the shards, in a seeded order, are laid end to end and cut into equal lanes; place n of a run is the next
+sample of lane n mod lanes. Rank n mod world takes it, so the global batch at a step is the same for every number of
+processes and workers, no sample comes twice in a pass, and a place in the stream is one number.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+
+class LanePlan:
+    """The order of one set's samples.
+
+    A set that fits the shuffle window is permuted whole, each pass anew. A larger one is read in a seeded order of its
+    shards, each lane a contiguous stretch, permuted within windows of `window / lanes` samples. A set with fewer samples
+    than lanes is repeated (each repetition permuted) until every lane has one.
+
+    Args:
+        counts: samples in each shard.
+        lanes: equal pieces of a pass; at most `lanes - 1` samples sit out a pass.
+        seed: of the order.
+        window: samples among which the order is random.
+    """
+
+    def __init__(self, counts: Sequence[int], lanes: int, seed: int, window: int):
+        self.counts, self.lanes, self.seed, self.window = np.asarray(counts, dtype=np.int64), lanes, seed, window
+        self.total = int(self.counts.sum())
+        if not self.total:
+            raise ValueError("a training set needs at least one sample")
+        self.repeats = -(-lanes // self.total)
+        self.rows = self.total * self.repeats // lanes  # samples of a lane in a pass
+        self._starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self._pass_order = lru_cache(maxsize=2)(self._draw_pass)
+        self._window_order = lru_cache(maxsize=4 * lanes)(self._draw_window)
+
+    def locate(self, lane: int, row: int) -> tuple[int, int]:
+        """(shard, index in it) of the `row`-th sample of `lane`, rows counted over all passes."""
+        number, row = divmod(row, self.rows)
+        if self.total <= self.window or self.repeats > 1:
+            return self._split(int(self._pass_order(number)[lane * self.rows + row]))
+        size = max(1, self.window // self.lanes)
+        block, inside = divmod(row, size)
+        row = block * size + int(self._window_order(number, lane, block)[inside])
+        return self._place_in_shards(number, lane * self.rows + row)
+
+    def _draw_pass(self, number: int) -> np.ndarray:
+        parts = [rng(self.seed, number, k).permutation(self.total) for k in range(self.repeats)]
+        return np.concatenate(parts)
+
+    def _draw_window(self, number: int, lane: int, block: int) -> np.ndarray:
+        size = max(1, self.window // self.lanes)
+        return rng(self.seed, number, lane, block).permutation(min(size, self.rows - block * size))
+
+    @lru_cache(maxsize=2)  # noqa: B019 (a plan lives as long as its process)
+    def _shard_order(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        order = rng(self.seed, number).permutation(len(self.counts))
+        return order, np.concatenate([[0], np.cumsum(self.counts[order])])
+
+    def _place_in_shards(self, number: int, position: int) -> tuple[int, int]:
+        order, starts = self._shard_order(number)
+        k = int(np.searchsorted(starts, position, side="right")) - 1
+        return int(order[k]), position - int(starts[k])
+
+    def _split(self, sample: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return shard, sample - int(self._starts[shard])
+
+
+class MixedPlan:
+    """Several sets in one stream: each owns a share of the lanes, by weight.
+
+    Args:
+        sets: the shards' sample counts of each set.
+        weights: relative weight of each set; the shares are rounded to whole lanes, at least one a set.
+    Raises:
+        ValueError: more sets than lanes, or a weight that is not positive.
+    """
+
+    def __init__(self, sets: Sequence[Sequence[int]], weights: Sequence[float], lanes: int, seed: int, window: int):
+        if len(sets) > lanes:
+            raise ValueError(f"data.lanes={lanes} is fewer than the {len(sets)} sets of data.train; set it to {len(sets)} or more")
+        self.lanes = lanes
+        self.share = allocate(weights, lanes)
+        owners = np.repeat(np.arange(len(sets)), self.share)
+        self._owner = rng(seed, 0x1A9E).permutation(owners) if len(sets) > 1 else owners
+        self._lane_in_set = [int((self._owner[:lane] == owner).sum()) for lane, owner in enumerate(self._owner)]
+        self._plans = [LanePlan(counts, n, seed + k, window) for k, (counts, n) in enumerate(zip(sets, self.share))]
+
+    def locate(self, place: int) -> tuple[int, int, int]:
+        """(set, shard, index) of the sample at a place of the run."""
+        row, lane = divmod(place, self.lanes)
+        owner = int(self._owner[lane])
+        return (owner, *self._plans[owner].locate(self._lane_in_set[lane], row))
+
+    def substitute(self, place: int, attempt: int) -> tuple[int, int, int]:
+        """A seeded replacement for a damaged sample, from the lane and pass of `place`."""
+        row, lane = divmod(place, self.lanes)
+        plan = self._plans[int(self._owner[lane])]
+        start = row // plan.rows * plan.rows
+        row = start + int(rng(plan.seed, place, attempt, 0x5B).integers(plan.rows))
+        return self.locate(row * self.lanes + lane)
+
+
+def allocate(weights: Sequence[float], lanes: int) -> list[int]:
+    """Whole lanes for each weight, by largest remainder, at least one each."""
+    weights = np.asarray(weights, dtype=float)
+    if (weights <= 0).any() or not np.isfinite(weights).all():
+        raise ValueError(f"data.train: weights must be positive numbers, found {weights.tolist()}")
+    exact = weights / weights.sum() * lanes
+    share = np.floor(exact).astype(int)
+    share[np.argsort(share - exact, kind="stable")[: lanes - share.sum()]] += 1
+    while (share == 0).any():
+        share[share.argmax()] -= 1
+        share[share.argmin()] += 1
+    return share.tolist()
+
+
+def check_split(lanes: int, batch_size: int, world: int, workers: int, micro_batch: int) -> None:
+    """Refuse sizes that cannot give every process the same work; ValueError names the valid ones."""
+    if batch_size % (world * micro_batch):
+        per_rank = batch_size // world
+        sizes = [n for n in range(1, per_rank + 1) if per_rank % n == 0] if batch_size % world == 0 else []
+        remedy = f"train.micro_batch may be {sizes}" if sizes else f"train.batch_size must be a multiple of {world}"
+        raise ValueError(f"train.batch_size={batch_size} cannot be split over {world} processes "
+                         f"in micro-batches of {micro_batch}: {remedy}")
+    if lanes % (world * max(workers, 1)):
+        valid = [n for n in range(1, lanes + 1) if lanes % (world * n) == 0]
+        remedy = f"data.workers may be {valid}" if valid else f"make data.lanes a multiple of {world}"
+        raise ValueError(f"data.lanes={lanes} is not a multiple of processes x workers = {world} x {max(workers, 1)}: {remedy}")
+
+
+def rng(*key: int) -> np.random.Generator:
+    """A generator that depends on `key` alone: the same on every machine, process and worker."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([k % 2**32 for k in key])))
