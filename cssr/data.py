@@ -1,0 +1,311 @@
+"""Shards to batches: `train_stream` (endless, by lanes, augmented) and `eval_stream` (every sample exactly once).
+
+A shard is a WebDataset tar (`key.jpg|png`, `key.mask.png`, `key.json`); `index.json` beside the tars gives their sample
+counts, sizes and hashes. The loader is never handed to accelerate: which sample stands where is `cssr/lanes.py`'s.
+"""
+
+import json
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from cssr.augment import augment
+from cssr.batch import Batch
+from cssr.config import DataConfig
+from cssr.lanes import MixedPlan, rng
+
+IMAGE_EXTENSIONS = ("jpg", "png")
+INDEX_FORMAT = "cssr-shards-1"
+_MAX_SUBSTITUTES = 20  # damaged substitutes in a row before a worker gives up
+
+
+class DataError(ValueError):
+    """The data cannot be used as it is; the message is one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A shard directory whose index has been read and whose files are there, whole by size."""
+
+    root: Path
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    index: dict[str, Any]
+
+    @classmethod
+    def open(cls, root: str | Path, setting: str) -> "ShardSet":
+        """Read `root/index.json`, check the tars; DataError names `setting` (the option that gave `root`)."""
+        root = Path(root)
+        index = _read_index(root, setting)
+        for shard in index["shards"]:
+            path = root / shard["name"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes, its index says {shard['bytes']}"
+                raise DataError(f"{setting}: {path} {found}; write the shards again with shards/make_shards.py")
+        return cls(root, tuple(s["name"] for s in index["shards"]), tuple(s["samples"] for s in index["shards"]), index)
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def smallest_side(self) -> int:
+        """The shortest side of any image, pixels."""
+        return min(min(map(int, size.split("x"))) for size in self.index["image_sizes"])
+
+
+def _read_index(root: Path, setting: str) -> dict[str, Any]:
+    path = root / "index.json"
+    if not path.is_file():
+        raise DataError(f"{setting}: no shards in {root} (index.json is missing); write them with shards/make_shards.py")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["format"] != INDEX_FORMAT or not index["shards"]:
+            raise KeyError
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{setting}: {path} is damaged or of another format than {INDEX_FORMAT}; "
+                        "write the shards again with shards/make_shards.py") from None
+    return index
+
+
+def parse_sets(setting: Any, name: str) -> dict[str, float]:
+    """`data.train` or `data.val` as {directory: weight}: a path, a list of paths, or a mapping path -> weight."""
+    if setting is None:
+        raise DataError(f"{name} is not set: give a shard directory, e.g. {name}=shards_dir")
+    if isinstance(setting, (str, Path)):
+        return {str(setting): 1.0}
+    if isinstance(setting, Mapping):
+        return {str(path): float(weight) for path, weight in setting.items()}
+    return {str(path): 1.0 for path in setting}
+
+
+@dataclass
+class Sample:
+    """One sample as stored: what a shard holds under a key."""
+
+    key: str
+    image: np.ndarray  # H W 3 uint8 RGB
+    mask: np.ndarray  # H W uint8, 0 or 1
+
+
+@lru_cache(maxsize=64)
+def _members(path: str) -> tuple[tuple[str, dict[str, tuple[int, int]]], ...]:
+    """(key, {extension: (offset, size)}) of each sample of a tar, in order: its headers are read once."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
+    return tuple(samples.items())
+
+
+def read_sample(shards: ShardSet, shard: int, index: int) -> Sample:
+    """Read and decode one sample by its place in a shard; DataError if it is damaged."""
+    path = shards.root / shards.names[shard]
+    where = f"{path} sample {index}"
+    try:
+        key, parts = _members(str(path))[index]
+        where = f"{path} key {key}"
+        image_at = next(parts[e] for e in IMAGE_EXTENSIONS if e in parts)
+        with open(path, "rb") as file:
+            image = _decode(_read_at(file, *image_at), cv2.IMREAD_COLOR)
+            mask = _decode(_read_at(file, *parts["mask.png"]), cv2.IMREAD_GRAYSCALE)
+    except (OSError, tarfile.TarError, IndexError, KeyError, StopIteration, cv2.error) as error:
+        raise DataError(f"damaged sample: {where}: {type(error).__name__}") from error
+    if image is None or mask is None or image.shape[:2] != mask.shape:
+        raise DataError(f"damaged sample: {where}: its {'image' if image is None else 'mask'} cannot be used")
+    return Sample(key, image[..., ::-1], (mask > 0).astype(np.uint8))
+
+
+def _read_at(file: Any, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _decode(data: bytes, mode: int) -> np.ndarray | None:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
+
+
+def signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Signed Euclidean distance map of a mask, pixels.
+
+    Args: mask: H W uint8, 1 on crack pixels.
+    Returns: H W float32: outside, the distance to the nearest crack pixel; inside, minus the distance to the nearest
+        background pixel (-1 along the inner boundary); zero all over where the mask is empty. Exact (cv2's precise
+        transform), image borders not counted as background.
+    """
+    if not mask.any():
+        return np.zeros(mask.shape, np.float32)
+    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    if mask.all():
+        return outside - 1
+    return outside - cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+
+
+class _TrainSamples(IterableDataset):
+    """The places of one rank from `start` on, as (hr, mask, distance, seed, key, damaged key or None) of numpy arrays."""
+
+    def __init__(self, sets: Sequence[ShardSet], plan: MixedPlan, data: DataConfig, seed: int, places: range, distance: bool):
+        self.sets, self.plan, self.data, self.seed, self.places, self.distance = sets, plan, data, seed, places, distance
+
+    def __iter__(self) -> Iterator[tuple]:
+        worker = torch.utils.data.get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        cv2.setNumThreads(0)
+        for place in self.places[offset::stride]:
+            yield self._load(place)
+
+    def _load(self, place: int) -> tuple:
+        sample, damaged = self._read(place)
+        draws = rng(self.seed, place, 0xA6)
+        image, mask = augment(sample.image, sample.mask, self.data, draws)
+        distance = signed_distance(mask)[None] if self.distance else None
+        seed = int(draws.integers(2**62))
+        return image.transpose(2, 0, 1), mask[None], distance, seed, sample.key, damaged
+
+    def _read(self, place: int) -> tuple[Sample, list[str]]:
+        """The sample at a place, or a seeded substitute of its lane, and what was damaged on the way."""
+        at, damaged = self.plan.locate(place), []
+        for attempt in range(_MAX_SUBSTITUTES):
+            try:
+                return read_sample(self.sets[at[0]], *at[1:]), damaged
+            except DataError as error:
+                damaged.append(str(error))
+                at = self.plan.substitute(place, attempt)
+        raise DataError(f"{_MAX_SUBSTITUTES} damaged samples in a row, the last: {damaged[-1]}; check the shards")
+
+
+@dataclass
+class Damage:
+    """How many samples a stream could not use, and what they said."""
+
+    seen: int = 0
+    messages: Counter = None  # type: ignore[assignment]
+
+    def __post_init__(self):
+        self.messages = Counter()
+
+    def count(self, damaged: Sequence[str], limit: float) -> list[str]:
+        """Count a sample's damage; returns what has not been reported yet; DataError above the limit."""
+        self.seen += 1
+        new = [message for message in damaged if message not in self.messages]
+        self.messages.update(damaged)
+        total = sum(self.messages.values())
+        if damaged and total > limit * max(self.seen, 100):
+            raise DataError(f"{total} of {self.seen} samples are damaged, more than data.max_damaged={limit}; "
+                            f"the last: {damaged[-1]}")
+        return new
+
+
+def open_train_sets(data: DataConfig) -> tuple[list[ShardSet], list[float]]:
+    """The sets of `data.train` and their weights, checked against the crop."""
+    weights = parse_sets(data.train, "data.train")
+    sets = [ShardSet.open(path, "data.train") for path in weights]
+    for shards in sets:
+        side = shards.smallest_side()
+        if side < data.crop and not data.resized_crop:
+            raise DataError(f"data.crop={data.crop} exceeds the smallest image of {shards.root} ({side} pixels a side); "
+                            f"set data.crop to at most {side}, or data.resized_crop=[0.6,1]")
+    return sets, list(weights.values())
+
+
+def train_stream(data: DataConfig, seed: int, start: int, micro_batch: int, rank: int = 0, world: int = 1,
+                 distance: bool = True, damage: Damage | None = None, report: Any = print) -> Iterator[Batch]:
+    """Endless training batches of one rank, on the CPU, from place `start` of the run on.
+
+    Args:
+        data: settings; `data.train` names the sets.
+        seed: of order, crops and degradations.
+        start: samples seen so far by all ranks together (a multiple of `world`).
+        micro_batch: samples a batch.
+        distance: whether the signed distance maps are wanted.
+        damage: counts damaged samples; `report` is called with each new message.
+    """
+    sets, weights = open_train_sets(data)
+    plan = MixedPlan([s.counts for s in sets], weights, data.lanes, seed, data.shuffle_window)
+    places = range(start + rank, 2**62, world)
+    samples = _TrainSamples(sets, plan, data, seed, places, distance)
+    damage = damage or Damage()
+    loader = _loader(samples, data.workers, 2 * micro_batch)
+    pending: list[tuple] = []
+    for sample in loader:
+        for message in damage.count(sample[-1], data.max_damaged):
+            report(message)
+        pending.append(sample)
+        if len(pending) == micro_batch:
+            yield _collate(pending)
+            pending = []
+
+
+def _loader(samples: IterableDataset, workers: int, prefetch: int) -> DataLoader:
+    """Samples one by one, taken from the workers in turn, as plain arrays (nothing of them lives in shared memory)."""
+    return DataLoader(samples, batch_size=None, num_workers=workers, collate_fn=_as_is,
+                      prefetch_factor=prefetch if workers else None)
+
+
+def _as_is(sample: tuple) -> tuple:
+    return sample
+
+
+def _collate(samples: Sequence[tuple]) -> Batch:
+    hr, mask, distance, seed, key, _ = zip(*samples)
+    return Batch(
+        hr=_stack(hr), mask=_stack(mask), distance=None if distance[0] is None else _stack(distance),
+        seed=torch.tensor(seed, dtype=torch.int64), key=list(key))
+
+
+def _stack(arrays: Sequence[Any]) -> torch.Tensor:
+    return torch.stack([torch.as_tensor(a) for a in arrays])
+
+
+class _EvalSamples(IterableDataset):
+    """Every `world`-th sample of the sets, in shard order."""
+
+    def __init__(self, sets: Sequence[ShardSet], indices: range, multiple: int):
+        self.sets, self.indices, self.multiple = sets, indices, multiple
+        self.where = [(s, k, i) for s, shards in enumerate(sets) for k, n in enumerate(shards.counts) for i in range(n)]
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        worker = torch.utils.data.get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        cv2.setNumThreads(0)
+        for index in self.indices[offset::stride]:
+            s, shard, i = self.where[index]
+            sample = read_sample(self.sets[s], shard, i)
+            height, width = (side // self.multiple * self.multiple for side in sample.mask.shape)
+            image = np.ascontiguousarray(sample.image[:height, :width].transpose(2, 0, 1))
+            yield sample.key, image, sample.mask[None, :height, :width]
+
+
+def eval_stream(setting: Any, scale: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, limit: int | None = None,
+                workers: int = 0, name: str = "data.val") -> Iterator[Batch]:
+    """Every sample of the sets once: rank r takes samples r, r + world, ...; batches hold images of one size.
+
+    Images are cut at the right and bottom to multiples of `scale`. The degradation's seed depends on `seed` and the key
+    alone. A damaged sample is an error here: an evaluation that skips is not the evaluation that was asked for.
+    """
+    sets = [ShardSet.open(path, name) for path in parse_sets(setting, name)]
+    total = sum(map(len, sets))
+    samples = _EvalSamples(sets, range(rank, min(total, limit or total), world), scale)
+    pending: list[tuple] = []
+    for key, image, mask in _loader(samples, workers, batch_size):
+        if pending and (len(pending) == batch_size or pending[0][0].shape[-2:] != tuple(image.shape[-2:])):
+            yield _collate(pending)
+            pending = []
+        pending.append((image, mask, None, eval_seed(seed, key), key, None))
+    if pending:
+        yield _collate(pending)
+
+
+def eval_seed(seed: int, key: str) -> int:
+    """The degradation seed of an evaluated sample: of the evaluation's seed and the key, not of the order."""
+    return (seed << 32) + zlib.crc32(key.encode())
