@@ -1,0 +1,1 @@
+"""Networks: the two zoos and the joint model."""

@@ -1,0 +1,13 @@
+"""Segmentation networks: one file each.
+
+Contract: a registered function `name(pretrained=False, **settings) -> nn.Module` whose `forward(x) -> (logits, *aux)`
+takes the normalised image `x` (B 3 H W) and returns crack logits (B 1 H W) and those of auxiliary heads, if any.
+H and W are multiples of the module's `stride` (an int attribute): the joint model pads and crops. `pretrained` is True
+(download through timm), a path of a local weight file, or False.
+"""
+
+from cssr.registry import Registry, import_siblings
+
+SEG = Registry("segmentation network")
+
+import_siblings(__name__, __path__)

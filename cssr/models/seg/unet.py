@@ -1,0 +1,107 @@
+"""U-Net on a timm encoder; with VGG16 and pixel shuffle it is CSSR's segmentation network."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from cssr.models.blocks import conv_relu
+from cssr.models.seg import SEG
+
+Upsample = Literal["pixel_shuffle", "deconv", "bilinear"]
+
+
+def _pixel_shuffle(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(conv_relu(inputs, outputs * 4), nn.PixelShuffle(2), nn.ReLU(inplace=True))
+
+
+def _deconv(inputs: int, outputs: int) -> nn.Sequential:
+    middle = outputs * 4
+    return nn.Sequential(conv_relu(inputs, middle), nn.ConvTranspose2d(middle, outputs, 4, 2, 1), nn.ReLU(inplace=True))
+
+
+def _bilinear(inputs: int, outputs: int) -> nn.Sequential:
+    enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    return nn.Sequential(enlarge, conv_relu(inputs, outputs * 4), conv_relu(outputs * 4, outputs))
+
+
+_UPSAMPLE: dict[str, Callable[[int, int], nn.Sequential]] = {
+    "pixel_shuffle": _pixel_shuffle, "deconv": _deconv, "bilinear": _bilinear}
+
+
+class UNet(nn.Module):
+    """From the deepest features upwards: double the size, append the encoder's features of that size, until full size."""
+
+    def __init__(self, encoder: nn.Module, width: int, upsample: str):
+        super().__init__()
+        self.encoder = encoder
+        skips = dict(zip(encoder.feature_info.reduction(), encoder.feature_info.channels()))
+        self.stride = max(skips)
+        channels, reduction = skips[self.stride], self.stride
+        self.decoder = nn.ModuleList()
+        while reduction > 1:
+            reduction //= 2
+            outputs = width * min(2 * reduction, 8)
+            self.decoder.append(_UPSAMPLE[upsample](channels, outputs))
+            channels = outputs + skips.get(reduction, 0)
+        self.head = nn.Sequential(conv_relu(channels, width), nn.Conv2d(width, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        features = dict(zip(self.encoder.feature_info.reduction(), self.encoder(x)))
+        reduction = self.stride
+        x = features[reduction]
+        for block in self.decoder:
+            reduction //= 2
+            x = block(x)
+            x = torch.cat((x, features[reduction]), 1) if reduction in features else x
+        return (self.head(x),)
+
+
+@SEG.register
+def unet(encoder: str = "vgg16", depth: int | None = None, width: int = 32, upsample: Upsample = "pixel_shuffle",
+         pretrained: bool | str = False, encoder_args: dict[str, Any] | None = None) -> UNet:
+    """U-Net.
+
+    Args:
+        encoder: any timm model with `features_only`; `depth` of its feature maps are used (vgg: 5, others: all).
+        width: channels at full size; 2, 4, 8 and 8 times as many below, as in CSSR.
+        upsample: pixel shuffle (CSSR), transposed convolution, or bilinear.
+        encoder_args: further arguments of the timm model, e.g. {norm_layer: groupnorm1}.
+    """
+    if upsample not in _UPSAMPLE:
+        raise ValueError(f"segmentation network 'unet': upsample must be one of {', '.join(_UPSAMPLE)}, found {upsample!r}")
+    return UNet(timm_encoder(encoder, depth, pretrained, encoder_args or {}), width, upsample)
+
+
+def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
+    """A timm model that returns feature maps, with weights from the hub (True) or a local file (path)."""
+    if name.split(".")[0] not in timm.list_models():
+        close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
+        raise ValueError(f"unknown timm encoder {name!r}; close to it: {', '.join(close) or 'nothing (see timm.list_models())'}")
+    depth = depth or (5 if name.startswith("vgg") else None)
+    options = {"out_indices": tuple(range(depth))} if depth else {}
+    if isinstance(pretrained, str):
+        options["pretrained_cfg_overlay"] = {"file": str(_weight_file(pretrained))}
+    try:
+        return timm.create_model(name, features_only=True, pretrained=bool(pretrained), **options, **arguments)
+    except (OSError, RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(_encoder_error(name, pretrained, error)) from error
+
+
+def _weight_file(path: str) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"model.seg.pretrained: no weight file at {path}")
+    return Path(path)
+
+
+def _encoder_error(name: str, pretrained: bool | str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    if pretrained is True:
+        return (f"model.seg.pretrained=true: the weights of {name} could not be downloaded ({type(error).__name__}: {reason}); "
+                "give a local weight file (model.seg.pretrained=FILE.safetensors) or train from scratch (=false)")
+    return f"encoder {name} cannot be used as it was asked for: {reason}"
+
+

@@ -1,0 +1,61 @@
+"""Deep back-projection network (Haris et al., CVPR 2018), the SR network of CSSR."""
+
+import torch
+from torch import Tensor, nn
+
+from cssr.models.blocks import conv_prelu, deconv_prelu, init_kaiming
+from cssr.models.sr import SR
+
+_GEOMETRY = {2: (6, 2, 2), 4: (8, 4, 2), 8: (12, 8, 2)}  # scale: kernel, stride, padding of the projections
+
+
+class Projection(nn.Module):
+    """Project to the other resolution, back, and correct by what the way back has lost (eqs. 1-10 of the paper)."""
+
+    def __init__(self, width: int, scale: int, inputs: int, up: bool):
+        super().__init__()
+        there, back = (deconv_prelu, conv_prelu) if up else (conv_prelu, deconv_prelu)
+        geometry = (width, width, *_GEOMETRY[scale])
+        self.squeeze = conv_prelu(inputs * width, width, 1) if inputs > 1 else nn.Identity()
+        self.there, self.back, self.again = there(*geometry), back(*geometry), there(*geometry)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze(x)
+        first = self.there(x)
+        return first + self.again(self.back(first) - x)
+
+
+class DBPN(nn.Module):
+    """Alternating up- and down-projections; each takes all earlier ones of the other resolution, the SR all HR ones."""
+
+    def __init__(self, scale: int, stages: int, width: int, features: int):
+        super().__init__()
+        self.head = nn.Sequential(conv_prelu(3, features, 3, padding=1), conv_prelu(features, width, 1))
+        self.ups = nn.ModuleList(Projection(width, scale, max(k, 1), up=True) for k in range(stages))
+        self.downs = nn.ModuleList(Projection(width, scale, k + 1, up=False) for k in range(stages - 1))
+        self.tail = nn.Conv2d(stages * width, 3, 3, padding=1)
+        init_kaiming(self)
+
+    def forward(self, lq: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, None]:
+        high = self.ups[0](self.head(lq))
+        low = None
+        for up, down in zip(self.ups[1:], self.downs):
+            new = down(high)
+            low = new if low is None else torch.cat((new, low), 1)
+            high = torch.cat((up(low), high), 1)
+        return self.tail(high), None
+
+
+@SR.register
+def dbpn(scale: int, stages: int = 6, width: int = 64, features: int = 256) -> DBPN:
+    """DBPN for scale 2, 4 or 8.
+
+    Args:
+        stages: up-projections (the papers use 2, 4, 6, 7, 8, 10); at least 2.
+        width: channels of a projection. features: channels of the first convolution.
+    """
+    if scale not in _GEOMETRY:
+        raise ValueError(f"SR network 'dbpn': model.scale must be one of {', '.join(map(str, _GEOMETRY))}, found {scale}")
+    if stages < 2 or width < 1 or features < 1:
+        raise ValueError(f"SR network 'dbpn': needs stages >= 2 and positive widths, found stages={stages}, width={width}")
+    return DBPN(scale, stages, width, features)
