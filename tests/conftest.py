@@ -1,0 +1,54 @@
+"""What the tests share: where the golden vectors and real photographs are, and the rule that fills reference weights."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+torch.set_num_threads(1)
+
+
+def need(path: Path) -> Path:
+    """`path`, or the test is skipped with the reason."""
+    if not path.exists():
+        pytest.skip(f"needs {path.relative_to(SHARED.parent)}, which is not here")
+    return path
+
+
+@pytest.fixture
+def golden():
+    """The arrays of one golden file, by name."""
+    return lambda name: dict(np.load(need(SHARED / "golden" / f"{name}.npz")))
+
+
+@pytest.fixture
+def reference_state():
+    """A published model's state_dict, filled by the rule of the golden vectors' README."""
+    return lambda name: filled_state(json.loads(need(SHARED / "golden" / "manifest.json").read_text()), name)
+
+
+def filled_state(manifest: dict, name: str) -> dict[str, torch.Tensor]:
+    return {key: torch.from_numpy(_fill(key, shape, dtype, manifest["fill_seed"]))
+            for key, (shape, dtype) in manifest["models"][name]["state_dict"].items()}
+
+
+def _fill(key: str, shape: list[int], dtype: str, seed: int) -> np.ndarray:
+    if not dtype.startswith("float"):
+        return np.zeros(shape, dtype)
+    draws = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32).standard_normal(int(np.prod(shape))).reshape(shape)
+    if key.endswith("running_var"):
+        value = 1 + 0.2 * np.abs(draws)
+    elif key.endswith("running_mean"):
+        value = 0.1 * draws
+    elif len(shape) >= 2:
+        value = draws * np.sqrt(2 / np.prod(shape[1:]))
+    elif key.endswith("weight"):
+        value = np.full(shape, 0.25) if draws.size == 1 else 0.6 + 0.05 * draws
+    else:
+        value = 0.05 * draws
+    return value.astype(np.float32)
