@@ -1,0 +1,104 @@
+"""The published systems' weight files, turned into ours: `python -m cssr.convert FILE.pth --recipe R.yaml --out DIR`."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cssr.config import ModelConfig, load_config
+from cssr.models.joint import assign_state, build_model
+
+_VGG16_FIRST = {"1": 0, "2": 5, "3": 10, "4": 17, "5": 24}  # index of a VGG block's first layer in torchvision's numbering
+_DECODER = {"center": 0, "dec4": 1, "dec3": 2, "dec2": 3}
+_PROJECTION_PARTS = {"1": "there", "2": "back", "3": "again"}
+_LAYER = {"conv": "0", "deconv": "0", "act": "1"}
+
+Rule = tuple[str, Callable[[re.Match], str | None]]
+
+# Each network's rules: a pattern of the published key, and the key that we give it (None: a duplicate to leave out).
+_DBPN: list[Rule] = [
+    (r"feat([01])\.(conv|act)\.(\w+)", lambda m: f"head.{m[1]}.{_LAYER[m[2]]}.{m[3]}"),
+    (r"(up|down)(\d+)\.conv\.(conv|act)\.(\w+)", lambda m: f"{m[1]}s.{int(m[2]) - 1}.squeeze.{_LAYER[m[3]]}.{m[4]}"),
+    (r"(up|down)(\d+)\.\1_conv([123])\.(conv|deconv|act)\.(\w+)",
+     lambda m: f"{m[1]}s.{int(m[2]) - 1}.{_PROJECTION_PARTS[m[3]]}.{_LAYER[m[4]]}.{m[5]}"),
+    (r"output_conv\.conv\.(\w+)", lambda m: f"tail.{m[1]}"),
+]
+_UNET: list[Rule] = [
+    (r"encoder\.\d+\.\w+", lambda m: None),  # the same tensors as conv1 to conv5, which the reference loads last
+    (r"conv([1-5])\.(\d)\.(\w+)", lambda m: f"encoder.features_{_VGG16_FIRST[m[1]] + int(m[2])}.{m[3]}"),
+    (r"(center|dec[234])\.block\.(\d)\.conv\.(\w+)", lambda m: f"decoder.{_DECODER[m[1]]}.{m[2]}.0.{m[3]}"),
+    (r"(center|dec[234])\.block\.(\d)\.(\w+)", lambda m: f"decoder.{_DECODER[m[1]]}.{m[2]}.{m[3]}"),
+    (r"dec1\.conv\.(\w+)", lambda m: f"head.0.0.{m[1]}"),
+    (r"final\.(\w+)", lambda m: f"head.1.{m[1]}"),
+]
+RULES = {"dbpn": _DBPN, "unet": _UNET}
+
+
+def convert_state(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+    """A published network's state_dict under our keys.
+
+    Args:
+        state: its tensors; keys may begin with `module.`.
+        network: the zoo name of the network they belong to.
+    Raises: ValueError for a network without rules, or naming the keys that no rule knows.
+    """
+    if network not in RULES:
+        raise ValueError(f"no conversion for {network!r}; there is one for {', '.join(RULES)}")
+    converted, unknown = {}, []
+    for key, value in state.items():
+        ours = _translate(key.removeprefix("module."), RULES[network])
+        if ours == "":
+            unknown.append(key)
+        elif ours is not None:
+            converted[ours] = value
+    if unknown:
+        raise ValueError(f"{len(unknown)} keys do not belong to {network}: {', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}")
+    return converted
+
+
+def _translate(key: str, rules: list[Rule]) -> str | None:
+    for pattern, ours in rules:
+        if match := re.fullmatch(pattern, key):
+            return ours(match)
+    return ""
+
+
+def convert_joint(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """A published joint model's state_dict (`sr_model.*`, `segmentation_model.*`) under the keys of our joint model."""
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    converted: dict[str, Tensor] = {}
+    for prefix, group, network in (("sr_model.", "sr", config.sr["name"]), ("segmentation_model.", "seg", config.seg["name"])):
+        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if part:
+            converted |= {f"{group}.{key}": value for key, value in convert_state(part, network).items()}
+    stray = [key for key in state if not key.startswith(("sr_model.", "segmentation_model."))]
+    if stray:
+        raise ValueError(f"not a published joint checkpoint: {len(stray)} other keys ({', '.join(stray[:3])})")
+    return converted
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: a published joint checkpoint to an export."""
+    parser = argparse.ArgumentParser(prog="python -m cssr.convert", description=__doc__)
+    parser.add_argument("file", type=Path, help="checkpoint of the authors (.pth)")
+    parser.add_argument("--recipe", required=True, help="recipe whose model settings it has")
+    parser.add_argument("--out", type=Path, required=True, help="export directory to write")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.file.is_file():
+            raise ValueError(f"no file at {options.file}")
+        model = build_model(load_config(options.recipe).model)
+        state = torch.load(options.file, map_location="cpu", weights_only=True)
+        assign_state(model, convert_joint(state, model.config), str(options.file))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    model.save_pretrained(options.out, source=options.file.name)
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
