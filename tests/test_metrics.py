@@ -1,0 +1,339 @@
+"""Every metric against the golden vectors, an independent implementation, or a figure worked out by hand."""
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial.distance import cdist, directed_hausdorff
+
+from cssr import metrics
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "losses_degradation_metrics.npz"
+T = np.array([i * 0.01 for i in range(1, 100)], dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    if not GOLDEN.exists():
+        pytest.skip(f"no golden vectors at {GOLDEN}")
+    with np.load(GOLDEN) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+def soft_case(seed: int, batch: int = 3, height: int = 24, width: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random mask of blobs and a smooth probability that resembles it, both (B, 1, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(2, batch, 1, height, width, generator=generator)
+    first, second = (torch.nn.functional.avg_pool2d(n, 5, 1, 2, count_include_pad=False) for n in noise)
+    mask = (first > 0.55).float()
+    return (first + 0.7 * (second - 0.5) + 0.2 * (mask - 0.5)).clamp(0, 1), mask
+
+
+def box(top: int, left: int, side: int = 8, size: int = 40) -> torch.Tensor:
+    image = torch.zeros(1, 1, size, size)
+    image[..., top:top + side, left:left + side] = 1
+    return image
+
+
+# ---- golden vectors ----
+
+def test_iou_equals_golden(golden):
+    counts = metrics.threshold_counts(golden["prob"], golden["target"])
+    found = metrics.iou(counts.tp, counts.fp, counts.fn)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, golden["iou_by_threshold"], rtol=0, atol=1e-12)
+
+
+def test_psnr_and_ssim_equal_golden(golden):
+    sr, hr = golden["sr"].clamp(0, 1), golden["hr"]
+    torch.testing.assert_close(metrics.psnr(sr, hr), golden["psnr"].double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(metrics.ssim(sr, hr), golden["ssim"].double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["hd95", "hd100", "msd"])
+def test_surface_distances_equal_golden(golden, name):
+    found = metrics.surface_distances(golden["prob"], golden["target"])[name]
+    np.testing.assert_allclose(found, golden[f"{name}_by_threshold"].numpy(), rtol=0, atol=1e-4)
+
+
+# ---- counts ----
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_counts_equal_a_loop_over_thresholds(dtype):
+    prob, mask = soft_case(1)
+    prob.flatten()[:198] = torch.from_numpy(np.concatenate([T, np.nextafter(T, np.float32(2))]))  # on and just above
+    prob = prob.to(dtype)
+    counts = metrics.threshold_counts(prob, mask)
+    p, m = prob.float().numpy()[:, 0], mask.numpy()[:, 0] > 0
+    for i, t in enumerate(T):
+        expected = [(p > t) & m, (p > t) & ~m, ~(p > t) & m, ~(p > t) & ~m]
+        for name, pixels in zip(counts._fields, expected):
+            assert getattr(counts, name)[:, i].tolist() == pixels.sum((1, 2)).tolist(), (name, i)
+
+
+def test_counts_sum_to_the_pixels_and_ignore_their_order():
+    prob, mask = soft_case(2)
+    counts = metrics.threshold_counts(prob, mask)
+    assert all(c.shape == (3, 99) and c.dtype == torch.int64 for c in counts)
+    assert (sum(counts) == prob[0].numel()).all()
+    order = torch.randperm(prob[0].numel(), generator=torch.Generator().manual_seed(0))
+    shuffled = [x.flatten(2)[..., order].view_as(x) for x in (prob, mask)]
+    assert all(torch.equal(a, b) for a, b in zip(counts, metrics.threshold_counts(*shuffled)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_gives_the_cpu_numbers():
+    prob, mask = soft_case(3)
+    for a, b in zip(metrics.threshold_counts(prob, mask), metrics.threshold_counts(prob.cuda(), mask.cuda())):
+        assert torch.equal(a, b.cpu())
+    on_gpu = metrics.ssim(prob.cuda(), mask.cuda()).cpu()
+    torch.testing.assert_close(metrics.ssim(prob, mask), on_gpu, rtol=0, atol=1e-6)
+    on_gpu = metrics.surface_distances(prob.cuda(), mask.cuda())
+    assert all(np.array_equal(on_gpu[k], v) for k, v in metrics.surface_distances(prob, mask).items())
+
+
+def test_extreme_probabilities_and_masks_of_any_dtype():
+    prob = torch.tensor([0.0, 1.0, math.nan, 1.0]).view(1, 1, 2, 2)
+    for mask in (torch.tensor([0, 1, 1, 0]), torch.tensor([False, True, True, False])):
+        counts = metrics.threshold_counts(prob, mask.view(1, 1, 2, 2))
+        assert all((c == 1).all() for c in counts)  # NaN is background, so a miss
+
+
+def test_shapes_that_differ_are_refused():
+    for function in (metrics.threshold_counts, metrics.surface_distances, metrics.psnr, metrics.ssim):
+        with pytest.raises(ValueError, match="one shape"):
+            function(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
+
+
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor])
+def test_scores_and_their_empty_rules(make):
+    # ordinary; both empty; an empty mask; an empty prediction; nothing in common
+    tp, fp, fn = make([6, 0, 0, 0, 0]), make([2, 0, 5, 0, 3]), make([4, 0, 0, 5, 3])
+    np.testing.assert_allclose(metrics.iou(tp, fp, fn), [0.5, 1, 0, 0, 0], atol=3e-6)
+    np.testing.assert_allclose(metrics.precision(tp, fp, fn), [0.75, 1, 0, 0, 0])
+    np.testing.assert_allclose(metrics.recall(tp, fp, fn), [0.6, 1, 0, 0, 0])
+    np.testing.assert_allclose(metrics.f1(tp, fp, fn), [12 / 18, 1, 0, 0, 0])
+
+
+# ---- images and kernels ----
+
+def test_psnr_equals_torchmetrics():
+    reference = pytest.importorskip("torchmetrics.functional.image").peak_signal_noise_ratio
+    sr, hr = torch.rand(2, 3, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    for i, value in enumerate(metrics.psnr(sr, hr)):
+        expected = reference(sr[i], hr[i], data_range=1.0)
+        assert value.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_psnr_closed_forms():
+    black = torch.zeros(2, 3, 8, 8)
+    assert metrics.psnr(black, black).tolist() == [math.inf, math.inf]
+    assert metrics.psnr(black, black + 0.1).tolist() == pytest.approx([20, 20], abs=1e-5)
+    kernel = torch.full((1, 1, 5, 5), 0.5)
+    for pred in (kernel + 1.5, kernel - 0.7):  # 2 is clipped to 1, and -0.2 to 0
+        assert metrics.kernel_psnr(pred, kernel).item() == pytest.approx(-10 * math.log10(0.25))
+
+
+def plain_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    """The definition pixel by pixel for one channel, float64."""
+    g = np.exp(-((np.arange(11) - 5) ** 2) / 4.5)
+    window, total = np.outer(g, g) / g.sum() ** 2, 0.0
+    px, py = np.pad(x, 5), np.pad(y, 5)
+    for i, j in np.ndindex(x.shape):
+        a, b = px[i:i + 11, j:j + 11], py[i:i + 11, j:j + 11]
+        ma, mb = (window * a).sum(), (window * b).sum()
+        va, vb, cov = (window * a * a).sum() - ma**2, (window * b * b).sum() - mb**2, (window * a * b).sum() - ma * mb
+        total += (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+    return total / x.size
+
+
+def test_ssim_equals_its_definition():
+    generator = torch.Generator().manual_seed(0)
+    hr = torch.rand(2, 3, 13, 17, generator=generator)
+    sr = (hr + 0.2 * torch.randn(hr.shape, generator=generator)).clamp(0, 1)
+    expected = [np.mean([plain_ssim(*c) for c in zip(a, b)]) for a, b in zip(sr.double().numpy(), hr.double().numpy())]
+    np.testing.assert_allclose(metrics.ssim(sr, hr), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(metrics.ssim(hr, hr), [1, 1], rtol=0, atol=1e-6)
+
+
+# ---- surface distances ----
+
+def plain_contour(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners (N, 2) and their contour lengths, one 2x2 neighbourhood at a time."""
+    padded, points, lengths = np.pad(mask, 1), [], []
+    for i, j in np.ndindex(mask.shape[0] + 1, mask.shape[1] + 1):
+        block = padded[i:i + 2, j:j + 2]
+        if 0 < block.sum() < 4:
+            diagonal = block[0, 0] == block[1, 1] and block[0, 1] == block[1, 0]
+            points.append((i, j))
+            lengths.append(math.sqrt(0.5) if block.sum() != 2 else math.sqrt(2) if diagonal else 1.0)
+    return np.array(points), np.array(lengths)
+
+
+def plain_distances(pred: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Both directed distances by all pairs; a percentile is the first distance that covers its share of length."""
+    (p, p_length), (m, m_length) = plain_contour(pred), plain_contour(mask)
+    pairs, result = cdist(p, m), {"hd95": 0.0, "hd100": 0.0, "msd": 0.0}
+    for distance, length in ((pairs.min(1), p_length), (pairs.min(0), m_length)):
+        reached = [d for d in distance if length[distance <= d].sum() / length.sum() >= 0.95]
+        result["hd95"] = max(result["hd95"], min(reached))
+        result["hd100"] = max(result["hd100"], distance.max())
+        result["msd"] += (distance * length).sum() / length.sum() / 2
+    return result
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_surface_distances_equal_all_pairs(seed):
+    prob, mask = soft_case(seed, batch=1)
+    found, m = metrics.surface_distances(prob, mask), mask.numpy()[0, 0].astype(int)
+    assert all(v.shape == (1, 99) and v.dtype == np.float64 for v in found.values())
+    for i in range(20, 75, 6):
+        pred = (prob.numpy()[0, 0] > T[i]).astype(int)
+        assert pred.any()
+        expected = plain_distances(pred, m)
+        assert {k: v[0, i] for k, v in found.items()} == pytest.approx(expected, abs=1e-9), i
+        a, b = plain_contour(pred)[0], plain_contour(m)[0]
+        assert found["hd100"][0, i] == pytest.approx(max(directed_hausdorff(a, b)[0], directed_hausdorff(b, a)[0]))
+
+
+def test_surface_distances_of_speckle_touch_every_code():
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        pred, mask = rng.random((2, 9, 13)) < 0.3
+        found = metrics.surface_distances(*(torch.from_numpy(x[None, None].astype(np.float32)) for x in (pred, mask)))
+        assert {k: v[0, 49] for k, v in found.items()} == pytest.approx(
+            plain_distances(pred.astype(int), mask.astype(int)), abs=1e-9)
+
+
+def test_each_threshold_is_measured_as_if_alone():
+    prob, mask = soft_case(5)
+    prob = (prob * 12).round() / 12  # few levels: most thresholds repeat the previous prediction
+    together = metrics.surface_distances(prob, mask)
+    for i in range(0, 99, 7):
+        alone = metrics.surface_distances((prob > float(T[i])).float(), mask)
+        for name, values in alone.items():
+            np.testing.assert_array_equal(values[:, 50], together[name][:, i])
+
+
+@pytest.mark.parametrize("shift", [0, 1, 5, 13])
+def test_squares_shifted_by_k(shift):
+    found = metrics.surface_distances(box(10, 10), box(10, 10 + shift), percentiles=(100,))
+    assert list(found) == ["hd100", "msd"]
+    np.testing.assert_allclose(found["hd100"], shift)
+    if shift == 0:
+        np.testing.assert_allclose(found["msd"], 0)
+
+
+def test_distances_at_the_rim_count_what_lies_beyond_as_background():
+    everything, corner = torch.ones(1, 1, 12, 20), torch.zeros(1, 1, 12, 20)
+    corner[..., 0, 0] = 1
+    found = metrics.surface_distances(corner, everything)
+    np.testing.assert_allclose(found["hd100"], math.hypot(11, 19))  # last corner (12, 20) to the pixel's (1, 1)
+
+
+def test_empty_masks_in_distances():
+    some, none = torch.nn.functional.pad(box(3, 3), (0, 20)), torch.zeros(1, 1, 40, 60)
+    for prob, mask, expected in ((none, none, 0), (some, none, 60), (none, some, 60)):
+        assert all((v == expected).all() for v in metrics.surface_distances(prob, mask).values())
+    half = metrics.surface_distances(0.5 * some, some)["hd95"][0]  # right up to 0.49, then nothing is predicted
+    assert (half[:49] == 0).all() and (half[49:] == 60).all()
+    half = metrics.surface_distances(0.5 * some, none)["msd"][0]
+    assert (half[:49] == 60).all() and (half[49:] == 0).all()
+
+
+def test_distance_transform_is_exact_at_full_size():
+    off = (np.random.default_rng(0).random((449, 449)) > 2e-5).astype(np.uint8)
+    off[0, 0] = 0
+    found = metrics._distances(off, slice(None)).reshape(off.shape)
+    np.testing.assert_allclose(found, distance_transform_edt(off), rtol=0, atol=1e-9)
+
+
+# ---- aggregation ----
+
+def row(key: str, first: tuple[int, int, int], rest: tuple[int, int, int], **values) -> dict:
+    """An image of 100 pixels with the counts `first` at threshold 0.01 and `rest` at all others."""
+    counts = {name: [a] + [b] * 98 for name, a, b in zip(("tp", "fp", "fn"), first, rest)}
+    return {"key": key, "pixels": 100, "psnr": None, "mse": None, "ssim": None, "kernel_psnr": None, "hd95": None,
+            "msd": None} | counts | values
+
+
+def two_rows() -> list[dict]:
+    a = row("a", (10, 10, 0), (8, 0, 2), psnr=20.0, mse=0.01, ssim=0.5, kernel_psnr=40.0,
+            hd95=[4.0] + [2.0] * 98, msd=[1.0] * 99)
+    b = row("b", (0, 5, 0), (0, 0, 0), psnr=10.0, mse=0.1, ssim=0.7, pixels=300,
+            hd95=[8.0] + [0.0] * 98, msd=[2.0] * 99)
+    return [a, b]
+
+
+def test_aggregate_by_hand():
+    result = metrics.aggregate(two_rows())
+    image, pooled = result["image"], result["pooled"]
+    assert set(image) == set(pooled) == set(metrics.KEYS)
+    # image IoU: 0.01: (0.5 + 0)/2; then (0.8 + 1)/2, b being empty on both sides
+    expected = {"iou_max": 0.9, "iou_max_threshold": 0.02, "aiu": (0.25 + 98 * 0.9) / 99, "hd95_min": 1.0,
+                "ahd95": (6 + 98) / 99, "msd_min": 1.5, "amsd": 1.5, "psnr": 15.0, "psnr_infinite": 0, "ssim": 0.6,
+                "kernel_psnr": 40.0, "precision": 1.0, "recall": 0.9, "f1": (16 / 18 + 1) / 2}
+    assert image == pytest.approx(expected, abs=1e-5)
+    # pooled counts: 0.01: 10, 15, 0; then 8, 0, 2
+    assert pooled["iou_max"] == pytest.approx(0.8, abs=1e-5) and pooled["iou_max_threshold"] == 0.02
+    assert pooled["aiu"] == pytest.approx((0.4 + 98 * 0.8) / 99, abs=1e-5)
+    assert pooled["psnr"] == pytest.approx(-10 * math.log10((100 * 0.01 + 300 * 0.1) / 400))
+    assert [pooled[k] for k in ("precision", "recall", "f1")] == pytest.approx([1.0, 0.8, 16 / 18])
+    assert all(pooled[k] is None for k in ("ssim", "kernel_psnr", "hd95_min", "ahd95", "msd_min", "amsd"))
+
+
+def test_infinite_psnr_is_left_out_and_counted():
+    rows = two_rows()
+    for infinite in (math.inf, None):  # None as read back from a results file; the mse of 0 tells
+        result = metrics.aggregate([*rows, row("c", (0, 0, 0), (0, 0, 0), psnr=infinite, mse=0.0)])
+        assert result["image"]["psnr"] == pytest.approx(15) and result["image"]["psnr_infinite"] == 1
+        assert result["pooled"]["psnr"] == pytest.approx(-10 * math.log10(31 / 500))
+    only = metrics.aggregate([row("c", (1, 0, 0), (1, 0, 0), psnr=math.inf, mse=0.0)])
+    assert [only[k]["psnr"] for k in only] == [None, None] and [only[k]["psnr_infinite"] for k in only] == [1, 1]
+
+
+def test_what_was_not_computed_is_none():
+    result = metrics.aggregate([row("a", (1, 0, 0), (1, 0, 0))])
+    for values in result.values():
+        assert {k for k, v in values.items() if v is None} == {
+            "psnr", "psnr_infinite", "ssim", "kernel_psnr", "hd95_min", "ahd95", "msd_min", "amsd"}
+
+
+def test_the_order_of_images_changes_no_bit():
+    rng, rows = random.Random(0), []
+    for i in range(40):
+        counts = [[rng.randrange(90) for _ in range(99)] for _ in range(3)]
+        rows.append({"key": str(i), "pixels": 300} | dict(zip(("tp", "fp", "fn"), counts)) | {
+            "psnr": rng.uniform(10, 40), "mse": rng.random(), "ssim": rng.random(), "kernel_psnr": None,
+            "hd95": [rng.random() for _ in range(99)], "msd": [rng.random() for _ in range(99)]})
+    expected, curve = metrics.aggregate(rows), metrics.iou_curve(rows)
+    rng.shuffle(rows)
+    assert metrics.aggregate(rows) == expected and metrics.iou_curve(rows) == curve
+    assert max(curve["image_iou"]) == expected["image"]["iou_max"]
+    assert np.mean(curve["pooled_iou"]) == pytest.approx(expected["pooled"]["aiu"])
+    assert curve["thresholds"] == [round(0.01 * i, 2) for i in range(1, 100)]
+
+
+def test_rows_that_cannot_be_aggregated_are_refused():
+    with pytest.raises(ValueError, match="no image"):
+        metrics.aggregate([])
+    with pytest.raises(ValueError, match="99 counts"):
+        metrics.iou_curve([{"tp": [1, 2], "fp": [1, 2], "fn": [1, 2]}])
+
+
+def test_every_number_has_a_definition():
+    assert set(metrics.definitions()) == set(metrics.KEYS) | {"image", "pooled", "thresholds"}
+
+
+def test_both_ends_of_the_pipeline_agree():
+    prob, mask = soft_case(7)
+    counts, distances = metrics.threshold_counts(prob, mask), metrics.surface_distances(prob, mask)
+    rows = [{"key": str(i), "pixels": mask[i].numel(), "hd95": distances["hd95"][i].tolist(),
+             **{name: getattr(counts, name)[i].tolist() for name in ("tp", "fp", "fn")}} for i in range(len(prob))]
+    image = metrics.aggregate(rows)["image"]
+    curve = metrics.iou(counts.tp, counts.fp, counts.fn).mean(0)
+    assert image["iou_max"] == pytest.approx(curve.max().item()) and image["aiu"] == pytest.approx(curve.mean().item())
+    assert image["hd95_min"] == pytest.approx(distances["hd95"].mean(0).min()) and image["psnr"] is None
