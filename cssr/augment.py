@@ -1,4 +1,4 @@
-"""Training augmentation of one sample: paired geometry and CSSR's photometric distortion, from an explicit generator."""
+"""Training augmentation of one sample: paired geometry, CSSR's photometric distortion; all from a given generator."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,9 @@ from cssr.config import DataConfig
 _CHANNEL_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
-def augment(image: np.ndarray, mask: np.ndarray, data: DataConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    image: np.ndarray, mask: np.ndarray, data: DataConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """A training crop of a photograph and its mask.
 
     Args:
@@ -30,7 +32,9 @@ def augment(image: np.ndarray, mask: np.ndarray, data: DataConfig, rng: np.rando
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
 
-def _crop(image: np.ndarray, mask: np.ndarray, data: DataConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _crop(
+    image: np.ndarray, mask: np.ndarray, data: DataConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     height, width = mask.shape
     h, w = _crop_size(height, width, data.resized_crop, rng) if data.resized_crop else (data.crop, data.crop)
     if h > height or w > width:
@@ -45,7 +49,7 @@ def _crop(image: np.ndarray, mask: np.ndarray, data: DataConfig, rng: np.random.
 
 
 def _crop_size(height: int, width: int, share: Sequence[float], rng: np.random.Generator) -> tuple[int, int]:
-    """A crop of a random share of the area and a random aspect ratio in 3/4..4/3 (torchvision's random resized crop)."""
+    """A crop of a random share of the area and aspect ratio 3/4..4/3, as torchvision's random resized crop."""
     for _ in range(10):
         area = height * width * rng.uniform(*share)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))

@@ -15,7 +15,9 @@ class Batch:
 
     hr: Tensor  # B 3 H W, high-resolution image: uint8 0..255 from the loader, float32 0..1 on the device
     mask: Tensor  # B 1 H W, 1 on crack pixels, 0 elsewhere: uint8 from the loader, float32 on the device
-    distance: Tensor | None = None  # B 1 H W float32, signed distance in pixels: < 0 in the crack; 0 all over if no crack
+    distance: Tensor | None = (
+        None  # B 1 H W float32, signed distance in pixels: < 0 in the crack; 0 all over if no crack
+    )
     seed: Tensor | None = None  # B int64, the seed of each sample's degradation (kept on the CPU)
     key: list[str] = field(default_factory=list)  # B sample ids
     lq: Tensor | None = None  # B 3 h w float32 about 0..1, the degraded low-resolution image

@@ -30,7 +30,9 @@ class ModelConfig:
     sr: dict[str, Any] = _component("dbpn")  # SR network: cssr/models/sr
     seg: dict[str, Any] = _component("unet")  # segmentation network: cssr/models/seg
     normalize: Literal["instance", "dataset", "none"] = "instance"  # what is done to SR before segmentation
-    mean: list[float] = field(default_factory=lambda: [0.4741, 0.4937, 0.5048])  # RGB mean for normalize=dataset (CSSR's)
+    mean: list[float] = field(
+        default_factory=lambda: [0.4741, 0.4937, 0.5048]
+    )  # RGB mean for normalize=dataset (CSSR's)
     std: list[float] = field(default_factory=lambda: [0.1621, 0.1532, 0.1523])  # RGB standard deviation, likewise
     clip: Literal["eval", "always", "never"] = "eval"  # when SR is clipped to 0..1 before segmentation
 
@@ -40,7 +42,9 @@ class DataConfig:
     train: Any = None  # shard directory, or several by weight: {dir_a: 3, dir_b: 1}
     val: Any = None  # shard directory (or several, concatenated) for validation
     crop: int = 224  # side of the square HR training crop, pixels; a multiple of model.scale
-    resized_crop: list[float] | None = None  # [low, high]: crop this share of the area, resized to `crop`; null: plain crop
+    resized_crop: list[float] | None = (
+        None  # [low, high]: crop this share of the area, resized to `crop`; null: plain crop
+    )
     hflip: float = 0.5  # probability of a horizontal mirror
     vflip: float = 0.0  # probability of a vertical mirror
     photometric: bool = False  # CSSR's photometric distortion: brightness, contrast, saturation, hue, channel order
@@ -70,7 +74,9 @@ class OptimConfig:
     optimizer: str = "adam"  # any optimizer of timm.optim
     lr: float = 2e-5  # base learning rate
     weight_decay: float = 0.0  # as the optimizer means it
-    arguments: dict[str, Any] = field(default_factory=dict)  # further arguments of the optimizer, e.g. {betas: [0.9, 0.99]}
+    arguments: dict[str, Any] = field(
+        default_factory=dict
+    )  # further arguments of the optimizer, e.g. {betas: [0.9, 0.99]}
     schedule: dict[str, Any] = _component("constant")  # factor on lr: cssr/schedules.py
     warmup: int = 0  # samples over which lr rises linearly
     warmup_start: float = 0.0  # factor on lr at the start of the warm-up
@@ -157,19 +163,30 @@ def save_config(config: Config, path: str | Path) -> None:
 def check(config: Config) -> None:
     """What can be checked without touching data or devices; ValueError names the setting."""
     scale, data, train = config.model.scale, config.data, config.train
-    positive = {"model.scale": scale, "data.crop": data.crop, "data.lanes": data.lanes, "train.steps": train.steps,
-                "train.batch_size": train.batch_size, "train.log_every": train.log_every, "train.keep": train.keep,
-                "train.save_every": train.save_every, "eval.batch_size": config.eval.batch_size,
-                "data.shuffle_window": data.shuffle_window}
+    positive = {
+        "model.scale": scale,
+        "data.crop": data.crop,
+        "data.lanes": data.lanes,
+        "train.steps": train.steps,
+        "train.batch_size": train.batch_size,
+        "train.log_every": train.log_every,
+        "train.keep": train.keep,
+        "train.save_every": train.save_every,
+        "eval.batch_size": config.eval.batch_size,
+        "data.shuffle_window": data.shuffle_window,
+    }
     for key, value in positive.items():
         if value < 1:
             raise ValueError(f"{key} must be at least 1, found {value}")
     if data.crop % scale:
-        raise ValueError(f"data.crop={data.crop} is not a multiple of model.scale={scale}; "
-                         f"try {data.crop // scale * scale or scale}")
+        raise ValueError(
+            f"data.crop={data.crop} is not a multiple of model.scale={scale}; try {data.crop // scale * scale or scale}"
+        )
     if (scale == 1) != (config.model.sr.get("name") == "none"):
-        raise ValueError(f"model.sr={config.model.sr.get('name')} with model.scale={scale}: scale 1 goes with sr=none "
-                         "(the HR upper bound) and with nothing else")
+        raise ValueError(
+            f"model.sr={config.model.sr.get('name')} with model.scale={scale}: scale 1 goes with sr=none "
+            "(the HR upper bound) and with nothing else"
+        )
     shares = {"data.hflip": data.hflip, "data.vflip": data.vflip, "data.max_damaged": data.max_damaged}
     for key, value in shares.items():
         if not 0 <= value <= 1:
@@ -203,7 +220,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -256,6 +274,6 @@ def _field_comments(cls: type) -> dict[str, str]:
     nodes = ast.parse("\n".join(lines)).body[0].body
     comments = {}
     for node in (n for n in nodes if isinstance(n, ast.AnnAssign)):
-        _, mark, comment = lines[node.end_lineno - 1][node.end_col_offset:].partition("# ")
+        _, mark, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("# ")
         comments[node.target.id] = comment if mark else ""
     return comments

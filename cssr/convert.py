@@ -1,4 +1,4 @@
-"""The published systems' weight files, turned into ours: `python -m cssr.convert FILE.pth --recipe R.yaml --out DIR`."""
+"""The published systems' weight files as ours: `python -m cssr.convert FILE.pth --recipe R.yaml --out DIR`."""
 
 import argparse
 import re
@@ -12,7 +12,13 @@ from torch import Tensor
 from cssr.config import ModelConfig, load_config
 from cssr.models.joint import assign_state, build_model
 
-_VGG16_FIRST = {"1": 0, "2": 5, "3": 10, "4": 17, "5": 24}  # index of a VGG block's first layer in torchvision's numbering
+_VGG16_FIRST = {
+    "1": 0,
+    "2": 5,
+    "3": 10,
+    "4": 17,
+    "5": 24,
+}  # index of a VGG block's first layer in torchvision's numbering
 _DECODER = {"center": 0, "dec4": 1, "dec3": 2, "dec2": 3}
 _PROJECTION_PARTS = {"1": "there", "2": "back", "3": "again"}
 _LAYER = {"conv": "0", "deconv": "0", "act": "1"}
@@ -23,8 +29,10 @@ Rule = tuple[str, Callable[[re.Match], str | None]]
 _DBPN: list[Rule] = [
     (r"feat([01])\.(conv|act)\.(\w+)", lambda m: f"head.{m[1]}.{_LAYER[m[2]]}.{m[3]}"),
     (r"(up|down)(\d+)\.conv\.(conv|act)\.(\w+)", lambda m: f"{m[1]}s.{int(m[2]) - 1}.squeeze.{_LAYER[m[3]]}.{m[4]}"),
-    (r"(up|down)(\d+)\.\1_conv([123])\.(conv|deconv|act)\.(\w+)",
-     lambda m: f"{m[1]}s.{int(m[2]) - 1}.{_PROJECTION_PARTS[m[3]]}.{_LAYER[m[4]]}.{m[5]}"),
+    (
+        r"(up|down)(\d+)\.\1_conv([123])\.(conv|deconv|act)\.(\w+)",
+        lambda m: f"{m[1]}s.{int(m[2]) - 1}.{_PROJECTION_PARTS[m[3]]}.{_LAYER[m[4]]}.{m[5]}",
+    ),
     (r"output_conv\.conv\.(\w+)", lambda m: f"tail.{m[1]}"),
 ]
 _UNET: list[Rule] = [
@@ -56,7 +64,9 @@ def convert_state(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor
         elif ours is not None:
             converted[ours] = value
     if unknown:
-        raise ValueError(f"{len(unknown)} keys do not belong to {network}: {', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}")
+        raise ValueError(
+            f"{len(unknown)} keys do not belong to {network}: {', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}"
+        )
     return converted
 
 
@@ -71,7 +81,10 @@ def convert_joint(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
     """A published joint model's state_dict (`sr_model.*`, `segmentation_model.*`) under the keys of our joint model."""
     state = {key.removeprefix("module."): value for key, value in state.items()}
     converted: dict[str, Tensor] = {}
-    for prefix, group, network in (("sr_model.", "sr", config.sr["name"]), ("segmentation_model.", "seg", config.seg["name"])):
+    for prefix, group, network in (
+        ("sr_model.", "sr", config.sr["name"]),
+        ("segmentation_model.", "seg", config.seg["name"]),
+    ):
         part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if part:
             converted |= {f"{group}.{key}": value for key, value in convert_state(part, network).items()}

@@ -5,6 +5,7 @@ counts, sizes and hashes. The loader is never handed to accelerate: which sample
 """
 
 import json
+import signal
 import tarfile
 import zlib
 from collections import Counter
@@ -66,14 +67,18 @@ class ShardSet:
 def _read_index(root: Path, setting: str) -> dict[str, Any]:
     path = root / "index.json"
     if not path.is_file():
-        raise DataError(f"{setting}: no shards in {root} (index.json is missing); write them with shards/make_shards.py")
+        raise DataError(
+            f"{setting}: no shards in {root} (index.json is missing); write them with shards/make_shards.py"
+        )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] != INDEX_FORMAT or not index["shards"]:
             raise KeyError
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{setting}: {path} is damaged or of another format than {INDEX_FORMAT}; "
-                        "write the shards again with shards/make_shards.py") from None
+        raise DataError(
+            f"{setting}: {path} is damaged or of another format than {INDEX_FORMAT}; "
+            "write the shards again with shards/make_shards.py"
+        ) from None
     return index
 
 
@@ -152,15 +157,23 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
 
 
 class _TrainSamples(IterableDataset):
-    """The places of one rank from `start` on, as (hr, mask, distance, seed, key, damaged key or None) of numpy arrays."""
+    """The samples of one rank's places: (hr, mask, distance, seed, key, damage met on the way), as numpy arrays."""
 
-    def __init__(self, sets: Sequence[ShardSet], plan: MixedPlan, data: DataConfig, seed: int, places: range, distance: bool):
-        self.sets, self.plan, self.data, self.seed, self.places, self.distance = sets, plan, data, seed, places, distance
+    def __init__(
+        self, sets: Sequence[ShardSet], plan: MixedPlan, data: DataConfig, seed: int, places: range, distance: bool
+    ):
+        self.sets, self.plan, self.data, self.seed, self.places, self.distance = (
+            sets,
+            plan,
+            data,
+            seed,
+            places,
+            distance,
+        )
 
     def __iter__(self) -> Iterator[tuple]:
         worker = torch.utils.data.get_worker_info()
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        cv2.setNumThreads(0)
         for place in self.places[offset::stride]:
             yield self._load(place)
 
@@ -201,8 +214,10 @@ class Damage:
         self.messages.update(damaged)
         total = sum(self.messages.values())
         if damaged and total > limit * max(self.seen, 100):
-            raise DataError(f"{total} of {self.seen} samples are damaged, more than data.max_damaged={limit}; "
-                            f"the last: {damaged[-1]}")
+            raise DataError(
+                f"{total} of {self.seen} samples are damaged, more than data.max_damaged={limit}; "
+                f"the last: {damaged[-1]}"
+            )
         return new
 
 
@@ -213,13 +228,24 @@ def open_train_sets(data: DataConfig) -> tuple[list[ShardSet], list[float]]:
     for shards in sets:
         side = shards.smallest_side()
         if side < data.crop and not data.resized_crop:
-            raise DataError(f"data.crop={data.crop} exceeds the smallest image of {shards.root} ({side} pixels a side); "
-                            f"set data.crop to at most {side}, or data.resized_crop=[0.6,1]")
+            raise DataError(
+                f"data.crop={data.crop} exceeds the smallest image of {shards.root} ({side} pixels a side); "
+                f"set data.crop to at most {side}, or data.resized_crop=[0.6,1]"
+            )
     return sets, list(weights.values())
 
 
-def train_stream(data: DataConfig, seed: int, start: int, micro_batch: int, rank: int = 0, world: int = 1,
-                 distance: bool = True, damage: Damage | None = None, report: Any = print) -> Iterator[Batch]:
+def train_stream(
+    data: DataConfig,
+    seed: int,
+    start: int,
+    micro_batch: int,
+    rank: int = 0,
+    world: int = 1,
+    distance: bool = True,
+    damage: Damage | None = None,
+    report: Any = print,
+) -> Iterator[Batch]:
     """Endless training batches of one rank, on the CPU, from place `start` of the run on.
 
     Args:
@@ -248,8 +274,20 @@ def train_stream(data: DataConfig, seed: int, start: int, micro_batch: int, rank
 
 def _loader(samples: IterableDataset, workers: int, prefetch: int) -> DataLoader:
     """Samples one by one, taken from the workers in turn, as plain arrays (nothing of them lives in shared memory)."""
-    return DataLoader(samples, batch_size=None, num_workers=workers, collate_fn=_as_is,
-                      prefetch_factor=prefetch if workers else None)
+    return DataLoader(
+        samples,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_init_worker,
+        prefetch_factor=prefetch if workers else None,
+    )
+
+
+def _init_worker(_: int) -> None:
+    """A SIGTERM to the whole process group is the training process's to answer: workers end with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)
 
 
 def _as_is(sample: tuple) -> tuple:
@@ -259,8 +297,12 @@ def _as_is(sample: tuple) -> tuple:
 def _collate(samples: Sequence[tuple]) -> Batch:
     hr, mask, distance, seed, key, _ = zip(*samples)
     return Batch(
-        hr=_stack(hr), mask=_stack(mask), distance=None if distance[0] is None else _stack(distance),
-        seed=torch.tensor(seed, dtype=torch.int64), key=list(key))
+        hr=_stack(hr),
+        mask=_stack(mask),
+        distance=None if distance[0] is None else _stack(distance),
+        seed=torch.tensor(seed, dtype=torch.int64),
+        key=list(key),
+    )
 
 
 def _stack(arrays: Sequence[Any]) -> torch.Tensor:
@@ -277,7 +319,6 @@ class _EvalSamples(IterableDataset):
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         worker = torch.utils.data.get_worker_info()
         offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        cv2.setNumThreads(0)
         for index in self.indices[offset::stride]:
             s, shard, i = self.where[index]
             sample = read_sample(self.sets[s], shard, i)
@@ -286,8 +327,17 @@ class _EvalSamples(IterableDataset):
             yield sample.key, image, sample.mask[None, :height, :width]
 
 
-def eval_stream(setting: Any, scale: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, limit: int | None = None,
-                workers: int = 0, name: str = "data.val") -> Iterator[Batch]:
+def eval_stream(
+    setting: Any,
+    scale: int,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    limit: int | None = None,
+    workers: int = 0,
+    name: str = "data.val",
+) -> Iterator[Batch]:
     """Every sample of the sets once: rank r takes samples r, r + world, ...; batches hold images of one size.
 
     Images are cut at the right and bottom to multiples of `scale`. The degradation's seed depends on `seed` and the key

@@ -15,8 +15,8 @@ class LanePlan:
     """The order of one set's samples.
 
     A set that fits the shuffle window is permuted whole, each pass anew. A larger one is read in a seeded order of its
-    shards, each lane a contiguous stretch, permuted within windows of `window / lanes` samples. A set with fewer samples
-    than lanes is repeated (each repetition permuted) until every lane has one.
+    shards, each lane a contiguous stretch, permuted within windows of `window / lanes` samples. A set with fewer
+    samples than lanes is repeated (each repetition permuted) until every lane has one.
 
     Args:
         counts: samples in each shard.
@@ -81,7 +81,9 @@ class MixedPlan:
 
     def __init__(self, sets: Sequence[Sequence[int]], weights: Sequence[float], lanes: int, seed: int, window: int):
         if len(sets) > lanes:
-            raise ValueError(f"data.lanes={lanes} is fewer than the {len(sets)} sets of data.train; set it to {len(sets)} or more")
+            raise ValueError(
+                f"data.lanes={lanes} is fewer than the {len(sets)} sets of data.train; set it to {len(sets)} or more"
+            )
         self.lanes = lanes
         self.share = allocate(weights, lanes)
         owners = np.repeat(np.arange(len(sets)), self.share)
@@ -124,14 +126,23 @@ def check_split(lanes: int, batch_size: int, world: int, workers: int, micro_bat
         per_rank = batch_size // world
         sizes = [n for n in range(1, per_rank + 1) if per_rank % n == 0] if batch_size % world == 0 else []
         remedy = f"train.micro_batch may be {sizes}" if sizes else f"train.batch_size must be a multiple of {world}"
-        raise ValueError(f"train.batch_size={batch_size} cannot be split over {world} processes "
-                         f"in micro-batches of {micro_batch}: {remedy}")
+        raise ValueError(
+            f"train.batch_size={batch_size} cannot be split over {world} processes "
+            f"in micro-batches of {micro_batch}: {remedy}"
+        )
     if lanes % (world * max(workers, 1)):
         valid = [n for n in range(1, lanes + 1) if lanes % (world * n) == 0]
         remedy = f"data.workers may be {valid}" if valid else f"make data.lanes a multiple of {world}"
-        raise ValueError(f"data.lanes={lanes} is not a multiple of processes x workers = {world} x {max(workers, 1)}: {remedy}")
+        raise ValueError(
+            f"data.lanes={lanes} is not a multiple of processes x workers = {world} x {max(workers, 1)}: {remedy}"
+        )
 
 
 def rng(*key: int) -> np.random.Generator:
     """A generator that depends on `key` alone: the same on every machine, process and worker."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([k % 2**32 for k in key])))
+
+
+def draw_seed(*key: int) -> int:
+    """A seed for another generator, 0..2^62, that depends on `key` alone."""
+    return int(rng(*key).integers(2**62))

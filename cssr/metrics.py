@@ -7,6 +7,7 @@ each reported number is, and belongs in every results file.
 Sources: the protocol of CSBSR (per-image IoU at 99 thresholds, smoothing 1e-5); Wang et al. 2004 (SSIM); the surface
 distances of Google DeepMind's surface-distance library, in two dimensions.
 """
+
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -19,11 +20,26 @@ import torch.nn.functional as F
 THRESHOLDS = torch.tensor([i * 0.01 for i in range(1, 100)], dtype=torch.float32)
 SMOOTH = 1e-5
 Numbers = torch.Tensor | np.ndarray | Sequence
-KEYS = ("iou_max", "iou_max_threshold", "aiu", "hd95_min", "ahd95", "msd_min", "amsd", "psnr", "psnr_infinite", "ssim",
-        "kernel_psnr", "precision", "recall", "f1")
+KEYS = (
+    "iou_max",
+    "iou_max_threshold",
+    "aiu",
+    "hd95_min",
+    "ahd95",
+    "msd_min",
+    "amsd",
+    "psnr",
+    "psnr_infinite",
+    "ssim",
+    "kernel_psnr",
+    "precision",
+    "recall",
+    "f1",
+)
 
 
 # ---- counts and what follows from them ----
+
 
 class Counts(NamedTuple):
     """Pixels per sample and threshold, (B, 99) int64 each, on the device of `prob`; their sum is H*W."""
@@ -101,6 +117,7 @@ def f1(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
 
 # ---- images and kernels ----
 
+
 def mse(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
     """Mean squared error over channels and pixels of each sample: (B, C, H, W) twice -> (B,) float64."""
     _same_shape(sr, hr)
@@ -126,8 +143,8 @@ def _blur(x: torch.Tensor) -> torch.Tensor:
     taps = [math.exp(-((i - 5) ** 2) / (2 * 1.5**2)) for i in range(11)]
     taps, (height, width) = [t / sum(taps) for t in taps], x.shape[-2:]
     x = F.pad(x, (5, 5, 5, 5))
-    x = sum(t * x[..., i:i + width] for i, t in enumerate(taps))
-    return sum(t * x[..., i:i + height, :] for i, t in enumerate(taps))
+    x = sum(t * x[..., i : i + width] for i, t in enumerate(taps))
+    return sum(t * x[..., i : i + height, :] for i, t in enumerate(taps))
 
 
 def ssim(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
@@ -146,12 +163,13 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
 
 # ---- surface distances ----
 
+
 def _contour_lengths() -> np.ndarray:
     """Length of contour, in pixels, at a pixel corner, by the code 8a + 4b + 2c + d of its pixels (a b / c d)."""
     length = np.full(16, 0.5 * math.sqrt(2))  # one or three pixels set: half a diagonal
-    length[[0, 15]] = 0.0                     # not on the contour
-    length[[3, 5, 10, 12]] = 1.0              # two pixels that share a side
-    length[[6, 9]] = math.sqrt(2)             # two opposite pixels: half a diagonal, twice
+    length[[0, 15]] = 0.0  # not on the contour
+    length[[3, 5, 10, 12]] = 1.0  # two pixels that share a side
+    length[[6, 9]] = math.sqrt(2)  # two opposite pixels: half a diagonal, twice
     return length
 
 
@@ -161,9 +179,9 @@ LENGTHS = _contour_lengths()
 class _Contour(NamedTuple):
     """The contour of {level > i}: its corners, and how much of it passes through each."""
 
-    at: np.ndarray      # N flat indices
+    at: np.ndarray  # N flat indices
     length: np.ndarray  # N float64, pixels
-    off: np.ndarray     # H+1 W+1 uint8: 0 on the contour
+    off: np.ndarray  # H+1 W+1 uint8: 0 on the contour
 
 
 def _corners(level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -226,8 +244,9 @@ def _surface_image(level: np.ndarray, mask: np.ndarray, percentiles: Sequence[fl
     return result
 
 
-def surface_distances(prob: torch.Tensor, mask: torch.Tensor,
-                      percentiles: Sequence[float] = (95, 100)) -> dict[str, np.ndarray]:
+def surface_distances(
+    prob: torch.Tensor, mask: torch.Tensor, percentiles: Sequence[float] = (95, 100)
+) -> dict[str, np.ndarray]:
     """Hausdorff percentiles and mean surface distance at all thresholds: "hd95", "hd100", "msd", (B, 99) float64 each.
 
     prob (B, 1, H, W) floating point; mask (B, 1, H, W) in {0, 1}; distances in pixels. The contour is the set of pixel
@@ -244,6 +263,7 @@ def surface_distances(prob: torch.Tensor, mask: torch.Tensor,
 
 
 # ---- aggregation ----
+
 
 def _mean(values: Iterable[float | None]) -> float | None:
     """Mean of those neither None nor infinite, exactly the same in any order; None where there is none."""
@@ -320,9 +340,11 @@ def definitions() -> dict[str, str]:
     """What each reported number is, in words, for the results file: one sentence or two for each key."""
     area = "IoU = (tp + 1e-5) / (tp + fp + fn + 1e-5), 1 where mask and prediction are both empty"
     best = "at iou_max_threshold, without smoothing; both empty gives 1, one empty 0; image: mean over images"
-    surface = ("pixels, as Google DeepMind's surface-distance library defines it in 2D (contour of pixel corners, "
-               "weighted by contour length); 0 where mask and prediction are both empty, max(H, W) where one is; "
-               "mean over the images it was computed for, at each threshold; pooled: not defined")
+    surface = (
+        "pixels, as Google DeepMind's surface-distance library defines it in 2D (contour of pixel corners, "
+        "weighted by contour length); 0 where mask and prediction are both empty, max(H, W) where one is; "
+        "mean over the images it was computed for, at each threshold; pooled: not defined"
+    )
     hd95 = f"Hausdorff distance at percentile 95 (CSBSR's evaluator used 50), greater of both directions, {surface}"
     msd = f"mean surface distance (the average of both directions), {surface}"
     return {
@@ -337,12 +359,12 @@ def definitions() -> dict[str, str]:
         "msd_min": f"minimum over the 99 thresholds of the {msd}",
         "amsd": f"mean over the 99 thresholds of the {msd}",
         "psnr": "dB, 10 log10(1 / mse) over RGB and all pixels, SR clipped to [0, 1], peak 1; image: mean over the "
-                "images whose PSNR is finite; pooled: of the mean mse, weighted by pixels; null where infinite",
+        "images whose PSNR is finite; pooled: of the mean mse, weighted by pixels; null where infinite",
         "psnr_infinite": "how many PSNRs were infinite (SR identical to HR) and so left out of psnr",
         "ssim": "11x11 Gaussian window, sigma 1.5, zero padding, C1 = 0.01^2, C2 = 0.03^2, per channel of RGB, SR "
-                "clipped to [0, 1]; mean over channels, pixels and images; pooled: not defined",
+        "clipped to [0, 1]; mean over channels, pixels and images; pooled: not defined",
         "kernel_psnr": "dB, PSNR of the predicted against the true blur kernel, both clipped to [0, 1], peak 1; mean "
-                       "over images, infinite ones left out; pooled: not defined",
+        "over images, infinite ones left out; pooled: not defined",
         "precision": f"tp / (tp + fp) {best}",
         "recall": f"tp / (tp + fn) {best}",
         "f1": f"2 tp / (2 tp + fp + fn) {best} (not the F1 of the mean precision and recall)",

@@ -58,11 +58,15 @@ class Registry:
 
     def _check(self, name: str, parameters: Mapping, arguments: dict, context: dict) -> None:
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        settable = [p for p in parameters if p not in context and parameters[p].kind is not inspect.Parameter.VAR_KEYWORD]
+        settable = [
+            p for p in parameters if p not in context and parameters[p].kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         for key in arguments:
             if key in context or (key not in settable and not open_ended):
                 takes = ", ".join(str(parameters[p]) for p in settable) or "no arguments"
-                raise ValueError(f"{self.kind} {name!r} does not take {key!r}{did_you_mean(key, settable)}; it takes: {takes}")
+                raise ValueError(
+                    f"{self.kind} {name!r} does not take {key!r}{did_you_mean(key, settable)}; it takes: {takes}"
+                )
         required = [p for p in settable if parameters[p].default is inspect.Parameter.empty]
         missing = [p for p in required if p not in arguments]
         if missing:

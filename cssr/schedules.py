@@ -1,6 +1,6 @@
 """What changes during a run: pure functions of the samples seen.
 
-A schedule is a number (constant) or a component, e.g. `{name: linear, start: 0, end: 1, begin: 180000, until: 1020000}`.
+A schedule is a number (constant) or a component, e.g. `{name: linear, begin: 180000, until: 1020000}`.
 Everything counts samples, so that another batch size or number of processes trains the same method.
 """
 

@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 
 
-def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: int = 1,
-          progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
+def tiled(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    tile: int,
+    overlap: int,
+    scale: int = 1,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Tensor:
     """`function(x)`, tile by tile.
 
     Args:
@@ -15,8 +21,9 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: i
         x: B C H W.
         tile: side of a tile, input pixels. overlap: of neighbouring tiles, input pixels, less than half of `tile`.
         progress: wraps the iteration over tiles.
-    Returns: B C' H*scale W*scale. The outer quarter of an overlap has weight 0 and the middle half a linear ramp, so the
-        result equals the untiled one where `overlap / 4` reaches as far as the function sees (its receptive field's radius).
+    Returns: B C' H*scale W*scale. The outer quarter of an overlap has weight 0 and its middle half a linear ramp, so
+        the result equals the untiled one where `overlap / 4` reaches as far as the function sees (the radius of its
+        receptive field).
     """
     if not 0 <= 2 * overlap < tile:
         raise ValueError(f"tiles of {tile} pixels need an overlap below {(tile + 1) // 2}, found {overlap}")
@@ -28,7 +35,9 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: i
         if total is None:
             total = part.new_zeros(*part.shape[:-2], height * scale, width * scale)
             weight = part.new_zeros(height * scale, width * scale)
-        share = _window(top, height, tile, overlap, scale, part)[:, None] * _window(left, width, tile, overlap, scale, part)
+        share = _window(top, height, tile, overlap, scale, part)[:, None] * _window(
+            left, width, tile, overlap, scale, part
+        )
         rows, columns = (slice(at * scale, at * scale + n) for at, n in zip((top, left), part.shape[-2:]))
         total[..., rows, columns] += part * share
         weight[rows, columns] += share

@@ -1,4 +1,4 @@
-"""What the tests share: where the golden vectors and real photographs are, and the rule that fills reference weights."""
+"""What the tests share: where golden vectors and real photographs are, and the rule that fills reference weights."""
 
 import json
 import zlib
@@ -33,14 +33,20 @@ def reference_state():
 
 
 def filled_state(manifest: dict, name: str) -> dict[str, torch.Tensor]:
-    return {key: torch.from_numpy(_fill(key, shape, dtype, manifest["fill_seed"]))
-            for key, (shape, dtype) in manifest["models"][name]["state_dict"].items()}
+    return {
+        key: torch.from_numpy(_fill(key, shape, dtype, manifest["fill_seed"]))
+        for key, (shape, dtype) in manifest["models"][name]["state_dict"].items()
+    }
 
 
 def _fill(key: str, shape: list[int], dtype: str, seed: int) -> np.ndarray:
     if not dtype.startswith("float"):
         return np.zeros(shape, dtype)
-    draws = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32).standard_normal(int(np.prod(shape))).reshape(shape)
+    draws = (
+        np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
+        .standard_normal(int(np.prod(shape)))
+        .reshape(shape)
+    )
     if key.endswith("running_var"):
         value = 1 + 0.2 * np.abs(draws)
     elif key.endswith("running_mean"):

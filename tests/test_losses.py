@@ -20,16 +20,20 @@ CASES = {
     "combo_w1_1": {"name": "combo"},
     "combo_w20_1_6_1": {"name": "combo", "weight": [20, 1], "mix": [6, 1]},
     "boundary": {"name": "boundary"},
-    **{f"{name}_alpha{alpha}": {"name": name, "alpha": alpha}
-       for name in ("boundary_combo", "generalized_boundary_combo", "boundary_generalized_dice")
-       for alpha in (1.0, 0.5, 0.01)},
+    **{
+        f"{name}_alpha{alpha}": {"name": name, "alpha": alpha}
+        for name in ("boundary_combo", "generalized_boundary_combo", "boundary_generalized_dice")
+        for alpha in (1.0, 0.5, 0.01)
+    },
 }
 START = Progress(samples=0, total=100)
 
 
 def batch_of(mask: np.ndarray) -> Batch:
     distance = np.stack([signed_distance(m[0].astype(np.uint8)) for m in mask])[:, None]
-    return Batch(hr=torch.zeros(len(mask), 3, *mask.shape[-2:]), mask=torch.from_numpy(mask), distance=torch.from_numpy(distance))
+    return Batch(
+        hr=torch.zeros(len(mask), 3, *mask.shape[-2:]), mask=torch.from_numpy(mask), distance=torch.from_numpy(distance)
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -63,7 +67,11 @@ def test_finite_with_gradient_on_uniform_masks(name, fill, logit):
 
 
 def test_auxiliary_heads_are_weighted():
-    batch, main, aux = batch_of(np.eye(8, dtype=np.float32)[None, None]), torch.randn(1, 1, 8, 8), torch.randn(1, 1, 8, 8)
+    batch, main, aux = (
+        batch_of(np.eye(8, dtype=np.float32)[None, None]),
+        torch.randn(1, 1, 8, 8),
+        torch.randn(1, 1, 8, 8),
+    )
     alone = {x: LOSSES.build("dice")(Outputs(batch.hr, x), batch, START) for x in (main, aux)}
     both = LOSSES.build({"name": "dice", "aux_weight": 0.4})(Outputs(batch.hr, main, aux=(aux,)), batch, START)
     torch.testing.assert_close(both, alone[main] + 0.4 * alone[aux])

@@ -1,4 +1,5 @@
 """Every metric against the golden vectors, an independent implementation, or a figure worked out by hand."""
+
 import math
 import random
 from pathlib import Path
@@ -34,11 +35,12 @@ def soft_case(seed: int, batch: int = 3, height: int = 24, width: int = 30) -> t
 
 def box(top: int, left: int, side: int = 8, size: int = 40) -> torch.Tensor:
     image = torch.zeros(1, 1, size, size)
-    image[..., top:top + side, left:left + side] = 1
+    image[..., top : top + side, left : left + side] = 1
     return image
 
 
 # ---- golden vectors ----
+
 
 def test_iou_equals_golden(golden):
     counts = metrics.threshold_counts(golden["prob"], golden["target"])
@@ -60,6 +62,7 @@ def test_surface_distances_equal_golden(golden, name):
 
 
 # ---- counts ----
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_counts_equal_a_loop_over_thresholds(dtype):
@@ -120,6 +123,7 @@ def test_scores_and_their_empty_rules(make):
 
 # ---- images and kernels ----
 
+
 def test_psnr_equals_torchmetrics():
     reference = pytest.importorskip("torchmetrics.functional.image").peak_signal_noise_ratio
     sr, hr = torch.rand(2, 3, 3, 20, 30, generator=torch.Generator().manual_seed(0))
@@ -143,7 +147,7 @@ def plain_ssim(x: np.ndarray, y: np.ndarray) -> float:
     window, total = np.outer(g, g) / g.sum() ** 2, 0.0
     px, py = np.pad(x, 5), np.pad(y, 5)
     for i, j in np.ndindex(x.shape):
-        a, b = px[i:i + 11, j:j + 11], py[i:i + 11, j:j + 11]
+        a, b = px[i : i + 11, j : j + 11], py[i : i + 11, j : j + 11]
         ma, mb = (window * a).sum(), (window * b).sum()
         va, vb, cov = (window * a * a).sum() - ma**2, (window * b * b).sum() - mb**2, (window * a * b).sum() - ma * mb
         total += (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
@@ -161,11 +165,12 @@ def test_ssim_equals_its_definition():
 
 # ---- surface distances ----
 
+
 def plain_contour(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corners (N, 2) and their contour lengths, one 2x2 neighbourhood at a time."""
     padded, points, lengths = np.pad(mask, 1), [], []
     for i, j in np.ndindex(mask.shape[0] + 1, mask.shape[1] + 1):
-        block = padded[i:i + 2, j:j + 2]
+        block = padded[i : i + 2, j : j + 2]
         if 0 < block.sum() < 4:
             diagonal = block[0, 0] == block[1, 1] and block[0, 1] == block[1, 0]
             points.append((i, j))
@@ -205,7 +210,8 @@ def test_surface_distances_of_speckle_touch_every_code():
         pred, mask = rng.random((2, 9, 13)) < 0.3
         found = metrics.surface_distances(*(torch.from_numpy(x[None, None].astype(np.float32)) for x in (pred, mask)))
         assert {k: v[0, 49] for k, v in found.items()} == pytest.approx(
-            plain_distances(pred.astype(int), mask.astype(int)), abs=1e-9)
+            plain_distances(pred.astype(int), mask.astype(int)), abs=1e-9
+        )
 
 
 def test_each_threshold_is_measured_as_if_alone():
@@ -253,18 +259,41 @@ def test_distance_transform_is_exact_at_full_size():
 
 # ---- aggregation ----
 
+
 def row(key: str, first: tuple[int, int, int], rest: tuple[int, int, int], **values) -> dict:
     """An image of 100 pixels with the counts `first` at threshold 0.01 and `rest` at all others."""
     counts = {name: [a] + [b] * 98 for name, a, b in zip(("tp", "fp", "fn"), first, rest)}
-    return {"key": key, "pixels": 100, "psnr": None, "mse": None, "ssim": None, "kernel_psnr": None, "hd95": None,
-            "msd": None} | counts | values
+    return (
+        {
+            "key": key,
+            "pixels": 100,
+            "psnr": None,
+            "mse": None,
+            "ssim": None,
+            "kernel_psnr": None,
+            "hd95": None,
+            "msd": None,
+        }
+        | counts
+        | values
+    )
 
 
 def two_rows() -> list[dict]:
-    a = row("a", (10, 10, 0), (8, 0, 2), psnr=20.0, mse=0.01, ssim=0.5, kernel_psnr=40.0,
-            hd95=[4.0] + [2.0] * 98, msd=[1.0] * 99)
-    b = row("b", (0, 5, 0), (0, 0, 0), psnr=10.0, mse=0.1, ssim=0.7, pixels=300,
-            hd95=[8.0] + [0.0] * 98, msd=[2.0] * 99)
+    a = row(
+        "a",
+        (10, 10, 0),
+        (8, 0, 2),
+        psnr=20.0,
+        mse=0.01,
+        ssim=0.5,
+        kernel_psnr=40.0,
+        hd95=[4.0] + [2.0] * 98,
+        msd=[1.0] * 99,
+    )
+    b = row(
+        "b", (0, 5, 0), (0, 0, 0), psnr=10.0, mse=0.1, ssim=0.7, pixels=300, hd95=[8.0] + [0.0] * 98, msd=[2.0] * 99
+    )
     return [a, b]
 
 
@@ -273,9 +302,22 @@ def test_aggregate_by_hand():
     image, pooled = result["image"], result["pooled"]
     assert set(image) == set(pooled) == set(metrics.KEYS)
     # image IoU: 0.01: (0.5 + 0)/2; then (0.8 + 1)/2, b being empty on both sides
-    expected = {"iou_max": 0.9, "iou_max_threshold": 0.02, "aiu": (0.25 + 98 * 0.9) / 99, "hd95_min": 1.0,
-                "ahd95": (6 + 98) / 99, "msd_min": 1.5, "amsd": 1.5, "psnr": 15.0, "psnr_infinite": 0, "ssim": 0.6,
-                "kernel_psnr": 40.0, "precision": 1.0, "recall": 0.9, "f1": (16 / 18 + 1) / 2}
+    expected = {
+        "iou_max": 0.9,
+        "iou_max_threshold": 0.02,
+        "aiu": (0.25 + 98 * 0.9) / 99,
+        "hd95_min": 1.0,
+        "ahd95": (6 + 98) / 99,
+        "msd_min": 1.5,
+        "amsd": 1.5,
+        "psnr": 15.0,
+        "psnr_infinite": 0,
+        "ssim": 0.6,
+        "kernel_psnr": 40.0,
+        "precision": 1.0,
+        "recall": 0.9,
+        "f1": (16 / 18 + 1) / 2,
+    }
     assert image == pytest.approx(expected, abs=1e-5)
     # pooled counts: 0.01: 10, 15, 0; then 8, 0, 2
     assert pooled["iou_max"] == pytest.approx(0.8, abs=1e-5) and pooled["iou_max_threshold"] == 0.02
@@ -299,16 +341,33 @@ def test_what_was_not_computed_is_none():
     result = metrics.aggregate([row("a", (1, 0, 0), (1, 0, 0))])
     for values in result.values():
         assert {k for k, v in values.items() if v is None} == {
-            "psnr", "psnr_infinite", "ssim", "kernel_psnr", "hd95_min", "ahd95", "msd_min", "amsd"}
+            "psnr",
+            "psnr_infinite",
+            "ssim",
+            "kernel_psnr",
+            "hd95_min",
+            "ahd95",
+            "msd_min",
+            "amsd",
+        }
 
 
 def test_the_order_of_images_changes_no_bit():
     rng, rows = random.Random(0), []
     for i in range(40):
         counts = [[rng.randrange(90) for _ in range(99)] for _ in range(3)]
-        rows.append({"key": str(i), "pixels": 300} | dict(zip(("tp", "fp", "fn"), counts)) | {
-            "psnr": rng.uniform(10, 40), "mse": rng.random(), "ssim": rng.random(), "kernel_psnr": None,
-            "hd95": [rng.random() for _ in range(99)], "msd": [rng.random() for _ in range(99)]})
+        rows.append(
+            {"key": str(i), "pixels": 300}
+            | dict(zip(("tp", "fp", "fn"), counts))
+            | {
+                "psnr": rng.uniform(10, 40),
+                "mse": rng.random(),
+                "ssim": rng.random(),
+                "kernel_psnr": None,
+                "hd95": [rng.random() for _ in range(99)],
+                "msd": [rng.random() for _ in range(99)],
+            }
+        )
     expected, curve = metrics.aggregate(rows), metrics.iou_curve(rows)
     rng.shuffle(rows)
     assert metrics.aggregate(rows) == expected and metrics.iou_curve(rows) == curve
@@ -331,8 +390,15 @@ def test_every_number_has_a_definition():
 def test_both_ends_of_the_pipeline_agree():
     prob, mask = soft_case(7)
     counts, distances = metrics.threshold_counts(prob, mask), metrics.surface_distances(prob, mask)
-    rows = [{"key": str(i), "pixels": mask[i].numel(), "hd95": distances["hd95"][i].tolist(),
-             **{name: getattr(counts, name)[i].tolist() for name in ("tp", "fp", "fn")}} for i in range(len(prob))]
+    rows = [
+        {
+            "key": str(i),
+            "pixels": mask[i].numel(),
+            "hd95": distances["hd95"][i].tolist(),
+            **{name: getattr(counts, name)[i].tolist() for name in ("tp", "fp", "fn")},
+        }
+        for i in range(len(prob))
+    ]
     image = metrics.aggregate(rows)["image"]
     curve = metrics.iou(counts.tp, counts.fp, counts.fn).mean(0)
     assert image["iou_max"] == pytest.approx(curve.max().item()) and image["aiu"] == pytest.approx(curve.mean().item())

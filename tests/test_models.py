@@ -13,8 +13,10 @@ SMALL_SEG = {"name": "unet", "encoder": "resnet10t", "width": 4, "encoder_args":
 SMALL = {"scale": 4, "sr": {"name": "dbpn", "stages": 2, "width": 4, "features": 8}, "seg": SMALL_SEG}
 
 
-@pytest.mark.parametrize("name, scale, stages", [("dbpn_x2_stages2", 2, 2), ("dbpn_x4_stages4", 4, 4),
-                                                 ("dbpn_x4_stages6", 4, 6), ("dbpn_x4_stages7", 4, 7)])
+@pytest.mark.parametrize(
+    "name, scale, stages",
+    [("dbpn_x2_stages2", 2, 2), ("dbpn_x4_stages4", 4, 4), ("dbpn_x4_stages6", 4, 6), ("dbpn_x4_stages7", 4, 7)],
+)
 def test_dbpn_equals_the_published_network(name, scale, stages, golden, reference_state):
     arrays, net = golden(name), SR.build({"name": "dbpn", "stages": stages}, scale=scale).eval()
     assign_state(net, convert_state(reference_state(name), "dbpn"), name)
@@ -41,13 +43,16 @@ def test_dbpn_at_every_scale_and_depth(scale, stages):
     assert sr.shape == (1, 3, 6 * scale, 5 * scale)
 
 
-@pytest.mark.parametrize("seg", [
-    {"name": "unet", "encoder": "resnet10t", "width": 4, "upsample": "deconv"},
-    {"name": "unet", "encoder": "vgg11", "depth": 3, "width": 4, "upsample": "bilinear"},
-    {"name": "unet", "encoder": "convnext_atto", "width": 4},
-    {"name": "smp", "architecture": "fpn", "encoder": "tu-resnet10t"},
-    {"name": "smp", "architecture": "unet", "encoder": "resnet18"},
-])
+@pytest.mark.parametrize(
+    "seg",
+    [
+        {"name": "unet", "encoder": "resnet10t", "width": 4, "upsample": "deconv"},
+        {"name": "unet", "encoder": "vgg11", "depth": 3, "width": 4, "upsample": "bilinear"},
+        {"name": "unet", "encoder": "convnext_atto", "width": 4},
+        {"name": "smp", "architecture": "fpn", "encoder": "tu-resnet10t"},
+        {"name": "smp", "architecture": "unet", "encoder": "resnet18"},
+    ],
+)
 def test_segmentation_of_any_size_through_the_joint_model(seg):
     """37 x 50 pixels are no multiple of any stride: the logits have the SR image's size all the same."""
     model = build_model(ModelConfig(scale=2, sr={"name": "bicubic"}, seg=seg)).eval()
@@ -55,8 +60,10 @@ def test_segmentation_of_any_size_through_the_joint_model(seg):
     assert outputs.sr.shape == (2, 3, 74, 100) and outputs.logits.shape == (2, 1, 74, 100)
 
 
-@pytest.mark.parametrize("clip, training, clipped", [("eval", True, False), ("eval", False, True),
-                                                     ("always", True, True), ("never", False, False)])
+@pytest.mark.parametrize(
+    "clip, training, clipped",
+    [("eval", True, False), ("eval", False, True), ("always", True, True), ("never", False, False)],
+)
 def test_clipping_follows_the_setting(clip, training, clipped):
     model = build_model(ModelConfig(**{**SMALL, "sr": {"name": "bicubic"}, "clip": clip})).train(training)
     sr = model(torch.randn(2, 3, 16, 16) * 3).sr
@@ -65,8 +72,10 @@ def test_clipping_follows_the_setting(clip, training, clipped):
 
 def test_normalisation():
     x = torch.rand(2, 3, 8, 8)
-    by = {name: build_model(ModelConfig(**SMALL, normalize=name, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 4.0])).normalize(x)
-          for name in ("instance", "dataset", "none")}
+    by = {
+        name: build_model(ModelConfig(**SMALL, normalize=name, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 4.0])).normalize(x)
+        for name in ("instance", "dataset", "none")
+    }
     torch.testing.assert_close(by["instance"].mean((2, 3)), torch.zeros(2, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(by["instance"].var((2, 3), unbiased=False), torch.ones(2, 3), atol=1e-3, rtol=0)
     torch.testing.assert_close(by["dataset"][:, 2], (x[:, 2] - 0.3) / 4)
@@ -76,7 +85,9 @@ def test_normalisation():
 def test_gradient_of_segmentation_reaches_the_sr_network():
     model = build_model(ModelConfig(**SMALL))
     model(torch.rand(2, 3, 16, 16)).logits.mean().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.sr.named_parameters() if n.endswith("weight"))
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.sr.named_parameters() if n.endswith("weight")
+    )
 
 
 def test_export_round_trip(tmp_path):
@@ -96,7 +107,7 @@ def test_export_of_another_architecture_is_refused(tmp_path):
 
 
 def test_joint_reference_checkpoint_converts(reference_state):
-    """A published joint file is both networks' keys, with prefixes, and `module.` in front when trained on many GPUs."""
+    """A published joint file holds both networks' keys, with prefixes, and `module.` in front from several GPUs."""
     state = {f"module.sr_model.{k}": v for k, v in reference_state("dbpn_x4_stages4").items()}
     state |= {f"module.segmentation_model.{k}": v for k, v in reference_state("unet16_pixel_shuffle").items()}
     model = build_model(ModelConfig(sr={"name": "dbpn", "stages": 4}))
@@ -109,13 +120,16 @@ def test_foreign_keys_are_named():
         convert_state({"feat0.conv.bias": torch.zeros(3), "backbone.weight": torch.zeros(1)}, "dbpn")
 
 
-@pytest.mark.parametrize("override, message", [
-    ("model.sr.name=dbpm", "did you mean dbpn"),
-    ("model.sr.stage=3", "did you mean stages"),
-    ("model.seg.encoder=resnet10tt", "resnet10t"),
-    ("model.seg.upsample=nearest", "pixel_shuffle"),
-    ("model.seg={name: smp, architecture: unett}", "unett"),
-])
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("model.sr.name=dbpm", "did you mean dbpn"),
+        ("model.sr.stage=3", "did you mean stages"),
+        ("model.seg.encoder=resnet10tt", "resnet10t"),
+        ("model.seg.upsample=nearest", "pixel_shuffle"),
+        ("model.seg={name: smp, architecture: unett}", "unett"),
+    ],
+)
 def test_mistakes_are_answered_in_one_line(override, message):
     with pytest.raises(ValueError, match=message) as caught:
         build_model(load_config(None, [override]).model)
@@ -133,7 +147,9 @@ def test_building_never_downloads(monkeypatch):
 
     asked = []
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *a, **k: asked.append(k["pretrained"]) or create(*a, **{**k, "pretrained": False}))
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, **k: asked.append(k["pretrained"]) or create(*a, **{**k, "pretrained": False})
+    )
     config = ModelConfig(**{**SMALL, "seg": {**SMALL_SEG, "pretrained": True}})
     build_model(config)
     build_model(config, fresh=True)

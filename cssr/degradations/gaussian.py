@@ -12,8 +12,15 @@ from cssr.degradations.pixels import Method, Padding, blur, resampler
 
 
 @DEGRADATIONS.register
-def gaussian(scale: int, sigma: Sequence[float] = (0.2, 4.0), theta: Sequence[float] = (0.0, 180.0), size: int = 21,
-             method: Method = "bicubic", antialias: bool = True, padding: Padding = "zero") -> Callable:
+def gaussian(
+    scale: int,
+    sigma: Sequence[float] = (0.2, 4.0),
+    theta: Sequence[float] = (0.0, 180.0),
+    size: int = 21,
+    method: Method = "bicubic",
+    antialias: bool = True,
+    padding: Padding = "zero",
+) -> Callable:
     """Blur with a Gaussian of random widths and direction, then reduce by `scale`.
 
     Args:

@@ -27,7 +27,8 @@ def blur(hr: Tensor, kernel: Tensor, padding: Padding = "zero") -> Tensor:
 def resampler(scale: int, method: Method, antialias: bool) -> tuple[Callable[[Tensor], Tensor], str]:
     """A function reducing B C H W by `scale`, and the name under which results record it."""
     if method in ("bicubic", "bilinear"):
-        name = f"{method} x1/{scale}, {'antialiased' if antialias else 'not antialiased'} (torch interpolate, align_corners=False)"
+        smoothing = "antialiased" if antialias else "not antialiased"
+        name = f"{method} x1/{scale}, {smoothing} (torch interpolate, align_corners=False)"
         return lambda x: F.interpolate(x, size=_reduced(x, scale), mode=method, antialias=antialias), name
     if method == "area":
         return lambda x: F.interpolate(x, size=_reduced(x, scale), mode="area"), f"area x1/{scale} (mean of blocks)"

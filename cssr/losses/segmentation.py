@@ -15,7 +15,10 @@ from cssr.losses import LOSSES
 from cssr.schedules import Progress, build_schedule
 
 Term = Callable[[Tensor, Batch, Progress], Tensor]
-_ALPHA: Mapping[str, Any] = {"name": "staircase", "every": 9600}  # CSSR's: 0.01 less each pass of its 9,600 training images
+_ALPHA: Mapping[str, Any] = {
+    "name": "staircase",
+    "every": 9600,
+}  # CSSR's: 0.01 less each pass of its 9,600 training images
 
 
 def _over_heads(term: Term, aux_weight: float, distance: bool = False) -> Callable[[Outputs, Batch, Progress], Tensor]:
@@ -114,17 +117,27 @@ def boundary(aux_weight: float = 0.4) -> Callable:
 
 
 @LOSSES.register
-def boundary_combo(weight: Sequence[float] = (1.0, 1.0), mix: Sequence[float] = (1.0, 1.0), alpha: Any = _ALPHA,
-                   aux_weight: float = 0.4) -> Callable:
+def boundary_combo(
+    weight: Sequence[float] = (1.0, 1.0),
+    mix: Sequence[float] = (1.0, 1.0),
+    alpha: Any = _ALPHA,
+    aux_weight: float = 0.4,
+) -> Callable:
     """CSSR's loss: alpha Combo + (1 - alpha) Boundary."""
     return _with_boundary(lambda logits, mask: _combo_term(logits, mask, weight, mix, dice_term), alpha, aux_weight)
 
 
 @LOSSES.register
-def generalized_boundary_combo(weight: Sequence[float] = (1.0, 1.0), mix: Sequence[float] = (1.0, 1.0), alpha: Any = _ALPHA,
-                               aux_weight: float = 0.4) -> Callable:
+def generalized_boundary_combo(
+    weight: Sequence[float] = (1.0, 1.0),
+    mix: Sequence[float] = (1.0, 1.0),
+    alpha: Any = _ALPHA,
+    aux_weight: float = 0.4,
+) -> Callable:
     """Boundary Combo with generalised Dice for Dice."""
-    return _with_boundary(lambda logits, mask: _combo_term(logits, mask, weight, mix, generalized_dice_term), alpha, aux_weight)
+    return _with_boundary(
+        lambda logits, mask: _combo_term(logits, mask, weight, mix, generalized_dice_term), alpha, aux_weight
+    )
 
 
 @LOSSES.register

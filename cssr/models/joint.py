@@ -150,12 +150,18 @@ def assign_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     faults = {
         "missing": sorted(own.keys() - state.keys()),
         "extra": sorted(state.keys() - own.keys()),
-        "misshapen": [f"{k} {list(state[k].shape)} instead of {list(v.shape)}"
-                      for k, v in own.items() if k in state and state[k].shape != v.shape],
+        "misshapen": [
+            f"{k} {list(state[k].shape)} instead of {list(v.shape)}"
+            for k, v in own.items()
+            if k in state and state[k].shape != v.shape
+        ],
     }
     if any(faults.values()):
-        parts = [f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-                 for kind, keys in faults.items() if keys]
+        parts = [
+            f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for kind, keys in faults.items()
+            if keys
+        ]
         raise ValueError(f"{source} is of another architecture than the settings: {'; '.join(parts)}")
     model.load_state_dict(state)
 

@@ -34,9 +34,13 @@ def smp(architecture: str = "unet", encoder: str = "resnet34", pretrained: bool 
         raise ValueError("model.seg=smp needs segmentation_models_pytorch: pip install 'cssr[smp]'") from None
     weights = "imagenet" if pretrained is True else pretrained or None
     try:
-        model = library.create_model(architecture, encoder, encoder_weights=weights, in_channels=3, classes=1, **arguments)
+        model = library.create_model(
+            architecture, encoder, encoder_weights=weights, in_channels=3, classes=1, **arguments
+        )
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"model.seg: segmentation_models_pytorch refuses architecture={architecture}, encoder={encoder}, "
-                         f"pretrained={pretrained}: {reason}") from error
+        raise ValueError(
+            f"model.seg: segmentation_models_pytorch refuses architecture={architecture}, encoder={encoder}, "
+            f"pretrained={pretrained}: {reason}"
+        ) from error
     return SMP(model, max(32, getattr(model.encoder, "output_stride", 32)))

@@ -29,11 +29,14 @@ def _bilinear(inputs: int, outputs: int) -> nn.Sequential:
 
 
 _UPSAMPLE: dict[str, Callable[[int, int], nn.Sequential]] = {
-    "pixel_shuffle": _pixel_shuffle, "deconv": _deconv, "bilinear": _bilinear}
+    "pixel_shuffle": _pixel_shuffle,
+    "deconv": _deconv,
+    "bilinear": _bilinear,
+}
 
 
 class UNet(nn.Module):
-    """From the deepest features upwards: double the size, append the encoder's features of that size, until full size."""
+    """From the deepest features upwards: double the size, append the encoder's features, until full size."""
 
     def __init__(self, encoder: nn.Module, width: int, upsample: str):
         super().__init__()
@@ -61,8 +64,14 @@ class UNet(nn.Module):
 
 
 @SEG.register
-def unet(encoder: str = "vgg16", depth: int | None = None, width: int = 32, upsample: Upsample = "pixel_shuffle",
-         pretrained: bool | str = False, encoder_args: dict[str, Any] | None = None) -> UNet:
+def unet(
+    encoder: str = "vgg16",
+    depth: int | None = None,
+    width: int = 32,
+    upsample: Upsample = "pixel_shuffle",
+    pretrained: bool | str = False,
+    encoder_args: dict[str, Any] | None = None,
+) -> UNet:
     """U-Net.
 
     Args:
@@ -72,7 +81,9 @@ def unet(encoder: str = "vgg16", depth: int | None = None, width: int = 32, upsa
         encoder_args: further arguments of the timm model, e.g. {norm_layer: groupnorm1}.
     """
     if upsample not in _UPSAMPLE:
-        raise ValueError(f"segmentation network 'unet': upsample must be one of {', '.join(_UPSAMPLE)}, found {upsample!r}")
+        raise ValueError(
+            f"segmentation network 'unet': upsample must be one of {', '.join(_UPSAMPLE)}, found {upsample!r}"
+        )
     return UNet(timm_encoder(encoder, depth, pretrained, encoder_args or {}), width, upsample)
 
 
@@ -80,7 +91,9 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
     """A timm model that returns feature maps, with weights from the hub (True) or a local file (path)."""
     if name.split(".")[0] not in timm.list_models():
         close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
-        raise ValueError(f"unknown timm encoder {name!r}; close to it: {', '.join(close) or 'nothing (see timm.list_models())'}")
+        raise ValueError(
+            f"unknown timm encoder {name!r}; close to it: {', '.join(close) or 'nothing, see timm.list_models()'}"
+        )
     depth = depth or (5 if name.startswith("vgg") else None)
     options = {"out_indices": tuple(range(depth))} if depth else {}
     if isinstance(pretrained, str):
@@ -100,8 +113,8 @@ def _weight_file(path: str) -> Path:
 def _encoder_error(name: str, pretrained: bool | str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200]
     if pretrained is True:
-        return (f"model.seg.pretrained=true: the weights of {name} could not be downloaded ({type(error).__name__}: {reason}); "
-                "give a local weight file (model.seg.pretrained=FILE.safetensors) or train from scratch (=false)")
+        return (
+            f"model.seg.pretrained=true: the weights of {name} could not be downloaded ({reason}); "
+            "give a local weight file (model.seg.pretrained=FILE.safetensors) or train from scratch (=false)"
+        )
     return f"encoder {name} cannot be used as it was asked for: {reason}"
-
-

@@ -1,6 +1,7 @@
 """Deep back-projection network (Haris et al., CVPR 2018), the SR network of CSSR."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cssr.models.blocks import conv_prelu, deconv_prelu, init_kaiming
@@ -28,13 +29,16 @@ class Projection(nn.Module):
 class DBPN(nn.Module):
     """Alternating up- and down-projections; each takes all earlier ones of the other resolution, the SR all HR ones."""
 
-    def __init__(self, scale: int, stages: int, width: int, features: int):
+    def __init__(self, scale: int, stages: int, width: int, features: int, residual: bool):
         super().__init__()
+        self.scale, self.residual = scale, residual
         self.head = nn.Sequential(conv_prelu(3, features, 3, padding=1), conv_prelu(features, width, 1))
         self.ups = nn.ModuleList(Projection(width, scale, max(k, 1), up=True) for k in range(stages))
         self.downs = nn.ModuleList(Projection(width, scale, k + 1, up=False) for k in range(stages - 1))
         self.tail = nn.Conv2d(stages * width, 3, 3, padding=1)
         init_kaiming(self)
+        if residual:
+            nn.init.zeros_(self.tail.weight)
 
     def forward(self, lq: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, None]:
         high = self.ups[0](self.head(lq))
@@ -43,19 +47,26 @@ class DBPN(nn.Module):
             new = down(high)
             low = new if low is None else torch.cat((new, low), 1)
             high = torch.cat((up(low), high), 1)
-        return self.tail(high), None
+        sr = self.tail(high)
+        return (sr + F.interpolate(lq, scale_factor=self.scale, mode="bicubic") if self.residual else sr), None
 
 
 @SR.register
-def dbpn(scale: int, stages: int = 6, width: int = 64, features: int = 256) -> DBPN:
+def dbpn(scale: int, stages: int = 6, width: int = 64, features: int = 256, residual: bool = False) -> DBPN:
     """DBPN for scale 2, 4 or 8.
 
     Args:
         stages: up-projections (the papers use 2, 4, 6, 7, 8, 10); at least 2.
         width: channels of a projection. features: channels of the first convolution.
+        residual: whether the network adds to the bicubic enlargement, starting from it (ours, for short runs; the
+            published network does not).
     """
     if scale not in _GEOMETRY:
-        raise ValueError(f"SR network 'dbpn': model.scale must be one of {', '.join(map(str, _GEOMETRY))}, found {scale}")
+        raise ValueError(
+            f"SR network 'dbpn': model.scale must be one of {', '.join(map(str, _GEOMETRY))}, found {scale}"
+        )
     if stages < 2 or width < 1 or features < 1:
-        raise ValueError(f"SR network 'dbpn': needs stages >= 2 and positive widths, found stages={stages}, width={width}")
-    return DBPN(scale, stages, width, features)
+        raise ValueError(
+            f"SR network 'dbpn': needs stages >= 2 and positive widths, found stages={stages}, width={width}"
+        )
+    return DBPN(scale, stages, width, features, residual)
