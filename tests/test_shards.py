@@ -1,0 +1,280 @@
+"""make_shards.py end to end: what it writes, what it refuses, and that a refusal leaves nothing behind."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import make_shards
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+from writer import store_picture
+
+SCRIPT = Path(make_shards.__file__)
+
+
+def draw(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), seed: int = 0, **options) -> None:
+    """Write a picture of noise; `size` is width, height."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path, **options)
+
+
+def draw_mask(path: Path, levels: tuple[int, int] = (0, 255), size: tuple[int, int] = (20, 16)) -> None:
+    """Write a mask whose left quarter is crack."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.full((size[1], size[0]), levels[0], np.uint8)
+    values[:, : size[0] // 4] = levels[1]
+    Image.fromarray(values).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder of ten pairs."""
+    for number in range(10):
+        draw(tmp_path / f"root/images/p{number}.jpg", seed=number)
+        draw_mask(tmp_path / f"root/masks/p{number}.png")
+    return tmp_path / "root"
+
+
+def run(*words) -> int:
+    return make_shards.main([str(word) for word in words])
+
+
+def refused(capsys, out: Path, *words) -> str:
+    """Run what must fail; returns its one line of error."""
+    before = sorted(out.parent.iterdir())
+    assert run(*words, "--out", out) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and message.endswith("\n")
+    assert sorted(out.parent.iterdir()) == before  # neither the output nor a partial folder
+    return message
+
+
+def read(directory: Path) -> list[dict]:
+    urls = [str(path) for path in sorted(directory.glob("*.tar"))]
+    return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+
+
+def test_two_runs_give_the_same_bytes(tree, tmp_path):
+    for out in ("a", "deep/er/b"):
+        words = [
+            "folder",
+            "--root",
+            tree,
+            "--out",
+            tmp_path / out,
+            "--shard-size",
+            "4",
+            "--ratio",
+            "train=0.7",
+            "val=0.3",
+        ]
+        done = subprocess.run([sys.executable, SCRIPT, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr
+        assert "7 samples in 2 shards" in done.stdout and "values {0, 255}: crack = 255" in done.stdout
+    first, second = tmp_path / "a", tmp_path / "deep/er/b"
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file()) and len(files) == 5
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
+
+
+def test_index_tells_what_is_there(tree, tmp_path):
+    draw_mask(tree / "masks/p3.png", (0, 0))
+    assert run("folder", "--root", tree, "--out", tmp_path / "out", "--shard-size", 4, "--licence", "CC0") == 0
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    assert (index["format"], index["samples"], index["licence"]) == ("cssr-shards-1", 10, "CC0")
+    assert index["empty_masks"] == 1
+    assert index["ratio"] is None and index["image_sizes"] == {"20x16": 10} and index["converted"] == {}
+    assert index["crack_share"] == pytest.approx(0.9 * 0.25)
+    assert [shard["samples"] for shard in index["shards"]] == [4, 4, 2]
+    for shard in index["shards"]:
+        data = (tmp_path / "out" / shard["name"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
+    assert str(tmp_path) not in (tmp_path / "out/index.json").read_text()
+
+
+def test_plain_webdataset_reads_the_samples(tree, tmp_path):
+    draw(tree / "images/sub/a.b.png", seed=77)
+    draw_mask(tree / "masks/sub/a.b.png")
+    assert run("folder", "--root", tree, "--out", tmp_path / "out", "--shard-size", 4) == 0
+    samples = read(tmp_path / "out")
+    assert [sample["__key__"] for sample in samples] == [f"p{number}" for number in range(10)] + ["sub_a_b"]
+    assert samples[2]["jpg"] == (tree / "images/p2.jpg").read_bytes()  # kept as it was
+    mask = Image.open(io.BytesIO(samples[2]["mask.png"]))
+    assert mask.mode == "1" and np.asarray(mask)[:, :5].all() and not np.asarray(mask)[:, 5:].any()
+    facts = json.loads(samples[-1]["json"])
+    assert facts == {
+        "key": "sub_a_b",
+        "source": "folder",
+        "origin": "images/sub/a.b.png",
+        "width": 20,
+        "height": 16,
+        "crack_share": 0.25,
+        "converted": None,
+    }
+
+
+def test_long_and_foreign_names_survive(tmp_path):
+    name = "Müller_" + "x" * 150
+    draw(tmp_path / f"root/images/{name}.jpg")
+    draw_mask(tmp_path / f"root/masks/{name}.png")
+    assert run("folder", "--root", tmp_path / "root", "--out", tmp_path / "out") == 0
+    assert [sample["__key__"] for sample in read(tmp_path / "out")] == [name]
+
+
+def test_ratio_parts_are_disjoint_complete_and_repeatable(tree, tmp_path):
+    words = ("folder", "--root", tree, "--ratio", "train=0.5", "val=0.25", "test=0.25")
+    keys = {}
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(*words, "--out", tmp_path / out, "--seed", seed) == 0
+        keys[out] = [[sample["__key__"] for sample in read(tmp_path / out / part)] for part in ("train", "val", "test")]
+    assert keys["a"] == keys["b"] != keys["c"]
+    assert sorted(sum(keys["a"], [])) == [f"p{number}" for number in range(10)]
+    assert len(keys["a"][0]) == 5 and all(part == sorted(part) for part in keys["a"])
+    index = json.loads((tmp_path / "a/val/index.json").read_text())
+    assert (index["ratio"], index["seed"], index["part"]) == ({"train": 0.5, "val": 0.25, "test": 0.25}, 1, "val")
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "reason"),
+    [
+        ("RGBA", "png", "RGBA to RGB"),
+        ("L", "png", "grey to RGB"),
+        ("L", "jpg", "grey to RGB"),
+        ("P", "png", "palette to RGB"),
+        ("1", "png", "1-bit to RGB"),
+        ("CMYK", "jpg", "CMYK to RGB"),
+        ("RGB", "tif", "TIFF to PNG"),
+        ("RGB", "bmp", "BMP to PNG"),
+        ("I;16", "png", "16-bit to 8-bit RGB"),
+        ("RGB", "png", None),
+        ("RGB", "jpg", None),
+    ],
+)
+def test_every_picture_is_stored_as_rgb(tmp_path, mode, suffix, reason):
+    path = tmp_path / f"a.{suffix}"
+    if mode == "I;16":
+        Image.fromarray((np.arange(320).reshape(16, 20) * 200).astype(np.uint16)).save(path)
+    else:
+        draw(path, mode)
+    stored = store_picture(path.read_bytes())
+    assert stored.converted == reason and (stored.width, stored.height) == (20, 16)
+    assert (stored.data == path.read_bytes()) == (reason is None)
+    image = Image.open(io.BytesIO(stored.data))
+    assert image.mode == "RGB" and image.format == {"jpg": "JPEG", "png": "PNG"}[stored.suffix]
+    if mode == "I;16":
+        assert np.asarray(image)[..., 0].max() == round(319 * 200 / 257)
+    elif mode == "RGBA":
+        assert (np.asarray(image) == np.asarray(Image.open(path))[..., :3]).all()
+
+
+def test_exif_orientation_is_applied(tree, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    draw(tree / "images/p4.jpg", size=(16, 20), exif=exif)  # lies on its side: upright it is 20 x 16
+    assert run("folder", "--root", tree, "--out", tmp_path / "out") == 0
+    assert "converted: 1 EXIF orientation applied" in capsys.readouterr().out
+    image = Image.open(io.BytesIO(read(tmp_path / "out")[4]["png"]))
+    lying = np.asarray(Image.open(tree / "images/p4.jpg"))
+    assert not image.getexif() and (np.asarray(image) == np.rot90(lying, -1)).all()
+
+
+def test_refuses_what_does_not_pair_up(tree, tmp_path, capsys):
+    out, words = tmp_path / "out", ("folder", "--root", tree)
+    (tree / "masks/p1.png").rename(tmp_path / "kept.png")
+    assert "missing mask: 1 of 10" in (message := refused(capsys, out, *words)) and "p1.jpg" in message
+    (tree / "images/p1.jpg").rename(tmp_path / "kept.jpg")
+    draw_mask(tree / "masks/more.png")
+    assert "missing image: 1 of 10" in (message := refused(capsys, out, *words)) and "more.png" in message
+    (tree / "masks/more.png").unlink()
+    draw(tree / "images/p2.png")
+    assert "duplicate key 'p2'" in refused(capsys, out, *words)
+    (tree / "images/p2.png").unlink()
+    for name in ("a_b", "a.b"):
+        draw(tree / f"images/{name}.jpg")
+        draw_mask(tree / f"masks/{name}.png")
+    assert "duplicate key 'a_b'" in refused(capsys, out, *words)
+
+
+def test_refuses_what_it_cannot_read(tree, tmp_path, capsys):
+    out, words = tmp_path / "deep/out", ("folder", "--root", tree, "--shard-size", 2)
+    out.parent.mkdir()
+    draw_mask(tree / "masks/p5.png", size=(10, 8))
+    assert "p5.jpg is 20x16, but its mask is 10x8" in refused(capsys, out, *words)
+    (tree / "masks/p5.png").write_bytes(b"no image")
+    assert "cannot read mask" in (message := refused(capsys, out, *words)) and "p5.png" in message
+    draw_mask(tree / "masks/p5.png")
+    data = (tree / "images/p7.jpg").read_bytes()
+    (tree / "images/p7.jpg").write_bytes(data[: len(data) // 2])
+    assert "images/p7.jpg: cannot read the image" in refused(capsys, out, *words)
+
+
+def test_refuses_missing_and_empty_folders(tree, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert "is not a folder" in refused(capsys, out, "folder", "--root", tmp_path / "nowhere")
+    assert "unknown split 'tran'" in (message := refused(capsys, out, "folder", "--root", tree, "--split", "tran"))
+    assert "no splits" in message
+    tree.rename(tmp_path / "train")
+    assert "choose with --split from: train" in refused(capsys, out, "folder", "--root", tmp_path)
+    (tmp_path / "bare/images").mkdir(parents=True)
+    assert "bare/images is empty" in refused(capsys, out, "folder", "--root", tmp_path / "bare")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("foldr",), "did you mean folder?"),
+        (("folder",), "--root"),
+        (("crackforest", "--root", ".", "--split", "x"), "split 'x'"),
+        (("synthetic", "--cuont", 3), "--cuont"),
+        (("synthetic", "--count", 0), "--count"),
+        (("synthetic", "--seed", -1), "--seed"),
+        (("synthetic", "--empty-share", 2), "--empty-share"),
+        (("synthetic", "--count", 3, "--shard-size", 0), "--shard-size"),
+        (("synthetic", "--ratio", "train"), "'train'"),
+        (("synthetic", "--ratio", "train=0.8", "val=0.1"), "adds up to 0.9"),
+        (("synthetic", "--count", 2, "--ratio", "train=0.9", "val=0.1"), "'val'"),
+    ],
+)
+def test_refuses_a_wrong_command_line(tmp_path, capsys, words, part):
+    assert part in refused(capsys, tmp_path / "out", *words)
+
+
+def test_refuses_an_output_that_exists(tree, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    assert run("folder", "--root", tree, "--out", out) == 0  # an empty folder is welcome
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert "exists and is not empty" in refused(capsys, out, "folder", "--root", tmp_path / "nowhere")
+    assert before == {path: path.read_bytes() for path in out.iterdir()}
+    assert "is no folder" in refused(capsys, tree / "images/p1.jpg", "folder", "--root", tree)
+
+
+def test_new_parents_go_when_the_run_fails(tree, tmp_path, capsys):
+    (tree / "images/p7.jpg").write_bytes(b"no image")
+    assert run("folder", "--root", tree, "--out", tmp_path / "new/er/out") == 2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_leaves_nothing(tmp_path, kind):
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, "synthetic", "--count", "100000", "--out", "out"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("out.partial-*/*.tar")) and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, kind)
+    message = process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and message.startswith("error: interrupted") and message.count("\n") == 1
+    assert not list(tmp_path.iterdir())

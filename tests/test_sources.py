@@ -1,0 +1,184 @@
+"""The dataset layouts, the rules that turn mask values into crack, and the drawn photographs."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import SHARED, need
+from PIL import Image
+from scipy.io import savemat
+from sources import SOURCES, Item
+from sources.folder import decide_by_levels, read_mask
+from synthesis import meander, render
+
+
+def pair(root: Path, name: str, mask: np.ndarray, folders=("images", "masks"), suffix: str = "png") -> None:
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((*mask.shape, 3), np.uint8)).save(root / folders[0] / f"{name}.jpg")
+    Image.fromarray(mask).save(root / folders[1] / f"{name}.{suffix}")
+
+
+def items(*masks) -> list[Item]:
+    return [
+        Item(str(number), "", bytes, lambda m=mask: np.asarray(m, np.uint8).reshape(1, -1))
+        for number, mask in enumerate(masks)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("masks", "sentence", "crack"),
+    [
+        (([0, 255], [0, 0]), "values {0, 255}: crack = 255", {255}),
+        (([0, 1], [0, 0]), "values {0, 1}: crack = 1", {1}),
+        (([1, 1],), "values {1}: crack = 1", {1}),
+        (([0, 0],), "values {0}: crack = value > 127", set()),
+        (([0, 200],), "values {0, 200}: crack = value > 127", {200}),
+        ((range(256),), "values 0..255: crack = value > 127", set(range(128, 256))),
+    ],
+)
+def test_one_rule_from_the_values_of_the_whole_set(masks, sentence, crack):
+    rule = decide_by_levels(items(*masks))
+    assert rule.sentence == sentence
+    seen = np.unique(np.concatenate([np.ravel(mask) for mask in masks]))
+    assert set(seen[rule.apply(seen)].tolist()) == crack
+
+
+@pytest.mark.parametrize("masks", [([0, 100],), ([0, 2], [0, 1]), ([0, 204, 255],), ([0, 1], [0, 255])])
+def test_unclear_values_need_a_threshold(masks):
+    with pytest.raises(ValueError, match="--threshold"):
+        decide_by_levels(items(*masks))
+    rule = decide_by_levels(items(*masks), threshold=1)
+    assert "crack = value > 1 (as chosen" in rule.sentence
+    assert rule.apply(np.array([0, 1, 2, 255])).tolist() == [False, False, True, True]
+
+
+def test_jpeg_masks_have_values_between(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, 5:14] = 255
+    pair(tmp_path, "a", mask, suffix="jpg")
+    source = SOURCES.build("folder", root=tmp_path)
+    rule = source.decide(source.items)
+    assert rule.sentence.endswith("crack = value > 127")
+    assert (rule.apply(source.items[0].mask()) == (mask > 0)).all()
+
+
+def test_mask_files_of_many_kinds(tmp_path):
+    grey = np.tile(np.array([0, 255, 0, 255], np.uint8), (4, 1))
+    path, opaque = tmp_path / "m.png", np.full((4, 4), 255, np.uint8)
+    palette = Image.fromarray((grey > 0).astype(np.uint8))
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    for image in (
+        Image.fromarray(grey),
+        Image.fromarray(grey > 0),
+        Image.fromarray(np.dstack([grey] * 3)),
+        Image.fromarray(np.dstack([grey, grey, grey, opaque])),
+        palette,
+    ):
+        image.save(path)
+        assert (read_mask(path) == grey).all()
+    for planes, why in (((grey, grey, grey, grey), "transparent"), ((grey, opaque, grey), "coloured")):
+        Image.fromarray(np.dstack(planes)).save(path)
+        with pytest.raises(ValueError, match=why):
+            read_mask(path)
+    Image.fromarray(grey.astype(np.uint16)).save(path)
+    with pytest.raises(ValueError, match="8-bit"):
+        read_mask(path)
+
+
+def test_folder_ignores_what_is_no_image(tmp_path):
+    pair(tmp_path / "val", "a", np.full((4, 4), 255, np.uint8))
+    for name in ("images/Thumbs.db", "images/.hidden.jpg", "masks/notes.txt"):
+        (tmp_path / "val" / name).write_bytes(b"")
+    source = SOURCES.build("folder", root=tmp_path, split="val")
+    assert [(item.key, item.origin) for item in source.items] == [("a", "val/images/a.jpg")]
+
+
+def test_khanhha_names_its_sets(tmp_path):
+    names = {
+        "CRACK500_2016_1": "CRACK500",
+        "noncrack_noncrack_wall_1": "noncrack",
+        "CFD001": "CFD",
+        "cracktree200_62": "cracktree200",
+    }
+    for name in names:
+        pair(tmp_path / "test", name, np.zeros((4, 4), np.uint8), suffix="jpg")
+    source = SOURCES.build("khanhha", root=tmp_path, split="test")
+    assert {item.key: item.extra["set"] for item in source.items} == names
+    assert source.decide(source.items).sentence == "JPEG masks, values 0..255: crack = value > 127"
+    with pytest.raises(ValueError, match="choose with --split from: test"):
+        SOURCES.build("khanhha", root=tmp_path)
+
+
+def test_crackforest_takes_label_two(tmp_path):
+    labels = np.array([[1, 2, 3], [4, 2, 1]], np.uint8)
+    pair(tmp_path, "001", labels, ("image", "groundTruth"))
+    (tmp_path / "groundTruth/001.png").unlink()
+    savemat(tmp_path / "groundTruth/001.mat", {"groundTruth": {"Segmentation": labels, "Boundaries": labels * 0}})
+    source = SOURCES.build("crackforest", root=tmp_path)
+    rule = source.decide(source.items)
+    assert "3 and 4" in rule.sentence and (rule.apply(source.items[0].mask()) == (labels == 2)).all()
+    (tmp_path / "groundTruth/001.mat").write_bytes(b"no mat file")
+    with pytest.raises(ValueError, match="001.mat"):
+        source.items[0].mask()
+
+
+def test_real_crackforest():
+    source = SOURCES.build("crackforest", root=need(SHARED / "data/crackforest"))
+    masks = [source.decide([]).apply(item.mask()) for item in source.items[:5]]
+    assert len(source.items) == 24 and all(mask.shape == (320, 480) and 0 < mask.mean() < 0.1 for mask in masks)
+
+
+def test_real_folder():
+    source = SOURCES.build("folder", root=need(SHARED / "data/uav315"), split="val")
+    assert len(source.items) == 63 and source.decide(source.items).sentence == "values {0, 255}: crack = 255"
+
+
+def test_drawn_pictures_depend_on_seed_and_number_alone():
+    first, mask = render(5, 3, 96)
+    render(5, 4, 96)
+    again, same = render(5, 3, 96)
+    assert first.dtype == np.uint8 and first.shape == (96, 96, 3) and mask.dtype == bool and mask.shape == (96, 96)
+    assert (first == again).all() and (mask == same).all()
+    assert (render(6, 3, 96)[0] != first).any() and (render(5, 4, 96)[0] != first).any()
+
+
+def test_drawn_cracks_are_plausible():
+    masks = [render(0, number)[1] for number in range(60)]
+    cracked = [mask for mask in masks if mask.any()]
+    assert 1 <= len(masks) - len(cracked) <= 20  # 15 % are meant to be empty
+    widths = [
+        2 * cv2.distanceTransform(np.pad(mask, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5).max() - 1
+        for mask in cracked
+    ]
+    assert min(widths) >= 1 and max(widths) <= 12 and np.median(widths) < 7
+    assert 0.005 < np.mean([mask.mean() for mask in masks]) < 0.04 and max(mask.mean() for mask in masks) < 0.12
+
+
+def test_drawn_cracks_are_darker_than_their_surroundings():
+    for number in range(12):
+        photo, mask = render(2, number, empty_share=0)
+        beside = cv2.dilate(mask.astype(np.uint8), np.ones((13, 13))).astype(bool) & ~mask
+        assert photo[mask].mean() < 0.93 * photo[beside].mean()
+
+
+def test_share_of_empty_pictures():
+    assert not any(render(0, number, 48, empty_share=1)[1].any() for number in range(5))
+    assert all(render(0, number, 64, empty_share=0)[1].any() for number in range(20))
+
+
+def test_meander_keeps_its_ends_and_steps():
+    path = meander(np.random.default_rng(0), np.zeros(2), np.array([100.0, 0]), 0.1, 0.9)
+    assert path[0].tolist() == [0, 0] and path[-1].tolist() == [100, 0]
+    assert np.linalg.norm(np.diff(path, axis=0), axis=1).max() < 8 and np.abs(path[:, 1]).max() > 1
+
+
+def test_synthetic_items_pair_picture_and_mask(tmp_path):
+    source = SOURCES.build({"name": "synthetic", "count": 3, "size": 64, "seed": 1})
+    for number, item in enumerate(source.items):
+        photo, mask = render(1, number, 64)
+        decoded = cv2.imdecode(np.frombuffer(item.image(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        assert (item.mask() == mask).all() and np.abs(decoded.astype(int) - photo).mean() < 6
+    assert json.dumps(source.licence)
