@@ -1,0 +1,231 @@
+"""Checkpoints: consolidated, by parameter name, and in place only when whole.
+
+A checkpoint is a directory `checkpoints/step_00001000` with `model.safetensors`, `ema.safetensors` (where there is an
+average), `optimizer.safetensors` (moments as `parameter/moment`) and `state.json` (step, samples seen, settings,
+versions). It holds no generator state: all randomness is a function of the seed and the samples seen. It appears by one
+rename, so a directory of that name is complete.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cssr import __version__
+from cssr.config import Config, from_dict, to_dict
+from cssr.models.joint import JointModel, build_model, load_weights, read_export
+
+_PARTIAL = ".partial"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file that is either the old or the new one, never a part."""
+    temporary = path.with_name(f"{path.name}{_PARTIAL}-{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    samples: int,
+    config: Config,
+    model: JointModel,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None,
+) -> Path:
+    """Write `run_dir/checkpoints/step_N`; what is there under that name already stays."""
+    final = run_dir / "checkpoints" / f"step_{step:08d}"
+    if final.is_dir():
+        return final
+    partial = final.with_name(f"{final.name}{_PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    moments, scalars = _optimizer_state(model, optimizer)
+    tensors = {"model": model.state_dict(), "optimizer": moments} | ({"ema": ema.state_dict()} if ema else {})
+    for name, state in tensors.items():
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in state.items()}, partial / f"{name}.safetensors"
+        )
+    state = {
+        "step": step,
+        "samples": samples,
+        "optimizer_scalars": scalars,
+        "config": to_dict(config),
+        "versions": {"cssr": __version__, "torch": torch.__version__},
+    }
+    (partial / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    _sync(partial)
+    os.rename(partial, final)
+    _sync(final.parent)
+    return final
+
+
+def _sync(directory: Path) -> None:
+    """Have a directory and the files in it on disk before going on."""
+    for path in [*(p for p in directory.iterdir() if p.is_file()), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state by parameter name: tensors as `parameter/key`, and the rest."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    entries = {f"{names[p]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
+    tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in entries.items() if key not in tensors}
+
+
+def load_checkpoint(
+    path: Path, model: JointModel, optimizer: torch.optim.Optimizer, ema: nn.Module | None
+) -> dict[str, Any]:
+    """Fill model, optimizer and average from a checkpoint; returns its state (step, samples, config).
+
+    Raises: ValueError, one line, where it is of another architecture or has no average that the run wants.
+    """
+    state = read_state(path)
+    load_weights(model, path / "model.safetensors")
+    if ema is not None:
+        if not (path / "ema.safetensors").is_file():
+            raise ValueError(
+                f"optim.ema is set, but {path} holds no average: use another train.run_dir, or train.init_from"
+            )
+        load_weights(ema, path / "ema.safetensors")
+    entries = {**load_file(path / "optimizer.safetensors"), **state["optimizer_scalars"]}
+    _fill_optimizer(model, optimizer, entries)
+    return state
+
+
+def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, entries: Mapping[str, Any]) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]
+    by_name: dict[str, dict[str, Any]] = {}
+    for key, value in entries.items():
+        name, _, moment = key.rpartition("/")
+        by_name.setdefault(name, {})[moment] = value
+    state_dict = optimizer.state_dict()
+    state_dict["state"] = {index: by_name[name] for index, name in enumerate(ordered) if name in by_name}
+    optimizer.load_state_dict(state_dict)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The `state.json` of a checkpoint; ValueError if it is damaged."""
+    try:
+        return json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(f"checkpoint {path} is damaged: delete it to go on from the one before") from None
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = (run_dir / "checkpoints").glob("step_*")
+    return sorted(path for path in found if path.is_dir() and path.name[5:].isdigit())
+
+
+def read_best(run_dir: Path) -> dict[str, Any] | None:
+    """{"checkpoint", "measure", "value"} of the best checkpoint, or None."""
+    path = run_dir / "checkpoints" / "best.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_best(run_dir: Path, checkpoint: Path, measure: str, value: float) -> None:
+    """Name the best checkpoint; rotation spares it."""
+    best = {"checkpoint": checkpoint.name, "measure": measure, "value": value}
+    write_atomic(run_dir / "checkpoints" / "best.json", json.dumps(best))
+
+
+def rotate(run_dir: Path, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep` and the best, and what an interrupted write has left."""
+    best = read_best(run_dir)
+    spared = {path.name for path in checkpoints(run_dir)[-keep:]} | ({best["checkpoint"]} if best else set())
+    for path in checkpoints(run_dir):
+        if path.name not in spared:
+            shutil.rmtree(path)
+    for path in (run_dir / "checkpoints").glob(f"*{_PARTIAL}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def choose(run_dir: Path, which: str) -> Path:
+    """The checkpoint `last`, `best` or of a step; ValueError lists what there is."""
+    there = checkpoints(run_dir)
+    best = read_best(run_dir)
+    names = {path.name: path for path in there}
+    if which == "last" and there:
+        return there[-1]
+    if which == "best" and best and best["checkpoint"] in names:
+        return names[best["checkpoint"]]
+    if which.isdigit() and f"step_{int(which):08d}" in names:
+        return names[f"step_{int(which):08d}"]
+    raise ValueError(f"no checkpoint {which!r} in {run_dir}; there are: {', '.join(names) or 'none'}")
+
+
+def export(run_dir: Path, config: Config, path: Path, resampler: str) -> Path:
+    """Write `run_dir/export` from a checkpoint: weights, settings, and where they come from."""
+    state = read_state(path)
+    averaged = config.train.export_ema and (path / "ema.safetensors").is_file()
+    model = build_model(config.model)
+    load_weights(model, path / ("ema.safetensors" if averaged else "model.safetensors"))
+    partial, final = run_dir / f"export{_PARTIAL}", run_dir / "export"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(
+        partial,
+        degradation=config.degradation,
+        resampler=resampler,
+        step=state["step"],
+        samples=state["samples"],
+        averaged_weights=averaged,
+    )
+    _sync(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(partial, final)
+    return final
+
+
+def load_model(path: str | Path, which: str = "export") -> JointModel:
+    """The model of a run or of an export, in evaluation mode; nothing is downloaded.
+
+    Args:
+        path: run directory or export directory.
+        which: of a run: `export`, `best`, `last`, or a step; a checkpoint gives the weights that it would export.
+    """
+    path = Path(path)
+    if which == "export":
+        return JointModel.from_pretrained(_export_in(path))
+    checkpoint = choose(path, which)
+    config = run_config(checkpoint)
+    averaged = config.train.export_ema and (checkpoint / "ema.safetensors").is_file()
+    model = build_model(config.model)
+    load_weights(model, checkpoint / ("ema.safetensors" if averaged else "model.safetensors"))
+    return model.eval()
+
+
+def run_config(checkpoint: Path) -> Config:
+    """The settings with which a checkpoint was written."""
+    return from_dict(read_state(checkpoint)["config"])
+
+
+def degradation_of(path: str | Path, which: str = "export") -> Mapping[str, Any]:
+    """The degradation with which a run or export was trained."""
+    if which == "export":
+        return read_export(_export_in(Path(path))).get("degradation") or {"name": "downsample"}
+    return run_config(choose(Path(path), which)).degradation
+
+
+def _export_in(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"no run or export at {path}")
+    if not (path / "config.json").is_file() and (path / "config.yaml").is_file() and not (path / "export").is_dir():
+        raise ValueError(f"{path} has no export yet: its training has not finished; choose --checkpoint last or best")
+    return path / "export" if (path / "export").is_dir() else path
