@@ -1,0 +1,120 @@
+"""What a run tells: metrics.jsonl always, TensorBoard and Weights & Biases on wish, and progress with the time left."""
+
+import importlib.util
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.tracking import GeneralTracker
+from tqdm import tqdm
+
+from cssr.config import TrainConfig
+
+
+class JsonlTracker(GeneralTracker):
+    """`metrics.jsonl`: one line a logged step, flushed as it is written."""
+
+    name = "jsonl"
+    requires_logging_directory = False
+
+    def __init__(self, path: Path):
+        super().__init__(_blank=True)
+        self.path = path
+
+    @property
+    def tracker(self) -> Path:
+        return self.path
+
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        append_line(self.path, {"step": step, **values})
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Append one JSON object to a file of lines."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def truncate_lines(path: Path, step: int) -> None:
+    """Drop the lines after `step` (and a half-written last one), so that a resumed run has no step twice."""
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def trackers(train: TrainConfig, run_dir: Path) -> list[Any]:
+    """What accelerate should log to."""
+    chosen: list[Any] = [JsonlTracker(run_dir / "metrics.jsonl")]
+    if train.tensorboard and importlib.util.find_spec("tensorboard"):
+        chosen.append("tensorboard")
+    if train.wandb:
+        if not importlib.util.find_spec("wandb"):
+            raise ValueError("train.wandb is set, but wandb is not installed: pip install 'cssr[wandb]'")
+        chosen.append("wandb")
+    return chosen
+
+
+def memory_gib(device: torch.device) -> float:
+    """Largest memory used so far: the device's allocator's, or this process's on a CPU; GiB."""
+    backend = getattr(torch, device.type, None)
+    if device.type != "cpu" and hasattr(backend, "max_memory_allocated"):
+        return backend.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Console:
+    """Progress for a person: a bar on a terminal, plain lines with the time left elsewhere, and a copy in `log.txt`."""
+
+    def __init__(self, total: int, done: int, path: Path | None, enabled: bool):
+        self.total, self.start, self.began, self.path, self.enabled = total, done, time.monotonic(), path, enabled
+        terminal = enabled and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if terminal else None
+
+    def line(self, text: str) -> None:
+        """Say something."""
+        if not self.enabled:
+            return
+        tqdm.write(text, file=sys.stderr) if self.bar else print(text, flush=True)
+        if self.path:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def step(self) -> None:
+        """One step is done."""
+        if self.bar:
+            self.bar.update()
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """The logged values of a step, with the time left."""
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, float))
+        if self.bar:
+            self.bar.set_postfix_str(text.replace("  ", " "))
+        left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.total - step)
+        if self.enabled and not self.bar:
+            self.line(f"step {step}/{self.total}  {text}  left {duration(left)}")
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self.bar:
+            self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,73 @@
+"""Pictures: strips of LQ, SR, HR, probability and mask side by side, and overlays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cssr.batch import Batch, Outputs
+
+_CRACK = np.array([255, 40, 40], np.float32)  # overlay colour, RGB
+_GAP = 4  # pixels between panels
+
+
+def to_image(x: Tensor) -> np.ndarray:
+    """C H W float (0..1; C 3 or 1) as H W 3 uint8, clipped and rounded."""
+    array = (x.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.6) -> np.ndarray:
+    """Crack pixels tinted red: H W 3 uint8 and H W bool -> H W 3 uint8."""
+    tinted = image.astype(np.float32)
+    tinted[mask] = (1 - strength) * tinted[mask] + strength * _CRACK
+    return tinted.round().astype(np.uint8)
+
+
+def sample_panels(batch: Batch, outputs: Outputs, index: int) -> dict[str, np.ndarray]:
+    """The panels of one sample by title: LQ (pixels enlarged), SR, HR, probability, mask; all of HR size."""
+    size = batch.hr.shape[-2:]
+    lq = F.interpolate(batch.lq[index : index + 1].float(), size=size, mode="nearest")[0]
+    height, width = batch.lq.shape[-2:]
+    return {
+        f"LQ {width}x{height}": to_image(lq),
+        "SR": to_image(outputs.sr[index]),
+        "HR": to_image(batch.hr[index]),
+        "probability": to_image(outputs.logits[index].sigmoid()),
+        "mask": to_image(batch.mask[index]),
+    }
+
+
+def strip(rows: Sequence[dict[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
+    """Rows of titled panels as one picture; `captions` stand above the rows."""
+    pictures = [_row(panels, caption) for panels, caption in zip(rows, [*captions, *[""] * len(rows)])]
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
+def _row(panels: dict[str, np.ndarray], caption: str) -> Image.Image:
+    font, head = ImageFont.load_default(13), 20 * (2 if caption else 1)
+    width = sum(p.shape[1] + _GAP for p in panels.values()) + _GAP
+    row = Image.new("RGB", (width, max(p.shape[0] for p in panels.values()) + head + _GAP), "white")
+    draw, left = ImageDraw.Draw(row), _GAP
+    draw.text((_GAP, 2), caption, fill="black", font=font)
+    for title, panel in panels.items():
+        draw.text((left, head - 18), title, fill="black", font=font)
+        row.paste(Image.fromarray(panel), (left, head))
+        left += panel.shape[1] + _GAP
+    return row
+
+
+def save_picture(image: Image.Image | np.ndarray, path: Path) -> Path:
+    """Write a PNG, making its directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
+    return path
