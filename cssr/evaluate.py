@@ -1,0 +1,290 @@
+"""Evaluation by the papers' measures: `accelerate launch cssr/evaluate.py RUN_OR_EXPORT --data SHARDS`."""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from cssr import __version__, metrics
+from cssr.batch import Batch, Outputs
+from cssr.checkpoint import degradation_of, load_model, write_atomic
+from cssr.config import to_dict
+from cssr.data import eval_stream
+from cssr.degradations import DEGRADATIONS
+from cssr.models.joint import JointModel
+from cssr.visualize import sample_panels, save_picture, strip
+
+RESULTS_FORMAT = "cssr-results-1"
+_PICTURED = 3  # images shown of the best, of the median and of the worst
+
+
+def accelerator(**arguments: Any) -> Accelerator:
+    """The accelerate engine; without a GPU (and without DeepSpeed) it is asked for the CPU, which launch files cannot.
+
+    Raises: ValueError where the world is not the one that the launcher promised.
+    """
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    engine = Accelerator(cpu=not torch.accelerator.is_available() and not deepspeed, **arguments)
+    promised = int(os.environ.get("WORLD_SIZE", "1"))
+    if engine.num_processes != promised:
+        raise ValueError(
+            f"the launcher promised {promised} processes, accelerate runs {engine.num_processes}: "
+            "use one of the launch files in launch/"
+        )
+    return engine
+
+
+def evaluate(
+    model: JointModel,
+    batches: Iterable[Batch],
+    degrade: Callable,
+    device: torch.device,
+    distances: bool = False,
+    tile: int = 0,
+    show: Callable[[Batch, Outputs], None] | None = None,
+) -> list[dict[str, Any]]:
+    """One row of counts and measures for each sample of `batches`, in order; nothing is exchanged between ranks.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        degrade: HR to (LQ, kernel), from the zoo.
+        distances: whether HD95 and MSD are computed (slow).
+        tile: side, LQ pixels, of the tiles in which larger images are evaluated; 0: never.
+        show: called with every batch and its outputs.
+    """
+    rows: list[dict[str, Any]] = []
+    for batch in batches:
+        batch, outputs = infer(model, batch, degrade, device, tile)
+        rows += measure(batch, outputs, distances)
+        if show:
+            show(batch, outputs)
+    return rows
+
+
+@torch.no_grad()
+def infer(
+    model: JointModel, batch: Batch, degrade: Callable, device: torch.device, tile: int = 0
+) -> tuple[Batch, Outputs]:
+    """The batch on the device, degraded, and what the model makes of it (float32)."""
+    batch = batch.to(device)
+    lq, kernel = degrade(batch.hr, batch.seed)
+    return dataclasses.replace(batch, lq=lq, kernel=kernel), model.infer(lq, tile).float()
+
+
+def measure(batch: Batch, outputs: Outputs, distances: bool) -> list[dict[str, Any]]:
+    """The rows of a batch: key, pixel counts at every threshold, image measures, surface distances on request."""
+    prob, sr = outputs.logits.sigmoid(), outputs.sr.clamp(0, 1)
+    counts = metrics.threshold_counts(prob, batch.mask)
+    columns: dict[str, Sequence[Any]] = {
+        "key": batch.key,
+        **{name: getattr(counts, name).tolist() for name in ("tp", "fp", "fn")},
+        "pixels": [batch.mask[0].numel()] * len(batch),
+        "mse": metrics.mse(sr, batch.hr).tolist(),
+        "psnr": metrics.psnr(sr, batch.hr).tolist(),
+        "ssim": metrics.ssim(sr, batch.hr).tolist(),
+        "kernel_psnr": _kernel_psnr(batch.kernel, outputs.kernel, len(batch)),
+    }
+    if distances:
+        found = metrics.surface_distances(prob, batch.mask, percentiles=(95,))
+        columns |= {"hd95": found["hd95"].tolist(), "msd": found["msd"].tolist()}
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
+def _kernel_psnr(true: Tensor | None, predicted: Tensor | None, count: int) -> list[float | None]:
+    if true is None or predicted is None:
+        return [None] * count
+    return metrics.kernel_psnr(predicted, true).tolist()
+
+
+def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all ranks, each sample once, sorted by key; one exchange at the end."""
+    return sorted(gather_object(rows), key=lambda row: row["key"])
+
+
+def results(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
+    """What `results.json` holds: measures, their definitions, curves, and each image; infinite values are null."""
+    aggregated = metrics.aggregate(rows)
+    best = metrics.THRESHOLDS.tolist().index(_nearest(aggregated["image"]["iou_max_threshold"]))
+    per_image = [
+        {
+            "key": row["key"],
+            "iou": float(metrics.iou(row["tp"], row["fp"], row["fn"])[best]),
+            **{k: v for k, v in row.items() if k != "key"},
+        }
+        for row in rows
+    ]
+    return _finite(
+        {
+            "format": RESULTS_FORMAT,
+            "cssr_version": __version__,
+            **facts,
+            "images": len(rows),
+            "metrics": aggregated,
+            "definitions": metrics.definitions()
+            | {"per_image.iou": "IoU of the image at the threshold of metrics.image.iou_max_threshold"},
+            "curves": metrics.iou_curve(rows),
+            "per_image": per_image,
+        }
+    )
+
+
+def _nearest(threshold: float) -> float:
+    return min(metrics.THRESHOLDS.tolist(), key=lambda t: abs(t - threshold))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def pictured_rows(per_image: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Keys of the best, the median and the worst images by IoU, among those with a crack."""
+    cracked = [row for row in per_image if row["tp"][0] + row["fn"][0] > 0] or per_image
+    ranked = [row["key"] for row in sorted(cracked, key=lambda row: (-row["iou"], row["key"]))]
+    middle = max(0, len(ranked) // 2 - 1)
+    return {
+        "best": ranked[:_PICTURED],
+        "median": ranked[middle : middle + _PICTURED],
+        "worst": ranked[::-1][:_PICTURED],
+    }
+
+
+def draw_pictures(
+    found: dict[str, Any],
+    out: Path,
+    model: JointModel,
+    degrade: Callable,
+    device: torch.device,
+    batches: Iterable[Batch],
+    tile: int,
+) -> None:
+    """Strips of the best, median and worst images under `out/pictures`."""
+    wanted = pictured_rows(found["per_image"])
+    iou, panels = {row["key"]: row["iou"] for row in found["per_image"]}, {}
+    for batch in batches:
+        if any(key in keys for keys in wanted.values() for key in batch.key):
+            batch, outputs = infer(model, batch, degrade, device, tile)
+            panels |= {key: sample_panels(batch, outputs, i) for i, key in enumerate(batch.key)}
+    for name, keys in wanted.items():
+        captions = [f"{key}   IoU {iou[key]:.3f}" for key in keys]
+        save_picture(strip([panels[key] for key in keys], captions), out / "pictures" / f"{name}.png")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    options = _parser().parse_args(arguments)
+    try:
+        engine = accelerator()
+        _run(options, engine)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    engine.end_training()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="accelerate launch cssr/evaluate.py", description=__doc__)
+    parser.add_argument("model", type=Path, help="run directory or export directory")
+    parser.add_argument("--data", required=True, help="shard directory to evaluate on")
+    parser.add_argument("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
+    parser.add_argument("--out", type=Path, help="where results.json and pictures go (default: MODEL/evaluations/DATA)")
+    parser.add_argument("--distances", action="store_true", help="also HD95 and MSD at 99 thresholds (slower)")
+    parser.add_argument(
+        "--degradation", help="another one than in training, as YAML: '{name: gaussian, sigma: [1, 2]}'"
+    )
+    parser.add_argument("--name", help="how reports call this result (default: the model's directory)")
+    parser.add_argument("--batch-size", type=int, default=4, help="images of equal size evaluated together (4)")
+    parser.add_argument(
+        "--tile", type=int, default=0, help="LQ pixels a side of tiles for large images (0: whole images)"
+    )
+    parser.add_argument("--limit", type=int, help="evaluate the first images only")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes per rank (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the degradation (0)")
+    return parser
+
+
+def _run(options: argparse.Namespace, engine: Accelerator) -> None:
+    model = load_model(options.model, options.checkpoint).to(engine.device)
+    component = (
+        yaml.safe_load(options.degradation)
+        if options.degradation
+        else degradation_of(options.model, options.checkpoint)
+    )
+    degrade = DEGRADATIONS.build(component, scale=model.scale)
+
+    def stream(rank: int, world: int) -> Iterable[Batch]:
+        return eval_stream(
+            options.data,
+            model.scale,
+            options.batch_size,
+            options.seed,
+            rank,
+            world,
+            options.limit,
+            options.workers,
+            name="--data",
+        )
+
+    batches = tqdm(
+        stream(engine.process_index, engine.num_processes),
+        desc="evaluate",
+        unit="batch",
+        disable=not engine.is_main_process or not sys.stderr.isatty(),
+    )
+    rows = gather_rows(evaluate(model, batches, degrade, engine.device, options.distances, options.tile))
+    if not engine.is_main_process:
+        return
+    if not rows:
+        raise ValueError(f"--data: no samples in {options.data}")
+    out = options.out or options.model / "evaluations" / Path(options.data).name
+    found = results(rows, _facts(options, model, component, degrade))
+    out.mkdir(parents=True, exist_ok=True)
+    draw_pictures(found, out, model, degrade, engine.device, stream(0, 1), options.tile)
+    write_atomic(out / "results.json", json.dumps(found, indent=1))
+    print(summary(found, out))
+
+
+def _facts(options: argparse.Namespace, model: JointModel, component: Any, degrade: Callable) -> dict[str, Any]:
+    return {
+        "name": options.name or options.model.resolve().name,
+        "model": str(options.model),
+        "checkpoint": options.checkpoint,
+        "data": str(options.data),
+        "scale": model.scale,
+        "degradation": component,
+        "resampler": degrade.resampler,
+        "seed": options.seed,
+        "tile": options.tile,
+        "limit": options.limit,
+        "model_settings": to_dict(model.config),
+    }
+
+
+def summary(found: dict[str, Any], out: Path) -> str:
+    """The main figures on a few lines."""
+    image, pooled = found["metrics"]["image"], found["metrics"]["pooled"]
+    names = ("iou_max", "aiu", "f1", "hd95_min", "ahd95", "psnr", "ssim")
+    shown = {
+        label: "  ".join(f"{n} {values[n]:.4g}" for n in names if values[n] is not None)
+        for label, values in (("per image", image), ("pooled", pooled))
+    }
+    lines = [f"{found['name']} on {found['data']}: {found['images']} images"]
+    return "\n".join([*lines, *(f"  {label:<10}{text}" for label, text in shown.items()), f"  written to {out}"])
+
+
+if __name__ == "__main__":
+    main()

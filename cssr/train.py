@@ -1,0 +1,413 @@
+"""Joint training: `accelerate launch [--config_file launch/X.yaml] cssr/train.py configs/Y.yaml [a.b=c ...]`.
+
+The whole program, in order: settings, data, model, engine, resume, loop (step, log, validate, save), export. To resume,
+run the same command again. Progress is counted in steps for people and in samples seen for everything that changes.
+"""
+
+import dataclasses
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from cssr import checkpoint as store
+from cssr import metrics
+from cssr.batch import Batch
+from cssr.config import Config, describe, load_config, save_config, to_dict
+from cssr.data import Damage, eval_stream, open_train_sets, train_stream
+from cssr.degradations import DEGRADATIONS
+from cssr.evaluate import accelerator, evaluate, gather_rows
+from cssr.lanes import check_split, draw_seed
+from cssr.log import Console, append_line, memory_gib, trackers, truncate_lines
+from cssr.models.joint import build_model, load_weights
+from cssr.optim import LearningRate, build_optimizer, held_groups, zero_held_gradients
+from cssr.schedules import Progress
+from cssr.task import Task
+from cssr.visualize import sample_panels, save_picture, strip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\nSettings, their defaults and meaning:\n\n{describe()}")
+        return
+    try:
+        recipe = None if "=" in arguments[0] else arguments[0]
+        run = Run(load_config(recipe, arguments[recipe is not None :]))
+    except ValueError as error:  # every rank finds the same mistake: one tells
+        sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+    try:
+        run.train()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+class Run:
+    """A training run: what its stages share."""
+
+    def __init__(self, config: Config):
+        self.config, self.dir = config, Path(config.train.run_dir)
+        # Settings and data: every mistake of the user is found here, before anything is built or written.
+        writes = not config.train.dry_run
+        self.engine: Accelerator = accelerator(
+            log_with=trackers(config.train, self.dir) if writes else None,
+            project_config=ProjectConfiguration(project_dir=str(self.dir), logging_dir=str(self.dir / "tensorboard")),
+        )
+        world = self.engine.num_processes
+        self.micro_batch = config.train.micro_batch or max(config.train.batch_size // world, 1)
+        check_split(config.data.lanes, config.train.batch_size, world, config.data.workers, self.micro_batch)
+        self.accumulation = config.train.batch_size // (world * self.micro_batch)
+        open_train_sets(config.data)
+        self.validates = config.train.val_every > 0 and config.data.val is not None
+        if config.train.best not in metrics.KEYS:
+            raise ValueError(
+                f"train.best: unknown measure {config.train.best!r}; choose from {', '.join(metrics.KEYS)}"
+            )
+        # Model, optimizer, degradation.
+        self.progress = self._progress(0)
+        resumes = writes and bool(store.checkpoints(self.dir))
+        torch.manual_seed(config.train.seed)
+        model = build_model(config.model, fresh=not resumes and config.train.init_from is None)
+        if config.train.init_from and not resumes:
+            _init_from(model, config.train.init_from)
+        self.task = Task(model, config)
+        self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
+        self.learning_rate = LearningRate(config)
+        optimizer = build_optimizer(model, config)
+        self.engine_task, self.engine_optimizer = self.engine.prepare(self.task, optimizer)
+        self.optimizer = optimizer
+        self.model = model
+        settings = config.optim
+        self.ema = ModelEmaV3(model, decay=settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
+        self.step, self.best, self.changed = 0, None, []
+        self.stopping = False
+        self.control = (
+            torch.distributed.new_group(backend="gloo") if world > 1 else None
+        )  # small talk between ranks' CPUs
+
+    # ---- the run ----
+
+    def train(self) -> None:
+        """Resume, or begin; then step until the end."""
+        config, engine = self.config, self.engine
+        if config.train.dry_run:
+            return self._dry_run()
+        self._resume()
+        if self.step >= config.train.steps and (self.dir / "export").is_dir():
+            if engine.is_main_process:
+                print(
+                    f"{self.dir} is finished: {self.step} steps, export in {self.dir / 'export'}. "
+                    "For more, raise train.steps; for another run, choose another train.run_dir."
+                )
+            return None
+        self._begin()
+        signal.signal(signal.SIGTERM, self._stop)
+        stream = self._stream()
+        while self.step < config.train.steps and not self._should_stop():
+            self._log(self._train_step(stream))
+            if self._due(config.train.val_every) and self.validates:
+                self._validate()
+            if self._due(config.train.save_every):
+                self._save()
+            self.console.step()
+        self._save()
+        if self.step >= config.train.steps:
+            self._export()
+        else:
+            self.console.line(
+                f"stopped at step {self.step} on SIGTERM, checkpoint written; the same command goes on from here"
+            )
+        self.console.close()
+        engine.end_training()
+        return None
+
+    def _train_step(self, stream: Iterator[Batch]) -> dict[str, float]:
+        """One optimizer step over the global batch; returns its mean losses over all ranks, where they are logged."""
+        config, engine = self.config, self.engine
+        self.progress = self._progress(self.step)
+        phase = self.task.phase(self.progress)
+        held = held_groups(phase)
+        self.task.hold_still(held)
+        self.lr = self.learning_rate.apply(self.optimizer, self.progress, phase)
+        # Dropout depends on (seed, samples seen, rank) alone, so a resumed run draws what an uninterrupted one does.
+        torch.manual_seed(draw_seed(config.train.seed, self.progress.samples, engine.process_index))
+        totals: dict[str, Tensor] = {}
+        for micro in range(self.accumulation):
+            batch = self._next(stream)
+            last = micro == self.accumulation - 1
+            with nullcontext() if last else engine.no_sync(self.engine_task):
+                terms = self.engine_task(batch, self.progress)
+                engine.backward(terms["loss"] / self.accumulation)
+            totals = {name: totals.get(name, 0) + value.detach() / self.accumulation for name, value in terms.items()}
+        zero_held_gradients(self.optimizer, held)
+        if config.optim.clip_norm is not None:
+            engine.clip_grad_norm_(self.engine_task.parameters(), config.optim.clip_norm)
+        self.engine_optimizer.step()
+        self.engine_optimizer.zero_grad()
+        self.step += 1
+        if self.ema:
+            self.ema.update(self.model, step=self.step)
+        return totals
+
+    def _next(self, stream: Iterator[Batch]) -> Batch:
+        """The next micro-batch on the device, degraded; the wait for it is counted."""
+        began = time.monotonic()
+        batch = next(stream)
+        self.waited += time.monotonic() - began
+        batch = batch.to(self.engine.device)
+        with torch.no_grad():
+            lq, kernel = self.degrade(batch.hr, batch.seed)
+        return dataclasses.replace(batch, lq=lq, kernel=kernel)
+
+    # ---- what is logged, validated and saved ----
+
+    def _log(self, totals: dict[str, Tensor]) -> None:
+        if not self._due(self.config.train.log_every) and self.step != 1:
+            return
+        names = list(totals)
+        values = self.engine.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
+        now = time.monotonic()
+        steps = self.step - self.logged_step
+        found: dict[str, Any] = dict(zip(names, values)) | {
+            "beta": float(self.task.beta(self.progress)),
+            "lr": self.lr,
+            "phase": self.task.phase(self.progress).name,
+            "images_per_s": steps * self.config.train.batch_size / max(now - self.logged_at, 1e-9),
+            "data_wait": self.waited / steps,
+            "memory_gib": memory_gib(self.engine.device),
+        }
+        self.waited, self.logged_at, self.logged_step = 0.0, now, self.step
+        if self.engine.is_main_process:
+            self.engine.log({"samples": self.step * self.config.train.batch_size, **found}, step=self.step)
+            self.console.metrics(self.step, found)
+        if not math.isfinite(found["loss"]):
+            raise ValueError(
+                f"the loss is {found['loss']} at step {self.step}; lower optim.lr or set optim.clip_norm "
+                f"(checkpoints before it are in {self.dir / 'checkpoints'})"
+            )
+
+    def _validate(self) -> None:
+        """Measure the model that would be exported, draw the fixed samples, keep the best checkpoint."""
+        began, config, engine = time.monotonic(), self.config, self.engine
+        self._average_buffers()
+        model = self.ema.module if self.ema and config.train.export_ema else self.model
+        model.eval()
+        panels: list[dict] = []
+
+        def show(batch: Batch, outputs: Any) -> None:
+            wanted = config.train.sample_count - len(panels) if engine.is_main_process else 0
+            panels.extend(sample_panels(batch, outputs, i) for i in range(min(wanted, len(batch))))
+
+        stream = eval_stream(
+            config.data.val,
+            config.model.scale,
+            config.eval.batch_size,
+            config.eval.seed,
+            engine.process_index,
+            engine.num_processes,
+            config.eval.limit,
+        )
+        rows = gather_rows(evaluate(model, stream, self.degrade, engine.device, tile=config.eval.tile, show=show))
+        self.task.train()
+        found = metrics.aggregate(rows)["image"]
+        if engine.is_main_process:
+            self._record_validation(found, panels, time.monotonic() - began)
+        self._keep_best(found[config.train.best])
+        self.logged_at += time.monotonic() - began
+
+    def _record_validation(self, found: dict[str, Any], panels: list[dict], seconds: float) -> None:
+        shown = {name: value for name, value in found.items() if value is not None}
+        append_line(
+            self.dir / "validation.jsonl", {"step": self.step, "samples": self._progress(self.step).samples, **shown}
+        )
+        for tracker in self.engine.trackers:
+            if tracker.name != "jsonl":
+                tracker.log({f"val/{name}": value for name, value in shown.items()}, step=self.step)
+        if panels:
+            save_picture(strip(panels), self.dir / "samples" / f"step_{self.step:08d}.png")
+        text = "  ".join(f"{name} {shown[name]:.4g}" for name in ("iou_max", "aiu", "psnr", "ssim") if name in shown)
+        self.console.line(f"validation at step {self.step}: {text}  ({seconds:.0f} s)")
+
+    def _keep_best(self, value: float | None) -> None:
+        if value is None:
+            return
+        sign = -1 if self.config.train.best.startswith(("hd95", "ahd95", "msd", "amsd")) else 1
+        if self.best is None or sign * value > sign * self.best:
+            self.best = value
+            path = self._save()
+            if self.engine.is_main_process:
+                store.write_best(self.dir, path, self.config.train.best, value)
+
+    def _save(self) -> Path:
+        self._average_buffers()
+        path = self.dir / "checkpoints" / f"step_{self.step:08d}"
+        if self.engine.is_main_process:
+            store.save_checkpoint(
+                self.dir,
+                self.step,
+                self._progress(self.step).samples,
+                self.config,
+                self.model,
+                self.optimizer,
+                self.ema.module if self.ema else None,
+            )
+            store.rotate(self.dir, self.config.train.keep)
+        self.engine.wait_for_everyone()
+        return path
+
+    def _export(self) -> None:
+        if not self.engine.is_main_process:
+            return
+        best = store.read_best(self.dir) if self.config.train.export_best else None
+        path = store.choose(self.dir, "best" if best else "last")
+        store.export(self.dir, self.config, path, self.degrade.resampler)
+        why = f" (best {best['measure']} {best['value']:.4g})" if best else ""
+        self.console.line(f"finished: {self.dir / 'export'} holds {path.name}{why}")
+
+    # ---- beginning and resuming ----
+
+    def _resume(self) -> None:
+        """Take up the newest checkpoint, and drop what was logged after it."""
+        there = store.checkpoints(self.dir)
+        if there:
+            state = store.load_checkpoint(there[-1], self.model, self.optimizer, self.ema.module if self.ema else None)
+            if state["samples"] != state["step"] * self.config.train.batch_size:
+                raise ValueError(
+                    f"train.batch_size={self.config.train.batch_size}: {self.dir} was trained with "
+                    f"{state['samples'] // state['step']}; use that, or another train.run_dir with train.init_from"
+                )
+            self.step = state["step"]
+            best = store.read_best(self.dir)
+            self.best = best["value"] if best and best["measure"] == self.config.train.best else None
+            self.changed = changed_settings(state["config"], to_dict(self.config))
+        if self.engine.is_main_process:
+            for name in ("metrics.jsonl", "validation.jsonl"):
+                truncate_lines(self.dir / name, self.step)
+
+    def _begin(self) -> None:
+        engine, config = self.engine, self.config
+        if engine.is_main_process:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            save_config(config, self.dir / "config.yaml")
+        engine.init_trackers(
+            "cssr" if not config.train.wandb else config.train.wandb,
+            config=None,
+            init_kwargs={"tensorboard": {"purge_step": self.step + 1}},
+        )
+        self.console = Console(config.train.steps, self.step, self.dir / "log.txt", engine.is_main_process)
+        self.waited, self.logged_at, self.logged_step = 0.0, time.monotonic(), self.step
+        self.console.line(
+            f"{self.dir}: {config.train.steps} steps of {config.train.batch_size} samples on "
+            f"{engine.num_processes} x {engine.device.type} ({engine.mixed_precision}), micro-batch "
+            f"{self.micro_batch} x {self.accumulation}; parameters: {_millions(self._sizes())}"
+        )
+        if self.step:
+            self.console.line(f"resumed from step {self.step}" + "".join(f"; changed: {c}" for c in self.changed))
+        self.task.train()
+
+    def _stream(self) -> Iterator[Batch]:
+        engine, config = self.engine, self.config
+        return train_stream(
+            config.data,
+            config.train.seed,
+            self._progress(self.step).samples,
+            self.micro_batch,
+            engine.process_index,
+            engine.num_processes,
+            self.task.needs_distance,
+            Damage(),
+            lambda message: print(f"rank {engine.process_index}: {message}; replaced", file=sys.stderr),
+        )
+
+    def _dry_run(self) -> None:
+        """One batch, forward and backward: prints what would be trained, writes nothing."""
+        self.waited = 0.0
+        batch = self._next(self._stream())
+        self.task.train()
+        terms = self.engine_task(batch, self.progress)
+        self.engine.backward(terms["loss"])
+        if self.engine.is_main_process:
+            tensors = {name: getattr(batch, name) for name in ("lq", "hr", "mask", "kernel")}
+            print(f"dry run: parameters {_millions(self._sizes())}")
+            print(f"  micro-batch {self.micro_batch} x accumulation {self.accumulation} on {self.engine.device}")
+            print("  " + "  ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t is not None))
+            print("  " + "  ".join(f"{name} {value.item():.4g}" for name, value in terms.items()))
+            print(f"  memory {memory_gib(self.engine.device):.2f} GiB")
+
+    # ---- small things ----
+
+    def _progress(self, step: int) -> Progress:
+        batch = self.config.train.batch_size
+        return Progress(samples=step * batch, total=self.config.train.steps * batch)
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: sum(p.numel() for p in getattr(self.model, name).parameters()) for name in self.model.groups()}
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
+
+    def _stop(self, *_: Any) -> None:
+        self.stopping = True
+
+    def _should_stop(self) -> bool:
+        """Whether any rank has been told to stop; all ranks agree, so that all leave at the same step."""
+        if self.engine.num_processes == 1:
+            return self.stopping
+        flag = torch.tensor(int(self.stopping))
+        torch.distributed.all_reduce(flag, group=self.control)
+        return bool(flag)
+
+    def _average_buffers(self) -> None:
+        """The mean over ranks of BatchNorm statistics, which every rank gathers from its own samples."""
+        if self.engine.num_processes == 1:
+            return
+        for buffer in self.model.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.engine.reduce(buffer, "mean"))
+
+
+def _init_from(model: torch.nn.Module, source: str) -> None:
+    path = Path(source)
+    if path.is_file():
+        load_weights(model, path)
+    else:
+        model.load_state_dict(_same_architecture(store.load_model(path), model, source))
+
+
+def _same_architecture(donor: torch.nn.Module, model: torch.nn.Module, source: str) -> dict[str, Tensor]:
+    state, own = donor.state_dict(), model.state_dict()
+    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in own.items()}:
+        raise ValueError(f"train.init_from={source} is of another architecture than this recipe's model")
+    return state
+
+
+def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`a.b: old -> new` for every setting that differs."""
+    changed: list[str] = []
+    for key in new:
+        before, after = old.get(key), new[key]
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += changed_settings(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changed.append(f"{prefix}{key}: {before} -> {after}")
+    return changed
+
+
+def _millions(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in sizes.items())
+
+
+if __name__ == "__main__":
+    main()
