@@ -1,0 +1,447 @@
+"""Results side by side, as Markdown, curves and CSV: `python -m cssr.report RESULTS... --out DIR`."""
+
+import argparse
+import csv
+import functools
+import io
+import json
+import math
+import operator
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from cssr.checkpoint import write_atomic
+from cssr.evaluate import RESULTS_FORMAT
+from cssr.metrics import KEYS
+from cssr.registry import did_you_mean
+
+_PICTURES = ("best", "median", "worst")
+_REQUIRED = (
+    *("name", "data", "images", "definitions", "curves.thresholds", "curves.image_iou", "curves.pooled_iou"),
+    *("metrics.image.iou_max", "metrics.image.iou_max_threshold"),
+    *("metrics.pooled.iou_max", "metrics.pooled.iou_max_threshold"),
+)
+_FACTS = ("model", "networks", "checkpoint", "data", "images", "scale", "degradation", "resampler", "seed", "tile")
+_SEEN = ("scale", "degradation", "resampler")  # facts in which an HR upper bound differs from the rest
+_QUOTED = ("model", "data", "degradation")  # facts shown as code: paths and YAML
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito; bounds are black
+_MARKERS = "os^DvPX"  # seven, so that colour and marker together repeat after 42 results only
+
+
+class Column(NamedTuple):
+    """A measure in a table: its heading, key, decimals, what follows the number, and whether less is better."""
+
+    label: str
+    key: str
+    decimals: int = 3
+    unit: str = ""
+    lower: bool = False
+
+
+IMAGE_COLUMNS = (
+    Column("IoU_max (threshold)", "iou_max"),
+    Column("AIU", "aiu"),
+    Column("F1", "f1"),
+    Column("HD95_min [px]", "hd95_min", 2, lower=True),
+    Column("AHD95 [px]", "ahd95", 2, lower=True),
+    Column("PSNR [dB]", "psnr", 2),
+    Column("SSIM", "ssim"),
+    Column("kernel PSNR [dB]", "kernel_psnr", 2),
+)
+POOLED_COLUMNS = tuple(column for column in IMAGE_COLUMNS if column.key in ("iou_max", "aiu", "f1", "psnr"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One `results.json`: where it was read, what it holds, what this report calls it, and its directory there."""
+
+    path: Path
+    data: dict[str, Any]
+    name: str = ""
+    slug: str = ""
+
+    @property
+    def bound(self) -> bool:
+        """Whether it is an HR upper bound: segmentation of the HR image itself."""
+        return _component_name(self.data, "sr") == "none"
+
+    def numbers(self, aggregation: str, base: "Result | None" = None) -> dict[str, float | None]:
+        """The measures of an aggregation ("image" or "pooled"), and the IoU_max as a share of base's, in percent."""
+        values = self.data["metrics"][aggregation]
+        whole = base.data["metrics"][aggregation]["iou_max"] if base else None
+        return {**values, "share": 100 * values["iou_max"] / whole if whole else None}
+
+
+def _component_name(data: dict[str, Any], part: str) -> str:
+    component = (data.get("model_settings") or {}).get(part) or "-"
+    return component if isinstance(component, str) else component.get("name", "-")
+
+
+# ---- reading ----
+
+
+def load(paths: Iterable[str | Path]) -> list[Result]:
+    """The results at `paths` (files, or directories that hold some), each file once, under names that differ.
+
+    Raises: ValueError, one line, for what is missing, damaged or of another format.
+    """
+    files = {file.resolve(): file for path in paths for file in _files(Path(path))}
+    return _named([Result(file, _read(file)) for file in files.values()])
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    direct = path / "results.json"
+    found = [direct] if direct.is_file() else sorted(path.glob("evaluations/*/results.json"))
+    if not found:
+        raise ValueError(f"no results in {path}: neither results.json nor evaluations/*/results.json; evaluate first")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, evaluate again: {error}") from None
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != RESULTS_FORMAT:
+        raise ValueError(f"{path} is not a results file: its format is {found!r}, expected {RESULTS_FORMAT!r}")
+    for field in _REQUIRED:
+        try:
+            functools.reduce(operator.getitem, field.split("."), data)
+        except (KeyError, TypeError):
+            raise ValueError(f"{path} is damaged, evaluate again: it has no {field}") from None
+    return data
+
+
+def _named(results: Sequence[Result]) -> list[Result]:
+    """With names that differ: equal ones are told apart by their data, or else by where they lie."""
+    named: list[Result] = []
+    for result in results:
+        equal = [other for other in results if other.data["name"] == result.data["name"]]
+        choices = zip(*map(_labels, equal))
+        own = next(i for i, labels in enumerate(choices) if len(set(labels)) == len(equal))
+        name = _labels(result)[own]
+        named.append(Result(result.path, result.data, name, _slug(name, [other.slug for other in named])))
+    return named
+
+
+def _labels(result: Result) -> list[str]:
+    """What a result may be called, shortest first; the last tells any two apart, as no file is read twice."""
+    name, data = str(result.data["name"]), str(result.data["data"])
+    places = (Path(data).name, data, result.path.parent, result.path.resolve())
+    return [name, *(f"{name} ({place})" for place in places)]
+
+
+def _slug(name: str, taken: Sequence[str]) -> str:
+    plain = re.sub(r"[^\w.-]+", "-", name.lower()).strip("-.")[:80] or "result"
+    choices = (plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 3)))
+    return next(choice for choice in choices if choice not in taken)
+
+
+def find_reference(results: Sequence[Result], name: str | None) -> Result | None:
+    """The result called `name`; without one the HR upper bound, if there is exactly one. ValueError if unknown."""
+    if name is None:
+        bounds = [result for result in results if result.bound]
+        return bounds[0] if len(bounds) == 1 else None
+    for result in results:
+        if result.name == name:
+            return result
+    raise ValueError(f"--reference: no result is called {name!r}{did_you_mean(name, [r.name for r in results])}")
+
+
+# ---- tables ----
+
+
+def image_table(results: Sequence[Result], base: Result | None) -> str:
+    """The Markdown table per image; kernel PSNR only where any result has it, the share only with a reference."""
+    return _measures(results, _shown(results), "image", base)
+
+
+def _shown(results: Sequence[Result]) -> list[Column]:
+    known = [any(result.data["metrics"]["image"].get(c.key) is not None for result in results) for c in IMAGE_COLUMNS]
+    return [column for column, some in zip(IMAGE_COLUMNS, known) if some or column.key != "kernel_psnr"]
+
+
+def _share_label(base: Result) -> str:
+    return "share of HR" if base.bound else f"share of {_escape(base.name)}"
+
+
+def _measures(
+    results: Sequence[Result], columns: Sequence[Column], aggregation: str, base: Result | None = None
+) -> str:
+    if base:
+        columns = [columns[0], Column(_share_label(base), "share", 1, " %"), *columns[1:]]
+    rows = [result.numbers(aggregation, base) for result in results]
+    cells = [_cells(column, rows, [result.bound for result in results]) for column in columns]
+    names = [_escape(result.name) for result in results]
+    return _markdown(["result", *(column.label for column in columns)], list(zip(names, *cells)))
+
+
+def _cells(column: Column, rows: Sequence[dict[str, Any]], bounds: Sequence[bool]) -> list[str]:
+    """A column's texts, the best in bold: all that read the same, once two results other than bounds have a number."""
+    values = [row.get(column.key) for row in rows]
+    texts = ["-" if value is None else f"{value:.{column.decimals}f}{column.unit}" for value in values]
+    ranked = [(value, text) for value, text, bound in zip(values, texts, bounds) if value is not None and not bound]
+    best = (min if column.lower else max)(ranked)[1] if len(ranked) > 1 else None
+    texts = [f"**{text}**" if text == best and not bound else text for text, bound in zip(texts, bounds)]
+    if column.key == "iou_max":
+        texts = [f"{text} ({row['iou_max_threshold']:.2f})" for text, row in zip(texts, rows)]
+    return texts
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = True) -> str:
+    """A Markdown table whose columns are also aligned as plain text; numbers to the right."""
+    widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
+    right = [numeric and i > 0 for i in range(len(head))]
+    rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right)]
+    lines = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)] for row in [head, *rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+
+
+def _escape(text: str) -> str:
+    """Text as Markdown shows it literally, in a table too."""
+    return re.sub(r"([\\|*<`])", r"\\\1", " ".join(text.split()))
+
+
+# ---- how it was evaluated ----
+
+
+def _fact(result: Result, key: str) -> str:
+    """One of `_FACTS` as Markdown."""
+    value = result.data.get(key)
+    if key == "networks":
+        value = " + ".join(_component_name(result.data, part) for part in ("sr", "seg"))
+    if key == "degradation" and value is not None:
+        component = {"name": value} if isinstance(value, str) else value
+        value = yaml.safe_dump(component, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    text = "-" if value is None else str(value)
+    return "`{}`".format(text.replace("|", r"\|")) if key in _QUOTED else _escape(text)
+
+
+def _facts(results: Sequence[Result]) -> str:
+    """What all results share as a list, the rest as a table."""
+    shared = [key for key in _FACTS if len({_fact(result, key) for result in results}) == 1]
+    blocks = ["\n".join(f"- {key}: {_fact(results[0], key)}" for key in shared)] if shared else []
+    if own := [key for key in _FACTS if key not in shared]:
+        rows = [[_escape(result.name), *(_fact(result, key) for key in own)] for result in results]
+        blocks += ["These differ:", _markdown(["result", *own], rows, numeric=False)]
+    return "\n\n".join(blocks)
+
+
+def caveats(results: Sequence[Result]) -> list[str]:
+    """Lines that say why the results may not be compared, and what differs as it should."""
+    systems = [result for result in results if not result.bound] or list(results)
+    found = [_difference(results, key) for key in ("data", "images")]
+    found += [_difference(systems, key) for key in (*_SEEN, "seed")]
+    if not any(found) and _other_images(results):
+        found = ["the images themselves (names, sizes or masks)"]
+    lines = []
+    if any(found):
+        lines.append(f"**WARNING:** not comparable: the results differ in {'; '.join(filter(None, found))}.")
+    if keys := [label for label, texts in _definitions(results).items() if len(texts) > 1]:
+        lines.append(f"**WARNING:** the results define these differently (see Definitions): {', '.join(keys)}.")
+    return lines + _expected(results, systems)
+
+
+def _expected(results: Sequence[Result], systems: Sequence[Result]) -> list[str]:
+    """A line on the facts in which upper bounds alone differ."""
+    expected = " and ".join(key for key in _SEEN if _difference(results, key) != _difference(systems, key))
+    if not expected:
+        return []
+    bounds = ", ".join(_escape(result.name) for result in results if result.bound)
+    return [f"HR upper bound: {bounds} segments the HR image itself; another {expected} is expected there."]
+
+
+def _difference(results: Sequence[Result], key: str) -> str:
+    """The values of a fact and who has them; empty where all have the same."""
+    owners = _grouped((_fact(result, key), _escape(result.name)) for result in results)
+    if len(owners) == 1:
+        return ""
+    values = "; ".join(f"{value}: {', '.join(names)}" for value, names in owners.items())
+    if key == "data" and not _other_images(results):
+        values += "; though names and crack areas of the images are the same"
+    return f"{'number of images' if key == 'images' else key} ({values})"
+
+
+def _other_images(results: Sequence[Result]) -> bool:
+    """Whether images differ in name, size or crack pixels: a path alone does not tell what lies there."""
+    rows = [result.data["per_image"] for result in results if result.data.get("per_image")]
+    return len({frozenset((r["key"], r["pixels"], r["tp"][0] + r["fn"][0]) for r in of) for of in rows}) > 1
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
+def _definitions(results: Sequence[Result]) -> dict[str, dict[str, list[str]]]:
+    """By what is shown: its definitions, and the names of the results that have each."""
+    labels = {key: key.replace("image", "per image") for key in ("image", "pooled", "thresholds")}
+    labels |= {column.key: column.label.split(" (")[0].split(" [")[0] for column in _shown(results)}
+    labels |= {"iou_max_threshold": "threshold", "per_image.iou": "IoU in the pictures"}
+    return {
+        label: _grouped((_escape(r.data["definitions"].get(key, "not in the file")), _escape(r.name)) for r in results)
+        for key, label in labels.items()
+    }
+
+
+def _definition_lines(results: Sequence[Result], base: Result | None) -> list[str]:
+    lines = [
+        f"- **{label}**{' (' + ', '.join(names) + ')' if len(texts) > 1 else ''}: {text}"
+        for label, texts in _definitions(results).items()
+        for text, names in texts.items()
+    ]
+    share = [f"- **{_share_label(base)}**: IoU_max in percent of that of {_escape(base.name)}"] if base else []
+    return lines + share
+
+
+# ---- curves ----
+
+
+def curves(results: Sequence[Result]) -> bytes:
+    """A PNG, 1200 pixels wide: IoU over the threshold, per image and pooled, with the maxima marked."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    columns = 2 if all(len(result.name) <= 32 for result in results) else 1
+    figure = Figure(figsize=(8, 4.7 + 0.22 * math.ceil(len(results) / columns)), dpi=150, layout="constrained")
+    axes = figure.add_subplot(xlabel="threshold", ylabel="IoU", xlim=(0, 1))
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    systems = [result for result in results if not result.bound]
+    handles = [_draw(axes, result, systems.index(result) if result in systems else None) for result in results]
+    axes.set_ylim(bottom=0)
+    lines = [Line2D([], [], color="0.4", linestyle=s, label=text) for s, text in (("-", "per image"), ("--", "pooled"))]
+    figure.legend(handles=lines, loc="outside upper left", ncols=2, frameon=False)
+    below = {"loc": "outside lower left", "title": "maximum per image", "alignment": "left"}
+    figure.legend(handles=handles, ncols=columns, frameon=False, **below)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, result: Result, number: int | None) -> Any:
+    """Both curves of a result, in black where it has no number; returns the legend's line."""
+    from matplotlib.lines import Line2D
+
+    colour = "black" if number is None else _COLOURS[number % len(_COLOURS)]
+    marker, size = ("*", 13) if number is None else (_MARKERS[number % len(_MARKERS)], 8)
+    point = {"color": colour, "marker": marker, "markersize": size, "markeredgecolor": "white"}
+    thresholds = result.data["curves"]["thresholds"]
+    for key, line in (("image_iou", "-"), ("pooled_iou", "--")):
+        values = result.data["curves"][key]
+        best = values.index(max(values))
+        axes.plot(thresholds, values, line, color=colour, linewidth=1.6)
+        axes.plot(thresholds[best], values[best], zorder=3, **point)
+    name = result.name if len(result.name) <= 80 else result.name[:79] + "…"
+    # A dollar sign would begin a formula; the number in front keeps a leading underscore from hiding the entry.
+    label = f"{max(result.data['curves']['image_iou']):.3f}  {name}".replace("$", r"\$")
+    return Line2D([], [], label=label, **point)
+
+
+# ---- writing ----
+
+
+def report(
+    paths: Iterable[str | Path], out: str | Path, title: str | None = None, reference: str | None = None
+) -> Path:
+    """Write `report.md`, `curves.png`, `table.csv` and `pictures/` into `out`; returns the path of `report.md`.
+
+    Args:
+        paths: results files, or directories that hold some (a run's are all taken).
+        title: the report's heading.
+        reference: name of the result of whose IoU_max the others' are shares; by default the only HR upper bound.
+    Raises: ValueError, one line, for what cannot be read and for an unknown reference; nothing is written then.
+    """
+    results = load(paths)
+    return _write(results, find_reference(results, reference), Path(out), title)
+
+
+def _write(results: Sequence[Result], base: Result | None, out: Path, title: str | None) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = [block for result in results for block in _pictures(result, out)]
+    _replace(out / "curves.png", curves(results))
+    write_atomic(out / "table.csv", _csv(results))
+    write_atomic(out / "report.md", _compose(results, base, title or "Evaluation", pictures))
+    return out / "report.md"
+
+
+def _pictures(result: Result, out: Path) -> list[str]:
+    """Copy the pictures that lie beside a result; returns the blocks of Markdown that show them."""
+    blocks, name = [], _escape(result.name)
+    for kind in _PICTURES:
+        source, copy = result.path.parent / "pictures" / f"{kind}.png", f"pictures/{result.slug}/{kind}.png"
+        if source.is_file():
+            (out / copy).parent.mkdir(parents=True, exist_ok=True)
+            _replace(out / copy, source.read_bytes())
+            blocks += [f"{kind.capitalize()} by IoU:", f"![{kind} images of {name}]({copy})"]
+    return [f"### {name}", *blocks] if blocks else []
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _csv(results: Sequence[Result]) -> str:
+    """A row for each result and aggregation, every number in full; empty where there is none."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["name", "data", "images", "aggregation", *KEYS])
+    for result in results:
+        for aggregation in ("image", "pooled"):
+            values = result.data["metrics"][aggregation]
+            facts = [result.name, result.data["data"], result.data["images"], aggregation]
+            writer.writerow([*facts, *(values.get(key) for key in KEYS)])
+    return buffer.getvalue()
+
+
+def _compose(results: Sequence[Result], base: Result | None, title: str, pictures: list[str]) -> str:
+    note = "Bold: the best of each column, HR upper bounds aside. `-`: not computed, not defined, or infinite."
+    blocks = [f"# {_escape(title)}", "## Per image", image_table(results, base), note]
+    blocks += ["## Pooled over all pixels", _measures(results, POOLED_COLUMNS, "pooled")]
+    blocks += ["## How it was evaluated", *caveats(results), _facts(results)]
+    blocks += ["## IoU over the threshold", "![IoU over the threshold, per image and pooled](curves.png)"]
+    blocks += ["## Pictures", *pictures] if pictures else []
+    lines = "\n".join(_definition_lines(results, base))
+    blocks += ["## Definitions", f"<details><summary>What each number is</summary>\n\n{lines}\n\n</details>"]
+    return "\n\n".join(blocks) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    options = _parser().parse_args(arguments)
+    try:
+        results = load(options.results)
+        base = find_reference(results, options.reference)
+        path = _write(results, base, options.out, options.title)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(image_table(results, base), *caveats(results), f"written to {path}", sep="\n\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cssr.report", description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="results.json files, or run or evaluation directories")
+    parser.add_argument("--out", type=Path, required=True, help="directory for report.md, curves.png and table.csv")
+    parser.add_argument("--title", help="heading of the report")
+    parser.add_argument("--reference", help="result whose IoU_max is 100 %% (default: the only HR upper bound)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

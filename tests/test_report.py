@@ -1,0 +1,256 @@
+"""Reports from results made by hand: tables, bold, shares, warnings, curves, pictures, CSV and mistakes."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cssr.evaluate import results
+from cssr.metrics import KEYS
+from cssr.report import caveats, load, main, report
+
+CRACK = 100  # crack pixels of every image
+
+
+def rows(hits: int, psnr: float = 28.0, images: int = 3, **more) -> list[dict]:
+    """Images of 32x32 that find `hits` of 100 crack pixels up to threshold 0.50 and nothing above, no false ones."""
+    tp = [hits] * 50 + [0] * 49
+    row = {"tp": tp, "fp": [0] * 99, "fn": [CRACK - n for n in tp], "pixels": 1024, "ssim": 0.7, "kernel_psnr": None}
+    row |= {"psnr": psnr, "mse": 10 ** (-psnr / 10), **more}
+    return [{"key": f"image_{i}", **row} for i in range(images)]
+
+
+def facts(name: str, **more) -> dict:
+    settings = {"sr": {"name": "dbpn", "stages": 4}, "seg": {"name": "unet"}}
+    return {
+        **{"name": name, "model": f"runs/{name}", "checkpoint": "export", "data": "shards/test", "scale": 4},
+        **{"degradation": {"name": "gaussian", "sigma": [0.2, 4.0]}, "resampler": "bicubic x1/4", "seed": 0},
+        **{"tile": 0, "limit": None, "model_settings": settings},
+    } | more
+
+
+HR = {
+    **{"scale": 1, "degradation": {"name": "downsample"}, "resampler": "none (scale 1)"},
+    "model_settings": {"sr": {"name": "none"}, "seg": {"name": "unet"}},
+}
+
+
+def write(directory: Path, of: list[dict], about: dict) -> Path:
+    """An evaluation directory as `evaluate` leaves it."""
+    (directory / "pictures").mkdir(parents=True)
+    for kind in ("best", "median", "worst"):
+        Image.new("RGB", (8, 8)).save(directory / "pictures" / f"{kind}.png")
+    (directory / "results.json").write_text(json.dumps(results(of, about)))
+    return directory
+
+
+@pytest.fixture
+def three(tmp_path) -> list[Path]:
+    """Two systems and the HR upper bound."""
+    distances = {"hd95": [20.0] * 98 + [8.126], "msd": [3.0] * 99}
+    return [
+        write(tmp_path / "a", rows(40, psnr=29.0), facts("CSSR")),
+        write(tmp_path / "b", rows(60, psnr=28.0, **distances), facts("CSBSR")),
+        write(tmp_path / "hr", rows(80, psnr=float("inf"), mse=0.0, ssim=1.0), facts("HR", **HR)),
+    ]
+
+
+def table(text: str, number: int = 0) -> dict[str, dict[str, str]]:
+    """The Markdown table of that number: rows by result, cells by heading."""
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in blocks[number]]
+    return {line[0]: dict(zip(head, line)) for line in lines}
+
+
+def test_table_numbers_bold_and_share(three, tmp_path):
+    text = report(three, tmp_path / "out").read_text()
+    found = table(text)
+    assert list(found) == ["CSSR", "CSBSR", "HR"]
+    assert [row["IoU_max (threshold)"] for row in found.values()] == [
+        "0.400 (0.01)",
+        "**0.600** (0.01)",
+        "0.800 (0.01)",
+    ]
+    assert [row["share of HR"] for row in found.values()] == ["50.0 %", "**75.0 %**", "100.0 %"]
+    assert [row["AIU"] for row in found.values()] == ["0.202", "**0.303**", "0.404"]
+    assert [row["F1"] for row in found.values()] == ["0.571", "**0.750**", "0.889"]
+    assert [row["PSNR [dB]"] for row in found.values()] == ["**29.00**", "28.00", "-"]
+    assert [row["SSIM"] for row in found.values()] == ["**0.700**", "**0.700**", "1.000"]
+    assert [row["HD95_min [px]"] for row in found.values()] == ["-", "8.13", "-"]
+    assert not any("kernel PSNR" in heading for heading in found["CSSR"])
+
+
+def test_less_is_better_for_distances(tmp_path):
+    near, far = ({"hd95": [d] * 99, "msd": [d] * 99} for d in (2.0, 3.0))
+    runs = [write(tmp_path / n, rows(40, **d), facts(n)) for n, d in (("near", near), ("far", far))]
+    found = table(report(runs, tmp_path / "out").read_text())
+    assert (found["near"]["AHD95 [px]"], found["far"]["AHD95 [px]"]) == ("**2.00**", "3.00")
+
+
+def test_pooled_table_and_kernel_psnr(tmp_path):
+    large = {**rows(90)[0], "key": "large", "tp": [900] * 99, "fn": [100] * 99, "pixels": 4096, "kernel_psnr": 45.678}
+    run = write(tmp_path / "a", [*rows(50, images=1), large], facts("one"))
+    text = report([run], tmp_path / "out").read_text()
+    assert table(text)["one"]["kernel PSNR [dB]"] == "45.68"
+    assert table(text)["one"]["IoU_max (threshold)"] == "0.700 (0.01)"
+    assert table(text, 1)["one"]["IoU_max (threshold)"] == "0.864 (0.01)"  # (50 + 900) of 1100
+    assert list(table(text, 1)["one"]) == ["result", "IoU_max (threshold)", "AIU", "F1", "PSNR [dB]"]
+    assert "**" not in text[: text.index("## Definitions")]  # nothing is best where there is nothing to beat
+    assert "share of" not in text
+
+
+def test_reference_by_name(three, tmp_path):
+    found = table(report(three, tmp_path / "out", reference="CSBSR").read_text())
+    assert found["CSSR"]["share of CSBSR"] == "66.7 %"
+
+
+# ---- comparability ----
+
+
+def test_upper_bound_is_no_reason_to_warn(three, tmp_path):
+    text = report(three, tmp_path / "out").read_text()
+    assert "WARNING" not in text
+    assert "HR segments the HR image itself; another scale and degradation and resampler is expected there" in text
+
+
+@pytest.mark.parametrize(
+    "images, about, expected",
+    [
+        (3, {"data": "shards/val"}, "data (`shards/test`: a; `shards/val`: b; though names and crack areas"),
+        (4, {}, "number of images (3: a; 4: b)"),
+        (3, {"degradation": {"name": "downsample"}}, "degradation (`{name: gaussian, sigma: [0.2, 4.0]}`: a; "),
+        (3, {"resampler": "bilinear x1/4"}, "resampler (bicubic x1/4: a; bilinear x1/4: b)"),
+        (3, {"scale": 2}, "scale (4: a; 2: b)"),
+        (3, {"seed": 1}, "seed (0: a; 1: b)"),
+    ],
+)
+def test_differences_are_warned_of(tmp_path, images, about, expected):
+    runs = [
+        write(tmp_path / "a", rows(40), facts("a")),
+        write(tmp_path / "b", rows(50, images=images), facts("b", **about)),
+    ]
+    (line,) = caveats(load(runs))
+    assert line.startswith("**WARNING:** not comparable: the results differ in ") and expected in line
+    assert line.count("(") == expected.count("(")  # nothing else differs
+
+
+def test_other_images_under_the_same_path_are_warned_of(tmp_path):
+    others = [{**row, "key": f"other_{i}"} for i, row in enumerate(rows(40))]
+    runs = [write(tmp_path / "a", rows(40), facts("a")), write(tmp_path / "b", others, facts("b"))]
+    (line,) = caveats(load(runs))
+    assert line.startswith("**WARNING:**") and "the images themselves" in line
+
+
+def test_definitions_stand_once_unless_they_differ(three, tmp_path):
+    text = report(three, tmp_path / "out").read_text()
+    assert text.count("- **AIU**") == 1 and "kernel" not in text and "amsd" not in text
+    changed = json.loads((three[0] / "results.json").read_text())
+    changed["definitions"]["aiu"] = "another | one"
+    (three[0] / "results.json").write_text(json.dumps(changed))
+    text = report(three, tmp_path / "out").read_text()
+    assert "**WARNING:** the results define these differently (see Definitions): AIU.\n" in text
+    assert "- **AIU** (CSSR): another \\| one" in text and "- **AIU** (CSBSR, HR): IoU" in text
+
+
+# ---- files ----
+
+
+def test_csv_holds_every_number(three, tmp_path):
+    report(three, tmp_path / "out")
+    with open(tmp_path / "out" / "table.csv", encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["name"], line["aggregation"]) for line in lines[:2]] == [("CSSR", "image"), ("CSSR", "pooled")]
+    assert set(KEYS) < set(lines[0]) and len(lines) == 6
+    expected = json.loads((three[1] / "results.json").read_text())["metrics"]["image"]
+    assert [float(lines[2][key]) if lines[2][key] else None for key in KEYS] == [expected[key] for key in KEYS]
+
+
+def test_curves_are_a_readable_picture(three, tmp_path):
+    long = write(tmp_path / "c", rows(20), facts("_a very long name of a system with $2 and %s " * 3))
+    report([*three, long], tmp_path / "out")
+    with Image.open(tmp_path / "out" / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape[1] == 1200 and 600 < pixels.shape[0] < 1200
+    assert all((pixels == colour).all(2).any() for colour in ((0, 114, 178), (213, 94, 0), (0, 158, 115), (0, 0, 0)))
+    assert (pixels[:, -4:] == 255).all()  # nothing runs out of the picture
+
+
+def test_pictures_are_copied_where_there_are_any(three, tmp_path):
+    (three[0] / "pictures" / "median.png").unlink()
+    text = report(three, tmp_path / "out").read_text()
+    links = [
+        line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![") and "pictures/" in line
+    ]
+    assert links[:2] == ["pictures/cssr/best.png", "pictures/cssr/worst.png"] and len(links) == 8
+    for link in links:
+        with Image.open(tmp_path / "out" / link) as image:
+            assert image.size == (8, 8)
+
+
+def test_again_gives_the_same_bytes_and_leaves_no_other_files(three, tmp_path):
+    def content() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+    report(three, tmp_path / "out", title="Table 1")
+    first = content()
+    report(three, tmp_path / "out", title="Table 1")
+    assert content() == first and len(first) == 3 + 9
+    assert (tmp_path / "out" / "report.md").read_text().startswith("# Table 1\n")
+
+
+# ---- where results come from, and what they are called ----
+
+
+def test_a_run_gives_all_its_evaluations_each_once_under_names_that_differ(tmp_path):
+    for data in ("val", "test"):
+        write(tmp_path / "run" / "evaluations" / data, rows(40), facts("run", data=f"shards/{data}"))
+    found = load([tmp_path / "run", tmp_path / "run" / "evaluations" / "val" / "results.json"])
+    assert [(r.name, r.slug) for r in found] == [("run (test)", "run-test"), ("run (val)", "run-val")]
+
+
+def test_equal_names_on_equal_data_are_told_apart_by_place(tmp_path):
+    found = load([write(tmp_path / n, rows(40), facts("run | 1")) for n in "ab"])
+    assert [r.name for r in found] == [f"run | 1 ({tmp_path / n})" for n in "ab"]
+    assert "run \\| 1" in report([r.path for r in found], tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "cannot read .*: No such file"),
+        ("{", "is damaged, evaluate again: Expecting"),
+        ("[1]", "its format is None, expected 'cssr-results-1'"),
+        ('{"format": "cssr-results-0"}', "its format is 'cssr-results-0'"),
+        ('{"format": "cssr-results-1", "name": "a"}', "it has no data"),
+    ],
+)
+def test_bad_files_are_answered_in_one_line(tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as caught:
+        main([str(tmp_path / "results.json"), "--out", str(tmp_path / "out")])
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_other_mistakes_are_answered_in_one_line(three, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    out, paths = ["--out", str(tmp_path / "out")], [str(path) for path in three]
+    for arguments, message in (
+        ([str(tmp_path / "empty"), *out], "no results in"),
+        ([*paths, *out, "--reference", "CSBSRR"], r"no result is called 'CSBSRR' \(did you mean CSBSR"),
+        ([*paths, "--out", str(tmp_path / "file")], "File exists"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}") as caught:
+            main(arguments)
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_command_prints_the_table_and_the_place(three, tmp_path, capsys):
+    main([*map(str, three), "--out", str(tmp_path / "deep" / "out")])
+    printed = capsys.readouterr().out
+    assert table(printed) == table((tmp_path / "deep" / "out" / "report.md").read_text())
+    assert printed.rstrip().endswith(f"written to {tmp_path / 'deep' / 'out' / 'report.md'}")
