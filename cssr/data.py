@@ -27,6 +27,7 @@ from cssr.lanes import MixedPlan, rng
 
 IMAGE_EXTENSIONS = ("jpg", "png")
 INDEX_FORMAT = "cssr-shards-1"
+_GRACE = 30  # seconds that a worker outlives a SIGTERM, for the training process to finish its step and save
 _MAX_SUBSTITUTES = 20  # damaged substitutes in a row before a worker gives up
 
 
@@ -221,10 +222,14 @@ class Damage:
         return new
 
 
+def open_sets(setting: Any, name: str) -> list[ShardSet]:
+    """The shard sets of a setting (`data.val`, say, which is its `name`), checked."""
+    return [ShardSet.open(path, name) for path in parse_sets(setting, name)]
+
+
 def open_train_sets(data: DataConfig) -> tuple[list[ShardSet], list[float]]:
     """The sets of `data.train` and their weights, checked against the crop."""
-    weights = parse_sets(data.train, "data.train")
-    sets = [ShardSet.open(path, "data.train") for path in weights]
+    weights, sets = parse_sets(data.train, "data.train"), open_sets(data.train, "data.train")
     for shards in sets:
         side = shards.smallest_side()
         if side < data.crop and not data.resized_crop:
@@ -285,8 +290,8 @@ def _loader(samples: IterableDataset, workers: int, prefetch: int) -> DataLoader
 
 
 def _init_worker(_: int) -> None:
-    """A SIGTERM to the whole process group is the training process's to answer: workers end with it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A SIGTERM to the whole group is the training process's to answer: a worker goes on for a while, then ends."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
     cv2.setNumThreads(0)
 
 
@@ -343,7 +348,7 @@ def eval_stream(
     Images are cut at the right and bottom to multiples of `scale`. The degradation's seed depends on `seed` and the key
     alone. A damaged sample is an error here: an evaluation that skips is not the evaluation that was asked for.
     """
-    sets = [ShardSet.open(path, name) for path in parse_sets(setting, name)]
+    sets = open_sets(setting, name)
     total = sum(map(len, sets))
     samples = _EvalSamples(sets, range(rank, min(total, limit or total), world), scale)
     pending: list[tuple] = []

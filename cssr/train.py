@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cssr import checkpoint as store
 from cssr import metrics
 from cssr.batch import Batch
 from cssr.config import Config, describe, load_config, save_config, to_dict
-from cssr.data import Damage, eval_stream, open_train_sets, train_stream
+from cssr.data import Damage, eval_stream, open_sets, open_train_sets, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import accelerator, evaluate, gather_rows
 from cssr.lanes import check_split, draw_seed
@@ -71,6 +71,8 @@ class Run:
         self.accumulation = config.train.batch_size // (world * self.micro_batch)
         open_train_sets(config.data)
         self.validates = config.train.val_every > 0 and config.data.val is not None
+        if self.validates:
+            open_sets(config.data.val, "data.val")
         if config.train.best not in metrics.KEYS:
             raise ValueError(
                 f"train.best: unknown measure {config.train.best!r}; choose from {', '.join(metrics.KEYS)}"
@@ -115,13 +117,14 @@ class Run:
         self._begin()
         signal.signal(signal.SIGTERM, self._stop)
         stream = self._stream()
-        while self.step < config.train.steps and not self._should_stop():
-            self._log(self._train_step(stream))
-            if self._due(config.train.val_every) and self.validates:
-                self._validate()
-            if self._due(config.train.save_every):
-                self._save()
-            self.console.step()
+        with closing(stream):
+            while self.step < config.train.steps and not self._should_stop():
+                self._log(self._train_step(stream))
+                if self._due(config.train.val_every) and self.validates:
+                    self._validate()
+                if self._due(config.train.save_every):
+                    self._save()
+                self.console.step()
         self._save()
         if self.step >= config.train.steps:
             self._export()
@@ -141,12 +144,12 @@ class Run:
         held = held_groups(phase)
         self.task.hold_still(held)
         self.lr = self.learning_rate.apply(self.optimizer, self.progress, phase)
-        # Dropout depends on (seed, samples seen, rank) alone, so a resumed run draws what an uninterrupted one does.
-        torch.manual_seed(draw_seed(config.train.seed, self.progress.samples, engine.process_index))
         totals: dict[str, Tensor] = {}
         for micro in range(self.accumulation):
             batch = self._next(stream)
             last = micro == self.accumulation - 1
+            # Dropout depends on (seed, samples seen, rank) alone: a resumed run draws what an uninterrupted one does.
+            torch.manual_seed(draw_seed(config.train.seed, self.progress.samples, engine.process_index, micro))
             with nullcontext() if last else engine.no_sync(self.engine_task):
                 terms = self.engine_task(batch, self.progress)
                 engine.backward(terms["loss"] / self.accumulation)
