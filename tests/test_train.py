@@ -1,0 +1,320 @@
+"""Whole runs of the command, as a user starts them: resume, kill, two processes, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cssr.config import load_config, save_config
+from cssr.train import Run, changed_settings, main
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "model.sr={name: dbpn, stages: 2, width: 4, features: 8}",
+    "model.seg={name: smp, architecture: fpn, encoder: tu-resnet10t, decoder_dropout: 0.3}",
+    "data.crop=32", "data.workers=1", "train.batch_size=4", "train.log_every=1", "train.val_every=4",
+    "train.save_every=3", "train.tensorboard=false", "optim.lr=1e-3", "optim.ema=0.9", "eval.limit=3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """Forty drawn photographs of 64 pixels, in two shards."""
+    out = tmp_path_factory.mktemp("shards") / "set"
+    command = [
+        sys.executable,
+        ROOT / "shards/make_shards.py",
+        "synthetic",
+        "--out",
+        out,
+        "--count",
+        "40",
+        "--size",
+        "64",
+    ]
+    subprocess.run([*command, "--shard-size", "24"], check=True, capture_output=True)
+    return out
+
+
+def settings(shards: Path, run_dir: Path, *more: str) -> list[str]:
+    return [*SMALL, f"data.train={shards}", f"data.val={shards}", f"train.run_dir={run_dir}", *more]
+
+
+def command(arguments: list[str], processes: int = 1) -> list[str]:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    files = {1: "cpu.yaml", 2: "cpu_2proc.yaml"}
+    port = ["--main_process_port", "0"] if processes > 1 else []
+    return [
+        *launch,
+        "--config_file",
+        str(ROOT / "launch" / files[processes]),
+        *port,
+        str(ROOT / "cssr/train.py"),
+        *arguments,
+    ]
+
+
+def launch(arguments: list[str], processes: int = 1, **kwargs) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(arguments, processes), capture_output=True, text=True, timeout=300, env=environment, **kwargs
+    )
+
+
+def start(arguments: list[str], processes: int, **kwargs) -> subprocess.Popen:
+    """The command in a process group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(arguments, processes), start_new_session=True, env=environment, **kwargs)
+
+
+def logged(run_dir: Path) -> dict[int, dict]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert len({line["step"] for line in lines}) == len(lines), "a step is logged twice"
+    return {line["step"]: line for line in lines}
+
+
+def losses(run_dir: Path) -> dict[int, tuple]:
+    return {step: (line["loss"], line["sr_loss"], line["seg_loss"]) for step, line in logged(run_dir).items()}
+
+
+@pytest.fixture(scope="session")
+def straight(shards, tmp_path_factory):
+    """A run of ten steps that nothing has interrupted."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    main(settings(shards, run_dir, "train.steps=10"))
+    return run_dir
+
+
+def test_run_directory_holds_what_users_rely_on(straight):
+    there = {path.name for path in straight.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "validation.jsonl", "checkpoints", "export", "samples", "log.txt"} <= there
+    line = logged(straight)[5]
+    assert line["samples"] == 20
+    assert {
+        "loss",
+        "sr_loss",
+        "seg_loss",
+        "images_per_s",
+        "data_wait",
+        "memory_gib",
+        "lr",
+        "beta",
+        "phase",
+    } <= line.keys()
+    assert sorted(logged(straight)) == list(range(1, 11))
+    assert sorted(p.name for p in (straight / "samples").iterdir()) == [f"step_{s:08d}.png" for s in (4, 8, 10)]
+    assert load_config(straight / "config.yaml").train.steps == 10
+
+
+def test_checkpoints_rotate_and_the_best_stays(straight):
+    best = json.loads((straight / "checkpoints" / "best.json").read_text())["checkpoint"]
+    there = {path.name for path in (straight / "checkpoints").iterdir() if path.is_dir()}
+    assert there == {"step_00000009", "step_00000010", best}
+
+
+def test_export_is_the_best_average(straight):
+    from safetensors.torch import load_file
+
+    best = json.loads((straight / "checkpoints" / "best.json").read_text())["checkpoint"]
+    export, ema = (load_file(straight / p) for p in ("export/model.safetensors", f"checkpoints/{best}/ema.safetensors"))
+    assert all(torch.equal(export[name], ema[name]) for name in ema)
+    facts = json.loads((straight / "export" / "config.json").read_text())
+    assert facts["averaged_weights"] is True and facts["step"] == int(best[5:])
+
+
+def test_a_finished_run_says_so(straight, shards, capsys):
+    main(settings(shards, straight, "train.steps=10"))
+    assert "is finished: 10 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_resume_equals_the_uninterrupted_run(stop, straight, shards, tmp_path):
+    """Stopped between or at checkpoints, dropout and EMA on: the losses that follow are the same, bit for bit."""
+    main(settings(shards, tmp_path / "run", f"train.steps={stop}"))
+    main(settings(shards, tmp_path / "run", "train.steps=10"))
+    assert losses(tmp_path / "run") == losses(straight)
+
+
+def test_resume_with_other_workers(straight, shards, tmp_path):
+    main(settings(shards, tmp_path / "run", "train.steps=6", "data.workers=0"))
+    main(settings(shards, tmp_path / "run", "train.steps=10", "data.workers=4"))
+    assert losses(tmp_path / "run") == losses(straight)
+
+
+def test_accumulation_equals_a_larger_batch(shards, tmp_path):
+    """Without dropout, batch statistics or rounding differences beyond float32's."""
+    seg = "model.seg={name: unet, encoder: vgg11, depth: 2, width: 4}"
+    for name, micro in (("whole", 4), ("pieces", 1)):
+        main(settings(shards, tmp_path / name, seg, "train.steps=4", "train.val_every=0", f"train.micro_batch={micro}"))
+    whole, pieces = losses(tmp_path / "whole"), losses(tmp_path / "pieces")
+    for step in whole:
+        assert pieces[step] == pytest.approx(whole[step], rel=1e-5)
+
+
+def test_phases_hold_groups_still(shards, tmp_path):
+    """Independent training as data: SR alone for 8 samples, then segmentation alone."""
+    phases = "phases=[{name: sr, until: 8, beta: 0, lr: {seg: 0}}, {name: seg, beta: 1, lr: {sr: 0}}]"
+    states = []
+    for steps in (2, 4):
+        run = Run(
+            load_config(None, settings(shards, tmp_path / "run", phases, f"train.steps={steps}", "optim.ema=null"))
+        )
+        before = {name: value.clone() for name, value in run.model.state_dict().items()} if steps == 2 else states[-1]
+        run.train()
+        states += [before] if steps == 2 else []
+        states.append({name: value.clone() for name, value in run.model.state_dict().items()})
+    start, after_sr, after_seg = states
+    for name in start:
+        group = name.split(".")[0]
+        moved = (not torch.equal(start[name], after_sr[name]), not torch.equal(after_sr[name], after_seg[name]))
+        if group == "sr":
+            assert moved == (True, False), name
+        elif "running" in name or name.endswith("num_batches_tracked"):
+            assert moved == (False, True), name
+        else:
+            assert not moved[0], name
+
+
+def test_dry_run_writes_nothing(shards, tmp_path, capsys):
+    main(settings(shards, tmp_path / "run", "train.dry_run=true"))
+    told = capsys.readouterr().out
+    assert "parameters sr" in told and "lq (4, 3, 8, 8)" in told and not (tmp_path / "run").exists()
+
+
+def test_init_from_an_export(straight, shards, tmp_path):
+    config = load_config(None, settings(shards, tmp_path / "run", f"train.init_from={straight}", "train.steps=1"))
+    from safetensors.torch import load_file
+
+    state, export = Run(config).model.state_dict(), load_file(straight / "export" / "model.safetensors")
+    assert all(torch.equal(state[name], export[name]) for name in export)
+
+
+def test_help_prints_every_setting(capsys):
+    main(["--help"])
+    told = capsys.readouterr().out
+    assert "shuffle_window: 16384" in told and "# samples a step over all processes" in told
+
+
+@pytest.mark.parametrize("mistake, message", [
+    ("train.batch_size=5 train.micro_batch=2", "train.micro_batch may be"),
+    ("data.lanes=6 data.workers=4", "data.workers may be"),
+    ("data.crop=128", "data.crop=128 exceeds"),
+    ("data.crop=30", "not a multiple of model.scale"),
+    ("data.train=nowhere", "data.train: no shards in nowhere"),
+    ("data.train=null", "data.train is not set"),
+    ("train.stepz=3", "Did you mean: 'steps'"),
+    ("train.steps=many", "train.steps"),
+    ("train.best=iou", "unknown measure 'iou'"),
+    ("loss.seg=dise", "did you mean dice"),
+    ("degradation=gausian", "did you mean gaussian"),
+    ("optim.optimizer=adamm", "did you mean"),
+    ("optim.schedule=cosin", "did you mean cosine"),
+    ("phases=[{name: a, lr: {segg: 0}}]", "segg"),
+    ("train.init_from=nowhere", "nowhere"),
+    ("data.val=nowhere", "data.val: no shards in nowhere"),
+])  # fmt: skip
+def test_mistakes_are_one_line_before_anything_is_written(mistake, message, shards, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main(
+            settings(
+                shards, tmp_path / "run", *([mistake] if mistake.count("=") == 1 or "[" in mistake else mistake.split())
+            )
+        )
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_with_another_architecture_is_refused(straight, shards, tmp_path):
+    with pytest.raises(SystemExit, match="another architecture"):
+        main(settings(shards, straight, "train.steps=12", "model.sr={name: dbpn, stages: 3, width: 4, features: 8}"))
+
+
+def test_resume_with_another_batch_size_is_refused(straight, shards):
+    with pytest.raises(SystemExit, match="train.batch_size=2.*was trained with 4"):
+        main(settings(shards, straight, "train.steps=12", "train.batch_size=2"))
+
+
+def test_changed_settings_are_listed():
+    assert changed_settings({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(shards, tmp_path):
+    """configs/tiny.yaml has no BatchNorm and no dropout, so that this can hold."""
+    same = [
+        "train.steps=6",
+        "train.val_every=6",
+        "data.crop=32",
+        "train.log_every=1",
+        f"data.train={shards}",
+        f"data.val={shards}",
+    ]
+    for processes in (1, 2):
+        done = launch([str(ROOT / "configs/tiny.yaml"), *same, f"train.run_dir={tmp_path / str(processes)}"], processes)
+        assert done.returncode == 0, done.stderr
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert sorted(two) == sorted(one) == list(range(1, 7))
+    for step in one:
+        assert two[step] == pytest.approx(one[step], rel=1e-4)
+    validation = [json.loads((tmp_path / n / "validation.jsonl").read_text()) for n in "12"]
+    assert validation[1]["psnr"] == pytest.approx(validation[0]["psnr"], rel=1e-4)
+    assert "2 x cpu" in (tmp_path / "2" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_step_it_resumes_exactly(processes, straight, shards, tmp_path):
+    """kill -9 of the whole process group in the middle of a run, three times; then the same command until the end."""
+    run_dir, arguments = tmp_path / "run", settings(shards, tmp_path / "run", "train.steps=10")
+    for until in (2, 5, 8):
+        process = start(arguments, processes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _wait_for_step(run_dir, until, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = launch(arguments, processes)
+    assert done.returncode == 0, done.stderr
+    assert sorted(logged(run_dir)) == list(range(1, 11))
+    if processes == 1:
+        assert losses(run_dir) == losses(straight)
+    assert not list((run_dir / "checkpoints").glob("*partial*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_writes_a_checkpoint(processes, shards, tmp_path):
+    run_dir, arguments = (
+        tmp_path / "run",
+        settings(shards, tmp_path / "run", "train.steps=400", "train.save_every=1000", "train.val_every=0"),
+    )
+    process = start(arguments, processes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    _wait_for_step(run_dir, 4, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    told, _ = process.communicate(timeout=60)
+    there = [path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()]
+    assert len(there) == 1 and 4 <= int(there[0][5:]) < 400, told
+
+
+def _wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
+    """Until metrics.jsonl has a step, two minutes at most."""
+    for _ in range(1200):
+        path = run_dir / "metrics.jsonl"
+        if path.is_file() and any(
+            json.loads(line)["step"] >= step for line in path.read_text().splitlines() if line.endswith("}")
+        ):
+            return
+        assert process.poll() is None, "the run ended by itself"
+        time.sleep(0.1)
+    raise AssertionError(f"step {step} never came")
+
+
+def test_recipe_settings_round_trip(tmp_path):
+    config = load_config(ROOT / "configs" / "tiny.yaml")
+    save_config(config, tmp_path / "c.yaml")
+    assert yaml.safe_load((tmp_path / "c.yaml").read_text()) and load_config(tmp_path / "c.yaml") == config
