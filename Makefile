@@ -1,0 +1,39 @@
+# make demo                the whole pipeline in minutes, on drawn cracks
+# make demo DATA=folder    the same on your images/ and masks/
+# make test                lint-free tests; make test-all adds the slow ones (real kills, several processes)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+OUT ?= demo
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh "$(OUT)" "$(DATA)"
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2 -m ""
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cssr needs Python 3.10 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[smp,tensorboard]'
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
