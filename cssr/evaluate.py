@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,16 +16,17 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from cssr import __version__, metrics
+from cssr import metrics
 from cssr.batch import Batch, Outputs
 from cssr.checkpoint import degradation_of, load_model, write_atomic
 from cssr.config import to_dict
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import JointModel
+from cssr.results import compose
+from cssr.tiling import check_tile
 from cssr.visualize import sample_panels, save_picture, strip
 
-RESULTS_FORMAT = "cssr-results-1"
 _PICTURED = 3  # images shown of the best, of the median and of the worst
 
 
@@ -113,45 +113,6 @@ def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(gather_object(rows), key=lambda row: row["key"])
 
 
-def results(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """What `results.json` holds: measures, their definitions, curves, and each image; infinite values are null."""
-    aggregated = metrics.aggregate(rows)
-    best = metrics.THRESHOLDS.tolist().index(_nearest(aggregated["image"]["iou_max_threshold"]))
-    per_image = [
-        {
-            "key": row["key"],
-            "iou": float(metrics.iou(row["tp"], row["fp"], row["fn"])[best]),
-            **{k: v for k, v in row.items() if k != "key"},
-        }
-        for row in rows
-    ]
-    return _finite(
-        {
-            "format": RESULTS_FORMAT,
-            "cssr_version": __version__,
-            **facts,
-            "images": len(rows),
-            "metrics": aggregated,
-            "definitions": metrics.definitions()
-            | {"per_image.iou": "IoU of the image at the threshold of metrics.image.iou_max_threshold"},
-            "curves": metrics.iou_curve(rows),
-            "per_image": per_image,
-        }
-    )
-
-
-def _nearest(threshold: float) -> float:
-    return min(metrics.THRESHOLDS.tolist(), key=lambda t: abs(t - threshold))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def pictured_rows(per_image: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Keys of the best, the median and the worst images by IoU, among those with a crack."""
     cracked = [row for row in per_image if row["tp"][0] + row["fn"][0] > 0] or per_image
@@ -218,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, engine: Accelerator) -> None:
+    check_tile(options.tile, "--tile")
     model = load_model(options.model, options.checkpoint).to(engine.device)
     component = (
         yaml.safe_load(options.degradation)
@@ -251,7 +213,7 @@ def _run(options: argparse.Namespace, engine: Accelerator) -> None:
     if not rows:
         raise ValueError(f"--data: no samples in {options.data}")
     out = options.out or options.model / "evaluations" / Path(options.data).name
-    found = results(rows, _facts(options, model, component, degrade))
+    found = compose(rows, _facts(options, model, component, degrade))
     out.mkdir(parents=True, exist_ok=True)
     draw_pictures(found, out, model, degrade, engine.device, stream(0, 1), options.tile)
     write_atomic(out / "results.json", json.dumps(found, indent=1))

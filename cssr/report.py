@@ -2,37 +2,26 @@
 
 import argparse
 import csv
-import functools
 import io
-import json
-import math
-import operator
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from cssr.checkpoint import write_atomic
-from cssr.evaluate import RESULTS_FORMAT
 from cssr.metrics import KEYS
 from cssr.registry import did_you_mean
+from cssr.results import Result, component_name, load
+from cssr.visualize import Curve, iou_curves
 
 _PICTURES = ("best", "median", "worst")
-_REQUIRED = (
-    *("name", "data", "images", "definitions", "curves.thresholds", "curves.image_iou", "curves.pooled_iou"),
-    *("metrics.image.iou_max", "metrics.image.iou_max_threshold"),
-    *("metrics.pooled.iou_max", "metrics.pooled.iou_max_threshold"),
-)
 _FACTS = ("model", "networks", "checkpoint", "data", "images", "scale", "degradation", "resampler", "seed", "tile")
 _SEEN = ("scale", "degradation", "resampler")  # facts in which an HR upper bound differs from the rest
 _QUOTED = ("model", "data", "degradation")  # facts shown as code: paths and YAML
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito; bounds are black
-_MARKERS = "os^DvPX"  # seven, so that colour and marker together repeat after 42 results only
 
 
 class Column(NamedTuple):
@@ -56,97 +45,6 @@ IMAGE_COLUMNS = (
     Column("kernel PSNR [dB]", "kernel_psnr", 2),
 )
 POOLED_COLUMNS = tuple(column for column in IMAGE_COLUMNS if column.key in ("iou_max", "aiu", "f1", "psnr"))
-
-
-@dataclass(frozen=True)
-class Result:
-    """One `results.json`: where it was read, what it holds, what this report calls it, and its directory there."""
-
-    path: Path
-    data: dict[str, Any]
-    name: str = ""
-    slug: str = ""
-
-    @property
-    def bound(self) -> bool:
-        """Whether it is an HR upper bound: segmentation of the HR image itself."""
-        return _component_name(self.data, "sr") == "none"
-
-    def numbers(self, aggregation: str, base: "Result | None" = None) -> dict[str, float | None]:
-        """The measures of an aggregation ("image" or "pooled"), and the IoU_max as a share of base's, in percent."""
-        values = self.data["metrics"][aggregation]
-        whole = base.data["metrics"][aggregation]["iou_max"] if base else None
-        return {**values, "share": 100 * values["iou_max"] / whole if whole else None}
-
-
-def _component_name(data: dict[str, Any], part: str) -> str:
-    component = (data.get("model_settings") or {}).get(part) or "-"
-    return component if isinstance(component, str) else component.get("name", "-")
-
-
-# ---- reading ----
-
-
-def load(paths: Iterable[str | Path]) -> list[Result]:
-    """The results at `paths` (files, or directories that hold some), each file once, under names that differ.
-
-    Raises: ValueError, one line, for what is missing, damaged or of another format.
-    """
-    files = {file.resolve(): file for path in paths for file in _files(Path(path))}
-    return _named([Result(file, _read(file)) for file in files.values()])
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    direct = path / "results.json"
-    found = [direct] if direct.is_file() else sorted(path.glob("evaluations/*/results.json"))
-    if not found:
-        raise ValueError(f"no results in {path}: neither results.json nor evaluations/*/results.json; evaluate first")
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, evaluate again: {error}") from None
-    found = data.get("format") if isinstance(data, dict) else None
-    if found != RESULTS_FORMAT:
-        raise ValueError(f"{path} is not a results file: its format is {found!r}, expected {RESULTS_FORMAT!r}")
-    for field in _REQUIRED:
-        try:
-            functools.reduce(operator.getitem, field.split("."), data)
-        except (KeyError, TypeError):
-            raise ValueError(f"{path} is damaged, evaluate again: it has no {field}") from None
-    return data
-
-
-def _named(results: Sequence[Result]) -> list[Result]:
-    """With names that differ: equal ones are told apart by their data, or else by where they lie."""
-    named: list[Result] = []
-    for result in results:
-        equal = [other for other in results if other.data["name"] == result.data["name"]]
-        choices = zip(*map(_labels, equal))
-        own = next(i for i, labels in enumerate(choices) if len(set(labels)) == len(equal))
-        name = _labels(result)[own]
-        named.append(Result(result.path, result.data, name, _slug(name, [other.slug for other in named])))
-    return named
-
-
-def _labels(result: Result) -> list[str]:
-    """What a result may be called, shortest first; the last tells any two apart, as no file is read twice."""
-    name, data = str(result.data["name"]), str(result.data["data"])
-    places = (Path(data).name, data, result.path.parent, result.path.resolve())
-    return [name, *(f"{name} ({place})" for place in places)]
-
-
-def _slug(name: str, taken: Sequence[str]) -> str:
-    plain = re.sub(r"[^\w.-]+", "-", name.lower()).strip("-.")[:80] or "result"
-    choices = (plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 3)))
-    return next(choice for choice in choices if choice not in taken)
 
 
 def find_reference(results: Sequence[Result], name: str | None) -> Result | None:
@@ -221,7 +119,7 @@ def _fact(result: Result, key: str) -> str:
     """One of `_FACTS` as Markdown."""
     value = result.data.get(key)
     if key == "networks":
-        value = " + ".join(_component_name(result.data, part) for part in ("sr", "seg"))
+        value = " + ".join(component_name(result.data, part) for part in ("sr", "seg"))
     if key == "degradation" and value is not None:
         component = {"name": value} if isinstance(value, str) else value
         value = yaml.safe_dump(component, default_flow_style=True, sort_keys=False, width=10**6).strip()
@@ -308,50 +206,6 @@ def _definition_lines(results: Sequence[Result], base: Result | None) -> list[st
     return lines + share
 
 
-# ---- curves ----
-
-
-def curves(results: Sequence[Result]) -> bytes:
-    """A PNG, 1200 pixels wide: IoU over the threshold, per image and pooled, with the maxima marked."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    columns = 2 if all(len(result.name) <= 32 for result in results) else 1
-    figure = Figure(figsize=(8, 4.7 + 0.22 * math.ceil(len(results) / columns)), dpi=150, layout="constrained")
-    axes = figure.add_subplot(xlabel="threshold", ylabel="IoU", xlim=(0, 1))
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    systems = [result for result in results if not result.bound]
-    handles = [_draw(axes, result, systems.index(result) if result in systems else None) for result in results]
-    axes.set_ylim(bottom=0)
-    lines = [Line2D([], [], color="0.4", linestyle=s, label=text) for s, text in (("-", "per image"), ("--", "pooled"))]
-    figure.legend(handles=lines, loc="outside upper left", ncols=2, frameon=False)
-    below = {"loc": "outside lower left", "title": "maximum per image", "alignment": "left"}
-    figure.legend(handles=handles, ncols=columns, frameon=False, **below)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _draw(axes: Any, result: Result, number: int | None) -> Any:
-    """Both curves of a result, in black where it has no number; returns the legend's line."""
-    from matplotlib.lines import Line2D
-
-    colour = "black" if number is None else _COLOURS[number % len(_COLOURS)]
-    marker, size = ("*", 13) if number is None else (_MARKERS[number % len(_MARKERS)], 8)
-    point = {"color": colour, "marker": marker, "markersize": size, "markeredgecolor": "white"}
-    thresholds = result.data["curves"]["thresholds"]
-    for key, line in (("image_iou", "-"), ("pooled_iou", "--")):
-        values = result.data["curves"][key]
-        best = values.index(max(values))
-        axes.plot(thresholds, values, line, color=colour, linewidth=1.6)
-        axes.plot(thresholds[best], values[best], zorder=3, **point)
-    name = result.name if len(result.name) <= 80 else result.name[:79] + "…"
-    # A dollar sign would begin a formula; the number in front keeps a leading underscore from hiding the entry.
-    label = f"{max(result.data['curves']['image_iou']):.3f}  {name}".replace("$", r"\$")
-    return Line2D([], [], label=label, **point)
-
-
 # ---- writing ----
 
 
@@ -373,10 +227,15 @@ def report(
 def _write(results: Sequence[Result], base: Result | None, out: Path, title: str | None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     pictures = [block for result in results for block in _pictures(result, out)]
-    _replace(out / "curves.png", curves(results))
+    _replace(out / "curves.png", iou_curves([_curve(result) for result in results]))
     write_atomic(out / "table.csv", _csv(results))
     write_atomic(out / "report.md", _compose(results, base, title or "Evaluation", pictures))
     return out / "report.md"
+
+
+def _curve(result: Result) -> Curve:
+    found = result.data["curves"]
+    return Curve(result.name, found["thresholds"], found["image_iou"], found["pooled_iou"], result.bound)
 
 
 def _pictures(result: Result, out: Path) -> list[str]:

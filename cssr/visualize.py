@@ -1,7 +1,9 @@
-"""Pictures: strips of LQ, SR, HR, probability and mask side by side, and overlays."""
+"""Pictures: strips of LQ, SR, HR, probability and mask side by side, overlays, curves."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from cssr.batch import Batch, Outputs
 
 _CRACK = np.array([255, 40, 40], np.float32)  # overlay colour, RGB
 _GAP = 4  # pixels between panels
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito; bounds are black
+_MARKERS = "os^DvPX"  # seven, so that colour and marker together repeat after 42 results only
 
 
 def to_image(x: Tensor) -> np.ndarray:
@@ -71,3 +75,52 @@ def save_picture(image: Image.Image | np.ndarray, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
     return path
+
+
+class Curve(NamedTuple):
+    """IoU over the threshold of one result; `bound` marks an HR upper bound, drawn in black."""
+
+    name: str
+    thresholds: Sequence[float]
+    image: Sequence[float]
+    pooled: Sequence[float]
+    bound: bool = False
+
+
+def iou_curves(curves: Sequence[Curve]) -> bytes:
+    """A PNG, 1200 pixels wide: IoU over the threshold, per image and pooled, with the maxima marked."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    columns = 2 if all(len(curve.name) <= 32 for curve in curves) else 1
+    figure = Figure(figsize=(8, 4.7 + 0.22 * -(-len(curves) // columns)), dpi=150, layout="constrained")
+    axes = figure.add_subplot(xlabel="threshold", ylabel="IoU", xlim=(0, 1))
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    systems = [curve for curve in curves if not curve.bound]
+    handles = [_draw(axes, curve, systems.index(curve) if curve in systems else None) for curve in curves]
+    axes.set_ylim(bottom=0)
+    lines = [Line2D([], [], color="0.4", linestyle=s, label=text) for s, text in (("-", "per image"), ("--", "pooled"))]
+    figure.legend(handles=lines, loc="outside upper left", ncols=2, frameon=False)
+    below = {"loc": "outside lower left", "title": "maximum per image", "alignment": "left"}
+    figure.legend(handles=handles, ncols=columns, frameon=False, **below)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, curve: Curve, number: int | None) -> Any:
+    """Both lines of a curve, in black where it has no number; returns the legend's line."""
+    from matplotlib.lines import Line2D
+
+    colour = "black" if number is None else _COLOURS[number % len(_COLOURS)]
+    marker, size = ("*", 13) if number is None else (_MARKERS[number % len(_MARKERS)], 8)
+    point = {"color": colour, "marker": marker, "markersize": size, "markeredgecolor": "white"}
+    for values, line in ((curve.image, "-"), (curve.pooled, "--")):
+        best = values.index(max(values))
+        axes.plot(curve.thresholds, values, line, color=colour, linewidth=1.6)
+        axes.plot(curve.thresholds[best], values[best], zorder=3, **point)
+    name = curve.name if len(curve.name) <= 80 else curve.name[:79] + "…"
+    # A dollar sign would begin a formula; the number in front keeps a leading underscore from hiding the entry.
+    label = f"{max(curve.image):.3f}  {name}".replace("$", r"\$")
+    return Line2D([], [], label=label, **point)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cssr.evaluate import results
 from cssr.metrics import KEYS
-from cssr.report import caveats, load, main, report
+from cssr.report import caveats, main, report
+from cssr.results import compose, load
 
 CRACK = 100  # crack pixels of every image
 
@@ -43,7 +43,7 @@ def write(directory: Path, of: list[dict], about: dict) -> Path:
     (directory / "pictures").mkdir(parents=True)
     for kind in ("best", "median", "worst"):
         Image.new("RGB", (8, 8)).save(directory / "pictures" / f"{kind}.png")
-    (directory / "results.json").write_text(json.dumps(results(of, about)))
+    (directory / "results.json").write_text(json.dumps(compose(of, about)))
     return directory
 
 

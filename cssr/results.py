@@ -1,0 +1,147 @@
+"""`results.json`: what an evaluation writes and a report reads."""
+
+import functools
+import json
+import math
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cssr import __version__, metrics
+
+RESULTS_FORMAT = "cssr-results-1"
+_REQUIRED = (
+    *("name", "data", "images", "definitions", "curves.thresholds", "curves.image_iou", "curves.pooled_iou"),
+    *("metrics.image.iou_max", "metrics.image.iou_max_threshold"),
+    *("metrics.pooled.iou_max", "metrics.pooled.iou_max_threshold"),
+)
+
+
+def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
+    """What `results.json` holds: facts, measures and their definitions, curves, and each image; infinite is null."""
+    aggregated = metrics.aggregate(rows)
+    best = metrics.THRESHOLDS.tolist().index(_nearest(aggregated["image"]["iou_max_threshold"]))
+    per_image = [
+        {
+            "key": row["key"],
+            "iou": float(metrics.iou(row["tp"], row["fp"], row["fn"])[best]),
+            **{k: v for k, v in row.items() if k != "key"},
+        }
+        for row in rows
+    ]
+    return _finite(
+        {
+            "format": RESULTS_FORMAT,
+            "cssr_version": __version__,
+            **facts,
+            "images": len(rows),
+            "metrics": aggregated,
+            "definitions": metrics.definitions()
+            | {"per_image.iou": "IoU of the image at the threshold of metrics.image.iou_max_threshold"},
+            "curves": metrics.iou_curve(rows),
+            "per_image": per_image,
+        }
+    )
+
+
+def _nearest(threshold: float) -> float:
+    return min(metrics.THRESHOLDS.tolist(), key=lambda t: abs(t - threshold))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Result:
+    """One `results.json`: where it was read, what it holds, what this report calls it, and its directory there."""
+
+    path: Path
+    data: dict[str, Any]
+    name: str = ""
+    slug: str = ""
+
+    @property
+    def bound(self) -> bool:
+        """Whether it is an HR upper bound: segmentation of the HR image itself."""
+        return component_name(self.data, "sr") == "none"
+
+    def numbers(self, aggregation: str, base: "Result | None" = None) -> dict[str, float | None]:
+        """The measures of an aggregation ("image" or "pooled"), and the IoU_max as a share of base's, in percent."""
+        values = self.data["metrics"][aggregation]
+        whole = base.data["metrics"][aggregation]["iou_max"] if base else None
+        return {**values, "share": 100 * values["iou_max"] / whole if whole else None}
+
+
+def component_name(data: dict[str, Any], part: str) -> str:
+    component = (data.get("model_settings") or {}).get(part) or "-"
+    return component if isinstance(component, str) else component.get("name", "-")
+
+
+def load(paths: Iterable[str | Path]) -> list[Result]:
+    """The results at `paths` (files, or directories that hold some), each file once, under names that differ.
+
+    Raises: ValueError, one line, for what is missing, damaged or of another format.
+    """
+    files = {file.resolve(): file for path in paths for file in _files(Path(path))}
+    return _named([Result(file, _read(file)) for file in files.values()])
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    direct = path / "results.json"
+    found = [direct] if direct.is_file() else sorted(path.glob("evaluations/*/results.json"))
+    if not found:
+        raise ValueError(f"no results in {path}: neither results.json nor evaluations/*/results.json; evaluate first")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, evaluate again: {error}") from None
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != RESULTS_FORMAT:
+        raise ValueError(f"{path} is not a results file: its format is {found!r}, expected {RESULTS_FORMAT!r}")
+    for field in _REQUIRED:
+        try:
+            functools.reduce(operator.getitem, field.split("."), data)
+        except (KeyError, TypeError):
+            raise ValueError(f"{path} is damaged, evaluate again: it has no {field}") from None
+    return data
+
+
+def _named(results: Sequence[Result]) -> list[Result]:
+    """With names that differ: equal ones are told apart by their data, or else by where they lie."""
+    named: list[Result] = []
+    for result in results:
+        equal = [other for other in results if other.data["name"] == result.data["name"]]
+        choices = zip(*map(_labels, equal))
+        own = next(i for i, labels in enumerate(choices) if len(set(labels)) == len(equal))
+        name = _labels(result)[own]
+        named.append(Result(result.path, result.data, name, _slug(name, [other.slug for other in named])))
+    return named
+
+
+def _labels(result: Result) -> list[str]:
+    """What a result may be called, shortest first; the last tells any two apart, as no file is read twice."""
+    name, data = str(result.data["name"]), str(result.data["data"])
+    places = (Path(data).name, data, result.path.parent, result.path.resolve())
+    return [name, *(f"{name} ({place})" for place in places)]
+
+
+def _slug(name: str, taken: Sequence[str]) -> str:
+    plain = re.sub(r"[^\w.-]+", "-", name.lower()).strip("-.")[:80] or "result"
+    choices = (plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 3)))
+    return next(choice for choice in choices if choice not in taken)
