@@ -7,7 +7,6 @@ _PUBLIC = {
     "build_model": "cssr.models.joint",
     "load_config": "cssr.config",
     "load_model": "cssr.checkpoint",
-    "predict": "cssr.predict",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cssr import __version__
 from cssr.config import Config, from_dict, to_dict
-from cssr.models.joint import JointModel, build_model, load_weights, read_export
+from cssr.models.joint import JointModel, assign_state, build_model, load_weights, read_export
 
 _PARTIAL = ".partial"
 
@@ -209,6 +209,14 @@ def load_model(path: str | Path, which: str = "export") -> JointModel:
     model = build_model(config.model)
     load_weights(model, checkpoint / ("ema.safetensors" if averaged else "model.safetensors"))
     return model.eval()
+
+
+def init_from(model: JointModel, source: str) -> None:
+    """Fill a new model from a run, an export or a safetensors file (fine-tuning); ValueError if it does not fit."""
+    if Path(source).is_file():
+        load_weights(model, source)
+    else:
+        assign_state(model, load_model(source).state_dict(), source)
 
 
 def run_config(checkpoint: Path) -> Config:

@@ -160,6 +160,18 @@ def save_config(config: Config, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`a.b: old -> new` for every setting that differs."""
+    changed: list[str] = []
+    for key, after in new.items():
+        before = old.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += changed_settings(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changed.append(f"{prefix}{key}: {before} -> {after}")
+    return changed
+
+
 def check(config: Config) -> None:
     """What can be checked without touching data or devices; ValueError names the setting."""
     scale, data, train = config.model.scale, config.data, config.train

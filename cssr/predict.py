@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from cssr.checkpoint import load_model
 from cssr.models.joint import JointModel
+from cssr.tiling import OVERLAP, check_tile
 from cssr.visualize import overlay, save_picture, to_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-TILE, OVERLAP = 256, 64  # LQ pixels
+TILE = 256  # LQ pixels
 
 
 @dataclass
@@ -52,7 +53,7 @@ def predict(
             by `overlap` and are blended; the normalisation and a predicted kernel are those of the whole image.
     """
     device = next(iter(model.parameters()), model.mean).device
-    outputs = model.infer(_to_tensor(image).to(device), tile, min(overlap, max(tile - 1, 0) // 2), progress)
+    outputs = model.infer(_to_tensor(image).to(device), tile, overlap, progress)
     prob = outputs.logits[0, 0].float().sigmoid().cpu().numpy()
     kernel = None if outputs.kernel is None else outputs.kernel[0, 0].float().cpu().numpy()
     return Prediction(to_image(outputs.sr[0]), prob, kernel)
@@ -63,7 +64,7 @@ def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> Tensor:
     if isinstance(image, Tensor):
         return image[None].float()
     array = image if isinstance(image, np.ndarray) else read_photograph(image)
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None].float() / 255
+    return torch.tensor(array).permute(2, 0, 1)[None].float() / 255
 
 
 def read_photograph(image: Image.Image | str | Path) -> np.ndarray:
@@ -124,8 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if not 0 <= options.threshold <= 1:
             raise ValueError(f"--threshold must lie in 0..1, found {options.threshold}")
-        if options.tile and options.tile < 32:
-            raise ValueError(f"--tile must be 0 or at least 32 LQ pixels, found {options.tile}")
+        check_tile(options.tile, "--tile")
         sources = photographs(options.source)
         model = load_model(options.model, options.checkpoint).to(_device(options.device))
         failed = _predict_all(model, sources, options)
@@ -146,7 +146,7 @@ def _predict_all(model: JointModel, sources: dict[str, Path], options: argparse.
             tqdm.write(str(error), file=sys.stderr)
             failed.append(path.name)
             continue
-        found = predict(model, image, options.tile, options.overlap)
+        found = predict(model, image, options.tile)
         write_prediction(found, options.out / stem, options.threshold, options.float)
         share = found.mask(options.threshold).mean()
         height, width = image.shape[:2]
@@ -171,9 +171,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, default=0.5, help="probability above which a pixel is crack (0.5)")
     parser.add_argument("--float", action="store_true", help="probabilities as float32 .npy instead of 8-bit PNG")
     parser.add_argument("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE}; 0: whole)")
-    parser.add_argument(
-        "--overlap", type=int, default=OVERLAP, help=f"overlap of neighbouring tiles, pixels ({OVERLAP})"
-    )
     parser.add_argument("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (auto: an accelerator where there is one)")
     return parser

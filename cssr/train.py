@@ -24,16 +24,17 @@ from torch import Tensor
 from cssr import checkpoint as store
 from cssr import metrics
 from cssr.batch import Batch
-from cssr.config import Config, describe, load_config, save_config, to_dict
+from cssr.config import Config, changed_settings, describe, load_config, save_config, to_dict
 from cssr.data import Damage, eval_stream, open_sets, open_train_sets, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import accelerator, evaluate, gather_rows
 from cssr.lanes import check_split, draw_seed
 from cssr.log import Console, append_line, memory_gib, trackers, truncate_lines
-from cssr.models.joint import build_model, load_weights
+from cssr.models.joint import build_model
 from cssr.optim import LearningRate, build_optimizer, held_groups, zero_held_gradients
 from cssr.schedules import Progress
 from cssr.task import Task
+from cssr.tiling import check_tile
 from cssr.visualize import sample_panels, save_picture, strip
 
 
@@ -71,6 +72,7 @@ class Run:
         self.accumulation = config.train.batch_size // (world * self.micro_batch)
         open_train_sets(config.data)
         self.validates = config.train.val_every > 0 and config.data.val is not None
+        check_tile(config.eval.tile, "eval.tile")
         if self.validates:
             open_sets(config.data.val, "data.val")
         if config.train.best not in metrics.KEYS:
@@ -83,7 +85,7 @@ class Run:
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, fresh=not resumes and config.train.init_from is None)
         if config.train.init_from and not resumes:
-            _init_from(model, config.train.init_from)
+            store.init_from(model, config.train.init_from)
         self.task = Task(model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self.learning_rate = LearningRate(config)
@@ -379,33 +381,6 @@ class Run:
         for buffer in self.model.buffers():
             if buffer.is_floating_point():
                 buffer.copy_(self.engine.reduce(buffer, "mean"))
-
-
-def _init_from(model: torch.nn.Module, source: str) -> None:
-    path = Path(source)
-    if path.is_file():
-        load_weights(model, path)
-    else:
-        model.load_state_dict(_same_architecture(store.load_model(path), model, source))
-
-
-def _same_architecture(donor: torch.nn.Module, model: torch.nn.Module, source: str) -> dict[str, Tensor]:
-    state, own = donor.state_dict(), model.state_dict()
-    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in own.items()}:
-        raise ValueError(f"train.init_from={source} is of another architecture than this recipe's model")
-    return state
-
-
-def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`a.b: old -> new` for every setting that differs."""
-    changed: list[str] = []
-    for key in new:
-        before, after = old.get(key), new[key]
-        if isinstance(before, dict) and isinstance(after, dict):
-            changed += changed_settings(before, after, f"{prefix}{key}.")
-        elif before != after:
-            changed.append(f"{prefix}{key}: {before} -> {after}")
-    return changed
 
 
 def _millions(sizes: dict[str, int]) -> str:

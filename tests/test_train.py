@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from cssr.config import load_config, save_config
-from cssr.train import Run, changed_settings, main
+from cssr.config import changed_settings, load_config, save_config
+from cssr.train import Run, main
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
