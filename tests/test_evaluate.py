@@ -1,0 +1,156 @@
+"""Evaluation as a whole: what results.json holds, and that neither batches, ranks nor tiles change it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cssr import metrics
+from cssr.config import ModelConfig
+from cssr.data import eval_stream
+from cssr.degradations import DEGRADATIONS
+from cssr.evaluate import evaluate, main, pictured_rows
+from cssr.models.joint import build_model
+from cssr.results import compose
+
+ROOT = Path(__file__).parents[1]
+MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Eleven drawn photographs of 48 pixels."""
+    out = tmp_path_factory.mktemp("shards") / "val"
+    command = [
+        sys.executable,
+        ROOT / "shards/make_shards.py",
+        "synthetic",
+        "--out",
+        out,
+        "--count",
+        "11",
+        "--size",
+        "48",
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("model") / "export"
+    build_model(ModelConfig(**MODEL)).save_pretrained(out, degradation={"name": "gaussian"})
+    return out
+
+
+def found(shards, export, out, *more):
+    main([str(export), "--data", str(shards), "--out", str(out), *more])
+    return json.loads((out / "results.json").read_text())
+
+
+def test_results_hold_what_users_rely_on(shards, export, tmp_path):
+    results = found(shards, export, tmp_path, "--distances")
+    wanted = {"iou_max", "iou_max_threshold", "aiu", "hd95_min", "ahd95", "msd_min", "amsd", "psnr", "ssim"}
+    wanted |= {"kernel_psnr", "precision", "recall", "f1"}
+    for aggregation in ("image", "pooled"):
+        assert wanted <= results["metrics"][aggregation].keys()
+    assert wanted <= results["definitions"].keys()
+    assert "Gaussian" in results["resampler"] and "bicubic x1/4" in results["resampler"]
+    assert len(results["per_image"]) == results["images"] == 11
+    assert results["metrics"]["image"]["hd95_min"] > 0 and results["metrics"]["image"]["psnr"] > 10
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"best.png", "median.png", "worst.png"}
+
+
+def test_measures_equal_a_plain_loop(shards, export, tmp_path):
+    """IoU, PSNR and the confusion counts again, image by image and threshold by threshold, in numpy."""
+    from cssr.models.joint import JointModel
+
+    results = found(shards, export, tmp_path)
+    model, degrade = JointModel.from_pretrained(export), DEGRADATIONS.build("gaussian", scale=4)
+    table, psnrs = [], []
+    for batch in eval_stream(shards, 4, 1, 0):
+        batch = batch.to("cpu")
+        with torch.no_grad():
+            outputs = model(degrade(batch.hr, batch.seed)[0])
+        prob, mask = outputs.logits.sigmoid().numpy(), batch.mask.numpy() > 0.5
+        row = [((prob > t) & mask).sum() + 1e-5 for t in metrics.THRESHOLDS.numpy()]
+        table.append([r / (((prob > t) | mask).sum() + 1e-5) for r, t in zip(row, metrics.THRESHOLDS.numpy())])
+        psnrs.append(-10 * np.log10(((outputs.sr - batch.hr) ** 2).mean().item()))
+    mean = np.mean(table, axis=0)
+    assert results["metrics"]["image"]["iou_max"] == pytest.approx(mean.max(), rel=1e-6)
+    assert results["metrics"]["image"]["aiu"] == pytest.approx(mean.mean(), rel=1e-6)
+    assert results["metrics"]["image"]["psnr"] == pytest.approx(np.mean(psnrs), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batches_do_not_change_the_rows(batch_size, shards, export):
+    from cssr.models.joint import JointModel
+
+    model, degrade = JointModel.from_pretrained(export), DEGRADATIONS.build("gaussian", scale=4)
+    device = torch.device("cpu")
+    whole, parts = (evaluate(model, eval_stream(shards, 4, n, 0), degrade, device) for n in (11, batch_size))
+    assert [row["key"] for row in whole] == [row["key"] for row in parts]
+    for a, b in zip(whole, parts):
+        assert a["psnr"] == pytest.approx(b["psnr"], rel=1e-4)
+        assert np.abs(np.subtract(a["tp"], b["tp"])).max() <= 2  # a pixel may lie within rounding of a threshold
+
+
+def test_the_hr_bound_has_no_psnr(shards, tmp_path):
+    """SR equals HR: an infinite PSNR is null, in the file and in the means."""
+    build_model(ModelConfig(**{**MODEL, "scale": 1, "sr": {"name": "none"}})).save_pretrained(tmp_path / "hr")
+    results = found(shards, tmp_path / "hr", tmp_path / "out")
+    image = results["metrics"]["image"]
+    assert image["psnr"] is None and image["psnr_infinite"] == 11 and image["ssim"] == pytest.approx(1)
+    assert all(row["psnr"] is None for row in results["per_image"])
+
+
+def test_pictures_show_the_ranking():
+    rows = [{"key": f"k{i}", "iou": i / 10, "tp": [5], "fn": [5]} for i in range(8)]
+    rows.append({"key": "empty", "iou": 1.0, "tp": [0], "fn": [0]})
+    assert pictured_rows(rows)["best"] == ["k7", "k6", "k5"] and pictured_rows(rows)["worst"] == ["k0", "k1", "k2"]
+
+
+def test_infinite_values_are_null():
+    row = {"key": "a", "tp": [1] * 99, "fp": [0] * 99, "fn": [0] * 99, "pixels": 4, "psnr": float("inf"), "mse": 0.0,
+           "ssim": 1.0, "kernel_psnr": None}  # fmt: skip
+    text = json.dumps(compose([row], {"name": "x"}), allow_nan=False)
+    assert json.loads(text)["per_image"][0]["psnr"] is None
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["nowhere", "--data", "nowhere"], "no run or export at nowhere"),
+    (["EXPORT", "--data", "nowhere"], "--data: no shards in nowhere"),
+    (["EXPORT", "--data", "SHARDS", "--degradation", "{name: gausian}"], "did you mean gaussian"),
+    (["EXPORT", "--data", "SHARDS", "--checkpoint", "best"], "no checkpoint 'best'"),
+    (["EXPORT", "--data", "SHARDS", "--tile", "16"], "--tile must be 0 or exceed"),
+])  # fmt: skip
+def test_mistakes_are_one_line(arguments, message, shards, export):
+    places = {"EXPORT": str(export), "SHARDS": str(shards)}
+    with pytest.raises(SystemExit) as caught:
+        main([places.get(argument, argument) for argument in arguments])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(shards, export, tmp_path):
+    for processes, name in ((1, "cpu"), (2, "cpu_2proc")):
+        launch = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--quiet",
+            "--config_file",
+            ROOT / f"launch/{name}.yaml",
+        ]
+        port = ["--main_process_port", "0"] if processes > 1 else []
+        command = [*launch, *port, ROOT / "cssr/evaluate.py", export, "--data", shards, "--batch-size", "1"]
+        subprocess.run(
+            [*map(str, command), "--out", str(tmp_path / name)], check=True, capture_output=True, timeout=200
+        )
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("cpu", "cpu_2proc"))
+    assert one["metrics"] == two["metrics"] and one["per_image"] == two["per_image"]
