@@ -1,18 +1,14 @@
 """Shards to batches: `train_stream` (endless, by lanes, augmented) and `eval_stream` (every sample exactly once).
 
-A shard is a WebDataset tar (`key.jpg|png`, `key.mask.png`, `key.json`); `index.json` beside the tars gives their sample
-counts, sizes and hashes. The loader is never handed to accelerate: which sample stands where is `cssr/lanes.py`'s.
+The loader is never handed to accelerate: which sample stands where in a run is for `cssr/lanes.py` to say, and a place
+in the stream is one number.
 """
 
-import json
 import signal
-import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,121 +20,10 @@ from cssr.augment import augment
 from cssr.batch import Batch
 from cssr.config import DataConfig
 from cssr.lanes import MixedPlan, rng
+from cssr.tars import DataError, Sample, ShardSet, open_sets, parse_sets, read_sample
 
-IMAGE_EXTENSIONS = ("jpg", "png")
-INDEX_FORMAT = "cssr-shards-1"
 _GRACE = 30  # seconds that a worker outlives a SIGTERM, for the training process to finish its step and save
 _MAX_SUBSTITUTES = 20  # damaged substitutes in a row before a worker gives up
-
-
-class DataError(ValueError):
-    """The data cannot be used as it is; the message is one line with the remedy."""
-
-
-@dataclass(frozen=True)
-class ShardSet:
-    """A shard directory whose index has been read and whose files are there, whole by size."""
-
-    root: Path
-    names: tuple[str, ...]
-    counts: tuple[int, ...]
-    index: dict[str, Any]
-
-    @classmethod
-    def open(cls, root: str | Path, setting: str) -> "ShardSet":
-        """Read `root/index.json`, check the tars; DataError names `setting` (the option that gave `root`)."""
-        root = Path(root)
-        index = _read_index(root, setting)
-        for shard in index["shards"]:
-            path = root / shard["name"]
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes, its index says {shard['bytes']}"
-                raise DataError(f"{setting}: {path} {found}; write the shards again with shards/make_shards.py")
-        return cls(root, tuple(s["name"] for s in index["shards"]), tuple(s["samples"] for s in index["shards"]), index)
-
-    def __len__(self) -> int:
-        return sum(self.counts)
-
-    def smallest_side(self) -> int:
-        """The shortest side of any image, pixels."""
-        return min(min(map(int, size.split("x"))) for size in self.index["image_sizes"])
-
-
-def _read_index(root: Path, setting: str) -> dict[str, Any]:
-    path = root / "index.json"
-    if not path.is_file():
-        raise DataError(
-            f"{setting}: no shards in {root} (index.json is missing); write them with shards/make_shards.py"
-        )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] != INDEX_FORMAT or not index["shards"]:
-            raise KeyError
-    except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{setting}: {path} is damaged or of another format than {INDEX_FORMAT}; "
-            "write the shards again with shards/make_shards.py"
-        ) from None
-    return index
-
-
-def parse_sets(setting: Any, name: str) -> dict[str, float]:
-    """`data.train` or `data.val` as {directory: weight}: a path, a list of paths, or a mapping path -> weight."""
-    if setting is None:
-        raise DataError(f"{name} is not set: give a shard directory, e.g. {name}=shards_dir")
-    if isinstance(setting, (str, Path)):
-        return {str(setting): 1.0}
-    if isinstance(setting, Mapping):
-        return {str(path): float(weight) for path, weight in setting.items()}
-    return {str(path): 1.0 for path in setting}
-
-
-@dataclass
-class Sample:
-    """One sample as stored: what a shard holds under a key."""
-
-    key: str
-    image: np.ndarray  # H W 3 uint8 RGB
-    mask: np.ndarray  # H W uint8, 0 or 1
-
-
-@lru_cache(maxsize=64)
-def _members(path: str) -> tuple[tuple[str, dict[str, tuple[int, int]]], ...]:
-    """(key, {extension: (offset, size)}) of each sample of a tar, in order: its headers are read once."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
-    return tuple(samples.items())
-
-
-def read_sample(shards: ShardSet, shard: int, index: int) -> Sample:
-    """Read and decode one sample by its place in a shard; DataError if it is damaged."""
-    path = shards.root / shards.names[shard]
-    where = f"{path} sample {index}"
-    try:
-        key, parts = _members(str(path))[index]
-        where = f"{path} key {key}"
-        image_at = next(parts[e] for e in IMAGE_EXTENSIONS if e in parts)
-        with open(path, "rb") as file:
-            image = _decode(_read_at(file, *image_at), cv2.IMREAD_COLOR)
-            mask = _decode(_read_at(file, *parts["mask.png"]), cv2.IMREAD_GRAYSCALE)
-    except (OSError, tarfile.TarError, IndexError, KeyError, StopIteration, cv2.error) as error:
-        raise DataError(f"damaged sample: {where}: {type(error).__name__}") from error
-    if image is None or mask is None or image.shape[:2] != mask.shape:
-        raise DataError(f"damaged sample: {where}: its {'image' if image is None else 'mask'} cannot be used")
-    return Sample(key, image[..., ::-1], (mask > 0).astype(np.uint8))
-
-
-def _read_at(file: Any, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    return file.read(size)
-
-
-def _decode(data: bytes, mode: int) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
@@ -220,11 +105,6 @@ class Damage:
                 f"the last: {damaged[-1]}"
             )
         return new
-
-
-def open_sets(setting: Any, name: str) -> list[ShardSet]:
-    """The shard sets of a setting (`data.val`, say, which is its `name`), checked."""
-    return [ShardSet.open(path, name) for path in parse_sets(setting, name)]
 
 
 def open_train_sets(data: DataConfig) -> tuple[list[ShardSet], list[float]]:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,28 +21,13 @@ from cssr.checkpoint import degradation_of, load_model, write_atomic
 from cssr.config import to_dict
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
+from cssr.engine import start_engine
 from cssr.models.joint import JointModel
 from cssr.results import compose
 from cssr.tiling import check_tile
 from cssr.visualize import sample_panels, save_picture, strip
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst
-
-
-def accelerator(**arguments: Any) -> Accelerator:
-    """The accelerate engine; without a GPU (and without DeepSpeed) it is asked for the CPU, which launch files cannot.
-
-    Raises: ValueError where the world is not the one that the launcher promised.
-    """
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    engine = Accelerator(cpu=not torch.accelerator.is_available() and not deepspeed, **arguments)
-    promised = int(os.environ.get("WORLD_SIZE", "1"))
-    if engine.num_processes != promised:
-        raise ValueError(
-            f"the launcher promised {promised} processes, accelerate runs {engine.num_processes}: "
-            "use one of the launch files in launch/"
-        )
-    return engine
 
 
 def evaluate(
@@ -150,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = _parser().parse_args(arguments)
     try:
-        engine = accelerator()
+        engine = start_engine()
         _run(options, engine)
     except ValueError as error:
         sys.exit(f"error: {error}")
