@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from timm.utils import ModelEmaV3
 from torch import Tensor
@@ -25,14 +24,16 @@ from cssr import checkpoint as store
 from cssr import metrics
 from cssr.batch import Batch
 from cssr.config import Config, changed_settings, describe, load_config, save_config, to_dict
-from cssr.data import Damage, eval_stream, open_sets, open_train_sets, train_stream
+from cssr.data import Damage, eval_stream, open_train_sets, train_stream
 from cssr.degradations import DEGRADATIONS
-from cssr.evaluate import accelerator, evaluate, gather_rows
+from cssr.engine import AnyRank, average_buffers, start_engine
+from cssr.evaluate import evaluate, gather_rows
 from cssr.lanes import check_split, draw_seed
 from cssr.log import Console, append_line, memory_gib, trackers, truncate_lines
 from cssr.models.joint import build_model
 from cssr.optim import LearningRate, build_optimizer, held_groups, zero_held_gradients
 from cssr.schedules import Progress
+from cssr.tars import open_sets
 from cssr.task import Task
 from cssr.tiling import check_tile
 from cssr.visualize import sample_panels, save_picture, strip
@@ -60,13 +61,19 @@ class Run:
 
     def __init__(self, config: Config):
         self.config, self.dir = config, Path(config.train.run_dir)
-        # Settings and data: every mistake of the user is found here, before anything is built or written.
         writes = not config.train.dry_run
-        self.engine: Accelerator = accelerator(
+        self.engine = start_engine(
             log_with=trackers(config.train, self.dir) if writes else None,
             project_config=ProjectConfiguration(project_dir=str(self.dir), logging_dir=str(self.dir / "tensorboard")),
         )
-        world = self.engine.num_processes
+        self.step, self.best, self.changed, self.stopping = 0, None, [], False
+        self.progress, self.any_rank = self._progress(0), AnyRank(self.engine)
+        self._check_settings()
+        self._build(resumes=writes and bool(store.checkpoints(self.dir)))
+
+    def _check_settings(self) -> None:
+        """Find every mistake of the user that settings and data show, before anything is built or written."""
+        config, world = self.config, self.engine.num_processes
         self.micro_batch = config.train.micro_batch or max(config.train.batch_size // world, 1)
         check_split(config.data.lanes, config.train.batch_size, world, config.data.workers, self.micro_batch)
         self.accumulation = config.train.batch_size // (world * self.micro_batch)
@@ -79,9 +86,10 @@ class Run:
             raise ValueError(
                 f"train.best: unknown measure {config.train.best!r}; choose from {', '.join(metrics.KEYS)}"
             )
-        # Model, optimizer, degradation.
-        self.progress = self._progress(0)
-        resumes = writes and bool(store.checkpoints(self.dir))
+
+    def _build(self, resumes: bool) -> None:
+        """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer."""
+        config = self.config
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, fresh=not resumes and config.train.init_from is None)
         if config.train.init_from and not resumes:
@@ -89,17 +97,10 @@ class Run:
         self.task = Task(model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self.learning_rate = LearningRate(config)
-        optimizer = build_optimizer(model, config)
-        self.engine_task, self.engine_optimizer = self.engine.prepare(self.task, optimizer)
-        self.optimizer = optimizer
-        self.model = model
+        self.model, self.optimizer = model, build_optimizer(model, config)
+        self.engine_task, self.engine_optimizer = self.engine.prepare(self.task, self.optimizer)
         settings = config.optim
         self.ema = ModelEmaV3(model, decay=settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
-        self.step, self.best, self.changed = 0, None, []
-        self.stopping = False
-        self.control = (
-            torch.distributed.new_group(backend="gloo") if world > 1 else None
-        )  # small talk between ranks' CPUs
 
     # ---- the run ----
 
@@ -120,7 +121,7 @@ class Run:
         signal.signal(signal.SIGTERM, self._stop)
         stream = self._stream()
         with closing(stream):
-            while self.step < config.train.steps and not self._should_stop():
+            while self.step < config.train.steps and not self.any_rank(self.stopping):
                 self._log(self._train_step(stream))
                 if self._due(config.train.val_every) and self.validates:
                     self._validate()
@@ -206,7 +207,7 @@ class Run:
     def _validate(self) -> None:
         """Measure the model that would be exported, draw the fixed samples, keep the best checkpoint."""
         began, config, engine = time.monotonic(), self.config, self.engine
-        self._average_buffers()
+        average_buffers(self.engine, *self._models())
         model = self.ema.module if self.ema and config.train.export_ema else self.model
         model.eval()
         panels: list[dict] = []
@@ -256,7 +257,7 @@ class Run:
                 store.write_best(self.dir, path, self.config.train.best, value)
 
     def _save(self) -> Path:
-        self._average_buffers()
+        average_buffers(self.engine, *self._models())
         path = self.dir / "checkpoints" / f"step_{self.step:08d}"
         if self.engine.is_main_process:
             store.save_checkpoint(
@@ -360,27 +361,14 @@ class Run:
     def _sizes(self) -> dict[str, int]:
         return {name: sum(p.numel() for p in getattr(self.model, name).parameters()) for name in self.model.groups()}
 
+    def _models(self) -> list[torch.nn.Module]:
+        return [self.model, self.ema.module] if self.ema else [self.model]
+
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
 
     def _stop(self, *_: Any) -> None:
         self.stopping = True
-
-    def _should_stop(self) -> bool:
-        """Whether any rank has been told to stop; all ranks agree, so that all leave at the same step."""
-        if self.engine.num_processes == 1:
-            return self.stopping
-        flag = torch.tensor(int(self.stopping))
-        torch.distributed.all_reduce(flag, group=self.control)
-        return bool(flag)
-
-    def _average_buffers(self) -> None:
-        """The mean over ranks of BatchNorm statistics, which every rank gathers from its own samples."""
-        if self.engine.num_processes == 1:
-            return
-        for buffer in self.model.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(self.engine.reduce(buffer, "mean"))
 
 
 def _millions(sizes: dict[str, int]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from cssr.data import ShardSet, read_sample
+from cssr.tars import ShardSet, read_sample
 
 
 def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:
