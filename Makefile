@@ -1,6 +1,6 @@
 # make demo                the whole pipeline in minutes, on drawn cracks
 # make demo DATA=folder    the same on your images/ and masks/
-# make test                lint-free tests; make test-all adds the slow ones (real kills, several processes)
+# make test                the tests; make test-all adds the slow ones (real kills, several processes); make lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,10 +13,10 @@ demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh "$(OUT)" "$(DATA)"
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-all: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 -m ""
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
