@@ -26,7 +26,7 @@ train train.run_dir="$out/bicubic" model.sr=bicubic loss.beta=1
 
 say "4/5 evaluation on held-out images"
 for run in cssr bicubic; do
-  launch "$here/cssr/evaluate.py" "$out/$run" --data "$out/shards/val" --distances
+  launch "$here/cssr/evaluate.py" "$out/$run" --data "$out/shards/val" --distances --tile 256
 done
 
 say "5/5 prediction and report"
