@@ -19,6 +19,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+TILE_OVERLAP = 32  # of neighbouring tiles in evaluation and prediction, LQ pixels
+
 
 def _component(name: str, **arguments: Any) -> Any:
     return field(default_factory=lambda: {"name": name, **arguments})
@@ -42,9 +44,7 @@ class DataConfig:
     train: Any = None  # shard directory, or several by weight: {dir_a: 3, dir_b: 1}
     val: Any = None  # shard directory (or several, concatenated) for validation
     crop: int = 224  # side of the square HR training crop, pixels; a multiple of model.scale
-    resized_crop: list[float] | None = (
-        None  # [low, high]: crop this share of the area, resized to `crop`; null: plain crop
-    )
+    resized_crop: list[float] | None = None  # [low, high]: crop this share of the area, resized to `crop`
     hflip: float = 0.5  # probability of a horizontal mirror
     vflip: float = 0.0  # probability of a vertical mirror
     photometric: bool = False  # CSSR's photometric distortion: brightness, contrast, saturation, hue, channel order
@@ -133,21 +133,31 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         ValueError: a missing file, a key that does not exist, a value of the wrong type; one line each.
     """
     merged = dataclasses.asdict(Config())
-    layers = [_read_yaml(path)] if path is not None else []
-    for layer in [*layers, *map(_parse_override, overrides)]:
-        merged = _merge(merged, layer)
+    if path is not None:
+        merged = _merge(Config, merged, _read_yaml(path))
+    for key, value in map(_parse_override, overrides):
+        merged = _merge(Config, merged, _nested(Config, merged, key.split("."), value))
     return from_dict(merged)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """A typed Config from plain values; ValueError names the setting that does not fit."""
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), dict(values)))
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
+    values, phases = dict(values), values.get("phases", [{}])
+    values.pop("phases", None)
+    config = _typed(Config, values)
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise ValueError(f"config: phases must be a list of phases, found {phases}")
+    config.phases = [_typed(PhaseConfig, phase, f"phases[{k}].") for k, phase in enumerate(phases)]
     check(config)
     return config
+
+
+def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), dict(values)))
+    except OmegaConfBaseException as error:
+        key = f"{prefix}{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -157,7 +167,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved settings as YAML."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    Path(path).write_text(yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -174,44 +184,64 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 
 def check(config: Config) -> None:
     """What can be checked without touching data or devices; ValueError names the setting."""
-    scale, data, train = config.model.scale, config.data, config.train
-    positive = {
-        "model.scale": scale,
-        "data.crop": data.crop,
-        "data.lanes": data.lanes,
-        "train.steps": train.steps,
-        "train.batch_size": train.batch_size,
-        "train.log_every": train.log_every,
-        "train.keep": train.keep,
-        "train.save_every": train.save_every,
-        "eval.batch_size": config.eval.batch_size,
-        "data.shuffle_window": data.shuffle_window,
-    }
-    for key, value in positive.items():
-        if value < 1:
-            raise ValueError(f"{key} must be at least 1, found {value}")
+    for key, lowest in _LOWEST.items():
+        value = _at(config, key)
+        if value is not None and value < lowest:
+            raise ValueError(f"{key} must be at least {lowest}, found {value}")
+    for key in ("data.hflip", "data.vflip", "data.max_damaged", "optim.ema"):
+        value = _at(config, key)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{key} must lie in 0..1, found {value}")
+    _check_sizes(config)
+    _check_phases(config.phases)
+
+
+# settings with a smallest value; null is fine where it is allowed
+_LOWEST = dict.fromkeys(("model.scale", "data.crop", "data.lanes", "data.shuffle_window", "train.steps"), 1)
+_LOWEST |= dict.fromkeys(("train.batch_size", "train.micro_batch", "train.log_every", "train.save_every"), 1)
+_LOWEST |= dict.fromkeys(("train.keep", "eval.batch_size", "eval.limit"), 1)
+_LOWEST |= dict.fromkeys(("data.workers", "train.seed", "train.val_every", "train.sample_count", "eval.seed"), 0)
+
+
+def _at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _check_sizes(config: Config) -> None:
+    model, data, scale = config.model, config.data, config.model.scale
     if data.crop % scale:
+        near = data.crop // scale * scale or scale
+        raise ValueError(f"data.crop={data.crop} is not a multiple of model.scale={scale}; try {near}")
+    if (scale == 1) != (model.sr.get("name") == "none"):
         raise ValueError(
-            f"data.crop={data.crop} is not a multiple of model.scale={scale}; try {data.crop // scale * scale or scale}"
-        )
-    if (scale == 1) != (config.model.sr.get("name") == "none"):
-        raise ValueError(
-            f"model.sr={config.model.sr.get('name')} with model.scale={scale}: scale 1 goes with sr=none "
+            f"model.sr={model.sr.get('name')} with model.scale={scale}: scale 1 goes with sr=none "
             "(the HR upper bound) and with nothing else"
         )
-    shares = {"data.hflip": data.hflip, "data.vflip": data.vflip, "data.max_damaged": data.max_damaged}
-    for key, value in shares.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{key} must lie in 0..1, found {value}")
-    _check_phases(config.phases)
+    share = data.resized_crop
+    if share is not None and not (len(share) == 2 and 0 < share[0] <= share[1] <= 1):
+        raise ValueError(f"data.resized_crop needs [low, high] with 0 < low <= high <= 1, found {share}")
+    for key, values in (("model.mean", model.mean), ("model.std", model.std)):
+        if len(values) != 3 or (key == "model.std" and min(values) <= 0):
+            raise ValueError(f"{key} needs three numbers (red, green, blue), std above 0; found {values}")
+    check_tile(config.eval.tile, "eval.tile")
+
+
+def check_tile(tile: int, setting: str) -> None:
+    """Refuse tiles too small for their overlap; ValueError names the setting."""
+    if tile != 0 and tile <= 2 * TILE_OVERLAP:
+        raise ValueError(
+            f"{setting} must be 0 or exceed {2 * TILE_OVERLAP} LQ pixels (overlap {TILE_OVERLAP}), found {tile}"
+        )
 
 
 def _check_phases(phases: Sequence[PhaseConfig]) -> None:
     ends = [phase.until for phase in phases]
     if not phases or ends[-1] is not None or None in ends[:-1]:
         raise ValueError("phases: every phase but the last needs until: SAMPLES, and the last until: null")
-    if sorted(set(ends[:-1])) != ends[:-1]:
-        raise ValueError(f"phases: until must rise from phase to phase, found {ends[:-1]}")
+    if sorted(set(ends[:-1])) != ends[:-1] or (ends[0] or 1) < 1:
+        raise ValueError(f"phases: until must rise from phase to phase, in samples, found {ends[:-1]}")
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
@@ -220,7 +250,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"config: no recipe at {path}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values or {}, dict):
         raise ValueError(f"config: {path} must hold settings by name, found {type(values).__name__}")
@@ -231,33 +261,65 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number, as everybody means it."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes the word 1e-4 in quotes, so that it stays a word."""
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"override {text!r}: write it as a.b=value")
     try:
-        parsed: Any = yaml.load(value, Loader=_Loader)
+        return key, yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
         raise ValueError(f"override {text!r}: the value is not valid YAML") from None
-    for part in reversed(key.split(".")):
-        parsed = {part: parsed}
-    return parsed
 
 
-def _merge(base: Any, layer: Any) -> Any:
-    """`layer` over `base`; a component that is named anew replaces the one below whole."""
-    if isinstance(base, dict) and "name" in base and isinstance(layer, str):
-        layer = {"name": layer}
-    if not isinstance(base, dict) or not isinstance(layer, dict):
-        return layer
-    if "name" in base and layer.get("name", base["name"]) != base["name"]:
-        return layer
-    return {**base, **{key: _merge(base.get(key), value) for key, value in layer.items()}}
+def _nested(cls: type | None, base: Any, keys: list[str], value: Any) -> Any:
+    """An override as a layer: `value` under `keys`, beside what a mapping that is no settings class holds already."""
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    inner = _setting_type(cls, key)
+    below = base.get(key) if isinstance(base, dict) else None
+    layer = {key: _nested(inner, below, rest, value)}
+    keeps = cls is None and isinstance(base, dict) and not (key == "name" and value != below)
+    return {**base, **layer} if keeps else layer
+
+
+def _merge(cls: type, base: dict[str, Any], layer: Any, path: str = "") -> dict[str, Any]:
+    """`layer` over `base`: settings classes by name, any other value whole."""
+    if not isinstance(layer, dict):
+        raise ValueError(f"config: {path.rstrip('.') or 'a recipe'} must hold settings by name, found {layer!r}")
+    merged = dict(base)
+    for key, value in layer.items():
+        inner, name = _setting_type(cls, key), f"{path}{key}"
+        merged[key] = _merge(inner, base[key], value, f"{name}.") if inner else _replace(base.get(key), value, name)
+    return merged
+
+
+def _replace(base: Any, value: Any, name: str) -> Any:
+    """A new value for a setting; of a component, arguments may be given alone, and a name alone as a word."""
+    component = isinstance(base, dict) and "name" in base
+    if component and isinstance(value, str):
+        value = {"name": value}
+    if component and isinstance(value, list):
+        raise ValueError(f"config: {name} must be a name or a mapping with a name, found {value}")
+    if component and isinstance(value, dict) and value.get("name", base["name"]) == base["name"]:
+        return {**base, **value}
+    return value
+
+
+def _setting_type(cls: type | None, key: str) -> type | None:
+    """The settings class under `key` of a settings class, None for a plain value."""
+    types = {f.name: f.type for f in dataclasses.fields(cls)} if cls else {}
+    return types.get(key) if dataclasses.is_dataclass(types.get(key)) else None
 
 
 def describe(cls: type = Config, indent: int = 0) -> str:

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cssr.checkpoint import load_model
+from cssr.config import TILE_OVERLAP, check_tile
 from cssr.models.joint import JointModel
-from cssr.tiling import OVERLAP, check_tile
 from cssr.visualize import overlay, save_picture, to_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -41,7 +41,7 @@ def predict(
     model: JointModel,
     image: Image.Image | np.ndarray | Tensor | str | Path,
     tile: int = TILE,
-    overlap: int = OVERLAP,
+    overlap: int = TILE_OVERLAP,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Prediction:
     """Super-resolve a photograph and find its cracks.

@@ -5,16 +5,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-OVERLAP = 32  # of neighbouring tiles, LQ pixels
-
-
-def check_tile(tile: int, setting: str) -> None:
-    """Refuse tiles too small for their overlap; ValueError names the setting."""
-    if tile and tile <= 2 * OVERLAP:
-        raise ValueError(
-            f"{setting} must be 0 or exceed {2 * OVERLAP} LQ pixels (tiles overlap by {OVERLAP}), found {tile}"
-        )
-
 
 def tiled(
     function: Callable[[Tensor], Tensor],
