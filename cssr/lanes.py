@@ -10,6 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
+_IN_LANE = 5  # substitutes looked for in a damaged sample's own lane before its set's others are tried
+
 
 class LanePlan:
     """The order of one set's samples.
@@ -33,40 +35,42 @@ class LanePlan:
         self.repeats = -(-lanes // self.total)
         self.rows = self.total * self.repeats // lanes  # samples of a lane in a pass
         self._starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self._pass_order = lru_cache(maxsize=2)(self._draw_pass)
-        self._window_order = lru_cache(maxsize=4 * lanes)(self._draw_window)
 
     def locate(self, lane: int, row: int) -> tuple[int, int]:
         """(shard, index in it) of the `row`-th sample of `lane`, rows counted over all passes."""
         number, row = divmod(row, self.rows)
         if self.total <= self.window or self.repeats > 1:
-            return self._split(int(self._pass_order(number)[lane * self.rows + row]))
+            order = _pass_order(self.seed, number, self.total, self.repeats)
+            return self._split(int(order[lane * self.rows + row]))
         size = max(1, self.window // self.lanes)
         block, inside = divmod(row, size)
-        row = block * size + int(self._window_order(number, lane, block)[inside])
+        order = _permutation(min(size, self.rows - block * size), self.seed, number, lane, block)
+        row = block * size + int(order[inside])
         return self._place_in_shards(number, lane * self.rows + row)
 
-    def _draw_pass(self, number: int) -> np.ndarray:
-        parts = [rng(self.seed, number, k).permutation(self.total) for k in range(self.repeats)]
-        return np.concatenate(parts)
-
-    def _draw_window(self, number: int, lane: int, block: int) -> np.ndarray:
-        size = max(1, self.window // self.lanes)
-        return rng(self.seed, number, lane, block).permutation(min(size, self.rows - block * size))
-
-    @lru_cache(maxsize=2)  # noqa: B019 (a plan lives as long as its process)
-    def _shard_order(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        order = rng(self.seed, number).permutation(len(self.counts))
-        return order, np.concatenate([[0], np.cumsum(self.counts[order])])
+    def shard_order(self, number: int) -> np.ndarray:
+        """The order in which pass `number` of a set larger than the window goes through its shards."""
+        return _permutation(len(self.counts), self.seed, number)
 
     def _place_in_shards(self, number: int, position: int) -> tuple[int, int]:
-        order, starts = self._shard_order(number)
+        order = self.shard_order(number)
+        starts = np.concatenate([[0], np.cumsum(self.counts[order])])
         k = int(np.searchsorted(starts, position, side="right")) - 1
         return int(order[k]), position - int(starts[k])
 
     def _split(self, sample: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return shard, sample - int(self._starts[shard])
+
+
+@lru_cache(maxsize=256)
+def _permutation(count: int, *key: int) -> np.ndarray:
+    return rng(*key).permutation(count)
+
+
+@lru_cache(maxsize=16)
+def _pass_order(seed: int, number: int, total: int, repeats: int) -> np.ndarray:
+    return np.concatenate([rng(seed, number, k).permutation(total) for k in range(repeats)])
 
 
 class MixedPlan:
@@ -98,12 +102,12 @@ class MixedPlan:
         return (owner, *self._plans[owner].locate(self._lane_in_set[lane], row))
 
     def substitute(self, place: int, attempt: int) -> tuple[int, int, int]:
-        """A seeded replacement for a damaged sample, from the lane and pass of `place`."""
+        """A seeded replacement for a damaged sample, from its pass and lane, then from its set's other lanes."""
         row, lane = divmod(place, self.lanes)
-        plan = self._plans[int(self._owner[lane])]
-        start = row // plan.rows * plan.rows
-        row = start + int(rng(plan.seed, place, attempt, 0x5B).integers(plan.rows))
-        return self.locate(row * self.lanes + lane)
+        owner, own = int(self._owner[lane]), self._lane_in_set[lane]
+        plan = self._plans[owner]
+        other = row // plan.rows * plan.rows + int(rng(plan.seed, place, attempt, 0x5B).integers(plan.rows))
+        return (owner, *plan.locate((own + max(attempt - _IN_LANE + 1, 0)) % plan.lanes, other))
 
 
 def allocate(weights: Sequence[float], lanes: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Shards: WebDataset tars (`key.jpg|png`, `key.mask.png`, `key.json`) and the `index.json` beside them."""
 
 import json
+import re
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,25 +58,32 @@ def _read_index(root: Path, setting: str) -> dict[str, Any]:
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] != INDEX_FORMAT or not index["shards"]:
-            raise KeyError
-    except (ValueError, KeyError, TypeError):
+        whole = index["format"] == INDEX_FORMAT and index["shards"] and index["image_sizes"]
+        whole = whole and all(
+            s["samples"] > 0 and s["bytes"] > 0 and s["name"].endswith(".tar") for s in index["shards"]
+        )
+        whole = whole and all(re.fullmatch(r"\d+x\d+", size) for size in index["image_sizes"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
         raise DataError(
             f"{setting}: {path} is damaged or of another format than {INDEX_FORMAT}; "
             "write the shards again with shards/make_shards.py"
-        ) from None
+        )
     return index
 
 
 def parse_sets(setting: Any, name: str) -> dict[str, float]:
     """`data.train` or `data.val` as {directory: weight}: a path, a list of paths, or a mapping path -> weight."""
-    if setting is None:
+    if setting is None or setting in ([], {}, ""):
         raise DataError(f"{name} is not set: give a shard directory, e.g. {name}=shards_dir")
     if isinstance(setting, (str, Path)):
         return {str(setting): 1.0}
-    if isinstance(setting, Mapping):
+    if isinstance(setting, list) and all(isinstance(path, str) for path in setting):
+        return dict.fromkeys(setting, 1.0)
+    if isinstance(setting, Mapping) and all(isinstance(weight, (int, float)) for weight in setting.values()):
         return {str(path): float(weight) for path, weight in setting.items()}
-    return {str(path): 1.0 for path in setting}
+    raise DataError(f"{name} must be a shard directory, several, or {{directory: weight}}; found {setting}")
 
 
 @dataclass
