@@ -4,10 +4,14 @@ The loader is never handed to accelerate: which sample stands where in a run is 
 in the stream is one number.
 """
 
+import atexit
 import signal
+import weakref
 import zlib
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,28 +46,35 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
     return outside - cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
-class _TrainSamples(IterableDataset):
+class _Samples(IterableDataset):
+    """Samples of `self.indices`, of which each worker takes its share in turn."""
+
+    indices: range
+
+    @abstractmethod
+    def load(self, index: int) -> tuple:
+        """One sample; DataError if it cannot be had."""
+
+    def __iter__(self) -> Iterator[tuple | DataError]:
+        worker = torch.utils.data.get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        try:
+            for index in self.indices[offset::stride]:
+                yield self.load(index)
+        except DataError as error:
+            yield error
+
+
+class _TrainSamples(_Samples):
     """The samples of one rank's places: (hr, mask, distance, seed, key, damage met on the way), as numpy arrays."""
 
     def __init__(
         self, sets: Sequence[ShardSet], plan: MixedPlan, data: DataConfig, seed: int, places: range, distance: bool
     ):
-        self.sets, self.plan, self.data, self.seed, self.places, self.distance = (
-            sets,
-            plan,
-            data,
-            seed,
-            places,
-            distance,
-        )
+        self.sets, self.plan, self.data, self.seed = sets, plan, data, seed
+        self.indices, self.distance = places, distance
 
-    def __iter__(self) -> Iterator[tuple]:
-        worker = torch.utils.data.get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for place in self.places[offset::stride]:
-            yield self._load(place)
-
-    def _load(self, place: int) -> tuple:
+    def load(self, place: int) -> tuple:
         sample, damaged = self._read(place)
         draws = rng(self.seed, place, 0xA6)
         image, mask = augment(sample.image, sample.mask, self.data, draws)
@@ -146,20 +157,20 @@ def train_stream(
     places = range(start + rank, 2**62, world)
     samples = _TrainSamples(sets, plan, data, seed, places, distance)
     damage = damage or Damage()
-    loader = _loader(samples, data.workers, 2 * micro_batch)
     pending: list[tuple] = []
-    for sample in loader:
-        for message in damage.count(sample[-1], data.max_damaged):
-            report(message)
-        pending.append(sample)
-        if len(pending) == micro_batch:
-            yield _collate(pending)
-            pending = []
+    with closing(_load(samples, data.workers, 2 * micro_batch)) as stream:
+        for sample in stream:
+            for message in damage.count(sample[-1], data.max_damaged):
+                report(message)
+            pending.append(sample)
+            if len(pending) == micro_batch:
+                yield _collate(pending)
+                pending = []
 
 
-def _loader(samples: IterableDataset, workers: int, prefetch: int) -> DataLoader:
+def _load(samples: "_Samples", workers: int, prefetch: int) -> Iterator[tuple]:
     """Samples one by one, taken from the workers in turn, as plain arrays (nothing of them lives in shared memory)."""
-    return DataLoader(
+    loader = DataLoader(
         samples,
         batch_size=None,
         num_workers=workers,
@@ -167,6 +178,27 @@ def _loader(samples: IterableDataset, workers: int, prefetch: int) -> DataLoader
         worker_init_fn=_init_worker,
         prefetch_factor=prefetch if workers else None,
     )
+    stream = _raise_errors(loader)
+    _open_streams.add(stream)
+    return stream
+
+
+def _raise_errors(loader: DataLoader) -> Iterator[tuple]:
+    """What the workers have found wrong, raised here as it was, without their tracebacks."""
+    for sample in loader:
+        if isinstance(sample, DataError):
+            raise sample
+        yield sample
+
+
+_open_streams: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _close_streams() -> None:
+    """At exit, streams that something still holds end their workers, which would not heed multiprocessing's SIGTERM."""
+    for stream in list(_open_streams):
+        stream.close()
 
 
 def _init_worker(_: int) -> None:
@@ -194,22 +226,19 @@ def _stack(arrays: Sequence[Any]) -> torch.Tensor:
     return torch.stack([torch.as_tensor(a) for a in arrays])
 
 
-class _EvalSamples(IterableDataset):
+class _EvalSamples(_Samples):
     """Every `world`-th sample of the sets, in shard order."""
 
     def __init__(self, sets: Sequence[ShardSet], indices: range, multiple: int):
         self.sets, self.indices, self.multiple = sets, indices, multiple
         self.where = [(s, k, i) for s, shards in enumerate(sets) for k, n in enumerate(shards.counts) for i in range(n)]
 
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        worker = torch.utils.data.get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for index in self.indices[offset::stride]:
-            s, shard, i = self.where[index]
-            sample = read_sample(self.sets[s], shard, i)
-            height, width = (side // self.multiple * self.multiple for side in sample.mask.shape)
-            image = np.ascontiguousarray(sample.image[:height, :width].transpose(2, 0, 1))
-            yield sample.key, image, sample.mask[None, :height, :width]
+    def load(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
+        s, shard, i = self.where[index]
+        sample = read_sample(self.sets[s], shard, i)
+        height, width = (side // self.multiple * self.multiple for side in sample.mask.shape)
+        image = np.ascontiguousarray(sample.image[:height, :width].transpose(2, 0, 1))
+        return sample.key, image, sample.mask[None, :height, :width]
 
 
 def eval_stream(
@@ -232,11 +261,12 @@ def eval_stream(
     total = sum(map(len, sets))
     samples = _EvalSamples(sets, range(rank, min(total, limit or total), world), scale)
     pending: list[tuple] = []
-    for key, image, mask in _loader(samples, workers, batch_size):
-        if pending and (len(pending) == batch_size or pending[0][0].shape[-2:] != tuple(image.shape[-2:])):
-            yield _collate(pending)
-            pending = []
-        pending.append((image, mask, None, eval_seed(seed, key), key, None))
+    with closing(_load(samples, workers, batch_size)) as stream:
+        for key, image, mask in stream:
+            if pending and (len(pending) == batch_size or pending[0][0].shape[-2:] != tuple(image.shape[-2:])):
+                yield _collate(pending)
+                pending = []
+            pending.append((image, mask, None, eval_seed(seed, key), key, None))
     if pending:
         yield _collate(pending)
 

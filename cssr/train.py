@@ -35,7 +35,6 @@ from cssr.optim import LearningRate, build_optimizer, held_groups, zero_held_gra
 from cssr.schedules import Progress
 from cssr.tars import open_sets
 from cssr.task import Task
-from cssr.tiling import check_tile
 from cssr.visualize import sample_panels, save_picture, strip
 
 
@@ -79,7 +78,6 @@ class Run:
         self.accumulation = config.train.batch_size // (world * self.micro_batch)
         open_train_sets(config.data)
         self.validates = config.train.val_every > 0 and config.data.val is not None
-        check_tile(config.eval.tile, "eval.tile")
         if self.validates:
             open_sets(config.data.val, "data.val")
         if config.train.best not in metrics.KEYS:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from cssr import __version__
 from cssr.batch import Outputs
-from cssr.config import ModelConfig, from_dict
+from cssr.config import TILE_OVERLAP, ModelConfig, from_dict
 from cssr.models.blocks import pad_to_multiple
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
-from cssr.tiling import OVERLAP, tiled
+from cssr.tiling import tiled
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"  # the two files of an export
 
@@ -66,7 +66,7 @@ class JointModel(nn.Module):
         return tuple(logits[..., :height, :width] for logits in self.seg(padded))
 
     @torch.no_grad()
-    def infer(self, lq: Tensor, tile: int = 0, overlap: int = OVERLAP, progress: Callable = iter) -> Outputs:
+    def infer(self, lq: Tensor, tile: int = 0, overlap: int = TILE_OVERLAP, progress: Callable = iter) -> Outputs:
         """`forward` for images of any size: larger ones in overlapping tiles of `tile` LQ pixels, blended.
 
         What is global is taken once for the whole image: a predicted kernel is the mean over the tiles' kernels, the
