@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cssr.degradations import DEGRADATIONS
-from cssr.degradations.pixels import Method, Padding, blur, resampler
+from cssr.degradations.pixels import Method, Padding, blur, check_padding, resampler
 
 
 @DEGRADATIONS.register
@@ -31,8 +32,11 @@ def gaussian(
     """
     if size % 2 == 0 or size < 1:
         raise ValueError(f"degradation 'gaussian': size must be odd, found {size}; its centre is a pixel")
-    if not 0 < sigma[0] <= sigma[1]:
-        raise ValueError(f"degradation 'gaussian': sigma needs 0 < low <= high, found {list(sigma)}")
+    if not _is_range(sigma) or sigma[0] <= 0:
+        raise ValueError(f"degradation 'gaussian': sigma needs 0 < low <= high, found {sigma}")
+    if not _is_range(theta):
+        raise ValueError(f"degradation 'gaussian': theta needs [low, high], degrees, found {theta}")
+    check_padding(padding)
     reduce, name = resampler(scale, method, antialias)
 
     def degrade(hr: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,6 +47,10 @@ def gaussian(
 
     degrade.resampler = f"{size}x{size} Gaussian, {padding} padding, then {name}"
     return degrade
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and value[0] <= value[1]
 
 
 def _draw(seed: int, sigma: Sequence[float], theta: Sequence[float]) -> np.ndarray:

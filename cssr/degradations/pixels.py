@@ -19,9 +19,14 @@ def blur(hr: Tensor, kernel: Tensor, padding: Padding = "zero") -> Tensor:
         hr: B C H W. kernel: B 1 k k, k odd.
         padding: beyond the border; `zero` darkens it, as the published systems do.
     """
+    check_padding(padding)
+    return kornia.filters.filter2d(hr, kernel[:, 0].to(hr.dtype), border_type=_BORDER[padding])
+
+
+def check_padding(padding: str) -> None:
+    """Refuse a padding that `blur` does not know."""
     if padding not in _BORDER:
         raise ValueError(f"degradation: padding must be one of {', '.join(_BORDER)}, found {padding!r}")
-    return kornia.filters.filter2d(hr, kernel[:, 0].to(hr.dtype), border_type=_BORDER[padding])
 
 
 def resampler(scale: int, method: Method, antialias: bool) -> tuple[Callable[[Tensor], Tensor], str]:
@@ -33,8 +38,13 @@ def resampler(scale: int, method: Method, antialias: bool) -> tuple[Callable[[Te
     if method == "area":
         return lambda x: F.interpolate(x, size=_reduced(x, scale), mode="area"), f"area x1/{scale} (mean of blocks)"
     if method == "strided":
-        return lambda x: x[..., ::scale, ::scale], f"strided x1/{scale} (first pixel of each block)"
+        return lambda x: _strided(x, scale), f"strided x1/{scale} (first pixel of each block)"
     raise ValueError(f"degradation: method must be bicubic, bilinear, area or strided, found {method!r}")
+
+
+def _strided(x: Tensor, scale: int) -> Tensor:
+    _reduced(x, scale)
+    return x[..., ::scale, ::scale]
 
 
 def _reduced(x: Tensor, scale: int) -> tuple[int, int]:
