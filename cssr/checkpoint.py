@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cssr import __version__
 from cssr.config import Config, from_dict, to_dict
-from cssr.models.joint import JointModel, assign_state, build_model, load_weights, read_export
+from cssr.models.joint import JointModel, assign_state, build_model, load_weights, read_export, read_tensors
 
 _PARTIAL = ".partial"
 
@@ -50,7 +50,7 @@ def save_checkpoint(
     partial = final.with_name(f"{final.name}{_PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    moments, scalars = _optimizer_state(model, optimizer)
+    moments, rest = _optimizer_state(model, optimizer)
     tensors = {"model": model.state_dict(), "optimizer": moments} | ({"ema": ema.state_dict()} if ema else {})
     for name, state in tensors.items():
         save_file(
@@ -59,7 +59,7 @@ def save_checkpoint(
     state = {
         "step": step,
         "samples": samples,
-        "optimizer_scalars": scalars,
+        "optimizer": rest,
         "config": to_dict(config),
         "versions": {"cssr": __version__, "torch": torch.__version__},
     }
@@ -81,11 +81,13 @@ def _sync(directory: Path) -> None:
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's state by parameter name: tensors as `parameter/key`, and the rest."""
+    """The optimizer's tensors as `parameter/key`; and its kind, its other values, the step counters of its groups."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     entries = {f"{names[p]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
     tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
-    return tensors, {key: value for key, value in entries.items() if key not in tensors}
+    counters = [{"step": int(group["step"])} if "step" in group else {} for group in optimizer.param_groups]
+    scalars = {key: value for key, value in entries.items() if key not in tensors}
+    return tensors, {"kind": type(optimizer).__name__, "scalars": scalars, "groups": counters}
 
 
 def load_checkpoint(
@@ -103,8 +105,15 @@ def load_checkpoint(
                 f"optim.ema is set, but {path} holds no average: use another train.run_dir, or train.init_from"
             )
         load_weights(ema, path / "ema.safetensors")
-    entries = {**load_file(path / "optimizer.safetensors"), **state["optimizer_scalars"]}
-    _fill_optimizer(model, optimizer, entries)
+    rest, kind = state["optimizer"], type(optimizer).__name__
+    if rest["kind"] != kind:
+        raise ValueError(
+            f"optim.optimizer: {path} was trained with {rest['kind']}, the settings say {kind}: "
+            "use that, or another train.run_dir with train.init_from"
+        )
+    _fill_optimizer(model, optimizer, {**read_tensors(path / "optimizer.safetensors"), **rest["scalars"]})
+    for group, counters in zip(optimizer.param_groups, rest["groups"]):
+        group.update(counters)
     return state
 
 
@@ -123,9 +132,13 @@ def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, entries:
 def read_state(path: Path) -> dict[str, Any]:
     """The `state.json` of a checkpoint; ValueError if it is damaged."""
     try:
-        return json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ValueError(f"checkpoint {path} is damaged: delete it to go on from the one before") from None
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        whole = {"step", "samples", "optimizer", "config"} <= state.keys()
+    except (OSError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"checkpoint {path} is damaged: delete it to go on from the one before")
+    return state
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -135,13 +135,17 @@ def read_export(directory: str | Path) -> dict[str, Any]:
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Fill `model` from a safetensors file; ValueError names the keys that are missing, extra or misshapen."""
+    assign_state(model, read_tensors(path), str(path))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError, one line, if it is missing or damaged."""
     if not Path(path).is_file():
         raise ValueError(f"no weights at {path}")
     try:
-        state = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
-    assign_state(model, state, str(path))
+        raise ValueError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from None
 
 
 def assign_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
