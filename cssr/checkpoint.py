@@ -81,13 +81,13 @@ def _sync(directory: Path) -> None:
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's tensors as `parameter/key`; and its kind, its other values, the step counters of its groups."""
+    """The optimizer's tensors as `parameter/key`; and its kind and other values; `groups.K/step` counts a group's."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     entries = {f"{names[p]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
+    entries |= {f"groups.{k}/step": group["step"] for k, group in enumerate(optimizer.param_groups) if "step" in group}
     tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
-    counters = [{"step": int(group["step"])} if "step" in group else {} for group in optimizer.param_groups]
     scalars = {key: value for key, value in entries.items() if key not in tensors}
-    return tensors, {"kind": type(optimizer).__name__, "scalars": scalars, "groups": counters}
+    return tensors, {"kind": type(optimizer).__name__, "scalars": scalars}
 
 
 def load_checkpoint(
@@ -112,8 +112,6 @@ def load_checkpoint(
             "use that, or another train.run_dir with train.init_from"
         )
     _fill_optimizer(model, optimizer, {**read_tensors(path / "optimizer.safetensors"), **rest["scalars"]})
-    for group, counters in zip(optimizer.param_groups, rest["groups"]):
-        group.update(counters)
     return state
 
 
@@ -127,6 +125,8 @@ def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, entries:
     state_dict = optimizer.state_dict()
     state_dict["state"] = {index: by_name[name] for index, name in enumerate(ordered) if name in by_name}
     optimizer.load_state_dict(state_dict)
+    for k, group in enumerate(optimizer.param_groups):
+        group |= by_name.get(f"groups.{k}", {})
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -1,0 +1,248 @@
+"""Parameter groups, learning rates and phases: what a phase holds still stays as it was, to the bit."""
+
+import pytest
+import torch
+from helpers import SMALL_MODEL
+
+from cssr.batch import Batch
+from cssr.config import Config, ModelConfig, PhaseConfig, load_config
+from cssr.models.joint import build_model
+from cssr.optim import LearningRate, build_optimizer, held_groups, zero_held_gradients
+from cssr.schedules import Progress
+from cssr.task import Task
+
+HOLD_SEG = "phases=[{name: sr, until: 8, beta: 0, lr: {seg: 0}}, {name: joint, lr: {sr: 0.5}}]"
+
+
+def settings(*overrides: str) -> Config:
+    config = load_config(None, ["loss.seg=combo", "optim.lr=1e-2", *overrides])
+    config.model = ModelConfig(**SMALL_MODEL)
+    return config
+
+
+def a_task(config: Config) -> Task:
+    torch.manual_seed(0)
+    return Task(build_model(config.model), config).train()
+
+
+def a_batch(seed: int = 0) -> Batch:
+    draws = torch.Generator().manual_seed(seed)
+    hr, mask = torch.rand(2, 3, 32, 32, generator=draws), torch.rand(2, 1, 32, 32, generator=draws) > 0.8
+    return Batch(hr=hr, mask=mask.float(), lq=torch.nn.functional.avg_pool2d(hr, 2))
+
+
+def steps(task: Task, optimizer, config: Config, samples: list[int]) -> list[float]:
+    """Training steps as the loop makes them; returns the gradient norms that clipping sees."""
+    rates, norms = LearningRate(config), []
+    for seen in samples:
+        progress = Progress(seen, 100)
+        phase = task.phase(progress)
+        held = held_groups(phase)
+        task.hold_still(held)
+        rates.apply(optimizer, progress, phase)
+        task(a_batch(seen), progress)["loss"].backward()
+        zero_held_gradients(optimizer, held)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(task.parameters(), 1e9)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return norms
+
+
+def moved(before: dict, task: Task) -> set[str]:
+    """The groups (sr, seg) of which any tensor, buffers too, has changed."""
+    after = task.model.state_dict()
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def snapshot(task: Task) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in task.model.state_dict().items()}
+
+
+# ---- the optimizer ----
+
+
+def test_every_parameter_is_in_one_group():
+    model = build_model(ModelConfig(**SMALL_MODEL))
+    groups = {g["group"]: g["params"] for g in build_optimizer(model, settings()).param_groups}
+    assert set(groups) == {"sr", "seg"}
+    for name in groups:
+        assert [id(p) for p in groups[name]] == [id(p) for p in getattr(model, name).parameters()]
+
+
+def test_a_network_without_parameters_has_no_group():
+    config = settings()
+    config.model.sr = {"name": "bicubic"}
+    optimizer = build_optimizer(build_model(config.model), config)
+    assert [g["group"] for g in optimizer.param_groups] == ["seg"]
+
+
+@pytest.mark.parametrize("name, kind", [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD"), ("lamb", "Lamb")])
+def test_settings_reach_the_optimizer(name, kind):
+    config = settings(f"optim.optimizer={name}", "optim.weight_decay=0.03")
+    optimizer = build_optimizer(build_model(config.model), config)
+    assert type(optimizer).__name__ == kind
+    assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.01, 0.03)}
+
+
+def test_further_arguments_reach_the_optimizer():
+    config = settings("optim.arguments={betas: [0.5, 0.6]}")
+    optimizer = build_optimizer(build_model(config.model), config)
+    assert all(tuple(g["betas"]) == (0.5, 0.6) for g in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optim.optimizer=adamm", "optim.optimizer: unknown 'adamm'.*adam"),
+        ("optim.optimizer=''", "optim.optimizer: unknown ''"),
+        ("optim.arguments={speed: 3}", "optim: adam refuses its settings.*speed"),
+        ("optim.arguments={betas: [2, 3]}", "optim: adam refuses its settings"),
+        ("optim.lr=-1", "optim: adam refuses its settings"),
+        ("optim.arguments={lr: 3}", "optim"),
+    ],
+)
+def test_what_the_optimizer_cannot_take(override, message):
+    config = settings(override)
+    with pytest.raises(ValueError, match=message) as caught:
+        build_optimizer(build_model(config.model), config)
+    assert "\n" not in str(caught.value)
+
+
+# ---- learning rates ----
+
+
+@pytest.mark.parametrize(
+    "samples, base, sr, seg",
+    [(0, 0.0, 0.0, 0.0), (5, 0.5, 0.5, 0.0), (8, 0.8, 0.4, 0.8), (10, 1.0, 0.5, 1.0), (50, 0.1, 0.05, 0.1)],
+)
+def test_the_rate_is_base_times_schedule_times_warm_up_times_the_phases_factor(samples, base, sr, seg):
+    config = settings(HOLD_SEG, "optim.lr=1", "optim.warmup=10", "optim.schedule={name: steps, at: [50]}")
+    task = a_task(config)
+    optimizer, progress = build_optimizer(task.model, config), Progress(samples, 100)
+    assert LearningRate(config).apply(optimizer, progress, task.phase(progress)) == pytest.approx(base)
+    found = {g["group"]: g["lr"] for g in optimizer.param_groups}
+    assert found == {"sr": pytest.approx(sr), "seg": pytest.approx(seg)}
+
+
+def test_a_rate_does_not_depend_on_the_one_before():
+    config = settings(HOLD_SEG)
+    optimizer, rates = build_optimizer(build_model(config.model), config), LearningRate(config)
+    for phase in (*config.phases, *config.phases):
+        rates.apply(optimizer, Progress(0, 100), phase)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.005, 0.01]
+
+
+@pytest.mark.parametrize(
+    "factors, held",
+    [({}, set()), ({"sr": 0}, {"sr"}), ({"sr": 0.0, "seg": 1}, {"sr"}), ({"sr": 0, "seg": 0}, {"sr", "seg"})],
+)
+def test_held_groups(factors, held):
+    assert held_groups(PhaseConfig(lr=factors)) == held
+
+
+# ---- holding still ----
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "lamb", "nadamw", "lion", "rmsprop"])
+@pytest.mark.parametrize("held, free", [("seg", "sr"), ("sr", "seg")])
+def test_a_held_group_does_not_move_and_the_other_does(optimizer, held, free):
+    """With weight decay, with momentum from before, and BatchNorm statistics included."""
+    config = settings(
+        f"optim.optimizer={optimizer}",
+        "optim.weight_decay=0.1",
+        f"phases=[{{name: a, until: 4}}, {{name: b, lr: {{{held}: 0}}}}]",
+    )
+    task = a_task(config)
+    engine = build_optimizer(task.model, config)
+    steps(task, engine, config, [0, 2])
+    before = snapshot(task)
+    steps(task, engine, config, [4, 6, 8])
+    assert moved(before, task) == {free}
+
+
+def test_a_group_moves_again_after_its_rest():
+    config = settings(HOLD_SEG)
+    task = a_task(config)
+    optimizer = build_optimizer(task.model, config)
+    steps(task, optimizer, config, [0, 2, 4])
+    before = snapshot(task)
+    steps(task, optimizer, config, [8, 10])
+    assert moved(before, task) == {"sr", "seg"}
+    assert any("running_mean" in n and not torch.equal(before[n], v) for n, v in task.model.state_dict().items())
+
+
+def test_gradients_of_held_groups_do_not_count_in_the_norm():
+    """Both groups have gradients (beta 0.3); clipping sees those of the SR network alone."""
+    both, alone = settings("phases=[{}]"), settings("phases=[{lr: {seg: 0}}]")
+    task = a_task(alone)
+    (norm,) = steps(task, build_optimizer(task.model, alone), alone, [0])
+    reference = a_task(both)
+    reference.hold_still(frozenset({"seg"}))
+    reference(a_batch(0), Progress(0, 100))["loss"].backward()
+    squares = {
+        g: sum(float(p.grad.square().sum()) for p in getattr(reference.model, g).parameters()) for g in ("sr", "seg")
+    }
+    assert norm == pytest.approx(squares["sr"] ** 0.5, rel=1e-5) and squares["seg"] > 1e-6
+
+
+def test_every_parameter_stays_in_the_graph_of_every_phase():
+    config = settings(HOLD_SEG)
+    task = a_task(config)
+    task.hold_still(frozenset({"seg"}))
+    task(a_batch(), Progress(0, 100))["loss"].backward()
+    assert all(p.requires_grad and p.grad is not None for p in task.parameters())
+
+
+def test_validation_in_between_does_not_wake_held_statistics():
+    task = a_task(settings(HOLD_SEG))
+    norms = [m for m in task.model.seg.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    task.hold_still(frozenset({"seg"}))
+    task.model.eval()
+    task.train()
+    assert norms and not any(m.training for m in norms) and task.model.sr.training
+    task.hold_still(frozenset())
+    assert all(m.training for m in norms)
+    task.eval()
+    task.hold_still(frozenset({"seg"}))
+    assert not task.training and not any(m.training for m in norms)
+
+
+# ---- the task ----
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_the_loss_is_the_weighted_sum_of_its_terms(beta):
+    task = a_task(settings(f"loss.beta={beta}"))
+    terms = task(a_batch(), Progress(0, 100))
+    assert set(terms) == {"loss", "sr_loss", "seg_loss"}
+    assert all(t.ndim == 0 and t.dtype == torch.float32 for t in terms.values())
+    loss, sr, seg = (terms[name].item() for name in ("loss", "sr_loss", "seg_loss"))
+    assert loss == pytest.approx((1 - beta) * sr + beta * seg) and min(sr, seg) > 0.01
+
+
+def test_terms_are_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = a_task(settings())(a_batch(), Progress(0, 100))
+    assert all(t.dtype == torch.float32 for t in terms.values())
+
+
+@pytest.mark.parametrize("samples, beta", [(0, 0.0), (9, 0.0), (10, 0.7), (19, 0.7), (20, 0.2), (40, 0.4)])
+def test_beta_of_each_phase(samples, beta):
+    """A phase without a beta of its own has loss.beta, here a schedule over the whole run."""
+    config = settings(
+        "loss.beta={name: linear, until: 100}",
+        "phases=[{name: a, until: 10, beta: 0}, {name: b, until: 20, beta: 0.7}, {name: c}]",
+    )
+    assert a_task(config).beta(Progress(samples, 100)) == pytest.approx(beta)
+
+
+def test_a_phase_that_names_no_group_of_the_model():
+    with pytest.raises(ValueError, match="phases: warm.lr names the group 'segm'; the model has sr, seg"):
+        a_task(settings("phases=[{name: warm, lr: {segm: 0}}]"))
+
+
+@pytest.mark.parametrize(
+    "seg, needed", [("boundary_combo", True), ("boundary", True), ("combo", False), ("bce", False)]
+)
+def test_the_task_says_whether_it_needs_distance_maps(seg, needed):
+    assert a_task(settings(f"loss.seg={seg}")).needs_distance is needed
