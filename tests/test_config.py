@@ -1,0 +1,358 @@
+"""Settings: the layers, what is refused and how it is said, and the registries that components come from."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cssr.config
+from cssr.config import Config, describe, from_dict, load_config, save_config, to_dict
+from cssr.registry import Registry
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def recipe(directory: Path, text: str) -> Path:
+    path = directory / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(*overrides: str, path: Path | None = None) -> str:
+    """The one line with which settings are refused."""
+    with pytest.raises(ValueError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+# ---- layers ----
+
+
+def test_overrides_stand_above_the_recipe_and_the_recipe_above_the_defaults(tmp_path):
+    path = recipe(tmp_path, "train: {steps: 7, seed: 3}\noptim: {lr: 0.5}\n")
+    config = load_config(path, ["train.steps=8", "train.log_every=2", "train.steps=9"])
+    assert (config.train.steps, config.train.seed, config.train.log_every) == (9, 3, 2)
+    assert config.optim.lr == 0.5 and config.train.batch_size == Config().train.batch_size
+
+
+def test_nothing_given_is_the_defaults(tmp_path):
+    assert load_config() == Config() == load_config(recipe(tmp_path, "# only a comment\n"))
+
+
+@pytest.mark.parametrize(
+    "text, value", [("1e-4", 1e-4), ("1E5", 1e5), ("2.e-3", 2e-3), (".5e1", 5.0), ("+1e2", 100.0), ("3", 3.0)]
+)
+def test_exponents_are_numbers_everywhere(tmp_path, text, value):
+    """Plain YAML 1.1 reads 1e-4 as a word; in an untyped setting it would stay one."""
+    path = recipe(tmp_path, f"optim: {{lr: {text}}}\nloss: {{beta: {text}}}")
+    for config in (load_config(path), load_config(None, [f"optim.lr={text}", f"loss.beta={text}"])):
+        assert config.optim.lr == config.loss.beta == value
+        assert isinstance(config.optim.lr, float) and not isinstance(config.loss.beta, str)
+
+
+def test_words_that_look_like_numbers_stay_words():
+    assert load_config(None, ["train.run_dir=1e-4x"]).train.run_dir == "1e-4x"
+
+
+def test_an_override_may_hold_an_equals_sign():
+    assert load_config(None, ["train.run_dir=runs/a=b"]).train.run_dir == "runs/a=b"
+
+
+# ---- components ----
+
+
+@pytest.mark.parametrize(
+    "layer, expected",
+    [
+        ("{width: 8}", {"name": "dbpn", "stages": 4, "width": 8}),  # no name: the same component
+        ("{name: dbpn, stages: 2}", {"name": "dbpn", "stages": 2}),  # the same name merges
+        ("dbpn", {"name": "dbpn", "stages": 4}),
+        ("{name: bicubic}", {"name": "bicubic"}),  # another name drops the old arguments
+        ("{name: other, width: 3}", {"name": "other", "width": 3}),
+        ("bicubic", {"name": "bicubic"}),
+    ],
+)
+def test_naming_another_component_drops_the_old_arguments(tmp_path, layer, expected):
+    path = recipe(tmp_path, "model: {sr: {stages: 4}}")
+    assert load_config(path, [f"model.sr={layer}"]).model.sr == expected
+
+
+def test_nested_components_merge_by_the_same_rule(tmp_path):
+    path = recipe(tmp_path, "loss: {seg: {alpha: {name: staircase, every: 10, step: 0.1}}}")
+    assert load_config(path, ["loss.seg.alpha.every=20"]).loss.seg["alpha"] == {
+        "name": "staircase",
+        "every": 20,
+        "step": 0.1,
+    }
+    linear = load_config(path, ["loss.seg.alpha={name: linear, until: 5}"]).loss.seg["alpha"]
+    assert linear == {"name": "linear", "until": 5}
+
+
+def test_a_number_takes_the_place_of_a_schedule(tmp_path):
+    path = recipe(tmp_path, "loss: {beta: {name: linear, until: 100}}")
+    assert load_config(path, ["loss.beta=0.5"]).loss.beta == 0.5
+    assert load_config(path, ["loss.beta.until=50"]).loss.beta == {"name": "linear", "until": 50}
+
+
+@pytest.mark.parametrize("key", ["train", "val"])
+def test_naming_other_sets_replaces_those_of_the_recipe(tmp_path, key):
+    """Sets by weight are one value: to train on `c` is not to train on `a`, `b` and `c`."""
+    path = recipe(tmp_path, f"data: {{{key}: {{a: 3, b: 1}}}}")
+    assert getattr(load_config(path, [f"data.{key}={{c: 1}}"]).data, key) == {"c": 1}
+
+
+def test_phases_are_replaced_as_a_whole(tmp_path):
+    path = recipe(tmp_path, "phases: [{name: a, until: 10, lr: {sr: 0}}, {name: b}]")
+    assert [phase.name for phase in load_config(path).phases] == ["a", "b"]
+    (phase,) = load_config(path, ["phases=[{name: c}]"]).phases
+    assert (phase.name, phase.until, phase.lr) == ("c", None, {})
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    "override, named",
+    [
+        ("train.stesp=3", "train.stesp.*'steps'"),
+        ("trian.steps=3", "trian.*'train'"),
+        ("train.steps=many", "train.steps"),
+        ("train.steps=1.5", "train.steps"),
+        ("train.steps=", "train.steps"),
+        ("train.steps=yes", "train.steps"),
+        ("optim.lr=fast", "optim.lr"),
+        ("model.normalize=batch", "model.normalize.*instance.*dataset.*none"),
+        ("model.clip=sometimes", "model.clip.*eval"),
+        ("model.sr=null", "model.sr"),
+        ("model.sr=[dbpn]", "model.sr"),
+        ("data=shards", "data"),
+        ("phases=null", "phases"),
+        ("phases=[{nam: a}]", r"phases\[0\].nam"),
+        ("phases=[{lr: {sr: fast}}]", r"phases\[0\].lr.sr"),
+        ("train.steps", "train.steps.*a.b=value"),
+        ("=3", "a.b=value"),
+        ("train.steps=[", "train.steps.*YAML"),
+        ("train.run_dir=a${b", "train.run_dir"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(override, named):
+    assert re.search(named, refused(override))
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.scale",
+        "data.crop",
+        "data.lanes",
+        "data.shuffle_window",
+        "train.steps",
+        "train.batch_size",
+        "train.log_every",
+        "train.save_every",
+        "train.keep",
+        "eval.batch_size",
+    ],
+)
+def test_sizes_are_positive(key, value):
+    assert refused(f"{key}={value}").startswith(key)
+
+
+@pytest.mark.parametrize("key", ["data.hflip", "data.vflip", "data.max_damaged"])
+@pytest.mark.parametrize("value", ["-0.1", "1.1", ".nan", ".inf"])
+def test_shares_lie_between_0_and_1(key, value):
+    assert refused(f"{key}={value}").startswith(key)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.micro_batch=-2",
+        "data.workers=-1",
+        "data.resized_crop=[1,0.5]",
+        "data.resized_crop=[0.5]",
+        "data.resized_crop=[0.5,2]",
+        "model.mean=[0.5]",
+        "model.std=[0.1,0,0.1]",
+        "optim.ema=2",
+        "eval.seed=-1",
+        "eval.limit=-1",
+        "phases=[{until: -5},{}]",
+    ],
+)
+def test_values_that_no_run_can_use_are_refused_at_once(override):
+    """Else they are found after the model is built, or never."""
+    assert override.partition("=")[0].split("[")[0] in refused(override)
+
+
+def test_tiles_too_small_for_their_overlap_are_refused_at_once():
+    """The joint model's tiles overlap by 32 pixels: eval.tile=48 would end the run at its first validation."""
+    assert "eval.tile" in refused("eval.tile=48")
+    assert load_config(None, ["eval.tile=65"]).eval.tile == 65
+
+
+@pytest.mark.parametrize("scale, crop, remedy", [(4, 90, 88), (2, 31, 30), (4, 3, 4)])
+def test_a_crop_that_the_scale_does_not_divide(scale, crop, remedy):
+    assert refused(f"model.scale={scale}", f"data.crop={crop}") == (
+        f"data.crop={crop} is not a multiple of model.scale={scale}; try {remedy}"
+    )
+
+
+@pytest.mark.parametrize("scale, sr", [(1, "dbpn"), (1, "bicubic"), (4, "none")])
+def test_scale_1_goes_with_no_super_resolution_alone(scale, sr):
+    message = refused(f"model.scale={scale}", f"model.sr={sr}")
+    assert f"model.sr={sr}" in message and f"model.scale={scale}" in message
+
+
+def test_the_upper_bound_is_accepted():
+    assert load_config(None, ["model.scale=1", "model.sr=none"]).model.sr == {"name": "none"}
+
+
+@pytest.mark.parametrize(
+    "phases", ["[]", "[{until: 5}]", "[{}, {}]", "[{until: 5}, {until: 5}, {}]", "[{until: 9}, {until: 5}, {}]"]
+)
+def test_phases_must_follow_each_other(phases):
+    assert refused(f"phases={phases}").startswith("phases: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["train: [", "a: b: c", "\ttrain: 1", "- train", "word", "3", "train: {steps: 1}\n\x07", "caf\udce9: 1"]
+)
+def test_a_recipe_that_is_no_mapping_is_named(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert str(path) in refused(path=path)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    assert str(tmp_path / "no.yaml") in refused(path=tmp_path / "no.yaml")
+    assert str(tmp_path) in refused(path=tmp_path)
+
+
+# ---- out again ----
+
+
+def test_saved_settings_load_as_they_were(tmp_path):
+    config = load_config(
+        None,
+        [
+            "optim.lr=1e-7",
+            "data.train={a: 3, b: 1}",
+            "loss.beta={name: linear, until: 9}",
+            "phases=[{name: sr, until: 4, lr: {seg: 0}}, {}]",
+            "data.resized_crop=[0.5,1]",
+        ],
+    )
+    save_config(config, tmp_path / "c.yaml")
+    assert load_config(tmp_path / "c.yaml") == config == from_dict(to_dict(config))
+
+
+@pytest.mark.parametrize("text", ["1e5", "1E-3", "007", "null", "true", "2024-01-01", "a: b", "${x"])
+def test_words_are_saved_as_words(tmp_path, text):
+    """A run directory called 1e5 is not the number 100000 when its settings are read again."""
+    config = Config()
+    config.train.wandb = text
+    save_config(config, tmp_path / "c.yaml")
+    assert yaml.load((tmp_path / "c.yaml").read_text(), Loader=cssr.config._Loader)["train"]["wandb"] == text
+
+
+def leaves(cls: type) -> list[str]:
+    nested = [f.type for f in dataclasses.fields(cls) if dataclasses.is_dataclass(f.type)]
+    return [f.name for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(f.type)] + [
+        name for inner in nested for name in leaves(inner)
+    ]
+
+
+def test_every_setting_is_described_with_its_meaning():
+    lines = describe().splitlines()
+    settings = [line for line in lines if not line.endswith(":")]
+    assert sorted(line.split(":")[0].strip() for line in settings) == sorted(leaves(Config))
+    assert [line for line in settings if not re.search(r" # \w.{3}|# \[low", line)] == []
+
+
+def test_the_description_is_yaml_of_the_defaults():
+    assert from_dict(yaml.safe_load(describe())) == Config()
+
+
+# ---- recipes ----
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load(path):
+    assert load_config(path) != Config()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_short_and_begin_with_what_they_are(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 50
+    assert lines[0].startswith("# ") and len(lines[0]) > 10
+
+
+def test_there_are_recipes():
+    assert RECIPES
+
+
+# ---- registry ----
+
+
+@pytest.fixture
+def tools():
+    registry = Registry("tool")
+
+    @registry.register
+    def hammer(weight: int, scale: int = 1):
+        return "hammer", weight, scale
+
+    @registry.register
+    def saw(*, teeth: int = 3, **rest):
+        return "saw", teeth, rest
+
+    return registry
+
+
+def test_a_name_is_registered_once(tools):
+    def hammer():
+        pass
+
+    with pytest.raises(AssertionError, match="'hammer' is registered twice"):
+        tools.register(hammer)
+    assert tools.names() == ["hammer", "saw"]
+
+
+def test_context_is_passed_only_where_the_signature_takes_it(tools):
+    assert tools.build({"name": "hammer", "weight": 2}, scale=4, colour="red") == ("hammer", 2, 4)
+    assert tools.build("saw", scale=4) == ("saw", 3, {})
+
+
+def test_building_leaves_the_component_as_it_was(tools):
+    component = {"name": "hammer", "weight": 2}
+    tools.build(component)
+    assert component == {"name": "hammer", "weight": 2}
+
+
+@pytest.mark.parametrize(
+    "component, message",
+    [
+        ("hamer", "unknown tool 'hamer' .did you mean hammer"),
+        ("zzz", "unknown tool 'zzz' .choose from hammer, saw"),
+        ({"weight": 2}, "a tool needs a name: one of hammer, saw"),
+        ({"name": "hammer"}, "tool 'hammer' needs weight"),
+        ({"name": "hammer", "wieght": 2}, "does not take 'wieght' .did you mean weight.*weight: int"),
+        ({"name": "hammer", "weight": 2, "scale": 3}, "does not take 'scale'"),  # the caller's, not the user's
+        ({"name": 3}, "unknown tool 3"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_to_type(tools, component, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        tools.build(component, scale=4)
+    assert "\n" not in str(caught.value)
+
+
+def test_open_ended_arguments_reach_the_function(tools):
+    assert tools.build({"name": "saw", "teeth": 9, "rust": True}) == ("saw", 9, {"rust": True})
