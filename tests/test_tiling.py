@@ -1,0 +1,156 @@
+"""Tiles: what is blended equals the untiled result where the overlap reaches as far as the function sees."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import SMALL_MODEL
+from torch import nn
+
+from cssr.config import ModelConfig
+from cssr.models.joint import JointModel, build_model
+from cssr.tiling import starts, tiled
+
+SIZES = [(64, 64), (65, 64), (64, 129), (100, 77), (17, 90), (90, 5), (1, 1), (200, 66)]
+
+
+def image(height: int, width: int, channels: int = 2) -> torch.Tensor:
+    return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tile, overlap", [(64, 16), (64, 31), (33, 7), (64, 0), (10, 1)])
+def test_the_identity_gives_the_image_back(size, tile, overlap):
+    x = image(*size)
+    torch.testing.assert_close(tiled(lambda part: part, x, tile, overlap), x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [2, 4])
+def test_enlarging_in_tiles(size, scale):
+    x = image(*size)
+    found = tiled(lambda part: F.interpolate(part, scale_factor=scale), x, 48, 12, scale)
+    torch.testing.assert_close(found, F.interpolate(x, scale_factor=scale), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("radius", [1, 2, 4])
+@pytest.mark.parametrize("size", [(64, 64), (100, 77), (130, 49)])
+def test_a_convolution_sees_no_border_of_a_tile(radius, size):
+    """In the interior and at the image's own borders, zero padding and all."""
+    conv = nn.Conv2d(2, 3, 2 * radius + 1, padding=radius).requires_grad_(False)
+    x = image(*size)
+    torch.testing.assert_close(tiled(conv, x, 48, 4 * radius), conv(x), rtol=0, atol=1e-5)
+
+
+def test_less_overlap_than_the_function_sees_shows():
+    """The other side of the promise: the test above can fail."""
+    conv = nn.Conv2d(2, 3, 9, padding=4).requires_grad_(False)
+    x = image(100, 77)
+    assert (tiled(conv, x, 48, 8) - conv(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_an_enlarging_convolution_sees_no_border_of_a_tile(scale):
+    net = nn.Sequential(nn.Conv2d(2, 3 * scale**2, 5, padding=2), nn.PixelShuffle(scale)).requires_grad_(False)
+    x = image(70, 61)
+    torch.testing.assert_close(tiled(net, x, 32, 8, scale), net(x), rtol=0, atol=1e-5)
+
+
+def test_seams_are_blended_and_not_cut():
+    """Two tiles that disagree by 1 meet in a ramp of half the overlap."""
+    values = iter([0.0, 1.0])
+    found = tiled(lambda part: torch.full_like(part, next(values)), torch.zeros(1, 1, 1, 96), 56, 16)[0, 0, 0]
+    assert (found.diff() >= 0).all() and found.diff().max() < 0.13 and (found.diff() > 0).sum() == 9
+    assert found[0] == 0 and found[-1] == 1
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 100, 112, 113, 500])
+@pytest.mark.parametrize("tile, overlap", [(64, 16), (64, 0), (9, 4)])
+def test_tiles_cover_the_length_and_overlap_enough(length, tile, overlap):
+    found = starts(length, tile, overlap)
+    assert found[0] == 0 and found[-1] + min(tile, length) == length
+    assert found == sorted(set(found))
+    assert all(after - before <= tile - overlap for before, after in zip(found, found[1:]))
+
+
+@pytest.mark.parametrize("tile, overlap, below", [(64, 32, 32), (64, 40, 32), (65, 33, 33), (8, -1, 4), (0, 0, 0)])
+def test_an_overlap_that_is_too_large(tile, overlap, below):
+    with pytest.raises(ValueError, match=f"tiles of {tile} pixels need an overlap below {below}, found {overlap}"):
+        tiled(lambda part: part, image(100, 100), tile, overlap)
+
+
+def test_progress_sees_every_tile():
+    seen = []
+    tiled(lambda part: part, image(100, 60), 40, 10, progress=lambda tiles: [seen.append(t) or t for t in tiles])
+    assert len(seen) == len(starts(100, 40, 10)) * len(starts(60, 40, 10))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_lose_no_more_than_their_rounding(dtype):
+    x = image(70, 130, 1).to(dtype)
+    found = tiled(lambda part: part, x, 64, 16)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), x.double(), rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+# ---- the joint model ----
+
+
+@functools.cache
+def networks() -> JointModel:
+    torch.manual_seed(0)
+    seg = {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}
+    return build_model(ModelConfig(**{**SMALL_MODEL, "seg": seg}))
+
+
+def model(sr: nn.Module | None = None, **changes) -> JointModel:
+    """The same networks (and `sr` in place of the first), with other settings between them."""
+    built = networks()
+    return JointModel(dataclasses.replace(built.config, **changes), sr or built.sr, built.seg).eval()
+
+
+@pytest.mark.parametrize("normalize", ["none", "dataset", "instance"])
+def test_the_joint_model_in_tiles_equals_the_whole(normalize):
+    """Tiles of 96 overlapping by 44: 11 LQ pixels (22 HR) beyond each seam, as far as DBPN of two stages sees (11), and
+    farther than the segmentation network does (7 HR pixels). Instance statistics are those of the whole image.
+    Tolerance: float32 sums in another order.
+    """
+    net = model(normalize=normalize)
+    lq = torch.rand(1, 3, 140, 98, generator=torch.Generator().manual_seed(2))
+    whole, parts = net.infer(lq), net.infer(lq, tile=96, overlap=44)
+    torch.testing.assert_close(parts.sr, whole.sr, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
+    assert whole.logits.std() > 1e-3  # something is there to differ
+
+
+def test_a_small_image_is_not_cut():
+    net, lq = model(), torch.rand(1, 3, 30, 40)
+    torch.testing.assert_close(net.infer(lq, tile=40).logits, net(lq).logits, rtol=0, atol=0)
+    torch.testing.assert_close(net.infer(lq).logits, net(lq).logits, rtol=0, atol=0)
+
+
+def test_inference_keeps_no_graph():
+    assert not model().infer(torch.rand(1, 3, 100, 80), tile=70).logits.requires_grad
+
+
+class OneKernelATile(nn.Module):
+    """An SR network that 'predicts' the mean of what it sees as its kernel, and enlarges by a given kernel's sum."""
+
+    predicts_kernel = True
+
+    def forward(self, lq, kernel=None):
+        predicted = lq.mean((1, 2, 3), keepdim=True) if kernel is None else kernel
+        return F.interpolate(lq, scale_factor=2) * predicted.sum((1, 2, 3), keepdim=True), predicted
+
+
+def test_a_predicted_kernel_is_one_for_the_whole_image():
+    """The mean over the tiles' kernels, given to every tile: no seam where tiles would predict different ones."""
+    net = model(OneKernelATile(), normalize="none", clip="never")
+    lq = torch.cat([torch.full((2, 3, 80, 60), 0.2), torch.full((2, 3, 80, 60), 0.6)], 3)
+    outputs = net.infer(lq, tile=80, overlap=20)
+    assert outputs.kernel.shape == (2, 1, 1, 1)
+    bright = (outputs.sr / F.interpolate(lq, scale_factor=2)).flatten()
+    torch.testing.assert_close(bright, torch.full_like(bright, float(outputs.kernel[0])))
+    assert 0.3 < float(outputs.kernel[0]) < 0.5
