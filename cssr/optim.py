@@ -51,10 +51,13 @@ def held_groups(phase: PhaseConfig) -> frozenset[str]:
     return frozenset(group for group, factor in phase.lr.items() if factor == 0)
 
 
-def zero_held_gradients(optimizer: torch.optim.Optimizer, held: frozenset[str]) -> None:
-    """Zero the gradients of groups held still, so that they do not count in the clipped norm."""
+def drop_held_gradients(optimizer: torch.optim.Optimizer, held: frozenset[str]) -> None:
+    """Take the gradients of groups held still away: they count neither in the clipped norm nor in the moments.
+
+    With zeros instead, Adam's moments would fade and its step count run on during the rest, and the first update after
+    it would be sqrt(10) times the learning rate.
+    """
     for group in optimizer.param_groups:
         if group["group"] in held:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.zero_()
+                parameter.grad = None

@@ -31,7 +31,7 @@ from cssr.evaluate import evaluate, gather_rows
 from cssr.lanes import check_split, draw_seed
 from cssr.log import Console, append_line, memory_gib, trackers, truncate_lines
 from cssr.models.joint import build_model
-from cssr.optim import LearningRate, build_optimizer, held_groups, zero_held_gradients
+from cssr.optim import LearningRate, build_optimizer, drop_held_gradients, held_groups
 from cssr.schedules import Progress
 from cssr.tars import open_sets
 from cssr.task import Task
@@ -155,7 +155,7 @@ class Run:
                 terms = self.engine_task(batch, self.progress)
                 engine.backward(terms["loss"] / self.accumulation)
             totals = {name: totals.get(name, 0) + value.detach() / self.accumulation for name, value in terms.items()}
-        zero_held_gradients(self.optimizer, held)
+        drop_held_gradients(self.optimizer, held)
         if config.optim.clip_norm is not None:
             engine.clip_grad_norm_(self.engine_task.parameters(), config.optim.clip_norm)
         self.engine_optimizer.step()

@@ -7,7 +7,7 @@ from helpers import SMALL_MODEL
 from cssr.batch import Batch
 from cssr.config import Config, ModelConfig, PhaseConfig, load_config
 from cssr.models.joint import build_model
-from cssr.optim import LearningRate, build_optimizer, held_groups, zero_held_gradients
+from cssr.optim import LearningRate, build_optimizer, drop_held_gradients, held_groups
 from cssr.schedules import Progress
 from cssr.task import Task
 
@@ -41,7 +41,7 @@ def steps(task: Task, optimizer, config: Config, samples: list[int]) -> list[flo
         task.hold_still(held)
         rates.apply(optimizer, progress, phase)
         task(a_batch(seen), progress)["loss"].backward()
-        zero_held_gradients(optimizer, held)
+        drop_held_gradients(optimizer, held)
         norms.append(float(torch.nn.utils.clip_grad_norm_(task.parameters(), 1e9)))
         optimizer.step()
         optimizer.zero_grad()
@@ -169,6 +169,19 @@ def test_a_group_moves_again_after_its_rest():
     steps(task, optimizer, config, [8, 10])
     assert moved(before, task) == {"sr", "seg"}
     assert any("running_mean" in n and not torch.equal(before[n], v) for n, v in task.model.state_dict().items())
+
+
+def test_the_first_update_after_a_rest_is_as_large_as_any_first_one():
+    """Adam's first update is the learning rate, whatever the gradient; it is so after two steps of rest as well."""
+    config = settings(HOLD_SEG, "optim.optimizer=adam", "optim.lr=1e-3", "optim.clip_norm=null")
+    task = a_task(config)
+    optimizer = build_optimizer(task.model, config)
+    steps(task, optimizer, config, [0, 2])
+    before = snapshot(task)
+    steps(task, optimizer, config, [8])
+    weight = next(name for name, p in task.model.named_parameters() if name.startswith("seg.") and p.ndim == 4)
+    largest = (dict(task.model.named_parameters())[weight] - before[weight]).abs().max().item()
+    assert largest == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_gradients_of_held_groups_do_not_count_in_the_norm():
