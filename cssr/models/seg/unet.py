@@ -1,14 +1,13 @@
 """U-Net on a timm encoder; with VGG16 and pixel shuffle it is CSSR's segmentation network."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from cssr.models.blocks import conv_relu
+from cssr.models.encoders import timm_encoder
 from cssr.models.seg import SEG
 
 Upsample = Literal["pixel_shuffle", "deconv", "bilinear"]
@@ -85,36 +84,3 @@ def unet(
             f"segmentation network 'unet': upsample must be one of {', '.join(_UPSAMPLE)}, found {upsample!r}"
         )
     return UNet(timm_encoder(encoder, depth, pretrained, encoder_args or {}), width, upsample)
-
-
-def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
-    """A timm model that returns feature maps, with weights from the hub (True) or a local file (path)."""
-    if name.split(".")[0] not in timm.list_models():
-        close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
-        raise ValueError(
-            f"unknown timm encoder {name!r}; close to it: {', '.join(close) or 'nothing, see timm.list_models()'}"
-        )
-    depth = depth or (5 if name.startswith("vgg") else None)
-    options = {"out_indices": tuple(range(depth))} if depth else {}
-    if isinstance(pretrained, str):
-        options["pretrained_cfg_overlay"] = {"file": str(_weight_file(pretrained))}
-    try:
-        return timm.create_model(name, features_only=True, pretrained=bool(pretrained), **options, **arguments)
-    except (OSError, RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(_encoder_error(name, pretrained, error)) from error
-
-
-def _weight_file(path: str) -> Path:
-    if not Path(path).is_file():
-        raise ValueError(f"model.seg.pretrained: no weight file at {path}")
-    return Path(path)
-
-
-def _encoder_error(name: str, pretrained: bool | str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
-    if pretrained is True:
-        return (
-            f"model.seg.pretrained=true: the weights of {name} could not be downloaded ({reason}); "
-            "give a local weight file (model.seg.pretrained=FILE.safetensors) or train from scratch (=false)"
-        )
-    return f"encoder {name} cannot be used as it was asked for: {reason}"
