@@ -1,17 +1,22 @@
 """Layers that several networks share."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def conv_prelu(inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0) -> nn.Sequential:
-    """Convolution, then PReLU with one slope."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, padding), nn.PReLU())
+def conv_prelu(
+    inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0, bias: bool = True, slope: float = 0.25
+) -> nn.Sequential:
+    """Convolution, then PReLU with one slope, which starts at `slope`."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, padding, bias=bias), nn.PReLU(init=slope))
 
 
-def deconv_prelu(inputs: int, outputs: int, size: int, stride: int, padding: int) -> nn.Sequential:
-    """Transposed convolution, then PReLU with one slope."""
-    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, size, stride, padding), nn.PReLU())
+def deconv_prelu(
+    inputs: int, outputs: int, size: int, stride: int, padding: int, bias: bool = True, slope: float = 0.25
+) -> nn.Sequential:
+    """Transposed convolution, then PReLU with one slope, which starts at `slope`."""
+    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, size, stride, padding, bias=bias), nn.PReLU(init=slope))
 
 
 def conv_relu(inputs: int, outputs: int) -> nn.Sequential:
@@ -34,3 +39,50 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     height, width = x.shape[-2:]
     pad = (-width % multiple, -height % multiple)
     return F.pad(x, (0, pad[0], 0, pad[1]), mode="replicate") if any(pad) else x
+
+
+def constant_map(vector: Tensor, size: tuple[int, int], border: int) -> Tensor:
+    """The vectors B C 1 1 at every pixel of an H x W map, of which only 2 `border` + 1 rows and columns are kept.
+
+    Convolutions that keep the size, with zero padding and together no further reach than `border`, change a constant
+    map near its edges only: what they make of this one, `stretch` turns into what they make of the whole.
+    """
+    height, width = (min(side, 2 * border + 1) for side in size)
+    return vector.expand(-1, -1, height, width)
+
+
+def stretch(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """B C h w with odd sides to B C H W, repeating the middle row and column; a side that is long enough stays."""
+    for dim, side in zip((2, 3), size):
+        middle = x.shape[dim] // 2
+        if side > x.shape[dim]:
+            before, between, after = x.split((middle, 1, middle), dim)
+            shape = [-1] * 4
+            shape[dim] = side - 2 * middle
+            x = torch.cat((before, between.expand(shape), after), dim)
+    return x
+
+
+class JoinedConv2d(nn.Conv2d):
+    """Convolution of `x` (B C H W) joined with what a `constant_map` (B D h w) stands for, which is never made.
+
+    Equals the `nn.Conv2d` of both concatenated, up to rounding. The constant map's border must cover this reach too.
+    """
+
+    def forward(self, x: Tensor, constant: Tensor) -> Tensor:
+        own, other = self.weight.split((x.shape[1], constant.shape[1]), 1)
+        apart = F.conv2d(constant, other, None, self.stride, self.padding)
+        return F.conv2d(x, own, self.bias, self.stride, self.padding) + stretch(apart, x.shape[-2:])
+
+
+class MeanConv2d(nn.Conv2d):
+    """The spatial mean (B C 1 1) of a 3x3 convolution that keeps the size, from nine sums instead of the whole map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sums = _tap_sums(_tap_sums(x, 2), 3)  # B C 3 3: what each tap of the kernel meets over all positions
+        return F.conv2d(sums / (x.shape[2] * x.shape[3]), self.weight, self.bias)
+
+
+def _tap_sums(x: Tensor, dim: int) -> Tensor:
+    whole = x.sum(dim, keepdim=True)
+    return torch.cat((whole - x.narrow(dim, -1, 1), whole, whole - x.narrow(dim, 0, 1)), dim)
