@@ -1,0 +1,138 @@
+"""PSPNet on a dilated timm ResNet, with an auxiliary head; on ResNet-34 it is CSBSR's segmentation network.
+
+Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cssr.models.encoders import timm_encoder
+from cssr.models.seg import SEG
+from cssr.registry import did_you_mean
+
+_STRIDE = 8  # of the dilated encoder; the decoder doubles the size three times
+_USUAL = ("resnet18", "resnet34", "resnet50", "resnet101")  # what an error message offers
+
+
+class PyramidPooling(nn.Module):
+    """Means over grids of several sizes, each behind its own 1x1 convolution, beside the features themselves."""
+
+    def __init__(self, channels: int, outputs: int, sizes: Sequence[int]):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Conv2d(channels, channels, 1, bias=False)) for size in sizes
+        )
+        self.merge = nn.Sequential(nn.Conv2d(channels * (len(sizes) + 1), outputs, 1), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = [F.interpolate(branch(x), x.shape[-2:], mode="bilinear") for branch in self.branches]
+        return self.merge(torch.cat((*means, x), 1))
+
+
+class PSPNet(nn.Module):
+    """Pyramid pooling of the deepest features, then three doublings of the size; the last stage but one feeds `aux`."""
+
+    stride = _STRIDE
+
+    def __init__(self, encoder: nn.Module, sizes: Sequence[int], width: int, dropout: Sequence[float]):
+        super().__init__()
+        *_, shallow, deep = encoder.feature_info.channels()
+        after_pooling, after_doubling, in_aux = dropout
+        self.encoder = encoder
+        self.pyramid = PyramidPooling(deep, 16 * width, sizes)
+        self.drop = nn.Dropout2d(after_pooling)
+        widths = (16 * width, 4 * width, width, width)
+        self.decoder = nn.Sequential(*(_double(*channels, after_doubling) for channels in pairwise(widths)))
+        self.head = nn.Conv2d(width, 1, 1)
+        self.aux = _aux_head(shallow, 4 * width, in_aux)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        *_, shallow, deep = self.encoder(x)  # B C H/8 W/8 each
+        logits = self.head(self.decoder(self.drop(self.pyramid(deep))))
+        return logits, _enlarge(self.aux(shallow), x.shape[-2:])
+
+
+def _double(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.PReLU(),
+        nn.Dropout2d(dropout),
+    )
+
+
+def _aux_head(inputs: int, width: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(dropout),
+        nn.Conv2d(width, 1, 1),
+    )
+
+
+def _enlarge(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits of the bilinearly enlarged probabilities: the published head applies its sigmoid before it enlarges.
+
+    log p - log(1 - p), each enlarged by itself in float32, since 1 - p rounds to 0 beyond logits of about 17; the bound
+    of 30 (a probability of 1e-13) keeps both logarithms finite.
+    """
+    logits = logits.float().clamp(-30, 30)
+    crack, rest = (
+        F.interpolate(part.sigmoid(), size, mode="bilinear", align_corners=True) for part in (logits, -logits)
+    )
+    return crack.log() - rest.log()
+
+
+@SEG.register
+def pspnet(
+    encoder: str = "resnet34",
+    pretrained: bool | str = False,
+    sizes: Sequence[int] = (1, 2, 3, 6),
+    width: int = 64,
+    dropout: Sequence[float] = (0.3, 0.15, 0.1),
+    encoder_args: dict[str, Any] | None = None,
+) -> PSPNet:
+    """PSPNet: x (B 3 H W, H and W multiples of 8) -> crack logits and auxiliary logits (B 1 H W each).
+
+    Args:
+        encoder: a ResNet of timm (its relatives ResNeXt, SE-ResNet, ... too). A tag chooses the pretrained weights:
+            the published network starts from torchvision's, `resnet34.tv_in1k`.
+        sizes: cells along a side of each pooling grid.
+        width: channels at full size; 16 and 4 times as many before, 4 times as many in the auxiliary head.
+        dropout: share of whole channels dropped after the pyramid, after each doubling, and in the auxiliary head.
+        encoder_args: further arguments of the timm model.
+    Raises:
+        ValueError: one line: an encoder that is no ResNet, or a size, width or dropout out of range.
+    """
+    _check(encoder, sizes, width, dropout)
+    # Every block starts with all of its weights at work, as published; timm by itself would start them as identities.
+    arguments = {"zero_init_last": False, **(encoder_args or {}), "output_stride": _STRIDE}
+    return PSPNet(_published_dilation(timm_encoder(encoder, None, pretrained, arguments)), sizes, width, dropout)
+
+
+def _check(encoder: str, sizes: Sequence[int], width: int, dropout: Sequence[float]) -> None:
+    where = "segmentation network 'pspnet':"
+    if encoder.split(".")[0] not in timm.list_models(module="resnet"):
+        raise ValueError(f"{where} encoder must be a ResNet of timm, found {encoder!r}{did_you_mean(encoder, _USUAL)}")
+    if width < 1 or min(sizes, default=1) < 1:
+        raise ValueError(f"{where} width and sizes must be at least 1, found width={width}, sizes={list(sizes)}")
+    if not isinstance(dropout, Sequence) or len(dropout) != 3 or not all(0 <= share < 1 for share in dropout):
+        raise ValueError(f"{where} dropout must be three numbers in [0, 1), found {dropout}")
+
+
+def _published_dilation(encoder: nn.Module) -> nn.Module:
+    """Undo timm's dilation in the first block of the stages that no longer reduce: the published ones have none."""
+    for stage in (encoder.layer3, encoder.layer4):
+        for layer in stage[0].modules():
+            if isinstance(layer, nn.Conv2d) and layer.dilation != (1, 1):
+                layer.dilation = (1, 1)
+                layer.padding = tuple(side // 2 for side in layer.kernel_size)
+    return encoder
