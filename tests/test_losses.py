@@ -59,8 +59,9 @@ def test_finite_with_gradient_on_uniform_masks(name, fill, logit):
     """Empty and full masks, saturated logits: everything stays finite, so does the gradient."""
     batch = batch_of(np.full((2, 1, 16, 16), fill, np.float32))
     logits = torch.full((2, 1, 16, 16), logit, requires_grad=True)
-    sr = torch.zeros(2, 3, 16, 16, requires_grad=True)
-    value = LOSSES.build(name)(Outputs(sr=sr, logits=logits, aux=(logits,)), batch, START)
+    sr, kernel = torch.zeros(2, 3, 16, 16, requires_grad=True), torch.full((2, 1, 5, 5), 0.04)
+    batch.lq, batch.kernel = torch.zeros(2, 3, 4, 4), kernel
+    value = LOSSES.build(name)(Outputs(sr=sr, logits=logits, kernel=kernel, aux=(logits,)), batch, START)
     value.sum().backward()
     assert value.shape == (2,) and value.dtype == torch.float32 and torch.isfinite(value).all()
     assert all(x.grad is None or torch.isfinite(x.grad).all() for x in (logits, sr))

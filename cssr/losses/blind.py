@@ -1,0 +1,55 @@
+"""The loss of a blind SR network, which predicts the blur kernel as well (CSBSR)."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from cssr.batch import Batch, Outputs
+from cssr.degradations.pixels import Method, Padding, blur, check_padding, resampler
+from cssr.losses import LOSSES
+from cssr.schedules import Progress
+
+
+@LOSSES.register
+def blind(
+    weights: Sequence[float] = (0.4, 0.4, 0.2),
+    method: Method = "bicubic",
+    antialias: bool = True,
+    padding: Padding = "zero",
+) -> Callable:
+    """KBPN's loss: L1 of SR, L1 of SR blurred by the predicted kernel and reduced, against LQ, and MSE of the kernel.
+
+    Args:
+        weights: of the three terms, as the papers mean them; by a slip the released code has 0.0 for the kernel.
+        method, antialias, padding: how SR is degraded again; the same as in the `degradation` setting.
+    Raises:
+        ValueError: where the SR network predicts no kernel, or the degradation has none.
+    """
+    if len(weights) != 3 or min(weights) < 0:
+        raise ValueError(f"loss 'blind': weights needs three numbers (SR, LQ, kernel), none negative; found {weights}")
+    check_padding(padding)
+    of_sr, of_lq, of_kernel = weights
+
+    def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
+        _check(outputs, batch)
+        scale = batch.hr.shape[-1] // batch.lq.shape[-1]
+        again = resampler(scale, method, antialias)[0](blur(outputs.sr, outputs.kernel, padding))
+        return (
+            of_sr * (outputs.sr - batch.hr).abs().mean((1, 2, 3))
+            + of_lq * (again - batch.lq).abs().mean((1, 2, 3))
+            + of_kernel * (outputs.kernel - batch.kernel).square().mean((1, 2, 3))
+        )
+
+    return loss
+
+
+def _check(outputs: Outputs, batch: Batch) -> None:
+    if outputs.kernel is None:
+        raise ValueError("loss.sr=blind needs an SR network that predicts a blur kernel: model.sr=kbpn")
+    if batch.kernel is None:
+        raise ValueError("loss.sr=blind needs a degradation with a blur kernel: degradation=gaussian")
+    if outputs.kernel.shape != batch.kernel.shape:
+        raise ValueError(
+            f"model.sr predicts kernels of {outputs.kernel.shape[-1]} pixels, the degradation's have "
+            f"{batch.kernel.shape[-1]}: give model.sr.kernel_size and degradation.size the same value"
+        )
