@@ -1,6 +1,7 @@
 """The published systems' weight files as ours: `python -m cssr.convert FILE.pth --recipe R.yaml --out DIR`."""
 
 import argparse
+import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -150,6 +151,16 @@ def convert_joint(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
     return converted
 
 
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read as a state_dict: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state_dict (tensors by name)")
+    return state
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line: a published joint checkpoint to an export."""
     parser = argparse.ArgumentParser(prog="python -m cssr.convert", description=__doc__)
@@ -161,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.file.is_file():
             raise ValueError(f"no file at {options.file}")
         model = build_model(load_config(options.recipe).model)
-        state = torch.load(options.file, map_location="cpu", weights_only=True)
+        state = _read(options.file)
         assign_state(model, convert_joint(state, model.config), str(options.file))
     except ValueError as error:
         sys.exit(f"error: {error}")
