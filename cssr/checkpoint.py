@@ -24,6 +24,10 @@ from cssr.models.joint import JointModel, assign_state, build_model, load_weight
 _PARTIAL = ".partial"
 
 
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a file that is either the old or the new one, never a part."""
     temporary = path.with_name(f"{path.name}{_PARTIAL}-{os.getpid()}")
@@ -44,7 +48,7 @@ def save_checkpoint(
     ema: nn.Module | None,
 ) -> Path:
     """Write `run_dir/checkpoints/step_N`; what is there under that name already stays."""
-    final = run_dir / "checkpoints" / f"step_{step:08d}"
+    final = run_dir / "checkpoints" / _name(step)
     if final.is_dir():
         return final
     partial = final.with_name(f"{final.name}{_PARTIAL}")
@@ -153,9 +157,10 @@ def read_best(run_dir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def write_best(run_dir: Path, checkpoint: Path, measure: str, value: float) -> None:
-    """Name the best checkpoint; rotation spares it."""
-    best = {"checkpoint": checkpoint.name, "measure": measure, "value": value}
+def write_best(run_dir: Path, step: int, measure: str, value: float) -> None:
+    """Name the checkpoint of a step as the best; rotation spares it."""
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    best = {"checkpoint": _name(step), "measure": measure, "value": value}
     write_atomic(run_dir / "checkpoints" / "best.json", json.dumps(best))
 
 
@@ -179,8 +184,8 @@ def choose(run_dir: Path, which: str) -> Path:
         return there[-1]
     if which == "best" and best and best["checkpoint"] in names:
         return names[best["checkpoint"]]
-    if which.isdigit() and f"step_{int(which):08d}" in names:
-        return names[f"step_{int(which):08d}"]
+    if which.isdigit() and _name(int(which)) in names:
+        return names[_name(int(which))]
     raise ValueError(f"no checkpoint {which!r} in {run_dir}; there are: {', '.join(names) or 'none'}")
 
 

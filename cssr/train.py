@@ -222,6 +222,7 @@ class Run:
             engine.process_index,
             engine.num_processes,
             config.eval.limit,
+            config.data.workers,
         )
         rows = gather_rows(evaluate(model, stream, self.degrade, engine.device, tile=config.eval.tile, show=show))
         self.task.train()
@@ -250,13 +251,13 @@ class Run:
         sign = -1 if self.config.train.best.startswith(("hd95", "ahd95", "msd", "amsd")) else 1
         if self.best is None or sign * value > sign * self.best:
             self.best = value
-            path = self._save()
+            # Named before it is written: a run killed in between validates this step again, and names it again.
             if self.engine.is_main_process:
-                store.write_best(self.dir, path, self.config.train.best, value)
+                store.write_best(self.dir, self.step, self.config.train.best, value)
+            self._save()
 
-    def _save(self) -> Path:
+    def _save(self) -> None:
         average_buffers(self.engine, *self._models())
-        path = self.dir / "checkpoints" / f"step_{self.step:08d}"
         if self.engine.is_main_process:
             store.save_checkpoint(
                 self.dir,
@@ -269,7 +270,6 @@ class Run:
             )
             store.rotate(self.dir, self.config.train.keep)
         self.engine.wait_for_everyone()
-        return path
 
     def _export(self) -> None:
         if not self.engine.is_main_process:
@@ -294,7 +294,8 @@ class Run:
                 )
             self.step = state["step"]
             best = store.read_best(self.dir)
-            self.best = best["value"] if best and best["measure"] == self.config.train.best else None
+            known = best and best["measure"] == self.config.train.best and best["checkpoint"] in {p.name for p in there}
+            self.best = best["value"] if known else None
             self.changed = changed_settings(state["config"], to_dict(self.config))
         if self.engine.is_main_process:
             for name in ("metrics.jsonl", "validation.jsonl"):

@@ -249,7 +249,7 @@ def many(run_dir, *numbers: int, best: int | None = None) -> None:
     for number in numbers:
         (run_dir / "checkpoints" / f"step_{number:08d}").mkdir(parents=True)
     if best is not None:
-        store.write_best(run_dir, run_dir / "checkpoints" / f"step_{best:08d}", "iou_max", 0.5)
+        store.write_best(run_dir, best, "iou_max", 0.5)
 
 
 def numbers(run_dir) -> list[int]:

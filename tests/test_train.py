@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from cssr import checkpoint as store
 from cssr.config import changed_settings, load_config, save_config
 from cssr.train import Run, main
 
@@ -156,6 +157,24 @@ def test_accumulation_equals_a_larger_batch(shards, tmp_path):
     whole, pieces = losses(tmp_path / "whole"), losses(tmp_path / "pieces")
     for step in whole:
         assert pieces[step] == pytest.approx(whole[step], rel=1e-5)
+
+
+def test_killed_between_naming_and_writing_the_best(straight, shards, tmp_path, monkeypatch):
+    """The step of the first validation is done again after the resume, and named again."""
+    save = store.save_checkpoint
+
+    def killed(run_dir, step, *rest):
+        if step == 4:
+            raise InterruptedError("killed")
+        return save(run_dir, step, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(store, "save_checkpoint", killed)
+        main(settings(shards, tmp_path / "run", "train.steps=10"))
+    assert store.read_best(tmp_path / "run")["checkpoint"] == "step_00000004"
+    main(settings(shards, tmp_path / "run", "train.steps=10"))
+    assert losses(tmp_path / "run") == losses(straight)
+    assert store.read_best(tmp_path / "run") == store.read_best(straight)
 
 
 def test_phases_hold_groups_still(shards, tmp_path):
