@@ -24,6 +24,26 @@ def conv_relu(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True))
 
 
+PROJECTION = {2: (6, 2, 2), 4: (8, 4, 2), 8: (12, 8, 2)}  # scale: kernel, stride, padding of a projection's layers
+
+
+class BackProjection(nn.Module):
+    """Project to the other resolution, back, and correct by what the way back has lost (Haris et al., eqs. 1-10).
+
+    Args:
+        squeeze: of the inputs to the projection's width. there, back, again: to the other resolution, back, and there.
+    """
+
+    def __init__(self, squeeze: nn.Module, there: nn.Module, back: nn.Module, again: nn.Module):
+        super().__init__()
+        self.squeeze, self.there, self.back, self.again = squeeze, there, back, again
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze(x)
+        first = self.there(x)
+        return first + self.again(self.back(first) - x)
+
+
 def init_kaiming(module: nn.Module) -> nn.Module:
     """Kaiming-normal weights (fan in) and zero biases in every convolution, as the published SR networks start."""
     for layer in module.modules():

@@ -4,26 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cssr.models.blocks import conv_prelu, deconv_prelu, init_kaiming
+from cssr.models.blocks import PROJECTION, BackProjection, conv_prelu, deconv_prelu, init_kaiming
 from cssr.models.sr import SR
 
-_GEOMETRY = {2: (6, 2, 2), 4: (8, 4, 2), 8: (12, 8, 2)}  # scale: kernel, stride, padding of the projections
 
-
-class Projection(nn.Module):
-    """Project to the other resolution, back, and correct by what the way back has lost (eqs. 1-10 of the paper)."""
-
-    def __init__(self, width: int, scale: int, inputs: int, up: bool):
-        super().__init__()
-        there, back = (deconv_prelu, conv_prelu) if up else (conv_prelu, deconv_prelu)
-        geometry = (width, width, *_GEOMETRY[scale])
-        self.squeeze = conv_prelu(inputs * width, width, 1) if inputs > 1 else nn.Identity()
-        self.there, self.back, self.again = there(*geometry), back(*geometry), there(*geometry)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.squeeze(x)
-        first = self.there(x)
-        return first + self.again(self.back(first) - x)
+def _projection(width: int, scale: int, inputs: int, up: bool) -> BackProjection:
+    """From `inputs * width` channels to `width` at the other resolution."""
+    there, back = (deconv_prelu, conv_prelu) if up else (conv_prelu, deconv_prelu)
+    geometry = (width, width, *PROJECTION[scale])
+    squeeze = conv_prelu(inputs * width, width, 1) if inputs > 1 else nn.Identity()
+    return BackProjection(squeeze, there(*geometry), back(*geometry), there(*geometry))
 
 
 class DBPN(nn.Module):
@@ -33,8 +23,8 @@ class DBPN(nn.Module):
         super().__init__()
         self.scale, self.residual = scale, residual
         self.head = nn.Sequential(conv_prelu(3, features, 3, padding=1), conv_prelu(features, width, 1))
-        self.ups = nn.ModuleList(Projection(width, scale, max(k, 1), up=True) for k in range(stages))
-        self.downs = nn.ModuleList(Projection(width, scale, k + 1, up=False) for k in range(stages - 1))
+        self.ups = nn.ModuleList(_projection(width, scale, max(k, 1), up=True) for k in range(stages))
+        self.downs = nn.ModuleList(_projection(width, scale, k + 1, up=False) for k in range(stages - 1))
         self.tail = nn.Conv2d(stages * width, 3, 3, padding=1)
         init_kaiming(self)
         if residual:
@@ -61,9 +51,9 @@ def dbpn(scale: int, stages: int = 6, width: int = 64, features: int = 256, resi
         residual: whether the network adds to the bicubic enlargement, starting from it (ours, for short runs; the
             published network does not).
     """
-    if scale not in _GEOMETRY:
+    if scale not in PROJECTION:
         raise ValueError(
-            f"SR network 'dbpn': model.scale must be one of {', '.join(map(str, _GEOMETRY))}, found {scale}"
+            f"SR network 'dbpn': model.scale must be one of {', '.join(map(str, PROJECTION))}, found {scale}"
         )
     if stages < 2 or width < 1 or features < 1:
         raise ValueError(

@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cssr.models.blocks import (
+    PROJECTION,
+    BackProjection,
     JoinedConv2d,
     MeanConv2d,
     constant_map,
@@ -40,7 +42,6 @@ from cssr.models.sr import SR
 Upsample = Literal["deconv", "pixel_shuffle"]
 ErrorSpace = Literal["hr", "lq"]
 
-_GEOMETRY = {2: (6, 2, 2), 4: (8, 4, 2), 8: (12, 8, 2)}  # scale: kernel, stride, padding of the projections
 _SLOPE = 0.01  # of PReLU at the start, and of the stage predictors' leaky ReLU
 _HIDDEN = 32  # channels inside a stage's kernel predictor
 
@@ -152,29 +153,19 @@ class Layers:
     def enlarge(self, inputs: int) -> nn.Sequential:
         """B inputs h w -> B width H W."""
         if self.upsample == "deconv":
-            return deconv_prelu(inputs, self.width, *_GEOMETRY[self.scale], bias=False, slope=_SLOPE)
+            return deconv_prelu(inputs, self.width, *PROJECTION[self.scale], bias=False, slope=_SLOPE)
         shuffled = conv_prelu(inputs, self.width * self.scale**2, 3, padding=1, bias=False, slope=_SLOPE)
         return shuffled.append(nn.PixelShuffle(self.scale))
 
+    def projection(self, inputs: int, up: bool) -> BackProjection:
+        """From `inputs * width` channels to `width` at the other resolution."""
+        there, back = (self.enlarge, self.reduce) if up else (self.reduce, self.enlarge)
+        squeeze = conv_prelu(inputs * self.width, self.width, 1, slope=_SLOPE)
+        return BackProjection(squeeze, there(self.width), back(self.width), there(self.width))
+
     def reduce(self, inputs: int) -> nn.Sequential:
         """B inputs H W -> B width h w."""
-        return conv_prelu(inputs, self.width, *_GEOMETRY[self.scale], bias=False, slope=_SLOPE)
-
-
-class Projection(nn.Module):
-    """Project to the other resolution, back, and correct by what the way back has lost."""
-
-    def __init__(self, layers: Layers, inputs: int, up: bool):
-        super().__init__()
-        width = layers.width
-        there, back = (layers.enlarge, layers.reduce) if up else (layers.reduce, layers.enlarge)
-        self.squeeze = conv_prelu(inputs * width, width, 1, slope=_SLOPE)
-        self.there, self.back, self.again = there(width), back(width), there(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.squeeze(x)
-        first = self.there(x)
-        return first + self.again(self.back(first) - x)
+        return conv_prelu(inputs, self.width, *PROJECTION[self.scale], bias=False, slope=_SLOPE)
 
 
 class ModulationBranch(nn.Module):
@@ -208,7 +199,7 @@ class Stage(nn.Module):
     def __init__(self, layers: Layers, number: int, predictor: StagePredictor, error_space: ErrorSpace):
         super().__init__()
         self.scale = layers.scale
-        self.up = Projection(layers, max(number - 1, 1), up=True)
+        self.up = layers.projection(max(number - 1, 1), up=True)
         self.image = nn.Conv2d(number * layers.width, 3, 3, padding=1, bias=False)
         self.predictor = predictor
         self.error = layers.enlarge(3) if error_space == "hr" else None
@@ -232,7 +223,7 @@ class Back(nn.Module):
 
     def __init__(self, layers: Layers, number: int, kernel_size: int, error_space: ErrorSpace):
         super().__init__()
-        self.down = Projection(layers, number, up=False)
+        self.down = layers.projection(number, up=False)
         self.error = nn.Conv2d(3, layers.width, 3, padding=1, bias=False) if error_space == "lq" else None
         self.sft = Modulation(number * layers.width, kernel_size**2) if kernel_size else None
 
@@ -322,7 +313,7 @@ def kbpn(
     Raises: ValueError for settings that do not go together.
     """
     _check_positive(stages=stages, width=width, features=features, predicted_size=predicted_size)
-    _check_choice("model.scale", scale, tuple(_GEOMETRY))
+    _check_choice("model.scale", scale, tuple(PROJECTION))
     _check_choice("upsample", upsample, get_args(Upsample))
     _check_choice("error_space", error_space, get_args(ErrorSpace))
     _check_kernel(kernel_size, predicted_size, zero_pad_kernel)
