@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -73,6 +74,15 @@ def start(arguments: list[str], processes: int, **kwargs) -> subprocess.Popen:
     """The command in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command(arguments, processes), start_new_session=True, env=environment, **kwargs)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """kill -9 of the launcher and every process below it (torchrun's workers have sessions of their own)."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        member.kill()
+    psutil.wait_procs(family, timeout=30)
+    process.wait()
 
 
 def logged(run_dir: Path) -> dict[int, dict]:
@@ -290,13 +300,12 @@ def test_two_processes_give_the_losses_of_one(shards, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_at_any_step_it_resumes_exactly(processes, straight, shards, tmp_path):
-    """kill -9 of the whole process group in the middle of a run, three times; then the same command until the end."""
+    """kill -9 of all processes in the middle of a run, three times; then the same command until the end."""
     run_dir, arguments = tmp_path / "run", settings(shards, tmp_path / "run", "train.steps=10")
     for until in (2, 5, 8):
         process = start(arguments, processes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _wait_for_step(run_dir, until, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_all(process)
     done = launch(arguments, processes)
     assert done.returncode == 0, done.stderr
     assert sorted(logged(run_dir)) == list(range(1, 11))
@@ -314,8 +323,10 @@ def test_sigterm_writes_a_checkpoint(processes, shards, tmp_path):
     )
     process = start(arguments, processes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     _wait_for_step(run_dir, 4, process)
+    family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGTERM)
     told, _ = process.communicate(timeout=60)
+    assert psutil.wait_procs(family, timeout=40)[1] == []
     there = [path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()]
     assert len(there) == 1 and 4 <= int(there[0][5:]) < 400, told
 
