@@ -275,10 +275,15 @@ def _parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"override {text!r}: write it as a.b=value")
+    return key, parse_value(value, f"override {text!r}")
+
+
+def parse_value(text: str, setting: str) -> Any:
+    """A value given on the command line, as YAML; ValueError names the `setting`."""
     try:
-        return key, yaml.load(value, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise ValueError(f"override {text!r}: the value is not valid YAML") from None
+        raise ValueError(f"{setting}: the value is not valid YAML") from None
 
 
 def _nested(cls: type | None, base: Any, keys: list[str], value: Any) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from cssr import metrics
 from cssr.batch import Batch, Outputs
 from cssr.checkpoint import degradation_of, load_model, write_atomic
-from cssr.config import check_tile, to_dict
+from cssr.config import check_tile, parse_value, to_dict
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.engine import start_engine
@@ -161,11 +160,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, engine: Accelerator) -> None:
+def _check_options(options: argparse.Namespace) -> None:
+    for name, lowest in {"batch_size": 1, "limit": 1, "workers": 0, "seed": 0}.items():
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, found {value}")
     check_tile(options.tile, "--tile")
+
+
+def _run(options: argparse.Namespace, engine: Accelerator) -> None:
+    _check_options(options)
     model = load_model(options.model, options.checkpoint).to(engine.device)
     component = (
-        yaml.safe_load(options.degradation)
+        parse_value(options.degradation, "--degradation")
         if options.degradation
         else degradation_of(options.model, options.checkpoint)
     )

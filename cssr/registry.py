@@ -46,6 +46,8 @@ class Registry:
         Raises:
             ValueError: unknown name, unknown argument, or a value that the function refuses.
         """
+        if not isinstance(component, (str, Mapping)):
+            raise ValueError(f"a {self.kind} is a name or a mapping with a name; found {component!r}")
         arguments = {"name": component} if isinstance(component, str) else dict(component)
         if "name" not in arguments:
             raise ValueError(f"a {self.kind} needs a name: one of {', '.join(self.names())}; found {arguments}")

@@ -1,6 +1,8 @@
 """What the tests share: where golden vectors and real photographs are, and the rule that fills reference weights."""
 
 import json
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -30,6 +32,14 @@ def golden():
 def reference_state():
     """A published model's state_dict, filled by the rule of the golden vectors' README."""
     return lambda name: filled_state(json.loads(need(SHARED / "golden" / "manifest.json").read_text()), name)
+
+
+def draw_shards(out: Path, count: int, size: int, *more: str) -> Path:
+    """Shards of drawn photographs, written by the command."""
+    script = Path(__file__).parents[1] / "shards" / "make_shards.py"
+    command = [sys.executable, script, "synthetic", "--out", out, "--count", count, "--size", size, *more]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    return out
 
 
 def filled_state(manifest: dict, name: str) -> dict[str, torch.Tensor]:

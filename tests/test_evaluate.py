@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import draw_shards
 
 from cssr import metrics
 from cssr.config import ModelConfig
@@ -24,20 +25,7 @@ MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Eleven drawn photographs of 48 pixels."""
-    out = tmp_path_factory.mktemp("shards") / "val"
-    command = [
-        sys.executable,
-        ROOT / "shards/make_shards.py",
-        "synthetic",
-        "--out",
-        out,
-        "--count",
-        "11",
-        "--size",
-        "48",
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    return out
+    return draw_shards(tmp_path_factory.mktemp("shards") / "val", 11, 48)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +114,12 @@ def test_infinite_values_are_null():
     (["nowhere", "--data", "nowhere"], "no run or export at nowhere"),
     (["EXPORT", "--data", "nowhere"], "--data: no shards in nowhere"),
     (["EXPORT", "--data", "SHARDS", "--degradation", "{name: gausian}"], "did you mean gaussian"),
+    (["EXPORT", "--data", "SHARDS", "--batch-size", "0"], "--batch-size must be at least 1"),
+    (["EXPORT", "--data", "SHARDS", "--limit", "0"], "--limit must be at least 1"),
+    (["EXPORT", "--data", "SHARDS", "--workers", "-1"], "--workers must be at least 0"),
+    (["EXPORT", "--data", "SHARDS", "--seed", "-1"], "--seed must be at least 0"),
+    (["EXPORT", "--data", "SHARDS", "--degradation", "{"], "--degradation: the value is not valid YAML"),
+    (["EXPORT", "--data", "SHARDS", "--degradation", "3"], "a degradation is a name"),
     (["EXPORT", "--data", "SHARDS", "--checkpoint", "best"], "no checkpoint 'best'"),
     (["EXPORT", "--data", "SHARDS", "--tile", "16"], "--tile must be 0 or exceed"),
 ])  # fmt: skip
