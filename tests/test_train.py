@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from conftest import draw_shards
 
 from cssr import checkpoint as store
 from cssr.config import changed_settings, load_config, save_config
@@ -29,20 +30,7 @@ SMALL = [
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     """Forty drawn photographs of 64 pixels, in two shards."""
-    out = tmp_path_factory.mktemp("shards") / "set"
-    command = [
-        sys.executable,
-        ROOT / "shards/make_shards.py",
-        "synthetic",
-        "--out",
-        out,
-        "--count",
-        "40",
-        "--size",
-        "64",
-    ]
-    subprocess.run([*command, "--shard-size", "24"], check=True, capture_output=True)
-    return out
+    return draw_shards(tmp_path_factory.mktemp("shards") / "set", 40, 64, "--shard-size", "24")
 
 
 def settings(shards: Path, run_dir: Path, *more: str) -> list[str]:
