@@ -1,6 +1,7 @@
 """What flows between the stages: every tensor's name, shape, dtype and range, in one place."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +44,14 @@ class Outputs:
     logits: Tensor  # B 1 H W, crack logits; probability = sigmoid
     kernel: Tensor | None = None  # B 1 k k, predicted blur kernel (SR networks that predict one)
     aux: tuple[Tensor, ...] = ()  # each B 1 H W, logits of auxiliary heads
+    features: tuple[Tensor, ...] = ()  # B 3 H W each, of segmentation and of SR (DSRL)
+    lq_logits: Tensor | None = None  # B 1 h w, crack logits at low resolution (segmentation before SR)
+    mask_sr: Tensor | None = None  # B 1 H W, the super-resolved mask, unclipped (segmentation before SR)
 
     def float(self) -> "Outputs":
         """All tensors as float32: losses and measures are computed in it under any precision."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "aux"}
-        tensors = {name: None if value is None else value.float() for name, value in tensors.items()}
-        return Outputs(aux=tuple(a.float() for a in self.aux), **tensors)
+        return Outputs(**{f.name: _float(getattr(self, f.name)) for f in fields(self)})
+
+
+def _float(value: Tensor | tuple[Tensor, ...] | None) -> Any:
+    return tuple(map(_float, value)) if isinstance(value, tuple) else value if value is None else value.float()

@@ -4,7 +4,7 @@ import argparse
 import pickle
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,95 +12,7 @@ from torch import Tensor
 
 from cssr.config import ModelConfig, load_config
 from cssr.models.joint import assign_state, build_model
-
-_VGG16_FIRST = {
-    "1": 0,
-    "2": 5,
-    "3": 10,
-    "4": 17,
-    "5": 24,
-}  # index of a VGG block's first layer in torchvision's numbering
-_DECODER = {"center": 0, "dec4": 1, "dec3": 2, "dec2": 3}
-_PROJECTION_PARTS = {"1": "there", "2": "back", "3": "again"}
-_SEGNET_DEPTH = {"1": 2, "2": 2, "3": 3, "4": 3, "5": 3}  # convolutions of each stage
-_LAYER = {"conv": "0", "deconv": "0", "layer": "0", "act": "1"}
-_KERNEL_UPDATE = {"0": "join", "1": "mix.0", "2": "delta"}
-_SFT_PARTS = {"0": "first", "1": "second"}
-
-Rule = tuple[str, Callable[[re.Match], str | None]]
-
-# Each network's rules: a pattern of the published key, and the key that we give it (None: a duplicate to leave out).
-_DBPN: list[Rule] = [
-    (r"feat([01])\.(conv|act)\.(\w+)", lambda m: f"head.{m[1]}.{_LAYER[m[2]]}.{m[3]}"),
-    (r"(up|down)(\d+)\.conv\.(conv|act)\.(\w+)", lambda m: f"{m[1]}s.{int(m[2]) - 1}.squeeze.{_LAYER[m[3]]}.{m[4]}"),
-    (
-        r"(up|down)(\d+)\.\1_conv([123])\.(conv|deconv|act)\.(\w+)",
-        lambda m: f"{m[1]}s.{int(m[2]) - 1}.{_PROJECTION_PARTS[m[3]]}.{_LAYER[m[4]]}.{m[5]}",
-    ),
-    (r"output_conv\.conv\.(\w+)", lambda m: f"tail.{m[1]}"),
-]
-_KBPN: list[Rule] = [
-    (r"feat\.([0246])\.(\w+)", lambda m: f"head.{int(m[1]) // 2}.0.{m[2]}"),
-    (r"predictor\.feat_ext\.(\d)\.(layer|act)\.(\w+)", lambda m: f"predictor.layers.{m[1]}.{_LAYER[m[2]]}.{m[3]}"),
-    (
-        r"back_projection_stages\.(\d+)\.(up|down)\.(conv|\2_conv([123]))\.(layer|act)\.(\w+)",
-        lambda m: (
-            f"{'stages' if m[2] == 'up' else 'backs'}.{m[1]}.{m[2]}."
-            f"{_PROJECTION_PARTS[m[4]] if m[4] else 'squeeze'}.{_LAYER[m[5]]}.{m[6]}"
-        ),
-    ),
-    (r"back_projection_stages\.(\d+)\.kb\.sr_reconst\.layer\.(\w+)", lambda m: f"stages.{m[1]}.image.{m[2]}"),
-    (
-        r"back_projection_stages\.(\d+)\.kb\.up_conv1\.(layer|act)\.(\w+)",
-        lambda m: f"stages.{m[1]}.error.{_LAYER[m[2]]}.{m[3]}",
-    ),
-    (r"back_projection_stages\.(\d+)\.kb\.conv\.layer\.(\w+)", lambda m: f"backs.{m[1]}.error.{m[2]}"),
-    (
-        r"back_projection_stages\.(\d+)\.kb\.kernel_predictor\.fe_(SR|kernel)\.(\d)\.layer\.(\w+)",
-        lambda m: f"stages.{m[1]}.predictor.of_{'image' if m[2] == 'SR' else 'kernel'}.{m[3]}.0.{m[4]}",
-    ),
-    (
-        r"back_projection_stages\.(\d+)\.kb\.kernel_predictor\.fe_cat\.([012])\.layer\.(\w+)",
-        lambda m: f"stages.{m[1]}.predictor.{_KERNEL_UPDATE[m[2]]}.{m[3]}",
-    ),
-    (
-        r"back_projection_stages\.(\d+)\.kb\.kernel_predictor\.pad_descriminator\.(\d)\.(\w+)",
-        lambda m: f"stages.{m[1]}.predictor.resize.gate.{m[2]}.{m[3]}",
-    ),
-    (
-        r"back_projection_stages\.(\d+)\.sft\.SFT_(scale|shift)_conv([01])\.(\w+)",
-        lambda m: f"backs.{m[1]}.sft.{m[2]}.{_SFT_PARTS[m[3]]}.{m[4]}",
-    ),
-    (r"output_conv\.layer\.(\w+)", lambda m: f"tail.{m[1]}"),
-]
-_UNET: list[Rule] = [
-    (r"encoder\.\d+\.\w+", lambda m: None),  # the same tensors as conv1 to conv5, which the reference loads last
-    (r"conv([1-5])\.(\d)\.(\w+)", lambda m: f"encoder.features_{_VGG16_FIRST[m[1]] + int(m[2])}.{m[3]}"),
-    (r"(center|dec[234])\.block\.(\d)\.conv\.(\w+)", lambda m: f"decoder.{_DECODER[m[1]]}.{m[2]}.0.{m[3]}"),
-    (r"(center|dec[234])\.block\.(\d)\.(\w+)", lambda m: f"decoder.{_DECODER[m[1]]}.{m[2]}.{m[3]}"),
-    (r"dec1\.conv\.(\w+)", lambda m: f"head.0.0.{m[1]}"),
-    (r"final\.(\w+)", lambda m: f"head.1.{m[1]}"),
-]
-_PSPNET: list[Rule] = [
-    (r"feats\.(.+)", lambda m: f"encoder.{m[1]}"),
-    (r"psp\.stages\.(\d)\.1\.weight", lambda m: f"pyramid.branches.{m[1]}.1.weight"),
-    (r"psp\.bottleneck\.(\w+)", lambda m: f"pyramid.merge.0.{m[1]}"),
-    (r"up_([123])\.conv\.([012])\.(\w+)", lambda m: f"decoder.{int(m[1]) - 1}.{int(m[2]) + 1}.{m[3]}"),
-    (r"final\.0\.(\w+)", lambda m: f"head.{m[1]}"),
-    (r"aux\.([014])\.(\w+)", lambda m: f"aux.{m[1]}.{m[2]}"),
-]
-_SEGNET: list[Rule] = [
-    (r"BNDe11\.\w+", lambda m: None),  # published, but never applied
-    (
-        r"(Conv|BN)En([1-5])([123])\.(\w+)",
-        lambda m: f"encoder.{int(m[2]) - 1}.{3 * int(m[3]) - 3 + (m[1] == 'BN')}.{m[4]}",
-    ),
-    (
-        r"(Conv|BN)De([1-5])([123])\.(\w+)",
-        lambda m: f"decoder.{5 - int(m[2])}.{3 * (_SEGNET_DEPTH[m[2]] - int(m[3])) + (m[1] == 'BN')}.{m[4]}",
-    ),
-]
-RULES = {"dbpn": _DBPN, "kbpn": _KBPN, "unet": _UNET, "pspnet": _PSPNET, "segnet": _SEGNET}
+from cssr.published import RULES, Rule
 
 
 def convert_state(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cssr"
 FLOORS = [
     {"config", "registry", "batch"},
-    {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine"},
+    {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"},
     {"data", "models", "losses", "results"},
     {"task", "optim", "log", "visualize", "checkpoint"},
     {"evaluate"},
