@@ -8,16 +8,19 @@ drops that layer's arguments.
 
 import ast
 import dataclasses
+import importlib
 import inspect
-import re
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from cssr.settings import merge, nested, parse_override, read_yaml, to_inline_yaml, to_yaml
 
 TILE_OVERLAP = 32  # of neighbouring tiles in evaluation and prediction, LQ pixels
 
@@ -29,6 +32,7 @@ def _component(name: str, **arguments: Any) -> Any:
 @dataclass
 class ModelConfig:
     scale: int = 4  # HR pixels per LQ pixel along each side; 1 with sr=none (the HR upper bound)
+    form: dict[str, Any] = _component("sr_then_seg")  # how they are joined: cssr/models/joint.py
     sr: dict[str, Any] = _component("dbpn")  # SR network: cssr/models/sr
     seg: dict[str, Any] = _component("unet")  # segmentation network: cssr/models/seg
     normalize: Literal["instance", "dataset", "none"] = "instance"  # what is done to SR before segmentation
@@ -58,7 +62,9 @@ class DataConfig:
 class LossConfig:
     sr: dict[str, Any] = _component("l1")  # loss of the SR image: cssr/losses
     seg: dict[str, Any] = _component("boundary_combo")  # loss of the segmentation: cssr/losses
-    beta: Any = 0.3  # total = (1 - beta) SR + beta segmentation; a number or a schedule
+    beta: Any = 0.3  # total = (1 - beta) SR + beta segmentation + extra; a number or a schedule
+    extra: list[Any] = field(default_factory=list)  # further losses, each {name: ..., weight: number or schedule}
+    sr_times_seg: int | None = None  # samples after which a sample's SR loss is multiplied by its segmentation loss
 
 
 @dataclass
@@ -66,7 +72,11 @@ class PhaseConfig:
     name: str = "joint"  # printed and logged
     until: int | None = None  # samples seen at which the phase ends; null: the end of the run
     beta: Any = None  # replaces loss.beta in this phase; null: loss.beta
-    lr: dict[str, float] = field(default_factory=dict)  # factor per parameter group (sr, seg); 0 holds the group still
+    sr: Any = None  # replaces loss.sr in this phase; null: loss.sr
+    true_kernel: bool = False  # whether the SR network is given the true blur kernel; what it predicts has no effect
+    lr: dict[str, float] = field(
+        default_factory=dict
+    )  # factor per parameter group (sr, kernel, seg, blur_skip); 0 holds the group still
 
 
 @dataclass
@@ -116,6 +126,7 @@ class EvalConfig:
 
 @dataclass
 class Config:
+    imports: list[str] = field(default_factory=list)  # modules that register networks, losses, degradations of your own
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     degradation: dict[str, Any] = _component("downsample")  # HR to LQ: cssr/degradations
@@ -134,9 +145,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     merged = dataclasses.asdict(Config())
     if path is not None:
-        merged = _merge(Config, merged, _read_yaml(path))
-    for key, value in map(_parse_override, overrides):
-        merged = _merge(Config, merged, _nested(Config, merged, key.split("."), value))
+        merged = merge(Config, merged, read_yaml(path))
+    for key, value in map(parse_override, overrides):
+        merged = merge(Config, merged, nested(Config, merged, key.split("."), value))
     return from_dict(merged)
 
 
@@ -149,7 +160,26 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise ValueError(f"config: phases must be a list of phases, found {phases}")
     config.phases = [_typed(PhaseConfig, phase, f"phases[{k}].") for k, phase in enumerate(phases)]
     check(config)
+    import_modules(config.imports)
     return config
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules of the user's, which register what they define; the working directory counts as on the path.
+
+    Raises: ValueError, one line, for a module that is not there or fails on import.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"imports: {name} cannot be imported from {os.getcwd()} or the Python path: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
 
 
 def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -167,7 +197,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved settings as YAML."""
-    Path(path).write_text(yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    Path(path).write_text(to_yaml(to_dict(config)), encoding="utf-8")
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -244,89 +274,6 @@ def _check_phases(phases: Sequence[PhaseConfig]) -> None:
         raise ValueError(f"phases: until must rise from phase to phase, in samples, found {ends[:-1]}")
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config: no recipe at {path}")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values or {}, dict):
-        raise ValueError(f"config: {path} must hold settings by name, found {type(values).__name__}")
-    return values or {}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as everybody means it."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes the word 1e-4 in quotes, so that it stays a word."""
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-    )
-
-
-def _parse_override(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ValueError(f"override {text!r}: write it as a.b=value")
-    return key, parse_value(value, f"override {text!r}")
-
-
-def parse_value(text: str, setting: str) -> Any:
-    """A value given on the command line, as YAML; ValueError names the `setting`."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ValueError(f"{setting}: the value is not valid YAML") from None
-
-
-def _nested(cls: type | None, base: Any, keys: list[str], value: Any) -> Any:
-    """An override as a layer: `value` under `keys`, beside what a mapping that is no settings class holds already."""
-    if not keys:
-        return value
-    key, rest = keys[0], keys[1:]
-    inner = _setting_type(cls, key)
-    below = base.get(key) if isinstance(base, dict) else None
-    layer = {key: _nested(inner, below, rest, value)}
-    keeps = cls is None and isinstance(base, dict) and not (key == "name" and value != below)
-    return {**base, **layer} if keeps else layer
-
-
-def _merge(cls: type, base: dict[str, Any], layer: Any, path: str = "") -> dict[str, Any]:
-    """`layer` over `base`: settings classes by name, any other value whole."""
-    if not isinstance(layer, dict):
-        raise ValueError(f"config: {path.rstrip('.') or 'a recipe'} must hold settings by name, found {layer!r}")
-    merged = dict(base)
-    for key, value in layer.items():
-        inner, name = _setting_type(cls, key), f"{path}{key}"
-        merged[key] = _merge(inner, base[key], value, f"{name}.") if inner else _replace(base.get(key), value, name)
-    return merged
-
-
-def _replace(base: Any, value: Any, name: str) -> Any:
-    """A new value for a setting; of a component, arguments may be given alone, and a name alone as a word."""
-    component = isinstance(base, dict) and "name" in base
-    if component and isinstance(value, str):
-        value = {"name": value}
-    if component and isinstance(value, list):
-        raise ValueError(f"config: {name} must be a name or a mapping with a name, found {value}")
-    if component and isinstance(value, dict) and value.get("name", base["name"]) == base["name"]:
-        return {**base, **value}
-    return value
-
-
-def _setting_type(cls: type | None, key: str) -> type | None:
-    """The settings class under `key` of a settings class, None for a plain value."""
-    types = {f.name: f.type for f in dataclasses.fields(cls)} if cls else {}
-    return types.get(key) if dataclasses.is_dataclass(types.get(key)) else None
-
-
 def describe(cls: type = Config, indent: int = 0) -> str:
     """The tree of settings as commented YAML: name, default, meaning."""
     comments, lines = _field_comments(cls), []
@@ -343,8 +290,7 @@ def describe(cls: type = Config, indent: int = 0) -> str:
 
 def _inline(value: Any) -> str:
     value = [to_dict(v) if dataclasses.is_dataclass(v) else v for v in value] if isinstance(value, list) else value
-    text = yaml.safe_dump(value, default_flow_style=True, width=1000, sort_keys=False)
-    return text.replace("\n...", "").strip()
+    return to_inline_yaml(value)
 
 
 def _field_comments(cls: type) -> dict[str, str]:

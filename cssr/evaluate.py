@@ -17,12 +17,13 @@ from tqdm import tqdm
 from cssr import metrics
 from cssr.batch import Batch, Outputs
 from cssr.checkpoint import degradation_of, load_model, write_atomic
-from cssr.config import check_tile, parse_value, to_dict
+from cssr.config import check_tile, to_dict
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.engine import start_engine
 from cssr.models.joint import JointModel
 from cssr.results import compose
+from cssr.settings import parse_value
 from cssr.visualize import sample_panels, save_picture, strip
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst

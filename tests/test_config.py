@@ -258,7 +258,7 @@ def test_words_are_saved_as_words(tmp_path, text):
     config = Config()
     config.train.wandb = text
     save_config(config, tmp_path / "c.yaml")
-    assert yaml.load((tmp_path / "c.yaml").read_text(), Loader=cssr.config._Loader)["train"]["wandb"] == text
+    assert yaml.load((tmp_path / "c.yaml").read_text(), Loader=cssr.settings.Loader)["train"]["wandb"] == text
 
 
 def leaves(cls: type) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cssr"
 FLOORS = [
+    {"settings"},
     {"config", "registry", "batch"},
     {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"},
     {"data", "models", "losses", "results"},
