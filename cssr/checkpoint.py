@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from cssr import __version__
 from cssr.config import Config, from_dict, to_dict
-from cssr.models.joint import JointModel, assign_state, build_model, load_weights, read_export, read_tensors
+from cssr.models.export import assign_state, load_weights, read_export, read_tensors
+from cssr.models.joint import JointModel, build_model
 
 _PARTIAL = ".partial"
 
@@ -199,6 +200,7 @@ def export(run_dir: Path, config: Config, path: Path, resampler: str) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(
         partial,
+        imports=config.imports,
         degradation=config.degradation,
         resampler=resampler,
         step=state["step"],
@@ -230,11 +232,14 @@ def load_model(path: str | Path, which: str = "export") -> JointModel:
 
 
 def init_from(model: JointModel, source: str) -> None:
-    """Fill a new model from a run, an export or a safetensors file (fine-tuning); ValueError if it does not fit."""
-    if Path(source).is_file():
-        load_weights(model, source)
-    else:
-        assign_state(model, load_model(source).state_dict(), source)
+    """Fill a new model from a run, an export or a safetensors file (fine-tuning); ValueError if it does not fit.
+
+    A network, SR or segmentation, of which the source has nothing keeps its initial weights.
+    """
+    state = read_tensors(source) if Path(source).is_file() else load_model(source).state_dict()
+    there = {name.split(".")[0] for name in state}
+    fresh = {name: value for name, value in model.state_dict().items() if name.split(".")[0] not in there}
+    assign_state(model, {**fresh, **state}, source)
 
 
 def run_config(checkpoint: Path) -> Config:

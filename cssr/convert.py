@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cssr.config import ModelConfig, load_config
-from cssr.models.joint import assign_state, build_model
+from cssr.models.export import assign_state
+from cssr.models.joint import build_model
 from cssr.published import RULES, Rule
 
 

@@ -37,6 +37,10 @@ class Registry:
             raise ValueError(f"unknown {self.kind} {name!r}{did_you_mean(name, self.names())}")
         return self._factories[name]
 
+    def parameters(self, name: str) -> Mapping[str, inspect.Parameter]:
+        """The settings that the function registered as `name` takes."""
+        return inspect.signature(self.get(name)).parameters
+
     def build(self, component: str | Mapping[str, Any], **context: Any) -> Any:
         """Call the function that `component` names.
 
@@ -52,8 +56,7 @@ class Registry:
         if "name" not in arguments:
             raise ValueError(f"a {self.kind} needs a name: one of {', '.join(self.names())}; found {arguments}")
         name = arguments.pop("name")
-        factory = self.get(name)
-        parameters = inspect.signature(factory).parameters
+        factory, parameters = self.get(name), self.parameters(name)
         accepted = {key: value for key, value in context.items() if key in parameters}
         self._check(name, parameters, arguments, accepted)
         return factory(**accepted, **arguments)

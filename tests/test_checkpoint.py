@@ -11,7 +11,8 @@ from timm.utils import ModelEmaV3
 from cssr import checkpoint as store
 from cssr.config import Config, ModelConfig, load_config
 from cssr.log import append_line, truncate_lines
-from cssr.models.joint import build_model, load_weights
+from cssr.models.export import load_weights
+from cssr.models.joint import build_model
 from cssr.optim import build_optimizer
 
 LQ = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from cssr.convert import convert_state
 from cssr.models.blocks import JoinedConv2d, MeanConv2d, constant_map
-from cssr.models.joint import assign_state
+from cssr.models.export import assign_state
 from cssr.models.sr import SR
 from cssr.models.sr import kbpn as kbpn_module
 from cssr.models.sr.kbpn import Modulation, ResizeOrPad, StagePredictor, blur_and_reduce

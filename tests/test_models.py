@@ -7,7 +7,8 @@ import torch
 
 from cssr.config import ModelConfig, load_config
 from cssr.convert import convert_joint, convert_state, main
-from cssr.models.joint import JointModel, assign_state, build_model
+from cssr.models.export import assign_state
+from cssr.models.joint import JointModel, build_model
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from cssr.config import ModelConfig
 from cssr.convert import convert_state
-from cssr.models.joint import JointModel, assign_state, build_model
+from cssr.models.export import assign_state
+from cssr.models.joint import JointModel, build_model
 from cssr.models.seg import SEG
 from cssr.models.seg.pspnet import _enlarge
 

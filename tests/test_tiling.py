@@ -10,7 +10,7 @@ from helpers import SMALL_MODEL
 from torch import nn
 
 from cssr.config import ModelConfig
-from cssr.models.joint import JointModel, build_model
+from cssr.models.joint import SRThenSeg, build_model
 from cssr.tiling import starts, tiled
 
 SIZES = [(64, 64), (65, 64), (64, 129), (100, 77), (17, 90), (90, 5), (1, 1), (200, 66)]
@@ -108,7 +108,7 @@ def networks() -> JointModel:
 def model(sr: nn.Module | None = None, **changes) -> JointModel:
     """The same networks (and `sr` in place of the first), with other settings between them."""
     built = networks()
-    return JointModel(dataclasses.replace(built.config, **changes), sr or built.sr, built.seg).eval()
+    return SRThenSeg(dataclasses.replace(built.config, **changes), sr or built.sr, built.seg).eval()
 
 
 @pytest.mark.parametrize("normalize", ["none", "dataset", "instance"])

@@ -1,49 +1,48 @@
-"""The joint model: LQ image -> SR image -> crack logits, and what stands between the two networks."""
+"""The joint model: LQ image -> SR image and crack logits, in one of the forms in which the two networks are joined."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cssr import __version__
 from cssr.batch import Outputs
 from cssr.config import TILE_OVERLAP, ModelConfig, from_dict
 from cssr.models.blocks import pad_to_multiple
+from cssr.models.export import WEIGHTS, assign_state, load_weights, read_export, write_export  # noqa: F401
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
+from cssr.registry import Registry
 from cssr.tiling import tiled
 
-WEIGHTS, SETTINGS = "model.safetensors", "config.json"  # the two files of an export
+FORMS = Registry("form of the joint model")
+_GROUPS = {
+    "kernel": ".predictor.",
+    "blur_skip": ".blur_skip.",
+}  # parameter groups beside `sr` and `seg`, by module name
+_LOGIT_BOUND = 1e-6  # probabilities of a super-resolved mask are kept this far from 0 and 1
 
 
 class JointModel(nn.Module):
-    """SR network, normalisation, segmentation network.
+    """What every form shares: normalisation, clipping, tiles, parameter groups, and the export.
+
+    A form defines `forward(lq, kernel=None) -> Outputs` (`lq` B 3 h w float32, about 0..1; a `kernel` B 1 k k replaces
+    the predicted one) and `sr` and `seg`, its networks; with `seg` None, `sr` does both.
 
     Args:
         config: the `model` settings, kept as `self.config` and written beside the weights.
         sr, seg: networks that keep the zoos' contracts.
     """
 
-    def __init__(self, config: ModelConfig, sr: nn.Module, seg: nn.Module):
+    def __init__(self, config: ModelConfig, sr: nn.Module, seg: nn.Module | None):
         super().__init__()
         self.config, self.scale = config, config.scale
         self.sr, self.seg = sr, seg
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, lq: Tensor, kernel: Tensor | None = None) -> Outputs:
-        """SR and crack logits of `lq` (B 3 h w float32, about 0..1); a given `kernel` replaces the predicted one."""
-        sr, predicted = self.sr(lq, kernel)
-        sr = self.clip(sr)
-        logits, *aux = self.segment(self.normalize(sr))
-        return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux))
 
     def clip(self, sr: Tensor) -> Tensor:
         """SR in 0..1 where the setting says so: by default in evaluation only, as the published systems do."""
@@ -51,34 +50,96 @@ class JointModel(nn.Module):
             return sr.clamp(0, 1)
         return sr
 
-    def normalize(self, sr: Tensor) -> Tensor:
-        """SR as segmentation takes it: per image and channel, by data-set statistics, or as it is."""
+    def normalize(self, image: Tensor) -> Tensor:
+        """An image as segmentation takes it: per image and channel, by data-set statistics, or as it is."""
         if self.config.normalize == "instance":
-            return F.instance_norm(sr.float(), eps=1e-5)
+            return F.instance_norm(image.float(), eps=1e-5)
         if self.config.normalize == "dataset":
-            return (sr - self.mean) / self.std
-        return sr
+            return (image - self.mean) / self.std
+        return image
 
-    def segment(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Logits (B 1 H W each, main head first) of a normalised image of any size."""
+    def segment(self, x: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Logits (B 1 H W each, main head first) of a normalised image of any size.
+
+        `kernel` (B 1 k k) goes to networks that take one.
+        """
         height, width = x.shape[-2:]
         padded = pad_to_multiple(x, getattr(self.seg, "stride", 1))
-        return tuple(logits[..., :height, :width] for logits in self.seg(padded))
+        found = self.seg(padded, kernel) if getattr(self.seg, "takes_kernel", False) else self.seg(padded)
+        return tuple(logits[..., :height, :width] for logits in found)
 
     @torch.no_grad()
     def infer(self, lq: Tensor, tile: int = 0, overlap: int = TILE_OVERLAP, progress: Callable = iter) -> Outputs:
         """`forward` for images of any size: larger ones in overlapping tiles of `tile` LQ pixels, blended.
 
-        What is global is taken once for the whole image: a predicted kernel is the mean over the tiles' kernels, the
-        normalisation sees the whole SR image. `progress` wraps the iteration over tiles (e.g. tqdm).
+        What a form takes from the whole image, it takes once. `progress` wraps the iteration over tiles (e.g. tqdm).
         """
         if not tile or max(lq.shape[-2:]) <= tile:
             return self(lq)
+        return self.infer_tiled(lq, tile, overlap, progress)
+
+    def infer_tiled(self, lq: Tensor, tile: int, overlap: int, progress: Callable) -> Outputs:
+        """Each tile by itself, SR and logits blended."""
+
+        def both(part: Tensor) -> Tensor:
+            outputs = self(part)
+            return torch.cat((outputs.sr, outputs.logits), 1)
+
+        found = tiled(both, lq, tile, overlap, self.scale, progress)
+        return Outputs(sr=found[:, :3], logits=found[:, 3:])
+
+    def groups(self) -> dict[str, list[str]]:
+        """Parameter names by the group that phases weigh and hold still.
+
+        `sr`; `kernel`, its kernel predictors (modules called `predictor`); `seg`; `blur_skip`, what modulates the
+        segmentation features by the kernel.
+        """
+        found: dict[str, list[str]] = {group: [] for group in ("sr", "kernel", "seg", "blur_skip")}
+        for name, _ in self.named_parameters():
+            found[group_of(name)].append(name)
+        return {group: names for group, names in found.items() if names or group in ("sr", "seg")}
+
+    def save_pretrained(self, directory: str | Path, **facts: Any) -> None:
+        """Write `model.safetensors` (float32) and `config.json` (the model settings, the version, and `facts`)."""
+        settings = dataclasses.asdict(self.config)
+        settings["sr"] = getattr(self.sr, "settings", settings["sr"])  # those that need no file to start from
+        write_export(self, {"model": settings, **facts}, directory)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "JointModel":
+        """The model of an export, in evaluation mode; nothing is downloaded.
+
+        Raises: ValueError, one line, for a missing or damaged file or weights of another architecture.
+        """
+        settings = read_export(directory)
+        model = build_model(from_dict({"model": settings["model"], "imports": settings.get("imports", [])}).model)
+        load_weights(model, Path(directory) / WEIGHTS)
+        return model.eval()
+
+
+def group_of(name: str) -> str:
+    """The parameter group of a parameter (or of a module, with a dot at its end) of this name."""
+    special = (group for group, part in _GROUPS.items() if part in name)
+    return next(special, "seg" if name.startswith("seg.") else "sr")
+
+
+class SRThenSeg(JointModel):
+    """SR network, normalisation, segmentation network: CSSR and CSBSR."""
+
+    def forward(self, lq: Tensor, kernel: Tensor | None = None) -> Outputs:
+        """SR and crack logits."""
+        sr, predicted = self.sr(lq, kernel)
+        sr = self.clip(sr)
+        logits, *aux = self.segment(self.normalize(sr), predicted)
+        return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux))
+
+    def infer_tiled(self, lq: Tensor, tile: int, overlap: int, progress: Callable) -> Outputs:
+        """A predicted kernel is the mean over the tiles' kernels; the normalisation sees the whole SR image."""
         kernel = self._global_kernel(lq, tile, overlap, progress)
         sr = self.clip(tiled(lambda x: self.sr(x, kernel)[0], lq, tile, overlap, self.scale, progress))
         x = self.normalize(sr)
         side, margin = tile * self.scale, overlap * self.scale
-        logits = tiled(lambda part: self.segment(part)[0], x, side, margin, 1, progress)
+        logits = tiled(lambda part: self.segment(part, kernel)[0], x, side, margin, 1, progress)
         return Outputs(sr=sr, logits=logits, kernel=kernel)
 
     def _global_kernel(self, lq: Tensor, tile: int, overlap: int, progress: Callable) -> Tensor | None:
@@ -95,79 +156,64 @@ class JointModel(nn.Module):
         tiled(collect, lq, tile, overlap, 1, progress)
         return torch.stack(kernels).mean(0)
 
-    def groups(self) -> dict[str, list[str]]:
-        """Parameter names by group: `sr` and `seg`, the groups that phases weigh and hold still."""
-        names = [name for name, _ in self.named_parameters()]
-        return {group: [n for n in names if n.startswith(f"{group}.")] for group in ("sr", "seg")}
 
-    def save_pretrained(self, directory: str | Path, **facts: Any) -> None:
-        """Write `model.safetensors` (float32) and `config.json` (the model settings, the version, and `facts`)."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        save_file({name: v.float() if v.is_floating_point() else v for name, v in weights.items()}, directory / WEIGHTS)
-        settings = {"model": dataclasses.asdict(self.config), "cssr_version": __version__, **facts}
-        (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+class SegThenSR(JointModel):
+    """Segmentation of the LQ image, then super-resolution of the mask ("inverse").
 
-    @classmethod
-    def from_pretrained(cls, directory: str | Path) -> "JointModel":
-        """The model of an export, in evaluation mode; nothing is downloaded.
+    Unverified against the published code, which has no numbers to compare with.
+    """
 
-        Raises: ValueError, one line, for a missing or damaged file or weights of another architecture.
-        """
-        directory = Path(directory)
-        model = build_model(from_dict({"model": read_export(directory)["model"]}).model)
-        load_weights(model, directory / WEIGHTS)
-        return model.eval()
+    def forward(self, lq: Tensor, kernel: Tensor | None = None) -> Outputs:
+        """`mask_sr` and its logits; there is no SR image: `sr` is the bicubic enlargement, to look at."""
+        lq_logits, *_ = self.segment(self.normalize(lq))
+        mask_sr = self.sr(lq_logits.sigmoid())[0]
+        logits = mask_sr.float().clamp(_LOGIT_BOUND, 1 - _LOGIT_BOUND).logit()
+        sr = self.clip(F.interpolate(lq, scale_factor=self.scale, mode="bicubic"))
+        return Outputs(sr=sr, logits=logits, lq_logits=lq_logits, mask_sr=mask_sr)
 
 
-def read_export(directory: str | Path) -> dict[str, Any]:
-    """The `config.json` of an export; ValueError if it is not there or damaged."""
-    path = Path(directory) / SETTINGS
-    if not path.is_file():
-        raise ValueError(f"no export in {directory} ({SETTINGS} is missing)")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        return {**settings, "model": dict(settings["model"])}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: it holds no model settings") from None
+class Dual(JointModel):
+    """One network with two heads (DSRL), as `sr`."""
+
+    def forward(self, lq: Tensor, kernel: Tensor | None = None) -> Outputs:
+        """SR, logits, and the two features that DSRL's affinity loss compares."""
+        height, width = (side * self.scale for side in lq.shape[-2:])
+        found = self.sr(pad_to_multiple(lq, getattr(self.sr, "stride", 1)))
+        sr, logits, *features = (x[..., :height, :width] for x in (*found[:2], *found[2]))
+        return Outputs(sr=self.clip(sr), logits=logits, features=tuple(features))
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill `model` from a safetensors file; ValueError names the keys that are missing, extra or misshapen."""
-    assign_state(model, read_tensors(path), str(path))
+@FORMS.register
+def sr_then_seg(config: ModelConfig, seg: dict[str, Any]) -> SRThenSeg:
+    """`model.sr`, then `model.seg` on the SR image."""
+    model = SRThenSeg(config, SR.build(config.sr, scale=config.scale), SEG.build(seg))
+    if getattr(model.seg, "takes_kernel", False) and not getattr(model.sr, "predicts_kernel", False):
+        raise ValueError(
+            f"model.seg={seg['name']} needs the blur kernel, which model.sr={config.sr['name']} does not predict: "
+            "model.sr=kbpn does"
+        )
+    return model
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError, one line, if it is missing or damaged."""
-    if not Path(path).is_file():
-        raise ValueError(f"no weights at {path}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from None
+@FORMS.register
+def seg_then_sr(config: ModelConfig, seg: dict[str, Any]) -> SegThenSR:
+    """`model.seg` on the LQ image, then `model.sr` on its probabilities (one channel)."""
+    takes = SR.parameters(config.sr["name"])
+    if "channels" not in takes:
+        able = [name for name in SR.names() if "channels" in SR.parameters(name)]
+        raise ValueError(
+            f"model.form=seg_then_sr: model.sr={config.sr['name']} enlarges images only, not masks; "
+            f"choose from {', '.join(able)}"
+        )
+    return SegThenSR(config, SR.build(config.sr, scale=config.scale, channels=1), SEG.build(seg))
 
 
-def assign_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """`load_state_dict` with an error of one line; nothing is loaded unless everything fits."""
-    own = model.state_dict()
-    faults = {
-        "missing": sorted(own.keys() - state.keys()),
-        "extra": sorted(state.keys() - own.keys()),
-        "misshapen": [
-            f"{k} {list(state[k].shape)} instead of {list(v.shape)}"
-            for k, v in own.items()
-            if k in state and state[k].shape != v.shape
-        ],
-    }
-    if any(faults.values()):
-        parts = [
-            f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for kind, keys in faults.items()
-            if keys
-        ]
-        raise ValueError(f"{source} is of another architecture than the settings: {'; '.join(parts)}")
-    model.load_state_dict(state)
+@FORMS.register
+def dsrl(config: ModelConfig, fresh: bool, pretrained: bool | str = False, **settings: Any) -> Dual:
+    """Dual super-resolution learning: one network for both; `model.sr` and `model.seg` have no effect."""
+    from cssr.models.dsrl import dsrl as build_dsrl
+
+    return Dual(config, build_dsrl(config.scale, pretrained=fresh and pretrained, **settings), None)
 
 
 def build_model(config: ModelConfig, fresh: bool = False) -> JointModel:
@@ -178,7 +224,5 @@ def build_model(config: ModelConfig, fresh: bool = False) -> JointModel:
     Raises:
         ValueError: one line that names the setting.
     """
-    seg: dict[str, Any] = dict(config.seg)
-    if not fresh:
-        seg.pop("pretrained", None)
-    return JointModel(config, SR.build(config.sr, scale=config.scale), SEG.build(seg))
+    seg = {key: value for key, value in config.seg.items() if fresh or key != "pretrained"}
+    return FORMS.build(config.form, config=config, seg=seg, fresh=fresh)

@@ -2,6 +2,8 @@
 
 Contract: a registered function `name(pretrained=False, **settings) -> nn.Module` whose `forward(x) -> (logits, *aux)`
 takes the normalised image `x` (B 3 H W) and returns crack logits (B 1 H W) and those of auxiliary heads, if any.
+It is the last module, `head`, of what `features(x) -> (features, *aux)` gives, so that a wrapper can come in between.
+With `takes_kernel = True` the forward is `forward(x, kernel)`, the kernel B 1 k k.
 H and W are multiples of the module's `stride` (an int attribute): the joint model pads and crops. `pretrained` is True
 (download through timm), a path of a local weight file, or False.
 """

@@ -19,13 +19,13 @@ def _projection(width: int, scale: int, inputs: int, up: bool) -> BackProjection
 class DBPN(nn.Module):
     """Alternating up- and down-projections; each takes all earlier ones of the other resolution, the SR all HR ones."""
 
-    def __init__(self, scale: int, stages: int, width: int, features: int, residual: bool):
+    def __init__(self, scale: int, stages: int, width: int, features: int, residual: bool, channels: int = 3):
         super().__init__()
         self.scale, self.residual = scale, residual
-        self.head = nn.Sequential(conv_prelu(3, features, 3, padding=1), conv_prelu(features, width, 1))
+        self.head = nn.Sequential(conv_prelu(channels, features, 3, padding=1), conv_prelu(features, width, 1))
         self.ups = nn.ModuleList(_projection(width, scale, max(k, 1), up=True) for k in range(stages))
         self.downs = nn.ModuleList(_projection(width, scale, k + 1, up=False) for k in range(stages - 1))
-        self.tail = nn.Conv2d(stages * width, 3, 3, padding=1)
+        self.tail = nn.Conv2d(stages * width, channels, 3, padding=1)
         init_kaiming(self)
         if residual:
             nn.init.zeros_(self.tail.weight)
@@ -42,7 +42,9 @@ class DBPN(nn.Module):
 
 
 @SR.register
-def dbpn(scale: int, stages: int = 6, width: int = 64, features: int = 256, residual: bool = False) -> DBPN:
+def dbpn(
+    scale: int, stages: int = 6, width: int = 64, features: int = 256, residual: bool = False, channels: int = 3
+) -> DBPN:
     """DBPN for scale 2, 4 or 8.
 
     Args:
@@ -50,6 +52,7 @@ def dbpn(scale: int, stages: int = 6, width: int = 64, features: int = 256, resi
         width: channels of a projection. features: channels of the first convolution.
         residual: whether the network adds to the bicubic enlargement, starting from it (ours, for short runs; the
             published network does not).
+        channels: of what is enlarged.
     """
     if scale not in PROJECTION:
         raise ValueError(
@@ -59,4 +62,4 @@ def dbpn(scale: int, stages: int = 6, width: int = 64, features: int = 256, resi
         raise ValueError(
             f"SR network 'dbpn': needs stages >= 2 and positive widths, found stages={stages}, width={width}"
         )
-    return DBPN(scale, stages, width, features, residual)
+    return DBPN(scale, stages, width, features, residual, channels)

@@ -25,8 +25,8 @@ class Unchanged(nn.Module):
 
 
 @SR.register
-def bicubic(scale: int) -> Bicubic:
-    """Bicubic enlargement, nothing to train."""
+def bicubic(scale: int, channels: int = 3) -> Bicubic:
+    """Bicubic enlargement of any number of channels, nothing to train."""
     return Bicubic(scale)
 
 

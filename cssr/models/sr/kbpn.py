@@ -250,6 +250,7 @@ class KBPN(nn.Module):
         self.stages, self.backs = nn.ModuleList(stages), nn.ModuleList(backs)
         self.tail = nn.Conv2d(stages[-1].image.in_channels, 3, 3, padding=1, bias=False)
         self.scale, self.residual = stages[0].scale, residual
+        self.kernel_size = predictor.resize.kernel_size
         init_kaiming(self)
 
     def forward(self, lq: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -275,8 +276,7 @@ class KBPN(nn.Module):
         return (sr + F.interpolate(lq, scale_factor=self.scale, mode="bicubic") if self.residual else sr), kernel
 
     def _checked(self, kernel: Tensor, batch: int) -> Tensor:
-        side = self.predictor.resize.kernel_size
-        expected = (batch, 1, side, side)
+        expected = (batch, 1, self.kernel_size, self.kernel_size)
         if kernel.shape != expected:
             raise ValueError(
                 f"SR network 'kbpn': a given kernel must be {list(expected)}, found {list(kernel.shape)}; "
