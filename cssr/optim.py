@@ -2,6 +2,7 @@
 
 import timm.optim
 import torch
+from torch import Tensor, nn
 
 from cssr.config import Config, PhaseConfig
 from cssr.models.joint import JointModel
@@ -51,13 +52,31 @@ def held_groups(phase: PhaseConfig) -> frozenset[str]:
     return frozenset(group for group, factor in phase.lr.items() if factor == 0)
 
 
-def drop_held_gradients(optimizer: torch.optim.Optimizer, held: frozenset[str]) -> None:
-    """Take the gradients of groups held still away: they count neither in the clipped norm nor in the moments.
+class Hold:
+    """Holds parameter groups still under any engine, without a switch that would change the graph.
 
-    With zeros instead, Adam's moments would fade and its step count run on during the rest, and the first update after
+    Their gradients become zero before any engine gathers them, so that they do not count in the clipped norm; and the
+    optimizer sees none for them at its step, whatever flat or partitioned form the engine has given its parameters.
+    With zeros there, Adam's moments would fade and its step count run on during the rest, and the first update after
     it would be sqrt(10) times the learning rate.
     """
-    for group in optimizer.param_groups:
-        if group["group"] in held:
-            for parameter in group["params"]:
-                parameter.grad = None
+
+    def __init__(self, model: JointModel, optimizer: torch.optim.Optimizer):
+        self.groups: frozenset[str] = frozenset()
+        parameters = dict(model.named_parameters())
+        for group, names in model.groups().items():
+            for name in names:
+                self._watch(parameters[name], group)
+        optimizer.register_step_pre_hook(self._drop)
+
+    def _watch(self, parameter: nn.Parameter, group: str) -> None:
+        parameter.register_hook(lambda gradient: self._still(gradient, group))
+
+    def _still(self, gradient: Tensor, group: str) -> Tensor | None:
+        return torch.zeros_like(gradient) if group in self.groups else None
+
+    def _drop(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            if group["group"] in self.groups:
+                for parameter in group["params"]:
+                    parameter.grad = None

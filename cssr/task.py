@@ -1,19 +1,23 @@
 """The task: the joint model and its losses, the one module that is trained, whatever the engine."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from cssr.batch import Batch
 from cssr.config import Config, PhaseConfig
 from cssr.losses import LOSSES
-from cssr.models.joint import JointModel
-from cssr.schedules import Progress, build_schedule, phase_at
+from cssr.models.joint import JointModel, group_of
+from cssr.schedules import Progress, Schedule, build_schedule, phase_at
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+Loss = Callable[..., Tensor]
 
 
 class Task(nn.Module):
-    """total = (1 - beta) SR loss + beta segmentation loss; beta is a function of the samples seen.
+    """total = (1 - beta) SR loss + beta segmentation loss + further ones; beta is a function of the samples seen.
 
     Every parameter stays in the graph in every phase: a phase changes weights and learning rates, never the graph.
     """
@@ -21,21 +25,48 @@ class Task(nn.Module):
     def __init__(self, model: JointModel, config: Config):
         super().__init__()
         self.model = model
-        self.sr_loss, self.seg_loss = LOSSES.build(config.loss.sr), LOSSES.build(config.loss.seg)
-        self.needs_distance = any(getattr(loss, "needs_distance", False) for loss in (self.sr_loss, self.seg_loss))
-        self._phases = config.phases
+        self._phases, self._sr_times_seg = config.phases, config.loss.sr_times_seg
+        self.seg_loss = LOSSES.build(config.loss.seg)
+        self.sr_losses = {phase.until: LOSSES.build(phase.sr or config.loss.sr) for phase in config.phases}
+        self.extra = [_weighted(entry) for entry in config.loss.extra]
         betas = [config.loss.beta if phase.beta is None else phase.beta for phase in config.phases]
         self._beta = {phase.until: build_schedule(beta) for phase, beta in zip(config.phases, betas)}
         self._held: frozenset[str] = frozenset()
         self._check_phases(config.phases)
 
+    @property
+    def losses(self) -> Iterable[Loss]:
+        """All that is computed in any phase."""
+        return (self.seg_loss, *self.sr_losses.values(), *(loss for _, _, loss in self.extra))
+
+    @property
+    def needs_distance(self) -> bool:
+        """Whether a loss reads the batch's distance map."""
+        return any(getattr(loss, "needs_distance", False) for loss in self.losses)
+
+    @property
+    def needs_kernel(self) -> bool:
+        """Whether a loss or a phase takes the true blur kernel."""
+        of_loss = any(getattr(loss, "needs_kernel", False) for loss in self.losses)
+        return of_loss or any(phase.true_kernel for phase in self._phases)
+
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Mean losses of a degraded batch on the device: `loss`, and its terms `sr_loss` and `seg_loss`; float32."""
-        outputs = self.model(batch.lq).float()
+        """Mean losses of a degraded batch on the device: `loss`, its terms `sr_loss` and `seg_loss`, and the further
+        ones by name; float32.
+        """
+        phase = self.phase(progress)
+        outputs = self.model(batch.lq, batch.kernel if phase.true_kernel else None).float()
         with torch.autocast(batch.lq.device.type, enabled=False):
-            sr, seg = self.sr_loss(outputs, batch, progress).mean(), self.seg_loss(outputs, batch, progress).mean()
-        beta = self.beta(progress)
-        return {"loss": (1 - beta) * sr + beta * seg, "sr_loss": sr, "seg_loss": seg}
+            sr = self.sr_losses[phase.until](outputs, batch, progress)
+            seg = self.seg_loss(outputs, batch, progress)
+            extra = {name: loss(outputs, batch, progress).mean() for name, _, loss in self.extra}
+        if self._sr_times_seg is not None and progress.samples >= self._sr_times_seg:
+            sr = sr * seg.detach()
+        sr, seg, beta = sr.mean(), seg.mean(), self.beta(progress)
+        total = (1 - beta) * sr + beta * seg
+        for name, weight, _ in self.extra:
+            total = total + weight(progress) * extra[name]
+        return {"loss": total, "sr_loss": sr, "seg_loss": seg, **extra}
 
     def phase(self, progress: Progress) -> PhaseConfig:
         """The phase in which the run is."""
@@ -54,10 +85,9 @@ class Task(nn.Module):
     def train(self, mode: bool = True) -> "Task":
         """As in any module, but BatchNorm in groups that are held still stays in evaluation mode."""
         super().train(mode)
-        for group in self._held:
-            for module in getattr(self.model, group).modules():
-                if isinstance(module, _BATCH_NORMS):
-                    module.eval()
+        for name, module in self.model.named_modules():
+            if isinstance(module, _BATCH_NORMS) and group_of(f"{name}.") in self._held:
+                module.eval()
         return self
 
     def _check_phases(self, phases: list[PhaseConfig]) -> None:
@@ -68,3 +98,15 @@ class Task(nn.Module):
                     raise ValueError(
                         f"phases: {phase.name}.lr names the group {group!r}; the model has {', '.join(known)}"
                     )
+            if phase.true_kernel and not getattr(self.model.sr, "predicts_kernel", False):
+                raise ValueError(
+                    f"phases: {phase.name}.true_kernel needs an SR network that takes a kernel: model.sr=kbpn"
+                )
+
+
+def _weighted(entry: Any) -> tuple[str, Schedule, Loss]:
+    """Name, weight and loss of an entry of `loss.extra`."""
+    if not isinstance(entry, dict) or "weight" not in entry or "name" not in entry:
+        raise ValueError(f"loss.extra: each entry needs a name and a weight, found {entry!r}")
+    component = {key: value for key, value in entry.items() if key != "weight"}
+    return entry["name"], build_schedule(entry["weight"]), LOSSES.build(component)

@@ -31,7 +31,7 @@ from cssr.evaluate import evaluate, gather_rows
 from cssr.lanes import check_split, draw_seed
 from cssr.log import Console, append_line, memory_gib, trackers, truncate_lines
 from cssr.models.joint import build_model
-from cssr.optim import LearningRate, build_optimizer, drop_held_gradients, held_groups
+from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.schedules import Progress
 from cssr.tars import open_sets
 from cssr.task import Task
@@ -96,9 +96,29 @@ class Run:
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self.learning_rate = LearningRate(config)
         self.model, self.optimizer = model, build_optimizer(model, config)
+        self._check_degradation()
+        self.hold = Hold(model, self.optimizer)
         self.engine_task, self.engine_optimizer = self.engine.prepare(self.task, self.optimizer)
         settings = config.optim
         self.ema = ModelEmaV3(model, decay=settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
+
+    def _check_degradation(self) -> None:
+        """Degrade an empty image, before any work: settings that do not go together show here."""
+        crop, name = self.config.data.crop, self.config.degradation["name"]
+        kernel = self.degrade(torch.zeros(1, 3, crop, crop), torch.zeros(1, dtype=torch.int64))[1]
+        if not self.task.needs_kernel:
+            return
+        if kernel is None:
+            raise ValueError(
+                f"degradation={name} gives no blur kernel, which loss.sr or a phase's true_kernel needs; "
+                "degradation=gaussian gives one"
+            )
+        side, expected = kernel.shape[-1], getattr(self.model.sr, "kernel_size", kernel.shape[-1])
+        if side != expected:
+            raise ValueError(
+                f"degradation.size={side}, but model.sr predicts kernels of {expected}: "
+                f"set degradation.size={expected} or model.sr.kernel_size={side}"
+            )
 
     # ---- the run ----
 
@@ -144,6 +164,7 @@ class Run:
         phase = self.task.phase(self.progress)
         held = held_groups(phase)
         self.task.hold_still(held)
+        self.hold.groups = held
         self.lr = self.learning_rate.apply(self.optimizer, self.progress, phase)
         totals: dict[str, Tensor] = {}
         for micro in range(self.accumulation):
@@ -155,7 +176,6 @@ class Run:
                 terms = self.engine_task(batch, self.progress)
                 engine.backward(terms["loss"] / self.accumulation)
             totals = {name: totals.get(name, 0) + value.detach() / self.accumulation for name, value in terms.items()}
-        drop_held_gradients(self.optimizer, held)
         if config.optim.clip_norm is not None:
             engine.clip_grad_norm_(self.engine_task.parameters(), config.optim.clip_norm)
         self.engine_optimizer.step()

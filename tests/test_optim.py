@@ -7,7 +7,7 @@ from helpers import SMALL_MODEL
 from cssr.batch import Batch
 from cssr.config import Config, ModelConfig, PhaseConfig, load_config
 from cssr.models.joint import build_model
-from cssr.optim import LearningRate, build_optimizer, drop_held_gradients, held_groups
+from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.schedules import Progress
 from cssr.task import Task
 
@@ -33,18 +33,19 @@ def a_batch(seed: int = 0) -> Batch:
 
 def steps(task: Task, optimizer, config: Config, samples: list[int]) -> list[float]:
     """Training steps as the loop makes them; returns the gradient norms that clipping sees."""
-    rates, norms = LearningRate(config), []
+    rates, norms, hold = LearningRate(config), [], Hold(task.model, optimizer)
     for seen in samples:
         progress = Progress(seen, 100)
         phase = task.phase(progress)
         held = held_groups(phase)
         task.hold_still(held)
+        hold.groups = held
         rates.apply(optimizer, progress, phase)
         task(a_batch(seen), progress)["loss"].backward()
-        drop_held_gradients(optimizer, held)
         norms.append(float(torch.nn.utils.clip_grad_norm_(task.parameters(), 1e9)))
         optimizer.step()
         optimizer.zero_grad()
+    hold.groups = frozenset()
     return norms
 
 
