@@ -1,0 +1,86 @@
+"""Weights on the pixels of a loss (CSBSR): more where cracks are, or where segmentation errs.
+
+A loss takes them as `pixel_weight={crack: 2.0, failure: 1.0, begin: 180000}`: two amplitudes, each off at 0.0 and
+multiplied where both are set, and the samples seen from which on they are applied.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cssr.batch import Batch, Outputs
+from cssr.registry import did_you_mean
+from cssr.schedules import Progress
+
+
+@dataclass(frozen=True)
+class PixelWeight:
+    """The weight of each pixel: 2 exp(-crack d) times exp(failure |prob - mask|), as far as they are set.
+
+    d is the distance to the crack in pixels, 0 in it; on an empty mask it is 0 everywhere, so that each pixel has
+    weight 2, as in the published system. The probability is the main head's, and no gradient flows through it.
+    """
+
+    crack: float = 0.0  # fall of the crack-oriented weight, per pixel
+    failure: float = 0.0  # rise of the failure-oriented weight, from 1 to exp(failure)
+    begin: int = 0  # samples seen from which on the weights are applied; 1 before
+
+    @property
+    def needs_distance(self) -> bool:
+        """Whether the batch's distance map is needed."""
+        return self.crack > 0
+
+    def __call__(self, outputs: Outputs, batch: Batch, progress: Progress) -> tuple[Tensor, ...]:
+        """The maps (B 1 H W float32, up to two) that multiply the loss; none where all weights are 1."""
+        if progress.samples < self.begin:
+            return ()
+        maps = []
+        if self.crack:
+            maps.append(2 * torch.exp(-self.crack * batch.distance.clamp(min=0)))
+        if self.failure:
+            maps.append(torch.exp(self.failure * (outputs.logits.detach().sigmoid() - batch.mask).abs()))
+        return tuple(maps)
+
+
+def build_weight(setting: Mapping[str, Any] | None) -> PixelWeight:
+    """The weight that a `pixel_weight` setting describes; None weighs nothing.
+
+    Raises:
+        ValueError: no mapping, an unknown name, or anything but numbers of at least 0.
+    """
+    if setting is None:
+        return PixelWeight()
+    known = [f.name for f in fields(PixelWeight)]
+    if not isinstance(setting, Mapping):
+        raise ValueError(f"pixel_weight is null or a mapping of {', '.join(known)}; found {setting!r}")
+    for name, value in setting.items():
+        if name not in known:
+            raise ValueError(f"pixel_weight does not take {name!r}{did_you_mean(name, known)}")
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < float("inf"):
+            raise ValueError(f"pixel_weight: {name} must be a number of at least 0, found {value!r}")
+    return PixelWeight(**setting)
+
+
+def weighted_mean(values: Tensor, maps: Sequence[Tensor] = ()) -> Tensor:
+    """The mean of `values` times the maps, per sample: B values.
+
+    Args:
+        values: B C H W, or B C h w at LQ size, for which each map is reduced bilinearly, without antialias.
+        maps: B 1 H W each.
+    """
+    size = values.shape[-2:]
+    for weight in maps:
+        if weight.shape[-2:] != size:
+            weight = F.interpolate(weight, size=size, mode="bilinear", align_corners=False)
+        values = values * weight
+    return values.mean((1, 2, 3))
+
+
+def mean_weight(maps: Sequence[Tensor]) -> Tensor | float:
+    """The mean over the pixels of all maps' product: B values, or 1.0 without maps."""
+    return weighted_mean(maps[0], maps[1:]) if maps else 1.0
