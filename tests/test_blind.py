@@ -72,6 +72,29 @@ def test_what_does_not_fit_is_named(kernel, true, message):
         LOSSES.build("blind")(Outputs(sr=image, logits=image[:, :1], kernel=kernel), batch, START)
 
 
-def test_impossible_weights_are_refused():
+@pytest.mark.parametrize("weights", [[1, 2], [1, 1, -1], 1.0, ["a", 1, 1], None])
+def test_impossible_weights_are_refused(weights):
     with pytest.raises(ValueError, match="three numbers"):
-        LOSSES.build({"name": "blind", "weights": [1, 2]})
+        LOSSES.build({"name": "blind", "weights": weights})
+
+
+def test_the_true_kernel_is_asked_for():
+    assert LOSSES.build("blind").needs_kernel
+
+
+def test_an_unknown_resampler_is_refused_when_the_loss_is_built():
+    with pytest.raises(ValueError, match="method must be"):
+        LOSSES.build({"name": "blind", "method": "cubic"})
+
+
+def test_the_kernel_alone_may_be_trained_and_sr_stays_in_the_graph():
+    """CSBSR's kernel-only stretch: the published loss of it is the plain MSE; SR has a gradient, of 0."""
+    sr, kernel = torch.rand(1, 3, 8, 8, requires_grad=True), torch.full((1, 1, 3, 3), 1 / 9, requires_grad=True)
+    batch = Batch(
+        hr=torch.rand(1, 3, 8, 8), mask=torch.zeros(1, 1, 8, 8), lq=torch.rand(1, 3, 2, 2), kernel=kernel.detach() + 0.1
+    )
+    outputs = Outputs(sr=sr, logits=batch.mask, kernel=kernel)
+    value = LOSSES.build({"name": "blind", "weights": [0, 0, 1]})(outputs, batch, START)
+    assert value.item() == pytest.approx(0.01)
+    value.sum().backward()
+    assert not sr.grad.any() and kernel.grad.abs().min() > 0

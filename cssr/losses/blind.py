@@ -1,12 +1,15 @@
 """The loss of a blind SR network, which predicts the blur kernel as well (CSBSR)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
 from cssr.batch import Batch, Outputs
 from cssr.degradations.pixels import Method, Padding, blur, check_padding, resampler
 from cssr.losses import LOSSES
+from cssr.losses.weights import build_weight, weighted_mean
 from cssr.schedules import Progress
 
 
@@ -16,31 +19,43 @@ def blind(
     method: Method = "bicubic",
     antialias: bool = True,
     padding: Padding = "zero",
+    pixel_weight: Mapping[str, Any] | None = None,
 ) -> Callable:
     """KBPN's loss: L1 of SR, L1 of SR blurred by the predicted kernel and reduced, against LQ, and MSE of the kernel.
 
     Args:
         weights: of the three terms, as the papers mean them; by a slip the released code has 0.0 for the kernel.
+            [0, 0, 1] trains the kernel predictor by its own error alone.
         method, antialias, padding: how SR is degraded again; the same as in the `degradation` setting.
+        pixel_weight: on the first two terms, for LQ reduced bilinearly: `cssr/losses/weights.py`.
     Raises:
         ValueError: where the SR network predicts no kernel, or the degradation has none.
     """
-    if len(weights) != 3 or min(weights) < 0:
-        raise ValueError(f"loss 'blind': weights needs three numbers (SR, LQ, kernel), none negative; found {weights}")
+    of_sr, of_lq, of_kernel = _three(weights)
     check_padding(padding)
-    of_sr, of_lq, of_kernel = weights
+    resampler(1, method, antialias)  # refuses an unknown method
+    weight = build_weight(pixel_weight)
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
         _check(outputs, batch)
+        maps = weight(outputs, batch, progress)
         scale = batch.hr.shape[-1] // batch.lq.shape[-1]
         again = resampler(scale, method, antialias)[0](blur(outputs.sr, outputs.kernel, padding))
         return (
-            of_sr * (outputs.sr - batch.hr).abs().mean((1, 2, 3))
-            + of_lq * (again - batch.lq).abs().mean((1, 2, 3))
+            of_sr * weighted_mean((outputs.sr - batch.hr).abs(), maps)
+            + of_lq * weighted_mean((again - batch.lq).abs(), maps)
             + of_kernel * (outputs.kernel - batch.kernel).square().mean((1, 2, 3))
         )
 
+    loss.needs_distance, loss.needs_kernel = weight.needs_distance, True
     return loss
+
+
+def _three(weights: Any) -> Sequence[float]:
+    numbers = isinstance(weights, Sequence) and all(isinstance(w, Real) and w >= 0 for w in weights)
+    if not numbers or len(weights) != 3:
+        raise ValueError(f"loss 'blind': weights needs three numbers (SR, LQ, kernel), none negative; found {weights}")
+    return weights
 
 
 def _check(outputs: Outputs, batch: Batch) -> None:
