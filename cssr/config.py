@@ -63,7 +63,9 @@ class LossConfig:
     sr: dict[str, Any] = _component("l1")  # loss of the SR image: cssr/losses
     seg: dict[str, Any] = _component("boundary_combo")  # loss of the segmentation: cssr/losses
     beta: Any = 0.3  # total = (1 - beta) SR + beta segmentation + extra; a number or a schedule
-    extra: list[Any] = field(default_factory=list)  # further losses, each {name: ..., weight: number or schedule}
+    extra: list[Any] = field(
+        default_factory=list
+    )  # further losses: [{loss: NAME or component, weight: number or schedule}]
     sr_times_seg: int | None = None  # samples after which a sample's SR loss is multiplied by its segmentation loss
 
 

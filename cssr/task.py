@@ -61,7 +61,7 @@ class Task(nn.Module):
             seg = self.seg_loss(outputs, batch, progress)
             extra = {name: loss(outputs, batch, progress).mean() for name, _, loss in self.extra}
         if self._sr_times_seg is not None and progress.samples >= self._sr_times_seg:
-            sr = sr * seg.detach()
+            sr = sr * seg.detach().clamp(min=0)  # boundary losses may fall below 0
         sr, seg, beta = sr.mean(), seg.mean(), self.beta(progress)
         total = (1 - beta) * sr + beta * seg
         for name, weight, _ in self.extra:
@@ -106,7 +106,9 @@ class Task(nn.Module):
 
 def _weighted(entry: Any) -> tuple[str, Schedule, Loss]:
     """Name, weight and loss of an entry of `loss.extra`."""
-    if not isinstance(entry, dict) or "weight" not in entry or "name" not in entry:
-        raise ValueError(f"loss.extra: each entry needs a name and a weight, found {entry!r}")
-    component = {key: value for key, value in entry.items() if key != "weight"}
-    return entry["name"], build_schedule(entry["weight"]), LOSSES.build(component)
+    if not isinstance(entry, dict) or set(entry) != {"loss", "weight"}:
+        raise ValueError(
+            f"loss.extra: an entry is {{loss: NAME or component, weight: NUMBER or schedule}}, found {entry}"
+        )
+    component = {"name": entry["loss"]} if isinstance(entry["loss"], str) else entry["loss"]
+    return component["name"], build_schedule(entry["weight"]), LOSSES.build(component)

@@ -378,7 +378,8 @@ class Run:
         return Progress(samples=step * batch, total=self.config.train.steps * batch)
 
     def _sizes(self) -> dict[str, int]:
-        return {name: sum(p.numel() for p in getattr(self.model, name).parameters()) for name in self.model.groups()}
+        parameters = dict(self.model.named_parameters())
+        return {group: sum(parameters[n].numel() for n in names) for group, names in self.model.groups().items()}
 
     def _models(self) -> list[torch.nn.Module]:
         return [self.model, self.ema.module] if self.ema else [self.model]

@@ -178,7 +178,7 @@ def test_mean_convolution_equals_the_mean_of_the_full_map(size):
 def test_kernel_correction_equals_the_plain_formulation(size, monkeypatch):
     """The kernel as a map of the image's size, convolved twice, joined, convolved twice more, and averaged."""
     monkeypatch.setattr(kbpn_module, "normalized", lambda k: k / k.sum((2, 3), keepdim=True))  # stays in double
-    net = StagePredictor(predicted_size=3, kernel_size=5, zero_pad=False).double()
+    net = StagePredictor(hidden=32, predicted_size=3, kernel_size=5, zero_pad=False).double()
     sr, kernel = torch.rand(2, 3, *size, dtype=torch.double), kernels(2, 5).double().requires_grad_()
     of_kernel = net.of_kernel(kernel.flatten(1)[..., None, None].expand(-1, -1, *size))
     joined = F.conv2d(torch.cat((net.of_image(sr), of_kernel), 1), net.join.weight)

@@ -43,7 +43,6 @@ Upsample = Literal["deconv", "pixel_shuffle"]
 ErrorSpace = Literal["hr", "lq"]
 
 _SLOPE = 0.01  # of PReLU at the start, and of the stage predictors' leaky ReLU
-_HIDDEN = 32  # channels inside a stage's kernel predictor
 
 
 def normalized(kernel: Tensor) -> Tensor:
@@ -123,9 +122,9 @@ class StagePredictor(nn.Module):
     The correction is the mean over the image of a map of kernel values.
     """
 
-    def __init__(self, predicted_size: int, kernel_size: int, zero_pad: bool):
+    def __init__(self, hidden: int, predicted_size: int, kernel_size: int, zero_pad: bool):
         super().__init__()
-        values, hidden = predicted_size**2, _HIDDEN
+        values = predicted_size**2
         self.of_image = nn.Sequential(
             nn.Sequential(nn.Conv2d(3, values, 3, padding=1, bias=False), nn.ReLU()),
             _conv_leaky(values, hidden, 1),
@@ -291,6 +290,7 @@ def kbpn(
     stages: int = 4,
     width: int = 128,
     features: int = 64,
+    hidden: int = 32,
     kernel_size: int = 21,
     predicted_size: int = 7,
     sft: bool = True,
@@ -303,6 +303,7 @@ def kbpn(
 
     Args:
         stages: back-projections, at least 1. width: channels of a projection. features: of the first convolutions.
+        hidden: channels inside a stage's kernel predictor.
         kernel_size: side of the kernel that is used, given and returned, HR pixels, odd.
         predicted_size: side of the kernel that is predicted and then resized, bicubic, to `kernel_size`.
         sft: whether the kernel modulates the LQ features.
@@ -312,7 +313,7 @@ def kbpn(
         error_space: whether the LQ error is added to the HR features (enlarged) or to the next LQ features.
     Raises: ValueError for settings that do not go together.
     """
-    _check_positive(stages=stages, width=width, features=features, predicted_size=predicted_size)
+    _check_positive(stages=stages, width=width, features=features, hidden=hidden, predicted_size=predicted_size)
     _check_choice("model.scale", scale, tuple(PROJECTION))
     _check_choice("upsample", upsample, get_args(Upsample))
     _check_choice("error_space", error_space, get_args(ErrorSpace))
@@ -321,7 +322,7 @@ def kbpn(
     channels = (3, features, features, width, width)
     head = nn.Sequential(*(conv_relu(*pair) for pair in zip(channels, channels[1:])))
     first = FirstPredictor(width, predicted_size, kernel_size)
-    predictors = [StagePredictor(predicted_size, kernel_size, zero_pad_kernel) for _ in range(stages)]
+    predictors = [StagePredictor(hidden, predicted_size, kernel_size, zero_pad_kernel) for _ in range(stages)]
     ups = [Stage(layers, number, predictor, error_space) for number, predictor in enumerate(predictors, 1)]
     backs = [Back(layers, number, kernel_size if sft else 0, error_space) for number in range(1, stages)]
     return KBPN(head, first, ups, backs, residual)
