@@ -44,7 +44,7 @@ class Outputs:
     logits: Tensor  # B 1 H W, crack logits; probability = sigmoid
     kernel: Tensor | None = None  # B 1 k k, predicted blur kernel (SR networks that predict one)
     aux: tuple[Tensor, ...] = ()  # each B 1 H W, logits of auxiliary heads
-    features: tuple[Tensor, ...] = ()  # B 3 H W each, of segmentation and of SR (DSRL)
+    features: tuple[Tensor, ...] = ()  # B 3 y x each, of segmentation and of SR, equal sizes (DSRL)
     lq_logits: Tensor | None = None  # B 1 h w, crack logits at low resolution (segmentation before SR)
     mask_sr: Tensor | None = None  # B 1 H W, the super-resolved mask, unclipped (segmentation before SR)
 

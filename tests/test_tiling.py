@@ -99,13 +99,13 @@ def test_other_precisions_lose_no_more_than_their_rounding(dtype):
 
 
 @functools.cache
-def networks() -> JointModel:
+def networks() -> SRThenSeg:
     torch.manual_seed(0)
     seg = {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}
     return build_model(ModelConfig(**{**SMALL_MODEL, "seg": seg}))
 
 
-def model(sr: nn.Module | None = None, **changes) -> JointModel:
+def model(sr: nn.Module | None = None, **changes) -> SRThenSeg:
     """The same networks (and `sr` in place of the first), with other settings between them."""
     built = networks()
     return SRThenSeg(dataclasses.replace(built.config, **changes), sr or built.sr, built.seg).eval()

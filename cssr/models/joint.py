@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from cssr.batch import Outputs
 from cssr.config import TILE_OVERLAP, ModelConfig, from_dict
 from cssr.models.blocks import pad_to_multiple
+from cssr.models.dsrl import Upsample
+from cssr.models.dsrl import dsrl as dual_network
 from cssr.models.export import WEIGHTS, assign_state, load_weights, read_export, write_export  # noqa: F401
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
@@ -209,11 +211,21 @@ def seg_then_sr(config: ModelConfig, seg: dict[str, Any]) -> SegThenSR:
 
 
 @FORMS.register
-def dsrl(config: ModelConfig, fresh: bool, pretrained: bool | str = False, **settings: Any) -> Dual:
-    """Dual super-resolution learning: one network for both; `model.sr` and `model.seg` have no effect."""
-    from cssr.models.dsrl import dsrl as build_dsrl
+def dsrl(
+    config: ModelConfig,
+    fresh: bool,
+    upsample: Upsample = "deconv",
+    encoder: str = "resnet101",
+    pretrained: bool | str = False,
+    width: int = 16,
+    encoder_args: dict[str, Any] | None = None,
+) -> Dual:
+    """Dual super-resolution learning: one network for both; `model.sr` and `model.seg` have no effect.
 
-    return Dual(config, build_dsrl(config.scale, pretrained=fresh and pretrained, **settings), None)
+    The settings are those of `cssr/models/dsrl.py`.
+    """
+    weights = pretrained if fresh else False
+    return Dual(config, dual_network(config.scale, upsample, encoder, weights, width, encoder_args=encoder_args), None)
 
 
 def build_model(config: ModelConfig, fresh: bool = False) -> JointModel:
