@@ -1,6 +1,7 @@
 """The settings of a run: dataclasses hold every default and a comment for each.
 
-A recipe (YAML) holds differences from these defaults only; `a.b=c` on the command line differs from the recipe.
+A recipe (YAML) holds differences from these defaults only, or from those of the recipe beside it that its `base` names;
+`a.b=c` on the command line differs from the recipe.
 Components of a zoo (a network, a loss, a degradation, a schedule) are written `{name: dbpn, stages: 6}` or just `dbpn`;
 their arguments and defaults are those of the function of that name. Naming another component than the layer below
 drops that layer's arguments.
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cssr.settings import merge, nested, parse_override, read_yaml, to_inline_yaml, to_yaml
+from cssr.settings import merge, nested, parse_override, recipe_layers, to_inline_yaml, to_yaml
 
 TILE_OVERLAP = 32  # of neighbouring tiles in evaluation and prediction, LQ pixels
 
@@ -147,7 +148,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     merged = dataclasses.asdict(Config())
     if path is not None:
-        merged = merge(Config, merged, read_yaml(path))
+        for layer in recipe_layers(path):
+            merged = merge(Config, merged, layer)
     for key, value in map(parse_override, overrides):
         merged = merge(Config, merged, nested(Config, merged, key.split("."), value))
     return from_dict(merged)

@@ -22,6 +22,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values or {}
 
 
+def recipe_layers(path: str | Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """A recipe's settings, after those of the recipe that its `base` (a path, from its own folder) names, and so on."""
+    path = Path(path)
+    if path.resolve() in above:
+        raise ValueError(f"config: {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return [values]
+    if not isinstance(base, str):
+        raise ValueError(f"config: base in {path} must be the path of a recipe, found {base!r}")
+    return [*recipe_layers(path.parent / base, (*above, path.resolve())), values]
+
+
 class Loader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number, as everybody means it."""
 

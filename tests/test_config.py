@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -356,3 +357,53 @@ def test_a_mistake_is_answered_with_what_to_type(tools, component, message):
 
 def test_open_ended_arguments_reach_the_function(tools):
     assert tools.build({"name": "saw", "teeth": 9, "rust": True}) == ("saw", 9, {"rust": True})
+
+
+# ---- a recipe over another ----
+
+
+def test_a_recipe_differs_from_its_base(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "a.yaml").write_text("model: {scale: 2, sr: {name: dbpn, stages: 4}}\ntrain: {steps: 7}")
+    (tmp_path / "b.yaml").write_text("base: below/a.yaml\nmodel: {sr: {width: 8}}\nloss: {beta: 0.1}")
+    config = load_config(recipe(tmp_path, "base: b.yaml\ntrain: {seed: 3}"), ["train.steps=9"])
+    assert config.model.sr == {"name": "dbpn", "stages": 4, "width": 8} and config.model.scale == 2
+    assert (config.train.steps, config.train.seed, config.loss.beta) == (9, 3, 0.1)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("base: gone.yaml", "config: no recipe at .*gone.yaml"),
+        ("base: recipe.yaml", "config: .*recipe.yaml is its own base: recipe.yaml -> recipe.yaml"),
+        ("base: [a, b]", r"config: base in .*recipe.yaml must be the path of a recipe, found \['a', 'b'\]"),
+    ],
+)
+def test_bases_that_cannot_be(tmp_path, text, message):
+    assert re.search(message, refused(path=recipe(tmp_path, text)))
+
+
+# ---- modules of the user's ----
+
+
+def test_a_recipe_imports_a_module_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "own_parts_for_a_test.py").write_text(
+        "from cssr.models.sr import SR\n\n@SR.register\ndef own_sr_for_a_test(scale):\n    return None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    config = load_config(recipe(tmp_path, "imports: [own_parts_for_a_test]\nmodel: {sr: own_sr_for_a_test}"))
+    from cssr.models.sr import SR
+
+    assert config.model.sr == {"name": "own_sr_for_a_test"} and SR.build(config.model.sr, scale=4) is None
+
+
+def test_a_module_that_is_not_there():
+    assert "imports: no_such_module cannot be imported from" in refused("imports=[no_such_module]")
+
+
+def test_a_module_that_fails(tmp_path, monkeypatch):
+    (tmp_path / "failing_for_a_test.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    assert refused("imports=[failing_for_a_test]").endswith("ZeroDivisionError: division by zero")
