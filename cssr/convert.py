@@ -11,9 +11,17 @@ import torch
 from torch import Tensor
 
 from cssr.config import ModelConfig, load_config
+from cssr.degradations import DEGRADATIONS
 from cssr.models.export import assign_state
 from cssr.models.joint import build_model
 from cssr.published import RULES, Rule
+
+_PREFIXES = {"sr_model": "sr", "segmentation_model": "seg", "parallel_model": "sr"}  # of the published joint models
+_WEIGHTLESS = ("none", "bicubic")
+_REMEDY = {
+    "sr": "SR network: add model.sr=bicubic, or model.sr=none model.scale=1, to take the segmentation network alone",
+    "seg": "segmentation network: add model.seg=none to take the SR network alone",
+}
 
 
 def convert_state(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
@@ -48,23 +56,50 @@ def _translate(key: str, rules: list[Rule]) -> str | None:
 
 
 def convert_joint(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """A published joint model's state_dict (`sr_model.*`, `segmentation_model.*`) under the keys of our joint model."""
+    """A published checkpoint under the keys of our joint model.
+
+    Args:
+        state: a joint model's tensors (`sr_model.*`, `segmentation_model.*`, or `parallel_model.*` for DSRL), those of
+            one of its networks alone, or those of a bare network; keys may begin with `module.`.
+        config: the model that it is to fill.
+    Raises: ValueError naming the keys that belong nowhere, or the network of `config` that the file does not have.
+    """
     state = {key.removeprefix("module."): value for key, value in state.items()}
+    networks = {"sr": "dsrl"} if config.form["name"] == "dsrl" else {"sr": config.sr["name"], "seg": config.seg["name"]}
+    parts = _parts(state, networks)
+    missing = [group for group, network in networks.items() if network not in _WEIGHTLESS and group not in parts]
+    if missing:
+        raise ValueError(f"the file holds no {_REMEDY[missing[0]]}")
     converted: dict[str, Tensor] = {}
-    for prefix, group, network in (
-        ("sr_model.", "sr", config.sr["name"]),
-        ("segmentation_model.", "seg", config.seg["name"]),
-    ):
-        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if part:
-            converted |= {f"{group}.{key}": value for key, value in convert_state(part, network).items()}
-    stray = [key for key in state if not key.startswith(("sr_model.", "segmentation_model."))]
-    if stray:
-        raise ValueError(f"not a published joint checkpoint: {len(stray)} other keys ({', '.join(stray[:3])})")
+    for group, part in parts.items():
+        ours = convert_state(part, networks[group])
+        converted |= {f"{group}.{key}": value for key, value in ours.items()}
     return converted
 
 
+def _parts(state: Mapping[str, Tensor], networks: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each network, by our group."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        prefix, _, rest = key.partition(".")
+        group = _PREFIXES.get(prefix) or _owner(key, networks)
+        if group not in networks:
+            raise ValueError(
+                f"not a published checkpoint of this recipe's model: the key {key} belongs to none of its networks "
+                f"({', '.join(networks.values())})"
+            )
+        parts.setdefault(group, {})[rest if prefix in _PREFIXES else key] = value
+    return parts
+
+
+def _owner(key: str, networks: Mapping[str, str]) -> str | None:
+    """The group of a bare network's key."""
+    return next((g for g, network in networks.items() if _translate(key, RULES.get(network, [])) != ""), None)
+
+
 def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"no file at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -75,21 +110,23 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line: a published joint checkpoint to an export."""
+    """Command line: a published checkpoint to an export."""
     parser = argparse.ArgumentParser(prog="python -m cssr.convert", description=__doc__)
     parser.add_argument("file", type=Path, help="checkpoint of the authors (.pth)")
     parser.add_argument("--recipe", required=True, help="recipe whose model settings it has")
     parser.add_argument("--out", type=Path, required=True, help="export directory to write")
-    options = parser.parse_args(arguments)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that differ from the recipe's")
+    options = parser.parse_intermixed_args(arguments)
     try:
-        if not options.file.is_file():
-            raise ValueError(f"no file at {options.file}")
-        model = build_model(load_config(options.recipe).model)
+        config = load_config(options.recipe, options.overrides)
+        model = build_model(config.model)
         state = _read(options.file)
         assign_state(model, convert_joint(state, model.config), str(options.file))
+        degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    model.save_pretrained(options.out, source=options.file.name)
+    facts = {"source": options.file.name, "imports": config.imports}
+    model.save_pretrained(options.out, degradation=config.degradation, resampler=degrade.resampler, **facts)
     print(f"wrote {options.out}")
 
 

@@ -1,12 +1,10 @@
 """Networks against the golden vectors; every entry of the zoos keeps its contract."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from cssr.config import ModelConfig, load_config
-from cssr.convert import convert_joint, convert_state, main
+from cssr.convert import convert_state
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model
 from cssr.models.seg import SEG
@@ -107,45 +105,6 @@ def test_export_of_another_architecture_is_refused(tmp_path):
     (tmp_path / "a" / "model.safetensors").replace(tmp_path / "b" / "model.safetensors")
     with pytest.raises(ValueError, match="another architecture.*missing.*misshapen"):
         JointModel.from_pretrained(tmp_path / "b")
-
-
-def test_joint_reference_checkpoint_converts(reference_state):
-    """A published joint file holds both networks' keys, with prefixes, and `module.` in front from several GPUs."""
-    state = {f"module.sr_model.{k}": v for k, v in reference_state("dbpn_x4_stages4").items()}
-    state |= {f"module.segmentation_model.{k}": v for k, v in reference_state("unet16_pixel_shuffle").items()}
-    model = build_model(ModelConfig(sr={"name": "dbpn", "stages": 4}))
-    assign_state(model, convert_joint(state, model.config), "file")
-    torch.testing.assert_close(model.sr.tail.bias, state["module.sr_model.output_conv.conv.bias"])
-
-
-@pytest.mark.parametrize(
-    "content, message", [(b"no weights", "cannot be read"), (None, "no file at"), ([1], "holds no")]
-)
-def test_files_that_are_no_checkpoint(content, message, tmp_path):
-    path = tmp_path / "a.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content:
-        torch.save(content, path)
-    recipe = str(Path(__file__).parents[1] / "configs" / "tiny.yaml")
-    with pytest.raises(SystemExit, match=message) as caught:
-        main([str(path), "--recipe", recipe, "--out", str(tmp_path / "out")])
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
-
-
-def test_command_line_writes_an_export(reference_state, tmp_path):
-    state = {f"module.sr_model.{k}": v for k, v in reference_state("dbpn_x4_stages4").items()}
-    state |= {f"module.segmentation_model.{k}": v for k, v in reference_state("unet16_pixel_shuffle").items()}
-    torch.save(state, tmp_path / "iteration_1.pth")
-    (tmp_path / "r.yaml").write_text("model: {sr: {name: dbpn, stages: 4}}")
-    main([str(tmp_path / "iteration_1.pth"), "--recipe", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out")])
-    model = JointModel.from_pretrained(tmp_path / "out")
-    assert torch.equal(model.sr.tail.bias, state["module.sr_model.output_conv.conv.bias"])
-
-
-def test_foreign_keys_are_named():
-    with pytest.raises(ValueError, match="1 keys do not belong to dbpn: backbone.weight"):
-        convert_state({"feat0.conv.bias": torch.zeros(3), "backbone.weight": torch.zeros(1)}, "dbpn")
 
 
 @pytest.mark.parametrize(
