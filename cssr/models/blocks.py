@@ -1,5 +1,8 @@
 """Layers that several networks share."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,6 +96,63 @@ class JoinedConv2d(nn.Conv2d):
         own, other = self.weight.split((x.shape[1], constant.shape[1]), 1)
         apart = F.conv2d(constant, other, None, self.stride, self.padding)
         return F.conv2d(x, own, self.bias, self.stride, self.padding) + stretch(apart, x.shape[-2:])
+
+
+class JoinedBranch(nn.Module):
+    """Two convolutions of features (B C h w) and a vector (B D 1 1) at every pixel, the first as wide as both."""
+
+    def __init__(self, channels: int, conditions: int, activation: Callable[[], nn.Module]):
+        super().__init__()
+        self.first = JoinedConv2d(channels + conditions, channels + conditions, 3, padding=1)
+        self.act = activation()
+        self.second = nn.Conv2d(channels + conditions, channels, 3, padding=1)
+
+    def forward(self, features: Tensor, vector: Tensor) -> Tensor:
+        condition = constant_map(vector, features.shape[-2:], border=1)
+        return self.second(self.act(self.first(features, condition)))
+
+
+class VectorBranch(nn.Module):
+    """Two convolutions of a vector (B D 1 1) at every pixel of the features (B C h w), whose values do not count."""
+
+    def __init__(self, channels: int, conditions: int, activation: Callable[[], nn.Module]):
+        super().__init__()
+        self.first = nn.Conv2d(conditions, conditions, 3, padding=1)
+        self.act = activation()
+        self.second = nn.Conv2d(conditions, channels, 3, padding=1)
+
+    def forward(self, features: Tensor, vector: Tensor) -> Tensor:
+        size = features.shape[-2:]
+        return stretch(self.second(self.act(self.first(constant_map(vector, size, border=2)))), size)
+
+
+_LEAKY = partial(nn.LeakyReLU, 0.1)
+
+
+class Modulation(nn.Module):
+    """Spatial feature transform: features (B C h w) scaled and shifted by what a kernel (B 1 k k) says.
+
+    Wang et al., "Recovering Realistic Texture in Image Super-resolution by Deep Spatial Feature Transform", CVPR 2018.
+
+    Args:
+        channels: of the features. conditions: values of a kernel.
+        branch: makes the scale (before its sigmoid) and the shift, of features and kernel or of the kernel alone.
+        activation: between the two convolutions of a branch.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        conditions: int,
+        branch: type[nn.Module] = JoinedBranch,
+        activation: Callable[[], nn.Module] = _LEAKY,
+    ):
+        super().__init__()
+        self.scale, self.shift = (branch(channels, conditions, activation) for _ in range(2))
+
+    def forward(self, features: Tensor, kernel: Tensor) -> Tensor:
+        vector = kernel.flatten(1)[..., None, None].to(features.dtype)  # B k*k 1 1
+        return features * self.scale(features, vector).sigmoid() + self.shift(features, vector)
 
 
 class MeanConv2d(nn.Conv2d):

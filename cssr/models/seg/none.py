@@ -6,13 +6,28 @@ from torch import Tensor, nn
 from cssr.models.seg import SEG
 
 
+class NoCrack(nn.Module):
+    """Anything (B C H W) to zeros (B 1 H W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :1])
+
+
 class NoSegmentation(nn.Module):
     """Logits of 0 everywhere."""
 
     stride = 1
 
+    def __init__(self):
+        super().__init__()
+        self.head = NoCrack()
+
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (torch.zeros_like(x[:, :1]),)
+        return (self.head(*self.features(x)),)
+
+    def features(self, x: Tensor) -> tuple[Tensor]:
+        """The image x (B 3 H W) itself."""
+        return (x,)
 
 
 @SEG.register

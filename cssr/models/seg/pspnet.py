@@ -53,9 +53,13 @@ class PSPNet(nn.Module):
         self.aux = _aux_head(shallow, 4 * width, in_aux)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features, aux = self.features(x)
+        return self.head(features), aux
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features for `head` (B width H W) and auxiliary logits (B 1 H W) of the image x (B 3 H W)."""
         *_, shallow, deep = self.encoder(x)  # B C H/8 W/8 each
-        logits = self.head(self.decoder(self.drop(self.pyramid(deep))))
-        return logits, _enlarge(self.aux(shallow), x.shape[-2:])
+        return self.decoder(self.drop(self.pyramid(deep))), _enlarge(self.aux(shallow), x.shape[-2:])
 
 
 def _double(inputs: int, outputs: int, dropout: float) -> nn.Sequential:

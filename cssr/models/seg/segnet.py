@@ -24,14 +24,23 @@ class SegNet(nn.Module):
         *body, last, _, _ = self.decoder[-1]  # the last convolution gives the logits: no BatchNorm, no ReLU
         self.decoder[-1] = nn.Sequential(*body, nn.Conv2d(last.in_channels, 1, 3, padding=1))
 
+    @property
+    def head(self) -> nn.Module:
+        """The last stage of the decoder, under whose name its parameters stay."""
+        return self.decoder[-1]
+
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.head(*self.features(x)),)
+
+    def features(self, x: Tensor) -> tuple[Tensor]:
+        """What the last unpooling makes (B 64 H W), for `head`, of the image x (B 3 H W)."""
         places = []
         for stage in self.encoder:
             x, place = F.max_pool2d(stage(x), 2, return_indices=True)
             places.append(place)
-        for stage in self.decoder:
+        for stage in self.decoder[:-1]:
             x = stage(F.max_unpool2d(x, places.pop(), 2))
-        return (x,)
+        return (F.max_unpool2d(x, places.pop(), 2),)
 
 
 def _mirror(stage: nn.Sequential) -> nn.Sequential:

@@ -8,13 +8,18 @@ from cssr.models.seg import SEG
 
 
 class SMP(nn.Module):
-    """A segmentation_models_pytorch model behind our contract."""
+    """A segmentation_models_pytorch model behind our contract: its own head comes out of it, and does nothing there."""
 
     def __init__(self, model: nn.Module, stride: int):
         super().__init__()
         self.model, self.stride = model, stride
+        self.head, model.segmentation_head = model.segmentation_head, nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.head(*self.features(x)),)
+
+    def features(self, x: Tensor) -> tuple[Tensor]:
+        """Features for `head` (B C h w), at the decoder's resolution, of the image x (B 3 H W)."""
         return (self.model(x),)
 
 

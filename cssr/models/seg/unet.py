@@ -52,6 +52,10 @@ class UNet(nn.Module):
         self.head = nn.Sequential(conv_relu(channels, width), nn.Conv2d(width, 1, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.head(*self.features(x)),)
+
+    def features(self, x: Tensor) -> tuple[Tensor]:
+        """Features for `head` (B C H W) of the image x (B 3 H W)."""
         features = dict(zip(self.encoder.feature_info.reduction(), self.encoder(x)))
         reduction = self.stride
         x = features[reduction]
@@ -59,7 +63,7 @@ class UNet(nn.Module):
             reduction //= 2
             x = block(x)
             x = torch.cat((x, features[reduction]), 1) if reduction in features else x
-        return (self.head(x),)
+        return (x,)
 
 
 @SEG.register

@@ -31,6 +31,7 @@ from cssr.models.blocks import (
     BackProjection,
     JoinedConv2d,
     MeanConv2d,
+    Modulation,
     constant_map,
     conv_prelu,
     conv_relu,
@@ -165,31 +166,6 @@ class Layers:
     def reduce(self, inputs: int) -> nn.Sequential:
         """B inputs H W -> B width h w."""
         return conv_prelu(inputs, self.width, *PROJECTION[self.scale], bias=False, slope=_SLOPE)
-
-
-class ModulationBranch(nn.Module):
-    """Two convolutions of features and condition, the first as wide as both together."""
-
-    def __init__(self, channels: int, conditions: int):
-        super().__init__()
-        self.first = JoinedConv2d(channels + conditions, channels + conditions, 3, padding=1)
-        self.second = nn.Conv2d(channels + conditions, channels, 3, padding=1)
-
-    def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        return self.second(F.leaky_relu(self.first(features, condition), 0.1))
-
-
-class Modulation(nn.Module):
-    """Spatial feature transform: features (B C h w) scaled and shifted by what they and the kernel (B 1 k k) say."""
-
-    def __init__(self, channels: int, conditions: int):
-        super().__init__()
-        self.scale, self.shift = ModulationBranch(channels, conditions), ModulationBranch(channels, conditions)
-
-    def forward(self, features: Tensor, kernel: Tensor) -> Tensor:
-        vector = kernel.flatten(1)[..., None, None].to(features.dtype)
-        condition = constant_map(vector, features.shape[-2:], border=1)
-        return features * self.scale(features, condition).sigmoid() + self.shift(features, condition)
 
 
 class Stage(nn.Module):
