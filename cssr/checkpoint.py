@@ -8,6 +8,7 @@ rename, so a directory of that name is complete.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -234,12 +235,24 @@ def load_model(path: str | Path, which: str = "export") -> JointModel:
 def init_from(model: JointModel, source: str) -> None:
     """Fill a new model from a run, an export or a safetensors file (fine-tuning); ValueError if it does not fit.
 
-    A network, SR or segmentation, of which the source has nothing keeps its initial weights.
+    A network, SR or segmentation, of which the source has nothing keeps its initial weights; a segmentation network
+    that BlurSkip has wrapped since takes its place inside.
     """
     state = read_tensors(source) if Path(source).is_file() else load_model(source).state_dict()
-    there = {name.split(".")[0] for name in state}
-    fresh = {name: value for name, value in model.state_dict().items() if name.split(".")[0] not in there}
+    own = model.state_dict()
+    if _wrapped(own) and not _wrapped(state):
+        state = {re.sub(r"^seg\.", "seg.net.", name): value for name, value in state.items()}
+    there = {_network(name) for name in state}
+    fresh = {name: value for name, value in own.items() if _network(name) not in there}
     assign_state(model, {**fresh, **state}, source)
+
+
+def _wrapped(state: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("seg.net.") for name in state)
+
+
+def _network(name: str) -> str:
+    return "blur_skip" if ".blur_skip." in name else name.split(".")[0]
 
 
 def run_config(checkpoint: Path) -> Config:

@@ -189,12 +189,23 @@ class Dual(JointModel):
 def sr_then_seg(config: ModelConfig, seg: dict[str, Any]) -> SRThenSeg:
     """`model.sr`, then `model.seg` on the SR image."""
     model = SRThenSeg(config, SR.build(config.sr, scale=config.scale), SEG.build(seg))
-    if getattr(model.seg, "takes_kernel", False) and not getattr(model.sr, "predicts_kernel", False):
-        raise ValueError(
-            f"model.seg={seg['name']} needs the blur kernel, which model.sr={config.sr['name']} does not predict: "
-            "model.sr=kbpn does"
-        )
+    _check_kernel(model)
     return model
+
+
+def _check_kernel(model: JointModel) -> None:
+    """A segmentation network that takes the kernel needs an SR network that predicts one, of the same size."""
+    if not getattr(model.seg, "takes_kernel", False):
+        return
+    if not getattr(model.sr, "predicts_kernel", False):
+        raise ValueError(
+            f"model.seg={model.config.seg['name']} needs the blur kernel, which model.sr={model.config.sr['name']} "
+            "does not predict: model.sr=kbpn does"
+        )
+    if model.seg.kernel_size != model.sr.kernel_size:
+        raise ValueError(
+            f"model.seg.kernel_size={model.seg.kernel_size} must be that of model.sr, {model.sr.kernel_size}"
+        )
 
 
 @FORMS.register
@@ -207,7 +218,10 @@ def seg_then_sr(config: ModelConfig, seg: dict[str, Any]) -> SegThenSR:
             f"model.form=seg_then_sr: model.sr={config.sr['name']} enlarges images only, not masks; "
             f"choose from {', '.join(able)}"
         )
-    return SegThenSR(config, SR.build(config.sr, scale=config.scale, channels=1), SEG.build(seg))
+    model = SegThenSR(config, SR.build(config.sr, scale=config.scale, channels=1), SEG.build(seg))
+    if getattr(model.seg, "takes_kernel", False):
+        raise ValueError(f"model.form=seg_then_sr: model.seg={seg['name']} needs a blur kernel, and none is predicted")
+    return model
 
 
 @FORMS.register
