@@ -114,6 +114,8 @@ def test_export_of_another_architecture_is_refused(tmp_path):
         ("model.sr.stage=3", "did you mean stages"),
         ("model.seg.encoder=resnet10tt", "resnet10t"),
         ("model.seg.upsample=nearest", "pixel_shuffle"),
+        ("model.seg.encoder=vit_tiny_patch16_224", r"features at strides \[16, 16"),
+        ("model.seg.encoder=swin_tiny_patch4_window7_224", "does not take images of any size"),
         ("model.seg={name: smp, architecture: unett}", "unett"),
     ],
 )

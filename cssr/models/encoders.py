@@ -1,9 +1,11 @@
 """Encoders from timm, for the networks that stand on one."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 
@@ -31,6 +33,26 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
         return timm.create_model(name, features_only=True, pretrained=bool(pretrained), **options, **arguments)
     except (OSError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(_encoder_error(name, pretrained, error)) from error
+
+
+@torch.no_grad()
+def check_pyramid(encoder: nn.Module, name: str) -> None:
+    """Refuse an encoder whose feature maps are not each half as large as the one before, or of fixed image size."""
+    strides = encoder.feature_info.reduction()
+    if any(deep != 2 * shallow for shallow, deep in pairwise(strides)) or strides[0].bit_count() != 1:
+        raise ValueError(
+            f"encoder {name} gives features at strides {strides}; each must be twice the one before, "
+            "as of resnet34, vgg16, convnext_tiny, mobilenetv3_large_100"
+        )
+    side, mode = 2 * max(strides), encoder.training
+    try:
+        encoder.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"encoder {name} does not take images of any size: {' '.join(str(error).split())[:200]}"
+        ) from None
+    finally:
+        encoder.train(mode)
 
 
 def _weight_file(path: str) -> Path:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cssr.models.blocks import conv_relu
-from cssr.models.encoders import timm_encoder
+from cssr.models.encoders import check_pyramid, timm_encoder
 from cssr.models.seg import SEG
 
 Upsample = Literal["pixel_shuffle", "deconv", "bilinear"]
@@ -87,4 +87,6 @@ def unet(
         raise ValueError(
             f"segmentation network 'unet': upsample must be one of {', '.join(_UPSAMPLE)}, found {upsample!r}"
         )
-    return UNet(timm_encoder(encoder, depth, pretrained, encoder_args or {}), width, upsample)
+    body = timm_encoder(encoder, depth, pretrained, encoder_args or {})
+    check_pyramid(body, encoder)
+    return UNet(body, width, upsample)
