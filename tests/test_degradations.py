@@ -135,9 +135,25 @@ def test_drawn_kernels_stay_within_their_settings():
     assert 0.99 < widths.min() < 1.35 and 1.65 < widths.max() < 2.01
 
 
-@pytest.mark.parametrize("size", [1, 7, 21])
+def test_what_a_seed_draws_stays():
+    """Results are recorded with seeds."""
+    parameters = torch.tensor(
+        [
+            [2.9882346306896177, 2.4439784493762953, 37.405609319172804],
+            [3.0921193122273083, 3.7543100434051384, 141.2576930710039],
+        ],
+        dtype=torch.float64,
+    )
+    hr, degrade = images(), build("gaussian")
+    lq, kernel = degrade(hr, seeds(5, 2**62 - 1))
+    assert torch.equal(kernel, gaussian_kernel(parameters, 21).float())
+    assert torch.equal(lq, resampler(4, "bicubic", True)[0](blur(hr, kernel)))
+    assert degrade.resampler == f"21x21 Gaussian, zero padding, then {resampler(4, 'bicubic', True)[1]}"
+
+
+@pytest.mark.parametrize("size", [7, 21])
 def test_kernels_sum_to_one(size):
-    _, kernel = build("gaussian", size=size)(images(8, 32, 32), torch.arange(8))
+    _, kernel = build("gaussian", sigma=[0.2, 1.5], size=size)(images(8, 32, 32), torch.arange(8))
     assert kernel.shape == (8, 1, size, size) and (kernel >= 0).all()
     torch.testing.assert_close(kernel.sum((1, 2, 3)), torch.ones(8))
 
@@ -151,7 +167,10 @@ def test_kernels_sum_to_one(size):
         ({"sigma": [2, 1]}, "sigma needs 0 < low <= high"),
         ({"sigma": [1]}, "sigma"),
         ({"sigma": 1.0}, "sigma"),
+        ({"sigma": ["1", "2"]}, "sigma"),
+        ({"sigma": [3, float("inf")]}, "sigma"),
         ({"theta": [3]}, "theta"),
+        ({"size": 15}, "sigma=4 does not fit size=15; set size=17 or lower it"),
         ({"padding": "circular"}, "padding must be one of zero, reflect, replicate"),
     ],
 )
