@@ -1,0 +1,143 @@
+"""Pictures of different sizes in one tensor, worked on together: each lies in the top left corner of its canvas.
+
+What lies beyond a picture on its canvas is never seen: wherever neighbours count, it is first overwritten by the
+picture's own border, reflected or repeated. The canvas has one size for all samples and all draws, so that a sample's
+numbers do not depend on its mates.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import kornia.filters
+import torch
+from torch import Tensor
+
+from cssr.degradations.draws import Rngs, normal
+from cssr.degradations.pixels import jpeg
+
+METHODS = ("area", "bilinear", "bicubic")  # as `F.interpolate` without antialias
+LUMA = (0.299, 0.587, 0.114)
+LEVELS = 256  # of an 8-bit photograph: a Poisson count is a value times this
+
+
+class Canvas(NamedTuple):
+    """B pictures."""
+
+    pixels: Tensor  # B 3 H W
+    heights: Tensor  # B int64, CPU
+    widths: Tensor  # B int64, CPU
+
+
+def whole(images: Tensor) -> Canvas:
+    """Pictures that fill their canvas: B 3 H W."""
+    batch, _, height, width = images.shape
+    return Canvas(images, torch.full((batch,), height), torch.full((batch,), width))
+
+
+def blur(canvas: Canvas, kernel: Tensor) -> Canvas:
+    """Correlate each picture with its kernel (B k k), the border reflected."""
+    half = kernel.shape[-1] // 2
+    padded = _extended(canvas, half, _reflected)
+    kernel = kernel.to(padded.device, padded.dtype)
+    return canvas._replace(pixels=kornia.filters.filter2d(padded, kernel, padding="valid"))
+
+
+def compress(canvas: Canvas, quality: Tensor) -> Canvas:
+    """JPEG of each picture in its own quality (B, 1..100); clips to 0..1."""
+    return canvas._replace(pixels=jpeg(_extended(canvas, 0, _repeated), quality))
+
+
+def resize(canvas: Canvas, heights: Tensor, widths: Tensor, methods: Sequence[str], size: tuple[int, int]) -> Canvas:
+    """Each picture resized to its own size (B int64, CPU) by its own method, on canvases of `size` (H, W).
+
+    The same as `F.interpolate(picture, size=(height, width), mode=method)`, as two products with a matrix a picture.
+    """
+    x = canvas.pixels
+    down = resize_matrices(canvas.heights, heights, methods, (size[0], x.shape[2]), x.device)[:, None]
+    across = resize_matrices(canvas.widths, widths, methods, (size[1], x.shape[3]), x.device)[:, None]
+    return Canvas(down @ x @ across.mT, heights, widths)
+
+
+def add_noise(canvas: Canvas, rngs: Rngs, level: Tensor, poisson: Tensor, gray: Tensor) -> Canvas:
+    """Add Gaussian or Poisson noise and clip to 0..1.
+
+    Poisson noise by its normal approximation, variance value / 256 in 0..1 units: one draw serves both kinds.
+
+    Args:
+        level: B, standard deviation (Gaussian, 0..1 units) or factor on the noise (Poisson). poisson, gray: B bool.
+    """
+    x = canvas.pixels
+    sizes = list(zip(canvas.heights.tolist(), canvas.widths.tolist()))
+    noise = normal(rngs, sizes, tuple(x.shape[-2:]), gray.tolist()).to(x.device)
+    level, poisson, gray = (v.to(x.device)[:, None, None, None] for v in (level.float(), poisson, gray))
+    light = torch.where(gray, (x * x.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True), x)
+    count = light.clamp(min=1 / LEVELS)  # the root has no gradient at 0
+    deviation = torch.where(poisson, (count / LEVELS).sqrt(), torch.ones_like(count)) * level
+    return canvas._replace(pixels=(x + deviation * noise).clamp(0, 1))
+
+
+def select(condition: Tensor, first: Canvas, second: Canvas) -> Canvas:
+    """`first` where `condition` (B bool, CPU), else `second`; both on canvases of one size."""
+    pixels = torch.where(condition.to(first.pixels.device)[:, None, None, None], first.pixels, second.pixels)
+    sizes = (torch.where(condition, a, b) for a, b in zip(first[1:], second[1:]))
+    return Canvas(pixels, *sizes)
+
+
+def resize_matrices(
+    before: Tensor, after: Tensor, methods: Sequence[str], shape: tuple[int, int], device: torch.device
+) -> Tensor:
+    """The matrices that resize columns of `before` pixels to `after` pixels (B int64 each): B rows columns float32.
+
+    Args: shape: rows and columns, at least the largest of `after` and `before`. Rows beyond `after` mean nothing.
+    """
+    first, last, weights = _taps(before, after, methods, shape[0])
+    column = torch.arange(shape[1], device=device)
+    first, last, weights = first.to(device), last.to(device), weights.to(device, torch.float32)
+    share = 1 / (last - first + 1)
+    area = ((column >= first[..., None]) & (column <= last[..., None])) * share[..., None]
+    taps = (first[..., None] + torch.arange(4, device=device)).clamp(min=0)
+    taps = taps.minimum((before.to(device) - 1)[:, None, None])  # the border repeated
+    points = sum(weights[..., t, None] * (column == taps[..., t, None]) for t in range(4))
+    is_area = torch.tensor([method == "area" for method in methods], device=device)
+    return torch.where(is_area[:, None, None], area, points)
+
+
+def _taps(before: Tensor, after: Tensor, methods: Sequence[str], rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First and last pixel that a row takes (B rows), and the weights of four (B rows 4 float64; not for area)."""
+    row = torch.arange(rows)
+    before, after = before[:, None], after[:, None]
+    centre = (row + 0.5) * before / after.double() - 0.5
+    offset = centre - centre.floor()
+    distance = (offset[..., None] - torch.arange(-1, 3)).abs()
+    bicubic = torch.tensor([method == "bicubic" for method in methods])[:, None, None]
+    weights = torch.where(bicubic, _cubic(distance), (1 - distance).clamp(min=0))
+    area = torch.tensor([method == "area" for method in methods])[:, None]
+    first = torch.where(area, row * before // after, centre.floor().long() - 1)
+    last = torch.where(area, -(-(row + 1) * before // after) - 1, first + 3)
+    return first, last, weights
+
+
+def _cubic(distance: Tensor, a: float = -0.75) -> Tensor:
+    """Keys' (1981) convolution kernel with torch's parameter, for distances of up to 2."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return torch.where(distance <= 1, near, far)
+
+
+def _extended(canvas: Canvas, margin: int, border: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Each picture continued by its border to its whole canvas and `margin` pixels around."""
+    x, device = canvas.pixels, canvas.pixels.device
+    rows = border(torch.arange(-margin, x.shape[2] + margin), canvas.heights[:, None]).to(device)
+    columns = border(torch.arange(-margin, x.shape[3] + margin), canvas.widths[:, None]).to(device)
+    return x.take_along_dim(rows[:, None, :, None], 2).take_along_dim(columns[:, None, None, :], 3)
+
+
+def _reflected(place: Tensor, size: Tensor) -> Tensor:
+    """Place -1 is 1, place `size` is `size` - 2, and so on, however far."""
+    period = (2 * size - 2).clamp(min=1)
+    folded = place % period
+    return folded.minimum(period - folded).minimum(size - 1)
+
+
+def _repeated(place: Tensor, size: Tensor) -> Tensor:
+    return place.clamp(min=0).minimum(size - 1)
