@@ -1,7 +1,7 @@
 """Shards to batches: `train_stream` (endless, by lanes, augmented) and `eval_stream` (every sample exactly once).
 
 The loader is never handed to accelerate: which sample stands where in a run is for `cssr/lanes.py` to say, and a place
-in the stream is one number.
+in the stream is one number. A set without masks gives masks of 0, and distances of 0.
 """
 
 import atexit

@@ -17,13 +17,16 @@ from tqdm import tqdm
 from cssr import metrics
 from cssr.batch import Batch, Outputs
 from cssr.checkpoint import degradation_of, load_model, write_atomic
+from cssr.checks import measures_segmentation
 from cssr.config import check_tile, to_dict
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
+from cssr.distances import surface_distances
 from cssr.engine import start_engine
 from cssr.models.joint import JointModel
 from cssr.results import compose
 from cssr.settings import parse_value
+from cssr.tars import open_sets
 from cssr.visualize import sample_panels, save_picture, strip
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst
@@ -37,6 +40,7 @@ def evaluate(
     distances: bool = False,
     tile: int = 0,
     show: Callable[[Batch, Outputs], None] | None = None,
+    segmentation: bool = True,
 ) -> list[dict[str, Any]]:
     """One row of counts and measures for each sample of `batches`, in order; nothing is exchanged between ranks.
 
@@ -46,11 +50,12 @@ def evaluate(
         distances: whether HD95 and MSD are computed (slow).
         tile: side, LQ pixels, of the tiles in which larger images are evaluated; 0: never.
         show: called with every batch and its outputs.
+        segmentation: whether it is measured: not where the model finds no cracks or the images have no masks.
     """
     rows: list[dict[str, Any]] = []
     for batch in batches:
         batch, outputs = infer(model, batch, degrade, device, tile)
-        rows += measure(batch, outputs, distances)
+        rows += measure(batch, outputs, distances, segmentation)
         if show:
             show(batch, outputs)
     return rows
@@ -66,27 +71,33 @@ def infer(
     return dataclasses.replace(batch, lq=lq, kernel=kernel), model.infer(lq, tile).float()
 
 
-def measure(batch: Batch, outputs: Outputs, distances: bool) -> list[dict[str, Any]]:
-    """The rows of a batch: key, pixel counts at every threshold, image measures, surface distances on request."""
-    prob, sr = outputs.logits.sigmoid(), outputs.sr.clamp(0, 1)
-    counts = metrics.threshold_counts(prob, batch.mask)
+def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool = True) -> list[dict[str, Any]]:
+    """The rows of a batch: key, image measures; of segmentation, pixel counts at every threshold, and surface distances
+    on request.
+    """
+    sr = outputs.sr.clamp(0, 1)
     columns: dict[str, Sequence[Any]] = {
         "key": batch.key,
-        **{name: getattr(counts, name).tolist() for name in ("tp", "fp", "fn")},
+        **(_counts(batch, outputs) if segmentation else {}),
         "pixels": [batch.mask[0].numel()] * len(batch),
         "mse": metrics.mse(sr, batch.hr).tolist(),
         "psnr": metrics.psnr(sr, batch.hr).tolist(),
         "ssim": metrics.ssim(sr, batch.hr).tolist(),
         "kernel_psnr": _kernel_psnr(batch.kernel, outputs.kernel, len(batch)),
     }
-    if distances:
-        found = metrics.surface_distances(prob, batch.mask, percentiles=(95,))
+    if distances and segmentation:
+        found = surface_distances(outputs.logits.sigmoid(), batch.mask, percentiles=(95,))
         columns |= {"hd95": found["hd95"].tolist(), "msd": found["msd"].tolist()}
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
+def _counts(batch: Batch, outputs: Outputs) -> dict[str, list[list[int]]]:
+    counts = metrics.threshold_counts(outputs.logits.sigmoid(), batch.mask)
+    return {name: getattr(counts, name).tolist() for name in ("tp", "fp", "fn")}
+
+
 def _kernel_psnr(true: Tensor | None, predicted: Tensor | None, count: int) -> list[float | None]:
-    if true is None or predicted is None:
+    if true is None or predicted is None or true.shape != predicted.shape:
         return [None] * count
     return metrics.kernel_psnr(predicted, true).tolist()
 
@@ -97,15 +108,20 @@ def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def pictured_rows(per_image: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Keys of the best, the median and the worst images by IoU, among those with a crack."""
-    cracked = [row for row in per_image if row["tp"][0] + row["fn"][0] > 0] or per_image
-    ranked = [row["key"] for row in sorted(cracked, key=lambda row: (-row["iou"], row["key"]))]
+    """Keys of the best, the median and the worst images: by IoU, among those with a crack, or else by PSNR."""
+    cracked = [row for row in per_image if "tp" in row and row["tp"][0] + row["fn"][0] > 0] or per_image
+    ranked = [row["key"] for row in sorted(cracked, key=lambda row: (-_quality(row), row["key"]))]
     middle = max(0, len(ranked) // 2 - 1)
     return {
         "best": ranked[:_PICTURED],
         "median": ranked[middle : middle + _PICTURED],
         "worst": ranked[::-1][:_PICTURED],
     }
+
+
+def _quality(row: dict[str, Any]) -> float:
+    """IoU; PSNR in dB where segmentation was not measured, of which null is infinite."""
+    return row["iou"] if "iou" in row else float("inf") if row["psnr"] is None else row["psnr"]
 
 
 def draw_pictures(
@@ -118,14 +134,16 @@ def draw_pictures(
     tile: int,
 ) -> None:
     """Strips of the best, median and worst images under `out/pictures`."""
-    wanted = pictured_rows(found["per_image"])
-    iou, panels = {row["key"]: row["iou"] for row in found["per_image"]}, {}
+    rows, panels = found["per_image"], {}
+    wanted, quality = pictured_rows(rows), {row["key"]: _quality(row) for row in rows}
+    segmentation = "iou" in rows[0]
+    caption = "{}   IoU {:.3f}" if segmentation else "{}   PSNR {:.2f} dB"
     for batch in batches:
         if any(key in keys for keys in wanted.values() for key in batch.key):
             batch, outputs = infer(model, batch, degrade, device, tile)
-            panels |= {key: sample_panels(batch, outputs, i) for i, key in enumerate(batch.key)}
+            panels |= {key: sample_panels(batch, outputs, i, segmentation) for i, key in enumerate(batch.key)}
     for name, keys in wanted.items():
-        captions = [f"{key}   IoU {iou[key]:.3f}" for key in keys]
+        captions = [caption.format(key, quality[key]) for key in keys]
         save_picture(strip([panels[key] for key in keys], captions), out / "pictures" / f"{name}.png")
 
 
@@ -178,6 +196,7 @@ def _run(options: argparse.Namespace, engine: Accelerator) -> None:
         else degradation_of(options.model, options.checkpoint)
     )
     degrade = DEGRADATIONS.build(component, scale=model.scale)
+    segmentation = measures_segmentation(model.config, open_sets(options.data, "--data"), "--data")
 
     def stream(rank: int, world: int) -> Iterable[Batch]:
         return eval_stream(
@@ -198,7 +217,8 @@ def _run(options: argparse.Namespace, engine: Accelerator) -> None:
         unit="batch",
         disable=not engine.is_main_process or not sys.stderr.isatty(),
     )
-    rows = gather_rows(evaluate(model, batches, degrade, engine.device, options.distances, options.tile))
+    how = {"distances": options.distances, "tile": options.tile, "segmentation": segmentation}
+    rows = gather_rows(evaluate(model, batches, degrade, engine.device, **how))
     if not engine.is_main_process:
         return
     if not rows:
@@ -230,13 +250,16 @@ def _facts(options: argparse.Namespace, model: JointModel, component: Any, degra
 def summary(found: dict[str, Any], out: Path) -> str:
     """The main figures on a few lines."""
     image, pooled = found["metrics"]["image"], found["metrics"]["pooled"]
-    names = ("iou_max", "aiu", "f1", "hd95_min", "ahd95", "psnr", "ssim")
+    names = ("iou_max", "aiu", "f1", "hd95_min", "ahd95", "psnr", "ssim", "kernel_psnr")
     shown = {
         label: "  ".join(f"{n} {values[n]:.4g}" for n in names if values[n] is not None)
         for label, values in (("per image", image), ("pooled", pooled))
     }
     lines = [f"{found['name']} on {found['data']}: {found['images']} images"]
-    return "\n".join([*lines, *(f"  {label:<10}{text}" for label, text in shown.items()), f"  written to {out}"])
+    lines += [f"  {label:<10}{text}" for label, text in shown.items()]
+    if "segmentation" in found["definitions"]:
+        lines.append(f"  segmentation: {found['definitions']['segmentation']}")
+    return "\n".join([*lines, f"  written to {out}"])
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""What is measured, in pure functions: counts at 99 thresholds, IoU, PSNR, SSIM, surface distances, aggregation.
+"""What is measured, in pure functions: counts at 99 thresholds, IoU, PSNR, SSIM, and their aggregation over a set.
 
 A pixel is called crack where `prob > threshold`, both in float32, at the 99 thresholds 0.01, 0.02, ..., 0.99. Every
 figure is finite on an empty mask; only the PSNR of identical images is infinite. `definitions()` says in words what
 each reported number is, and belongs in every results file.
 
-Sources: the protocol of CSBSR (per-image IoU at 99 thresholds, smoothing 1e-5); Wang et al. 2004 (SSIM); the surface
-distances of Google DeepMind's surface-distance library, in two dimensions.
+Sources: the protocol of CSBSR (per-image IoU at 99 thresholds, smoothing 1e-5); Wang et al. 2004 (SSIM). The surface
+distances are in `cssr/distances.py`.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,6 +35,8 @@ KEYS = (
     "recall",
     "f1",
 )
+IMAGE_KEYS = ("psnr", "psnr_infinite", "ssim", "kernel_psnr")
+SEGMENTATION_KEYS = tuple(key for key in KEYS if key not in IMAGE_KEYS)
 
 
 # ---- counts and what follows from them ----
@@ -50,13 +51,14 @@ class Counts(NamedTuple):
     tn: torch.Tensor
 
 
-def _thresholds_below(prob: torch.Tensor) -> torch.Tensor:
+def thresholds_below(prob: torch.Tensor) -> torch.Tensor:
     """How many thresholds lie strictly below each value, 0..99: crack at threshold number i where this exceeds i."""
     # A comparison with NaN is false, so NaN is background; bucketize alone would place it above every threshold.
     return torch.bucketize(prob.detach().float().nan_to_num(nan=0.0), THRESHOLDS.to(prob.device))
 
 
-def _same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
+def same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
+    """ValueError unless both are (B, C, H, W), and of one shape."""
     if a.shape != b.shape or a.dim() != 4:
         raise ValueError(f"expected two tensors of one shape (B, C, H, W), got {tuple(a.shape)} and {tuple(b.shape)}")
 
@@ -67,10 +69,10 @@ def threshold_counts(prob: torch.Tensor, mask: torch.Tensor) -> Counts:
     prob (B, 1, H, W) floating point in [0, 1]; mask (B, 1, H, W) in {0, 1} of any dtype. Raises ValueError where the
     shapes differ. Counts are exact integers, so they do not depend on the order of the pixels.
     """
-    _same_shape(prob, mask)
+    same_shape(prob, mask)
     batch, bins = len(prob), len(THRESHOLDS) + 1
     row = 2 * torch.arange(batch, device=prob.device).view(-1, 1) + (mask.flatten(1) > 0.5)  # sample and class
-    index = row * bins + _thresholds_below(prob).flatten(1)
+    index = row * bins + thresholds_below(prob).flatten(1)
     histogram = torch.bincount(index.flatten(), minlength=2 * batch * bins).view(batch, 2, bins)
     above = histogram.flip(-1).cumsum(-1).flip(-1)  # B 2 100; entry k: pixels with at least k thresholds below them
     (fp, tp), (negatives, positives) = above[..., 1:].unbind(1), above[..., :1].unbind(1)
@@ -120,7 +122,7 @@ def f1(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
 
 def mse(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
     """Mean squared error over channels and pixels of each sample: (B, C, H, W) twice -> (B,) float64."""
-    _same_shape(sr, hr)
+    same_shape(sr, hr)
     return (sr.double() - hr.double()).square().flatten(1).mean(1)
 
 
@@ -153,113 +155,12 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
     Window as in `_blur`, C1 = 0.01^2, C2 = 0.03^2, each channel by itself, mean over channels and all pixels (the zero
     padded rim too). Both are taken as they come: clip a super-resolved image to [0, 1] before.
     """
-    _same_shape(sr, hr)
+    same_shape(sr, hr)
     x, y, c1, c2 = sr.float(), hr.float(), 0.01**2, 0.03**2
     mx, my, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]))
     vx, vy, cov = xx - mx * mx, yy - my * my, xy - mx * my
     value = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
     return value.double().flatten(1).mean(1)
-
-
-# ---- surface distances ----
-
-
-def _contour_lengths() -> np.ndarray:
-    """Length of contour, in pixels, at a pixel corner, by the code 8a + 4b + 2c + d of its pixels (a b / c d)."""
-    length = np.full(16, 0.5 * math.sqrt(2))  # one or three pixels set: half a diagonal
-    length[[0, 15]] = 0.0  # not on the contour
-    length[[3, 5, 10, 12]] = 1.0  # two pixels that share a side
-    length[[6, 9]] = math.sqrt(2)  # two opposite pixels: half a diagonal, twice
-    return length
-
-
-LENGTHS = _contour_lengths()
-
-
-class _Contour(NamedTuple):
-    """The contour of {level > i}: its corners, and how much of it passes through each."""
-
-    at: np.ndarray  # N flat indices
-    length: np.ndarray  # N float64, pixels
-    off: np.ndarray  # H+1 W+1 uint8: 0 on the contour
-
-
-def _corners(level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The four levels around each pixel corner (4 H+1 W+1, 0 beyond the image), their least and their greatest."""
-    padded = np.pad(level, 1)
-    around = np.stack([padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]])
-    return around, around.min(0), around.max(0)
-
-
-def _contour(corners: tuple[np.ndarray, np.ndarray, np.ndarray], i: int) -> _Contour:
-    around, low, high = corners
-    on = (low <= i) & (high > i)  # some of the four pixels set, but not all
-    at = np.flatnonzero(on)
-    a, b, c, d = around.reshape(4, -1)[:, at] > i
-    return _Contour(at, LENGTHS[8 * a + 4 * b + 2 * c + d], (~on).view(np.uint8))
-
-
-def _distances(off: np.ndarray, at: np.ndarray | slice) -> np.ndarray:
-    """Distance of the corners `at` (flat indices) to the nearest zero of `off` (uint8), pixels, float64."""
-    found = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()[at].astype(np.float64)
-    return np.sqrt(np.rint(found * found))  # squares are integers: below about 1500 px this undoes float32's rounding
-
-
-def _directed(distance: np.ndarray, length: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
-    """Percentiles and, last, the mean of distances, each of which counts by the length of its bit of contour."""
-    order = np.argsort(distance)
-    share = np.cumsum(length[order])
-    index = np.searchsorted(share / share[-1], np.asarray(percentiles) / 100)
-    return np.append(distance[order[np.minimum(index, len(order) - 1)]], distance @ length / share[-1])
-
-
-def _compare(level: np.ndarray, mask: np.ndarray, steps: Iterable[int], percentiles: Sequence[float]) -> np.ndarray:
-    """Hausdorff percentiles, then mean distance, of {level > i} and the mask for each step i: (percentiles + 1, steps).
-
-    All are non-empty. What both sides share, the mask's contour and distance map, is made once.
-    """
-    x, y, width, height = cv2.boundingRect(((level > 0) | (mask > 0)).astype(np.uint8))
-    window, columns = (slice(y, y + height), slice(x, x + width)), []  # holds both contours at every threshold
-    truth, corners = _contour(_corners(mask[window]), 0), _corners(level[window])
-    to_truth = _distances(truth.off, slice(None))
-    for i in steps:
-        pred = _contour(corners, i)
-        there = _directed(to_truth[pred.at], pred.length, percentiles)
-        back = _directed(_distances(pred.off, truth.at), truth.length, percentiles)
-        columns.append(np.append(np.maximum(there, back)[:-1], (there[-1] + back[-1]) / 2))
-    return np.stack(columns, 1)
-
-
-def _surface_image(level: np.ndarray, mask: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
-    """One image: level (H, W) uint8, thresholds below each pixel; mask (H, W) uint8 -> (percentiles + 1, 99)."""
-    present = np.bincount(level.ravel(), minlength=len(THRESHOLDS) + 1) > 0
-    top = int(np.flatnonzero(present)[-1])  # nothing is predicted from threshold number `top` on
-    result = np.zeros((len(percentiles) + 1, len(THRESHOLDS)))
-    result[:, (np.arange(len(THRESHOLDS)) < top) != mask.any()] = max(level.shape)
-    if mask.any() and top:
-        # Predictions are nested: where no pixel has level i, none drops out at threshold i, and the last answer stands.
-        last = np.maximum.accumulate(np.arange(top) * present[:top])
-        steps, which = np.unique(last, return_inverse=True)
-        result[:, :top] = _compare(level, mask, steps, percentiles)[:, which]
-    return result
-
-
-def surface_distances(
-    prob: torch.Tensor, mask: torch.Tensor, percentiles: Sequence[float] = (95, 100)
-) -> dict[str, np.ndarray]:
-    """Hausdorff percentiles and mean surface distance at all thresholds: "hd95", "hd100", "msd", (B, 99) float64 each.
-
-    prob (B, 1, H, W) floating point; mask (B, 1, H, W) in {0, 1}; distances in pixels. The contour is the set of pixel
-    corners whose four pixels are not all alike, each counted by its length of contour; beyond the image is background.
-    A percentile is taken of both directed distances, and the greater one returned; msd averages the two directed means.
-    0 where mask and prediction are both empty, max(H, W) where one is. Raises ValueError where the shapes differ.
-    About 2 ms a threshold at which the prediction changes, for 448x448, on one core; runs on the CPU.
-    """
-    _same_shape(prob, mask)
-    levels = _thresholds_below(prob)[:, 0].to(torch.uint8).cpu().numpy()
-    masks = (mask[:, 0] > 0.5).to(torch.uint8).cpu().numpy()
-    values = np.stack([_surface_image(level, m, percentiles) for level, m in zip(levels, masks)], 1)
-    return dict(zip([f"hd{p:g}" for p in percentiles] + ["msd"], values))
 
 
 # ---- aggregation ----
@@ -271,10 +172,17 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(kept) / len(kept) if kept else None
 
 
-def _counts(rows: Sequence[dict]) -> np.ndarray:
-    """tp, fp, fn of all rows, (N, 3, 99) int64."""
+def has_segmentation(rows: Sequence[dict]) -> bool:
+    """Whether the rows hold counts, which are there for all or for none; ValueError where there is no row."""
     if not rows:
         raise ValueError("no image to aggregate: the evaluated set is empty; check its path and its filters")
+    counted = {"tp" in row for row in rows}
+    assert len(counted) == 1
+    return counted.pop()
+
+
+def _counts(rows: Sequence[dict]) -> np.ndarray:
+    """tp, fp, fn of all rows, (N, 3, 99) int64."""
     counts = np.asarray([[row["tp"], row["fp"], row["fn"]] for row in rows], dtype=np.int64)
     if counts.shape[1:] != (3, len(THRESHOLDS)):
         raise ValueError(f"tp, fp and fn need {len(THRESHOLDS)} counts each, got rows of shape {counts.shape[1:]}")
@@ -321,18 +229,21 @@ def _pooled_psnr(rows: Sequence[dict]) -> float | None:
 def aggregate(rows: Sequence[dict]) -> dict[str, dict[str, float | int | None]]:
     """All images' numbers in two aggregations, {"image": {...}, "pooled": {...}}, with the keys of `KEYS`, for JSON.
 
-    A row is one image: tp, fp, fn (99 integers each), pixels, and, each None or absent where it does not apply, psnr
-    (may be infinite), mse, ssim, kernel_psnr, hd95 and msd (99 numbers each). What was not computed, or is not defined
-    on pooled pixels, is None. The order of rows changes nothing. ValueError where there is none. See `definitions`.
+    A row is one image: tp, fp, fn (99 integers each; absent from all rows where there is no segmentation to measure),
+    pixels, and, each None or absent where it does not apply, psnr (may be infinite), mse, ssim, kernel_psnr, hd95 and
+    msd (99 numbers each). What was not computed, or is not defined on pooled pixels, is None. The order of rows changes
+    nothing. ValueError where there is none. See `definitions`.
     """
-    counts = _counts(rows)
+    counted = has_segmentation(rows)
     # A results file has null for an infinite PSNR; its mse of 0 still tells it from one that does not apply.
     values = [math.inf if row.get("psnr") is None and row.get("mse") == 0 else row.get("psnr") for row in rows]
-    image = _segmentation(counts) | _psnrs(values)
+    image, pooled = _psnrs(values), _psnrs([_pooled_psnr(rows)])
     image |= {key: _mean(row.get(key) for row in rows) for key in ("ssim", "kernel_psnr")}
     image["hd95_min"], image["ahd95"] = _distance(rows, "hd95")
     image["msd_min"], image["amsd"] = _distance(rows, "msd")
-    pooled = _segmentation(counts.sum(0, keepdims=True)) | _psnrs([_pooled_psnr(rows)])
+    if counted:
+        counts = _counts(rows)
+        image, pooled = image | _segmentation(counts), pooled | _segmentation(counts.sum(0, keepdims=True))
     return {name: {key: values.get(key) for key in KEYS} for name, values in (("image", image), ("pooled", pooled))}
 
 

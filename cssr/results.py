@@ -14,24 +14,20 @@ from cssr import __version__, metrics
 
 RESULTS_FORMAT = "cssr-results-1"
 _REQUIRED = (
-    *("name", "data", "images", "definitions", "curves.thresholds", "curves.image_iou", "curves.pooled_iou"),
+    *("name", "data", "images", "definitions", "curves"),
     *("metrics.image.iou_max", "metrics.image.iou_max_threshold"),
     *("metrics.pooled.iou_max", "metrics.pooled.iou_max_threshold"),
 )
+_REQUIRED_CURVES = ("curves.thresholds", "curves.image_iou", "curves.pooled_iou")  # where segmentation is measured
+_NO_SEGMENTATION = "not measured (null): the model finds no cracks (model.seg=none), or the images have no masks"
 
 
 def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """What `results.json` holds: facts, measures and their definitions, curves, and each image; infinite is null."""
-    aggregated = metrics.aggregate(rows)
-    best = metrics.THRESHOLDS.tolist().index(_nearest(aggregated["image"]["iou_max_threshold"]))
-    per_image = [
-        {
-            "key": row["key"],
-            "iou": float(metrics.iou(row["tp"], row["fp"], row["fn"])[best]),
-            **{k: v for k, v in row.items() if k != "key"},
-        }
-        for row in rows
-    ]
+    """What `results.json` holds: facts, measures and their definitions, curves, and each image; infinite is null.
+
+    Without segmentation (rows without counts), its measures and `curves` are null, and a definition says so.
+    """
+    aggregated, segmented = metrics.aggregate(rows), metrics.has_segmentation(rows)
     return _finite(
         {
             "format": RESULTS_FORMAT,
@@ -39,12 +35,27 @@ def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]
             **facts,
             "images": len(rows),
             "metrics": aggregated,
-            "definitions": metrics.definitions()
-            | {"per_image.iou": "IoU of the image at the threshold of metrics.image.iou_max_threshold"},
-            "curves": metrics.iou_curve(rows),
-            "per_image": per_image,
+            "definitions": _definitions(segmented),
+            "curves": metrics.iou_curve(rows) if segmented else None,
+            "per_image": _with_iou(rows, aggregated["image"]["iou_max_threshold"]) if segmented else rows,
         }
     )
+
+
+def _definitions(segmented: bool) -> dict[str, str]:
+    if segmented:
+        about = "IoU of the image at the threshold of metrics.image.iou_max_threshold"
+        return metrics.definitions() | {"per_image.iou": about}
+    dropped = (*metrics.SEGMENTATION_KEYS, "thresholds")
+    kept = {key: text for key, text in metrics.definitions().items() if key not in dropped}
+    return kept | {"segmentation": _NO_SEGMENTATION}
+
+
+def _with_iou(rows: list[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
+    """The rows with the IoU at a threshold behind the key."""
+    best = metrics.THRESHOLDS.tolist().index(_nearest(threshold))
+    ious = [float(metrics.iou(row["tp"], row["fp"], row["fn"])[best]) for row in rows]
+    return [{"key": row["key"], "iou": iou, **{k: row[k] for k in row if k != "key"}} for row, iou in zip(rows, ious)]
 
 
 def _nearest(threshold: float) -> float:
@@ -73,11 +84,16 @@ class Result:
         """Whether it is an HR upper bound: segmentation of the HR image itself."""
         return component_name(self.data, "sr") == "none"
 
+    @property
+    def segmented(self) -> bool:
+        """Whether segmentation was measured."""
+        return self.data["metrics"]["image"]["iou_max"] is not None
+
     def numbers(self, aggregation: str, base: "Result | None" = None) -> dict[str, float | None]:
         """The measures of an aggregation ("image" or "pooled"), and the IoU_max as a share of base's, in percent."""
         values = self.data["metrics"][aggregation]
         whole = base.data["metrics"][aggregation]["iou_max"] if base else None
-        return {**values, "share": 100 * values["iou_max"] / whole if whole else None}
+        return {**values, "share": 100 * values["iou_max"] / whole if whole and self.segmented else None}
 
 
 def component_name(data: dict[str, Any], part: str) -> str:
@@ -114,12 +130,18 @@ def _read(path: Path) -> dict[str, Any]:
     found = data.get("format") if isinstance(data, dict) else None
     if found != RESULTS_FORMAT:
         raise ValueError(f"{path} is not a results file: its format is {found!r}, expected {RESULTS_FORMAT!r}")
-    for field in _REQUIRED:
+    _require(data, _REQUIRED, path)
+    if Result(path, data).segmented:
+        _require(data, _REQUIRED_CURVES, path)
+    return data
+
+
+def _require(data: dict[str, Any], fields: Iterable[str], path: Path) -> None:
+    for field in fields:
         try:
             functools.reduce(operator.getitem, field.split("."), data)
         except (KeyError, TypeError):
             raise ValueError(f"{path} is damaged, evaluate again: it has no {field}") from None
-    return data
 
 
 def _named(results: Sequence[Result]) -> list[Result]:

@@ -1,4 +1,7 @@
-"""Shards: WebDataset tars (`key.jpg|png`, `key.mask.png`, `key.json`) and the `index.json` beside them."""
+"""Shards: WebDataset tars (`key.jpg|png`, `key.mask.png`, `key.json`) and the `index.json` beside them.
+
+A set whose index says `"masks": false` has no `key.mask.png`; its samples come with masks of 0.
+"""
 
 import json
 import re
@@ -45,6 +48,11 @@ class ShardSet:
     def __len__(self) -> int:
         return sum(self.counts)
 
+    @property
+    def masks(self) -> bool:
+        """Whether the samples have masks."""
+        return self.index.get("masks", True)
+
     def smallest_side(self) -> int:
         """The shortest side of any image, pixels."""
         return min(min(map(int, size.split("x"))) for size in self.index["image_sizes"])
@@ -62,6 +70,7 @@ def _read_index(root: Path, setting: str) -> dict[str, Any]:
         whole = whole and all(
             s["samples"] > 0 and s["bytes"] > 0 and s["name"].endswith(".tar") for s in index["shards"]
         )
+        whole = whole and isinstance(index.get("masks", True), bool)
         whole = whole and all(re.fullmatch(r"\d+x\d+", size) for size in index["image_sizes"])
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
@@ -92,7 +101,7 @@ class Sample:
 
     key: str
     image: np.ndarray  # H W 3 uint8 RGB
-    mask: np.ndarray  # H W uint8, 0 or 1
+    mask: np.ndarray  # H W uint8, 0 or 1; 0 in a set without masks
 
 
 @lru_cache(maxsize=64)
@@ -116,9 +125,11 @@ def read_sample(shards: ShardSet, shard: int, index: int) -> Sample:
         image_at = next(parts[e] for e in IMAGE_EXTENSIONS if e in parts)
         with open(path, "rb") as file:
             image = _decode(_read_at(file, *image_at), cv2.IMREAD_COLOR)
-            mask = _decode(_read_at(file, *parts["mask.png"]), cv2.IMREAD_GRAYSCALE)
+            mask = _decode(_read_at(file, *parts["mask.png"]), cv2.IMREAD_GRAYSCALE) if shards.masks else None
     except (OSError, tarfile.TarError, IndexError, KeyError, StopIteration, cv2.error) as error:
         raise DataError(f"damaged sample: {where}: {type(error).__name__}") from error
+    if not shards.masks and image is not None:
+        mask = np.zeros(image.shape[:2], np.uint8)
     if image is None or mask is None or image.shape[:2] != mask.shape:
         raise DataError(f"damaged sample: {where}: its {'image' if image is None else 'mask'} cannot be used")
     return Sample(key, image[..., ::-1], (mask > 0).astype(np.uint8))

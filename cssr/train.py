@@ -23,6 +23,7 @@ from torch import Tensor
 from cssr import checkpoint as store
 from cssr import metrics
 from cssr.batch import Batch
+from cssr.checks import check_best, check_degradation, check_training, measures_segmentation
 from cssr.config import Config, changed_settings, describe, load_config, save_config, to_dict
 from cssr.data import Damage, eval_stream, open_train_sets, train_stream
 from cssr.degradations import DEGRADATIONS
@@ -76,49 +77,29 @@ class Run:
         self.micro_batch = config.train.micro_batch or max(config.train.batch_size // world, 1)
         check_split(config.data.lanes, config.train.batch_size, world, config.data.workers, self.micro_batch)
         self.accumulation = config.train.batch_size // (world * self.micro_batch)
-        open_train_sets(config.data)
+        check_training(config, open_train_sets(config.data)[0])
         self.validates = config.train.val_every > 0 and config.data.val is not None
-        if self.validates:
-            open_sets(config.data.val, "data.val")
-        if config.train.best not in metrics.KEYS:
-            raise ValueError(
-                f"train.best: unknown measure {config.train.best!r}; choose from {', '.join(metrics.KEYS)}"
-            )
+        val_sets = open_sets(config.data.val, "data.val") if self.validates else []
+        self.segmentation = measures_segmentation(config.model, val_sets, "data.val")
+        check_best(config.train.best, self.segmentation or not self.validates)
 
     def _build(self, resumes: bool) -> None:
         """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer."""
         config = self.config
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, fresh=not resumes and config.train.init_from is None)
+        config.model.sr = getattr(model.sr, "settings", config.model.sr)  # from here on no weight file is needed
         if config.train.init_from and not resumes:
             store.init_from(model, config.train.init_from)
         self.task = Task(model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self.learning_rate = LearningRate(config)
         self.model, self.optimizer = model, build_optimizer(model, config)
-        self._check_degradation()
+        check_degradation(config, self.degrade, self.task)
         self.hold = Hold(model, self.optimizer)
         self.engine_task, self.engine_optimizer = self.engine.prepare(self.task, self.optimizer)
         settings = config.optim
         self.ema = ModelEmaV3(model, decay=settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
-
-    def _check_degradation(self) -> None:
-        """Degrade an empty image, before any work: settings that do not go together show here."""
-        crop, name = self.config.data.crop, self.config.degradation["name"]
-        kernel = self.degrade(torch.zeros(1, 3, crop, crop), torch.zeros(1, dtype=torch.int64))[1]
-        if not self.task.needs_kernel:
-            return
-        if kernel is None:
-            raise ValueError(
-                f"degradation={name} gives no blur kernel, which loss.sr or a phase's true_kernel needs; "
-                "degradation=gaussian gives one"
-            )
-        side, expected = kernel.shape[-1], getattr(self.model.sr, "kernel_size", kernel.shape[-1])
-        if side != expected:
-            raise ValueError(
-                f"degradation.size={side}, but model.sr predicts kernels of {expected}: "
-                f"set degradation.size={expected} or model.sr.kernel_size={side}"
-            )
 
     # ---- the run ----
 
@@ -232,7 +213,8 @@ class Run:
 
         def show(batch: Batch, outputs: Any) -> None:
             wanted = config.train.sample_count - len(panels) if engine.is_main_process else 0
-            panels.extend(sample_panels(batch, outputs, i) for i in range(min(wanted, len(batch))))
+            new = range(min(wanted, len(batch)))
+            panels.extend(sample_panels(batch, outputs, i, self.segmentation) for i in new)
 
         stream = eval_stream(
             config.data.val,
@@ -244,7 +226,8 @@ class Run:
             config.eval.limit,
             config.data.workers,
         )
-        rows = gather_rows(evaluate(model, stream, self.degrade, engine.device, tile=config.eval.tile, show=show))
+        how = {"tile": config.eval.tile, "show": show, "segmentation": self.segmentation}
+        rows = gather_rows(evaluate(model, stream, self.degrade, engine.device, **how))
         self.task.train()
         found = metrics.aggregate(rows)["image"]
         if engine.is_main_process:

@@ -32,18 +32,21 @@ def overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.6) -> np.nd
     return tinted.round().astype(np.uint8)
 
 
-def sample_panels(batch: Batch, outputs: Outputs, index: int) -> dict[str, np.ndarray]:
-    """The panels of one sample by title: LQ (pixels enlarged), SR, HR, probability, mask; all of HR size."""
+def sample_panels(batch: Batch, outputs: Outputs, index: int, segmentation: bool = True) -> dict[str, np.ndarray]:
+    """The panels of one sample by title, all of HR size: LQ (pixels enlarged), SR, HR; of `segmentation`, probability
+    and mask.
+    """
     size = batch.hr.shape[-2:]
     lq = F.interpolate(batch.lq[index : index + 1].float(), size=size, mode="nearest")[0]
     height, width = batch.lq.shape[-2:]
-    return {
+    panels = {
         f"LQ {width}x{height}": to_image(lq),
         "SR": to_image(outputs.sr[index]),
         "HR": to_image(batch.hr[index]),
-        "probability": to_image(outputs.logits[index].sigmoid()),
-        "mask": to_image(batch.mask[index]),
     }
+    if segmentation:
+        panels |= {"probability": to_image(outputs.logits[index].sigmoid()), "mask": to_image(batch.mask[index])}
+    return panels
 
 
 def strip(rows: Sequence[dict[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:

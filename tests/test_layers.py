@@ -12,8 +12,9 @@ FLOORS = [
     {"settings"},
     {"config", "registry", "batch"},
     {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"},
-    {"data", "models", "losses", "results"},
+    {"data", "models", "losses", "results", "distances"},
     {"task", "optim", "log", "visualize", "checkpoint"},
+    {"checks"},
     {"evaluate"},
     {"train", "predict", "report", "convert", "demo"},
 ]

@@ -10,7 +10,8 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.distance import cdist, directed_hausdorff
 
-from cssr import metrics
+from cssr import distances, metrics
+from cssr.distances import surface_distances
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "losses_degradation_metrics.npz"
 T = np.array([i * 0.01 for i in range(1, 100)], dtype=np.float32)
@@ -57,7 +58,7 @@ def test_psnr_and_ssim_equal_golden(golden):
 
 @pytest.mark.parametrize("name", ["hd95", "hd100", "msd"])
 def test_surface_distances_equal_golden(golden, name):
-    found = metrics.surface_distances(golden["prob"], golden["target"])[name]
+    found = surface_distances(golden["prob"], golden["target"])[name]
     np.testing.assert_allclose(found, golden[f"{name}_by_threshold"].numpy(), rtol=0, atol=1e-4)
 
 
@@ -94,8 +95,8 @@ def test_gpu_gives_the_cpu_numbers():
         assert torch.equal(a, b.cpu())
     on_gpu = metrics.ssim(prob.cuda(), mask.cuda()).cpu()
     torch.testing.assert_close(metrics.ssim(prob, mask), on_gpu, rtol=0, atol=1e-6)
-    on_gpu = metrics.surface_distances(prob.cuda(), mask.cuda())
-    assert all(np.array_equal(on_gpu[k], v) for k, v in metrics.surface_distances(prob, mask).items())
+    on_gpu = surface_distances(prob.cuda(), mask.cuda())
+    assert all(np.array_equal(on_gpu[k], v) for k, v in surface_distances(prob, mask).items())
 
 
 def test_extreme_probabilities_and_masks_of_any_dtype():
@@ -106,7 +107,7 @@ def test_extreme_probabilities_and_masks_of_any_dtype():
 
 
 def test_shapes_that_differ_are_refused():
-    for function in (metrics.threshold_counts, metrics.surface_distances, metrics.psnr, metrics.ssim):
+    for function in (metrics.threshold_counts, surface_distances, metrics.psnr, metrics.ssim):
         with pytest.raises(ValueError, match="one shape"):
             function(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
 
@@ -193,7 +194,7 @@ def plain_distances(pred: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 @pytest.mark.parametrize("seed", range(4))
 def test_surface_distances_equal_all_pairs(seed):
     prob, mask = soft_case(seed, batch=1)
-    found, m = metrics.surface_distances(prob, mask), mask.numpy()[0, 0].astype(int)
+    found, m = surface_distances(prob, mask), mask.numpy()[0, 0].astype(int)
     assert all(v.shape == (1, 99) and v.dtype == np.float64 for v in found.values())
     for i in range(20, 75, 6):
         pred = (prob.numpy()[0, 0] > T[i]).astype(int)
@@ -208,7 +209,7 @@ def test_surface_distances_of_speckle_touch_every_code():
     rng = np.random.default_rng(0)
     for _ in range(10):
         pred, mask = rng.random((2, 9, 13)) < 0.3
-        found = metrics.surface_distances(*(torch.from_numpy(x[None, None].astype(np.float32)) for x in (pred, mask)))
+        found = surface_distances(*(torch.from_numpy(x[None, None].astype(np.float32)) for x in (pred, mask)))
         assert {k: v[0, 49] for k, v in found.items()} == pytest.approx(
             plain_distances(pred.astype(int), mask.astype(int)), abs=1e-9
         )
@@ -217,16 +218,16 @@ def test_surface_distances_of_speckle_touch_every_code():
 def test_each_threshold_is_measured_as_if_alone():
     prob, mask = soft_case(5)
     prob = (prob * 12).round() / 12  # few levels: most thresholds repeat the previous prediction
-    together = metrics.surface_distances(prob, mask)
+    together = surface_distances(prob, mask)
     for i in range(0, 99, 7):
-        alone = metrics.surface_distances((prob > float(T[i])).float(), mask)
+        alone = surface_distances((prob > float(T[i])).float(), mask)
         for name, values in alone.items():
             np.testing.assert_array_equal(values[:, 50], together[name][:, i])
 
 
 @pytest.mark.parametrize("shift", [0, 1, 5, 13])
 def test_squares_shifted_by_k(shift):
-    found = metrics.surface_distances(box(10, 10), box(10, 10 + shift), percentiles=(100,))
+    found = surface_distances(box(10, 10), box(10, 10 + shift), percentiles=(100,))
     assert list(found) == ["hd100", "msd"]
     np.testing.assert_allclose(found["hd100"], shift)
     if shift == 0:
@@ -236,24 +237,24 @@ def test_squares_shifted_by_k(shift):
 def test_distances_at_the_rim_count_what_lies_beyond_as_background():
     everything, corner = torch.ones(1, 1, 12, 20), torch.zeros(1, 1, 12, 20)
     corner[..., 0, 0] = 1
-    found = metrics.surface_distances(corner, everything)
+    found = surface_distances(corner, everything)
     np.testing.assert_allclose(found["hd100"], math.hypot(11, 19))  # last corner (12, 20) to the pixel's (1, 1)
 
 
 def test_empty_masks_in_distances():
     some, none = torch.nn.functional.pad(box(3, 3), (0, 20)), torch.zeros(1, 1, 40, 60)
     for prob, mask, expected in ((none, none, 0), (some, none, 60), (none, some, 60)):
-        assert all((v == expected).all() for v in metrics.surface_distances(prob, mask).values())
-    half = metrics.surface_distances(0.5 * some, some)["hd95"][0]  # right up to 0.49, then nothing is predicted
+        assert all((v == expected).all() for v in surface_distances(prob, mask).values())
+    half = surface_distances(0.5 * some, some)["hd95"][0]  # right up to 0.49, then nothing is predicted
     assert (half[:49] == 0).all() and (half[49:] == 60).all()
-    half = metrics.surface_distances(0.5 * some, none)["msd"][0]
+    half = surface_distances(0.5 * some, none)["msd"][0]
     assert (half[:49] == 60).all() and (half[49:] == 0).all()
 
 
 def test_distance_transform_is_exact_at_full_size():
     off = (np.random.default_rng(0).random((449, 449)) > 2e-5).astype(np.uint8)
     off[0, 0] = 0
-    found = metrics._distances(off, slice(None)).reshape(off.shape)
+    found = distances._distances(off, slice(None)).reshape(off.shape)
     np.testing.assert_allclose(found, distance_transform_edt(off), rtol=0, atol=1e-9)
 
 
@@ -389,12 +390,12 @@ def test_every_number_has_a_definition():
 
 def test_both_ends_of_the_pipeline_agree():
     prob, mask = soft_case(7)
-    counts, distances = metrics.threshold_counts(prob, mask), metrics.surface_distances(prob, mask)
+    counts, found = metrics.threshold_counts(prob, mask), surface_distances(prob, mask)
     rows = [
         {
             "key": str(i),
             "pixels": mask[i].numel(),
-            "hd95": distances["hd95"][i].tolist(),
+            "hd95": found["hd95"][i].tolist(),
             **{name: getattr(counts, name)[i].tolist() for name in ("tp", "fp", "fn")},
         }
         for i in range(len(prob))
@@ -402,4 +403,4 @@ def test_both_ends_of_the_pipeline_agree():
     image = metrics.aggregate(rows)["image"]
     curve = metrics.iou(counts.tp, counts.fp, counts.fn).mean(0)
     assert image["iou_max"] == pytest.approx(curve.max().item()) and image["aiu"] == pytest.approx(curve.mean().item())
-    assert image["hd95_min"] == pytest.approx(distances["hd95"].mean(0).min()) and image["psnr"] is None
+    assert image["hd95_min"] == pytest.approx(found["hd95"].mean(0).min()) and image["psnr"] is None

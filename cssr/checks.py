@@ -1,0 +1,143 @@
+"""What is checked before work starts: images without masks, models that find no cracks, blur kernels that fit."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from cssr.config import Config, ModelConfig, PhaseConfig
+from cssr.losses import LOSSES
+from cssr.metrics import KEYS, SEGMENTATION_KEYS
+from cssr.schedules import Progress, build_schedule
+from cssr.tars import ShardSet
+from cssr.task import Task
+
+_OF_LOGITS = {"aux_weight", "loss"}  # arguments by which a loss of logits is known: its own, or the loss it wraps
+
+
+def segments(model: ModelConfig) -> bool:
+    """Whether a model of these settings finds cracks; `dsrl` does without `model.seg`."""
+    return model.seg.get("name") != "none" or model.form.get("name") == "dsrl"
+
+
+def measures_segmentation(model: ModelConfig, sets: Sequence[ShardSet], setting: str) -> bool:
+    """Whether segmentation can be measured: the model finds cracks, and the sets have masks.
+
+    Raises: ValueError, one line, where only some sets have them; `setting` is the option that names the sets.
+    """
+    bare = _without_masks(sets)
+    if segments(model) and bare and not all(shards in bare for shards in sets):
+        raise ValueError(f"{setting}: {bare[0].root} has no masks, other sets have: give sets of one kind")
+    return segments(model) and not bare
+
+
+def check_best(best: str, segmentation: bool) -> None:
+    """Refuse a `train.best` that validation does not give; ValueError names the choices."""
+    if best not in KEYS:
+        raise ValueError(f"train.best: unknown measure {best!r}; choose from {', '.join(KEYS)}")
+    if best in SEGMENTATION_KEYS and not segmentation:
+        raise ValueError(
+            f"train.best={best} measures segmentation, but model.seg=none finds no cracks or data.val has no masks: "
+            "set train.best=psnr"
+        )
+
+
+def check_training(config: Config, sets: Sequence[ShardSet]) -> None:
+    """Refuse to train segmentation without a network for it, or on a set without masks.
+
+    Raises: ValueError, one line, that names the set, what would train, and the remedy.
+    """
+    bare = _without_masks(sets)
+    if segments(config.model) and not bare:
+        return
+    found = next(_of_segmentation(config), None)
+    if not segments(config.model):
+        _check_no_network(config.model, found)
+    found = found or next(_pixel_weights(config), None)
+    if bare and found:
+        raise ValueError(
+            f"data.train: {bare[0].root} has no masks, which {found} needs: set loss.beta=0 with model.seg=none to "
+            "train SR alone, or give shards with masks"
+        )
+
+
+def check_degradation(config: Config, degrade: Callable, task: Task) -> None:
+    """Degrade an empty image: a blur kernel must be there, and of the SR network's size, where the task takes one.
+
+    Raises: ValueError, one line, that names the settings that do not go together.
+    """
+    side = config.data.crop
+    kernel = degrade(torch.zeros(1, 3, side, side), torch.zeros(1, dtype=torch.int64))[1]
+    if not task.needs_kernel:
+        return
+    if kernel is None:
+        raise ValueError(
+            f"degradation={config.degradation['name']} gives no blur kernel, which loss.sr or a phase's true_kernel "
+            "needs; degradation=gaussian gives one"
+        )
+    found, expected = kernel.shape[-1], getattr(task.model.sr, "kernel_size", kernel.shape[-1])
+    if found != expected:
+        raise ValueError(
+            f"degradation.size={found}, but model.sr predicts kernels of {expected}: "
+            f"set degradation.size={expected} or model.sr.kernel_size={found}"
+        )
+
+
+def _without_masks(sets: Sequence[ShardSet]) -> list[ShardSet]:
+    return [shards for shards in sets if not shards.masks]
+
+
+def _check_no_network(model: ModelConfig, found: str | None) -> None:
+    if model.form.get("name") == "seg_then_sr":
+        raise ValueError("model.form=seg_then_sr super-resolves masks, model.seg=none finds none: choose a network")
+    if found:
+        raise ValueError(
+            f"model.seg=none has nothing to train, but {found}: set loss.beta=0 in every phase to train SR alone, "
+            "or choose a segmentation network"
+        )
+
+
+def _of_segmentation(config: Config) -> Iterator[str]:
+    """The settings by which a run trains segmentation, as `name=value`."""
+    first = 0
+    for phase in config.phases:
+        setting, name = (config.loss.beta, "loss.beta") if phase.beta is None else (phase.beta, f"{phase.name}.beta")
+        if not _is_zero(setting, first, phase, config):
+            yield f"{name}={setting}"
+        first = phase.until
+    if config.loss.sr_times_seg is not None:
+        yield f"loss.sr_times_seg={config.loss.sr_times_seg}"
+    for loss in _extra(config):
+        if _OF_LOGITS & set(LOSSES.parameters(loss["name"])):
+            yield f"loss.extra={loss['name']}"
+
+
+def _is_zero(setting: Any, first: int, phase: PhaseConfig, config: Config) -> bool:
+    """Whether a schedule is 0 at each step of a phase that begins at `first` samples; numbers count in any phase."""
+    if isinstance(setting, (int, float)):
+        return setting == 0
+    batch, schedule = config.train.batch_size, build_schedule(setting)
+    total = config.train.steps * batch
+    places = range(-(-first // batch) * batch, min(phase.until or total, total), batch)
+    return all(schedule(Progress(samples, total)) == 0 for samples in places)
+
+
+def _pixel_weights(config: Config) -> Iterator[str]:
+    """The losses of SR whose pixels are weighed by the mask or by the error of segmentation."""
+    of_phases = {f"{phase.name}.sr": phase.sr for phase in config.phases if phase.sr}
+    everywhere = {"loss.sr": config.loss.sr, **of_phases} | {
+        f"loss.extra={loss['name']}": loss for loss in _extra(config)
+    }
+    for name, loss in everywhere.items():
+        weight = loss.get("pixel_weight") if isinstance(loss, Mapping) else None
+        if isinstance(weight, Mapping) and (weight.get("crack") or weight.get("failure")):
+            yield f"{name}.pixel_weight"
+
+
+def _extra(config: Config) -> Iterator[Mapping[str, Any]]:
+    """The components of `loss.extra`; what is written otherwise is for the task to refuse."""
+    for entry in config.loss.extra:
+        loss = entry.get("loss") if isinstance(entry, Mapping) else None
+        loss = {"name": loss} if isinstance(loss, str) else loss
+        if isinstance(loss, Mapping) and loss.get("name") in LOSSES.names():
+            yield loss

@@ -1,0 +1,111 @@
+"""Surface distances between predicted and true cracks at 99 thresholds, as Google DeepMind's surface-distance library
+defines them, in two dimensions.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from cssr.metrics import THRESHOLDS, same_shape, thresholds_below
+
+
+def _contour_lengths() -> np.ndarray:
+    """Length of contour, in pixels, at a pixel corner, by the code 8a + 4b + 2c + d of its pixels (a b / c d)."""
+    length = np.full(16, 0.5 * math.sqrt(2))  # one or three pixels set: half a diagonal
+    length[[0, 15]] = 0.0  # not on the contour
+    length[[3, 5, 10, 12]] = 1.0  # two pixels that share a side
+    length[[6, 9]] = math.sqrt(2)  # two opposite pixels: half a diagonal, twice
+    return length
+
+
+LENGTHS = _contour_lengths()
+
+
+class _Contour(NamedTuple):
+    """The contour of {level > i}: its corners, and how much of it passes through each."""
+
+    at: np.ndarray  # N flat indices
+    length: np.ndarray  # N float64, pixels
+    off: np.ndarray  # H+1 W+1 uint8: 0 on the contour
+
+
+def _corners(level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The four levels around each pixel corner (4 H+1 W+1, 0 beyond the image), their least and their greatest."""
+    padded = np.pad(level, 1)
+    around = np.stack([padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]])
+    return around, around.min(0), around.max(0)
+
+
+def _contour(corners: tuple[np.ndarray, np.ndarray, np.ndarray], i: int) -> _Contour:
+    around, low, high = corners
+    on = (low <= i) & (high > i)  # some of the four pixels set, but not all
+    at = np.flatnonzero(on)
+    a, b, c, d = around.reshape(4, -1)[:, at] > i
+    return _Contour(at, LENGTHS[8 * a + 4 * b + 2 * c + d], (~on).view(np.uint8))
+
+
+def _distances(off: np.ndarray, at: np.ndarray | slice) -> np.ndarray:
+    """Distance of the corners `at` (flat indices) to the nearest zero of `off` (uint8), pixels, float64."""
+    found = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()[at].astype(np.float64)
+    return np.sqrt(np.rint(found * found))  # squares are integers: below about 1500 px this undoes float32's rounding
+
+
+def _directed(distance: np.ndarray, length: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
+    """Percentiles and, last, the mean of distances, each of which counts by the length of its bit of contour."""
+    order = np.argsort(distance)
+    share = np.cumsum(length[order])
+    index = np.searchsorted(share / share[-1], np.asarray(percentiles) / 100)
+    return np.append(distance[order[np.minimum(index, len(order) - 1)]], distance @ length / share[-1])
+
+
+def _compare(level: np.ndarray, mask: np.ndarray, steps: Iterable[int], percentiles: Sequence[float]) -> np.ndarray:
+    """Hausdorff percentiles, then mean distance, of {level > i} and the mask for each step i: (percentiles + 1, steps).
+
+    All are non-empty. What both sides share, the mask's contour and distance map, is made once.
+    """
+    x, y, width, height = cv2.boundingRect(((level > 0) | (mask > 0)).astype(np.uint8))
+    window, columns = (slice(y, y + height), slice(x, x + width)), []  # holds both contours at every threshold
+    truth, corners = _contour(_corners(mask[window]), 0), _corners(level[window])
+    to_truth = _distances(truth.off, slice(None))
+    for i in steps:
+        pred = _contour(corners, i)
+        there = _directed(to_truth[pred.at], pred.length, percentiles)
+        back = _directed(_distances(pred.off, truth.at), truth.length, percentiles)
+        columns.append(np.append(np.maximum(there, back)[:-1], (there[-1] + back[-1]) / 2))
+    return np.stack(columns, 1)
+
+
+def _surface_image(level: np.ndarray, mask: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
+    """One image: level (H, W) uint8, thresholds below each pixel; mask (H, W) uint8 -> (percentiles + 1, 99)."""
+    present = np.bincount(level.ravel(), minlength=len(THRESHOLDS) + 1) > 0
+    top = int(np.flatnonzero(present)[-1])  # nothing is predicted from threshold number `top` on
+    result = np.zeros((len(percentiles) + 1, len(THRESHOLDS)))
+    result[:, (np.arange(len(THRESHOLDS)) < top) != mask.any()] = max(level.shape)
+    if mask.any() and top:
+        # Predictions are nested: where no pixel has level i, none drops out at threshold i, and the last answer stands.
+        last = np.maximum.accumulate(np.arange(top) * present[:top])
+        steps, which = np.unique(last, return_inverse=True)
+        result[:, :top] = _compare(level, mask, steps, percentiles)[:, which]
+    return result
+
+
+def surface_distances(
+    prob: torch.Tensor, mask: torch.Tensor, percentiles: Sequence[float] = (95, 100)
+) -> dict[str, np.ndarray]:
+    """Hausdorff percentiles and mean surface distance at all thresholds: "hd95", "hd100", "msd", (B, 99) float64 each.
+
+    prob (B, 1, H, W) floating point; mask (B, 1, H, W) in {0, 1}; distances in pixels. The contour is the set of pixel
+    corners whose four pixels are not all alike, each counted by its length of contour; beyond the image is background.
+    A percentile is taken of both directed distances, and the greater one returned; msd averages the two directed means.
+    0 where mask and prediction are both empty, max(H, W) where one is. Raises ValueError where the shapes differ.
+    About 2 ms a threshold at which the prediction changes, for 448x448, on one core; runs on the CPU.
+    """
+    same_shape(prob, mask)
+    levels = thresholds_below(prob)[:, 0].to(torch.uint8).cpu().numpy()
+    masks = (mask[:, 0] > 0.5).to(torch.uint8).cpu().numpy()
+    values = np.stack([_surface_image(level, m, percentiles) for level, m in zip(levels, masks)], 1)
+    return dict(zip([f"hd{p:g}" for p in percentiles] + ["msd"], values))
