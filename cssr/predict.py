@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cssr.checkpoint import load_model
+from cssr.checks import segments
 from cssr.config import TILE_OVERLAP, check_tile
 from cssr.models.joint import JointModel
 from cssr.visualize import overlay, save_picture, to_image
@@ -29,11 +30,13 @@ class Prediction:
     """What a model makes of one photograph of h x w pixels, at scale s."""
 
     sr: np.ndarray  # h*s w*s 3 uint8, super-resolved image
-    prob: np.ndarray  # h*s w*s float32, crack probability
+    prob: np.ndarray | None  # h*s w*s float32, crack probability; None from a model that finds no cracks
     kernel: np.ndarray | None  # k k float32, blur kernel that the model has estimated, if it does
 
     def mask(self, threshold: float = 0.5) -> np.ndarray:
-        """h*s w*s bool: crack where the probability exceeds `threshold`."""
+        """h*s w*s bool: crack where the probability exceeds `threshold`; ValueError where there is none."""
+        if self.prob is None:
+            raise ValueError("there is no mask: the model only super-resolves (model.seg=none)")
         return self.prob > threshold
 
 
@@ -44,7 +47,7 @@ def predict(
     overlap: int = TILE_OVERLAP,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Prediction:
-    """Super-resolve a photograph and find its cracks.
+    """Super-resolve a photograph and find its cracks, as far as the model does.
 
     Args:
         model: in evaluation mode, on any device.
@@ -54,7 +57,7 @@ def predict(
     """
     device = next(iter(model.parameters()), model.mean).device
     outputs = model.infer(_to_tensor(image).to(device), tile, overlap, progress)
-    prob = outputs.logits[0, 0].float().sigmoid().cpu().numpy()
+    prob = outputs.logits[0, 0].float().sigmoid().cpu().numpy() if segments(model.config) else None
     kernel = None if outputs.kernel is None else outputs.kernel[0, 0].float().cpu().numpy()
     return Prediction(to_image(outputs.sr[0]), prob, kernel)
 
@@ -86,21 +89,29 @@ def read_photograph(image: Image.Image | str | Path) -> np.ndarray:
 
 
 def write_prediction(found: Prediction, stem: Path, threshold: float, as_float: bool) -> None:
-    """`stem_sr.png`, `_prob.png` (8 bit) or `.npy` (float32), `_mask.png` (1 bit), `_overlay.png`, `_kernel.npy`."""
-    mask = found.mask(threshold)
+    """`stem_sr.png`, `_prob.png` (8 bit) or `.npy` (float32), `_mask.png` (1 bit), `_overlay.png`, `_kernel.npy`.
+
+    What the model does not give is not written.
+    """
     save_picture(found.sr, stem.with_name(f"{stem.name}_sr.png"))
-    save_picture(Image.fromarray(mask), stem.with_name(f"{stem.name}_mask.png"))
-    save_picture(overlay(found.sr, mask), stem.with_name(f"{stem.name}_overlay.png"))
-    if as_float:
-        np.save(stem.with_name(f"{stem.name}_prob.npy"), found.prob)
-    else:
-        save_picture((found.prob * 255).round().astype(np.uint8), stem.with_name(f"{stem.name}_prob.png"))
+    if found.prob is not None:
+        _write_cracks(found, stem, threshold, as_float)
     if found.kernel is not None:
         np.save(stem.with_name(f"{stem.name}_kernel.npy"), found.kernel)
         save_picture(
             (found.kernel / found.kernel.max() * 255).clip(0, 255).astype(np.uint8),
             stem.with_name(f"{stem.name}_kernel.png"),
         )
+
+
+def _write_cracks(found: Prediction, stem: Path, threshold: float, as_float: bool) -> None:
+    mask = found.mask(threshold)
+    save_picture(Image.fromarray(mask), stem.with_name(f"{stem.name}_mask.png"))
+    save_picture(overlay(found.sr, mask), stem.with_name(f"{stem.name}_overlay.png"))
+    if as_float:
+        np.save(stem.with_name(f"{stem.name}_prob.npy"), found.prob)
+    else:
+        save_picture((found.prob * 255).round().astype(np.uint8), stem.with_name(f"{stem.name}_prob.png"))
 
 
 def photographs(source: Path) -> dict[str, Path]:
@@ -131,9 +142,16 @@ def main(arguments: list[str] | None = None) -> None:
         failed = _predict_all(model, sources, options)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"{len(sources) - len(failed)} photographs: SR image, probability, mask and overlay in {options.out}")
+    print(f"{len(sources) - len(failed)} photographs: {_written(model)} in {options.out}")
     if failed:
         sys.exit(f"error: {len(failed)} of {len(sources)} photographs could not be read: {', '.join(failed[:5])}")
+
+
+def _written(model: JointModel) -> str:
+    if segments(model.config):
+        return "SR image, probability, mask and overlay"
+    kernel = " and blur kernel" if getattr(model.sr, "predicts_kernel", False) else ""
+    return f"SR image{kernel} only, as the model finds no cracks (model.seg=none),"
 
 
 def _predict_all(model: JointModel, sources: dict[str, Path], options: argparse.Namespace) -> list[str]:
@@ -148,9 +166,9 @@ def _predict_all(model: JointModel, sources: dict[str, Path], options: argparse.
             continue
         found = predict(model, image, options.tile)
         write_prediction(found, options.out / stem, options.threshold, options.float)
-        share = found.mask(options.threshold).mean()
+        crack = "" if found.prob is None else f", crack {found.mask(options.threshold).mean():.2%}"
         height, width = image.shape[:2]
-        tqdm.write(f"{path}: {width}x{height} -> {found.sr.shape[1]}x{found.sr.shape[0]}, crack {share:.2%}")
+        tqdm.write(f"{path}: {width}x{height} -> {found.sr.shape[1]}x{found.sr.shape[0]}{crack}")
     return failed
 
 

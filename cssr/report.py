@@ -6,14 +6,14 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from cssr.checkpoint import write_atomic
-from cssr.metrics import KEYS
+from cssr.metrics import KEYS, SEGMENTATION_KEYS
 from cssr.registry import did_you_mean
 from cssr.results import Result, component_name, load
 from cssr.visualize import Curve, iou_curves
@@ -48,12 +48,17 @@ POOLED_COLUMNS = tuple(column for column in IMAGE_COLUMNS if column.key in ("iou
 
 
 def find_reference(results: Sequence[Result], name: str | None) -> Result | None:
-    """The result called `name`; without one the HR upper bound, if there is exactly one. ValueError if unknown."""
+    """The result called `name`; without one the HR upper bound, if there is exactly one.
+
+    Raises: ValueError where the name is unknown, or the result has no IoU_max to take shares of.
+    """
     if name is None:
-        bounds = [result for result in results if result.bound]
+        bounds = [result for result in results if result.bound and result.segmented]
         return bounds[0] if len(bounds) == 1 else None
     for result in results:
         if result.name == name:
+            if not result.segmented:
+                raise ValueError(f"--reference: {name} has no measures of segmentation; choose a result that has")
             return result
     raise ValueError(f"--reference: no result is called {name!r}{did_you_mean(name, [r.name for r in results])}")
 
@@ -62,13 +67,15 @@ def find_reference(results: Sequence[Result], name: str | None) -> Result | None
 
 
 def image_table(results: Sequence[Result], base: Result | None) -> str:
-    """The Markdown table per image; kernel PSNR only where any result has it, the share only with a reference."""
+    """The Markdown table per image; kernel PSNR and segmentation where any result has it, shares with a reference."""
     return _measures(results, _shown(results), "image", base)
 
 
-def _shown(results: Sequence[Result]) -> list[Column]:
-    known = [any(result.data["metrics"]["image"].get(c.key) is not None for result in results) for c in IMAGE_COLUMNS]
-    return [column for column, some in zip(IMAGE_COLUMNS, known) if some or column.key != "kernel_psnr"]
+def _shown(results: Sequence[Result], columns: Sequence[Column] = IMAGE_COLUMNS) -> list[Column]:
+    hidden = set() if any(result.segmented for result in results) else set(SEGMENTATION_KEYS)
+    if all(result.data["metrics"]["image"].get("kernel_psnr") is None for result in results):
+        hidden.add("kernel_psnr")
+    return [column for column in columns if column.key not in hidden]
 
 
 def _share_label(base: Result) -> str:
@@ -94,7 +101,8 @@ def _cells(column: Column, rows: Sequence[dict[str, Any]], bounds: Sequence[bool
     best = (min if column.lower else max)(ranked)[1] if len(ranked) > 1 else None
     texts = [f"**{text}**" if text == best and not bound else text for text, bound in zip(texts, bounds)]
     if column.key == "iou_max":
-        texts = [f"{text} ({row['iou_max_threshold']:.2f})" for text, row in zip(texts, rows)]
+        at = [row["iou_max_threshold"] for row in rows]
+        texts = [text if threshold is None else f"{text} ({threshold:.2f})" for text, threshold in zip(texts, at)]
     return texts
 
 
@@ -174,8 +182,13 @@ def _difference(results: Sequence[Result], key: str) -> str:
 
 def _other_images(results: Sequence[Result]) -> bool:
     """Whether images differ in name, size or crack pixels: a path alone does not tell what lies there."""
-    rows = [result.data["per_image"] for result in results if result.data.get("per_image")]
-    return len({frozenset((r["key"], r["pixels"], r["tp"][0] + r["fn"][0]) for r in of) for of in rows}) > 1
+    sets = [result.data["per_image"] for result in results if result.data.get("per_image")]
+    counted = all("tp" in row for rows in sets for row in rows)
+    return len({frozenset(_identity(row, counted) for row in rows) for rows in sets}) > 1
+
+
+def _identity(row: dict[str, Any], counted: bool) -> tuple[Any, ...]:
+    return row["key"], row["pixels"], row["tp"][0] + row["fn"][0] if counted else None
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -189,11 +202,17 @@ def _definitions(results: Sequence[Result]) -> dict[str, dict[str, list[str]]]:
     """By what is shown: its definitions, and the names of the results that have each."""
     labels = {key: key.replace("image", "per image") for key in ("image", "pooled", "thresholds")}
     labels |= {column.key: column.label.split(" (")[0].split(" [")[0] for column in _shown(results)}
-    labels |= {"iou_max_threshold": "threshold", "per_image.iou": "IoU in the pictures"}
-    return {
-        label: _grouped((_escape(r.data["definitions"].get(key, "not in the file")), _escape(r.name)) for r in results)
-        for key, label in labels.items()
-    }
+    labels |= {"iou_max_threshold": "threshold", "per_image.iou": "IoU in the pictures", "segmentation": "segmentation"}
+    found = {label: _grouped(_texts(results, key)) for key, label in labels.items()}
+    return {label: texts for label, texts in found.items() if texts}
+
+
+def _texts(results: Sequence[Result], key: str) -> Iterator[tuple[str, str]]:
+    """A definition and the name of its result; a result without segmentation leaves out what it does not measure."""
+    for result in results:
+        text = result.data["definitions"].get(key)
+        if text is not None or (result.segmented and key != "segmentation"):
+            yield _escape(text or "not in the file"), _escape(result.name)
 
 
 def _definition_lines(results: Sequence[Result], base: Result | None) -> list[str]:
@@ -212,12 +231,13 @@ def _definition_lines(results: Sequence[Result], base: Result | None) -> list[st
 def report(
     paths: Iterable[str | Path], out: str | Path, title: str | None = None, reference: str | None = None
 ) -> Path:
-    """Write `report.md`, `curves.png`, `table.csv` and `pictures/` into `out`; returns the path of `report.md`.
+    """Write `report.md`, `curves.png` (of segmentation, where measured), `table.csv` and `pictures/` into `out`.
 
     Args:
         paths: results files, or directories that hold some (a run's are all taken).
         title: the report's heading.
         reference: name of the result of whose IoU_max the others' are shares; by default the only HR upper bound.
+    Returns: the path of `report.md`.
     Raises: ValueError, one line, for what cannot be read and for an unknown reference; nothing is written then.
     """
     results = load(paths)
@@ -227,7 +247,8 @@ def report(
 def _write(results: Sequence[Result], base: Result | None, out: Path, title: str | None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     pictures = [block for result in results for block in _pictures(result, out)]
-    _replace(out / "curves.png", iou_curves([_curve(result) for result in results]))
+    if curves := [_curve(result) for result in results if result.segmented]:
+        _replace(out / "curves.png", iou_curves(curves))
     write_atomic(out / "table.csv", _csv(results))
     write_atomic(out / "report.md", _compose(results, base, title or "Evaluation", pictures))
     return out / "report.md"
@@ -240,13 +261,13 @@ def _curve(result: Result) -> Curve:
 
 def _pictures(result: Result, out: Path) -> list[str]:
     """Copy the pictures that lie beside a result; returns the blocks of Markdown that show them."""
-    blocks, name = [], _escape(result.name)
+    blocks, name, measure = [], _escape(result.name), "IoU" if result.segmented else "PSNR"
     for kind in _PICTURES:
         source, copy = result.path.parent / "pictures" / f"{kind}.png", f"pictures/{result.slug}/{kind}.png"
         if source.is_file():
             (out / copy).parent.mkdir(parents=True, exist_ok=True)
             _replace(out / copy, source.read_bytes())
-            blocks += [f"{kind.capitalize()} by IoU:", f"![{kind} images of {name}]({copy})"]
+            blocks += [f"{kind.capitalize()} by {measure}:", f"![{kind} images of {name}]({copy})"]
     return [f"### {name}", *blocks] if blocks else []
 
 
@@ -272,9 +293,10 @@ def _csv(results: Sequence[Result]) -> str:
 def _compose(results: Sequence[Result], base: Result | None, title: str, pictures: list[str]) -> str:
     note = "Bold: the best of each column, HR upper bounds aside. `-`: not computed, not defined, or infinite."
     blocks = [f"# {_escape(title)}", "## Per image", image_table(results, base), note]
-    blocks += ["## Pooled over all pixels", _measures(results, POOLED_COLUMNS, "pooled")]
+    blocks += ["## Pooled over all pixels", _measures(results, _shown(results, POOLED_COLUMNS), "pooled")]
     blocks += ["## How it was evaluated", *caveats(results), _facts(results)]
-    blocks += ["## IoU over the threshold", "![IoU over the threshold, per image and pooled](curves.png)"]
+    if any(result.segmented for result in results):
+        blocks += ["## IoU over the threshold", "![IoU over the threshold, per image and pooled](curves.png)"]
     blocks += ["## Pictures", *pictures] if pictures else []
     lines = "\n".join(_definition_lines(results, base))
     blocks += ["## Definitions", f"<details><summary>What each number is</summary>\n\n{lines}\n\n</details>"]

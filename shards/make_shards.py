@@ -3,6 +3,7 @@
 
     python shards/make_shards.py synthetic --out data/demo --ratio train=0.8 val=0.2 --count 400
     python shards/make_shards.py folder --root cracks --split train --out data/cracks/train
+    python shards/make_shards.py folder --root photographs --images-only --out data/photographs
     python shards/make_shards.py khanhha --root crack_segmentation_dataset --split test --out data/khanhha/test
 
 Plain `webdataset.WebDataset` reads the result too. A mistake stops with one line that says what to do, and leaves
@@ -66,10 +67,13 @@ def _add_from_signature(command: argparse.ArgumentParser, name: str) -> None:
         plain = getattr(parameter.annotation, "__origin__", parameter.annotation)  # what Annotated wraps
         kind = next((part for part in get_args(plain) if part is not type(None)), plain)
         required = parameter.default is inspect.Parameter.empty
-        note = " ".join(getattr(parameter.annotation, "__metadata__", ()))
+        flag, note = f"--{option.replace('_', '-')}", " ".join(getattr(parameter.annotation, "__metadata__", ()))
+        if kind is bool:
+            command.add_argument(flag, action="store_true", help=note)
+            continue
         note += "" if required or parameter.default is None else f" ({parameter.default})"
         command.add_argument(
-            f"--{option.replace('_', '-')}",
+            flag,
             type=kind,
             required=required,
             help=note.strip(),
@@ -146,8 +150,8 @@ def make(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     check_free(args.out)
     source, options = open_source(args)
     parts = cut(source.items, args.ratio, args.seed) if args.ratio else {None: source.items}
-    rule = source.decide(_watch(source.items, "reading masks"))
-    print(f"masks: {rule.sentence}")
+    rule = source.decide(_watch(source.items, "reading masks")) if source.decide else None
+    print(f"masks: {rule.sentence if rule else 'none'}")
     header = {
         "tool_version": __version__,
         "source": source.name,
@@ -181,11 +185,17 @@ def summarize(directory: Path, index: dict[str, Any]) -> str:
         [
             f"{directory}: {index['samples']} samples in {len(index['shards'])} shards, {size:.1f} MB",
             f"  image sizes: {shown}",
-            f"  crack pixels: {100 * index['crack_share']:.2f} %; empty masks: {index['empty_masks']}",
-            f"  mask rule: {index['mask_rule']}",
+            *_about_masks(index),
             *([f"  converted: {converted}"] if converted else []),
         ]
     )
+
+
+def _about_masks(index: dict[str, Any]) -> list[str]:
+    if not index["masks"]:
+        return ["  no masks: for super-resolution alone (loss.beta=0 with model.seg=none)"]
+    cracks = f"  crack pixels: {100 * index['crack_share']:.2f} %; empty masks: {index['empty_masks']}"
+    return [cracks, f"  mask rule: {index['mask_rule']}"]
 
 
 def _interrupt(*_: Any) -> NoReturn:

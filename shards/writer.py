@@ -1,7 +1,8 @@
 """Samples into tars: what a shard holds, byte for byte, and how a directory of shards comes to be whole or not at all.
 
-A sample is `key.jpg` or `key.png` (8-bit RGB), `key.mask.png` (1-bit, white = crack) and `key.json`. Beside the shards
-lies index.json. Neither holds a time or an absolute path, so that the same input gives the same bytes.
+A sample is `key.jpg` or `key.png` (8-bit RGB), `key.mask.png` (1-bit, white = crack; none in a set without masks, whose
+index says "masks": false) and `key.json`. Beside the shards lies index.json. Neither holds a time or an absolute path,
+so that the same input gives the same bytes.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ class Picture:
 class Tally:
     """What the samples of one part add up to; goes into the index."""
 
-    shares: list[float] = field(default_factory=list)
+    shares: list[float | None] = field(default_factory=list)  # None: a sample without mask
     converted: Counter = field(default_factory=Counter)
     sizes: Counter = field(default_factory=Counter)
 
@@ -55,11 +56,12 @@ class Tally:
             self.converted[facts["converted"]] += 1
 
     def summary(self) -> dict[str, Any]:
-        """The counts under their names in index.json; `crack_share` is the mean over samples, 0..1."""
+        """The counts under their names in index.json; `crack_share` is the mean over samples, 0..1; None: no masks."""
+        masks = None not in self.shares
         return {
             "samples": len(self.shares),
-            "crack_share": round(float(np.mean(self.shares)), 6),
-            "empty_masks": sum(share == 0 for share in self.shares),
+            "crack_share": round(float(np.mean(self.shares)), 6) if masks else None,
+            "empty_masks": sum(share == 0 for share in self.shares) if masks else None,
             "converted": dict(sorted(self.converted.items())),
             "image_sizes": dict(sorted(self.sizes.items())),
         }
@@ -110,18 +112,14 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def encode(item: Item, rule: MaskRule, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def encode(item: Item, rule: MaskRule | None, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read one item. Returns what TarWriter takes, and the facts in its json. ValueError names the file at fault."""
     try:
         picture = store_picture(item.image())
     except (OSError, ValueError) as problem:
-        raise ValueError(f"{item.origin}: {problem}; replace or remove the image and its mask") from problem
-    mask = rule.apply(item.mask())
-    if mask.shape != (picture.height, picture.width):
-        raise ValueError(
-            f"{item.origin} is {picture.width}x{picture.height}, but its mask is "
-            f"{mask.shape[1]}x{mask.shape[0]}; give both the same size"
-        )
+        both = "the image and its mask" if rule else "the image"
+        raise ValueError(f"{item.origin}: {problem}; replace or remove {both}") from problem
+    mask = None if rule is None else _mask(item, rule, picture)
     facts = {
         **item.extra,
         "key": item.key,
@@ -129,24 +127,35 @@ def encode(item: Item, rule: MaskRule, source: str) -> tuple[dict[str, Any], dic
         "origin": item.origin,
         "width": picture.width,
         "height": picture.height,
-        "crack_share": float(mask.mean()),
+        "crack_share": None if mask is None else float(mask.mean()),
         "converted": picture.converted,
     }
     sample = {
         "__key__": item.key,
         picture.suffix: picture.data,
-        "mask.png": _png(Image.fromarray(mask)),
+        **({} if mask is None else {"mask.png": _png(Image.fromarray(mask))}),
         "json": json.dumps(facts, sort_keys=True, ensure_ascii=False).encode(),
     }
     return sample, facts
 
 
+def _mask(item: Item, rule: MaskRule, picture: Picture) -> np.ndarray:
+    mask = rule.apply(item.mask())
+    if mask.shape != (picture.height, picture.width):
+        raise ValueError(
+            f"{item.origin} is {picture.width}x{picture.height}, but its mask is "
+            f"{mask.shape[1]}x{mask.shape[0]}; give both the same size"
+        )
+    return mask
+
+
 def write_part(
-    directory: Path, items: list[Item], rule: MaskRule, shard_size: int, header: dict[str, Any], watch=iter
+    directory: Path, items: list[Item], rule: MaskRule | None, shard_size: int, header: dict[str, Any], watch=iter
 ) -> dict[str, Any]:
     """Write the shards of one part and its index.json into `directory`. Returns the index.
 
     `header` is what the index says about the whole (source, split, ...); `watch` wraps the iteration, to show progress.
+    Without a `rule` the samples have no masks.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tally, shards, samples = Tally(), [], watch(items)
@@ -156,7 +165,8 @@ def write_part(
         _write_shard(path, (next(samples) for _ in range(count)), rule, header["source"], tally)
         shards.append({"name": path.name, "samples": count, "bytes": path.stat().st_size, "sha256": _sha256(path)})
     next(samples, None)  # lets the progress bar close itself
-    index = {"format": FORMAT, **header, "mask_rule": rule.sentence, **tally.summary(), "shards": shards}
+    about = {"masks": rule is not None, "mask_rule": rule.sentence if rule else None}
+    index = {"format": FORMAT, **header, **about, **tally.summary(), "shards": shards}
     _save(directory / "index.json", (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
     _sync(directory)
     return index
@@ -170,7 +180,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_shard(path: Path, items: Iterable[Item], rule: MaskRule, source: str, tally: Tally) -> None:
+def _write_shard(path: Path, items: Iterable[Item], rule: MaskRule | None, source: str, tally: Tally) -> None:
     with path.open("wb") as file:
         # PAX headers hold names longer than 100 bytes; shorter names give the same bytes as plain ustar
         with TarWriter(file, user="cssr", group="cssr", mode=0o644, mtime=0, encoder=False, format="PAX_FORMAT") as tar:

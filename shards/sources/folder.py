@@ -15,15 +15,42 @@ LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 DEFAULT_THRESHOLD = 127
 MOST_CLASSES = 8  # this many different values or fewer in loss-free masks are class labels, not soft edges
 Threshold = Annotated[int | None, "crack = mask value > N (without it, the values of the whole set decide)"]
+ImagesOnly = Annotated[bool, "no masks, for super-resolution alone; the images may also lie in ROOT itself"]
 
 
 @SOURCES.register
-def folder(root: Root, split: Split = None, threshold: Threshold = None) -> Source:
+def folder(root: Root, split: Split = None, threshold: Threshold = None, images_only: ImagesOnly = False) -> Source:
     """ROOT/images and ROOT/masks, or ROOT/SPLIT/images and ROOT/SPLIT/masks; same names, any suffix."""
+    if images_only:
+        return _without_masks(root, split, threshold)
     base = split_folder(root, split)
+    if not (base / "masks").is_dir():
+        by_stem(base / "images", IMAGE_SUFFIXES)  # without images, that is what to say
+        raise ValueError(
+            f"there is no folder {base / 'masks'}; create it, point --root at the folder above it, or take the images "
+            "alone, for super-resolution, with --images-only"
+        )
     items = pair(root, base / "images", base / "masks")
     lossy = any(path.suffix.lower() in LOSSY_SUFFIXES for path in (base / "masks").rglob("*"))
     return Source("folder", None, items, partial(decide_by_levels, threshold=threshold, lossy=lossy))
+
+
+def _without_masks(root: Path, split: str | None, threshold: int | None) -> Source:
+    if threshold is not None:
+        raise ValueError(f"--threshold {threshold} is about masks, of which --images-only takes none; leave one out")
+    pictures = by_stem(image_folder(root, split), IMAGE_SUFFIXES)
+    items = [Item(stem, path.relative_to(root).as_posix(), path.read_bytes, None) for stem, path in pictures.items()]
+    return Source("folder", None, items, None)
+
+
+def image_folder(root: Path, split: str | None) -> Path:
+    """The folder `images` of ROOT or ROOT/SPLIT, or that itself where nothing in it is called images or masks.
+
+    Raises: ValueError as `split_folder`.
+    """
+    base = root / split if split else root
+    inside = {path.name for path in base.rglob("*") if path.is_dir()} if base.is_dir() else {"images"}
+    return split_folder(root, split) / "images" if inside & {"images", "masks"} else base
 
 
 def split_folder(root: Path, split: str | None, needs: str = "images") -> Path:
