@@ -1,0 +1,68 @@
+"""Sizes of recipes: `python benchmarks/sizes.py [--markdown] [configs/X.yaml ...]`, all recipes by default.
+
+Millions of parameters, by the group that phases weigh, and billions of multiply-accumulates (GMAC) of one forward pass
+for an HR image of 224 x 224 pixels. They are counted, not timed: tensors have shapes only, nothing is computed.
+Convolutions and products of matrices count, as `torch.utils.flop_counter` knows them; nothing else does.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cssr.config import ModelConfig, load_config
+from cssr.models.joint import build_model
+
+HR_SIDE = 224  # pixels
+GROUPS = ("sr", "kernel", "seg", "blur_skip")
+HEADINGS = ("recipe", *GROUPS, "all, M", "GMAC")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="*", type=Path, help="YAML files; default: all of configs/")
+    parser.add_argument("--markdown", action="store_true", help="print a table for Markdown")
+    options = parser.parse_args(arguments)
+    recipes = options.recipes or sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+    rows = [row(path.stem, *sizes(load_config(path).model)) for path in recipes]
+    print("\n".join(markdown(rows) if options.markdown else aligned(rows)))
+
+
+def sizes(config: ModelConfig, hr_side: int = HR_SIDE) -> tuple[dict[str, int], int]:
+    """Parameters by group, and multiply-accumulates of a forward pass in evaluation mode for one image."""
+    side = hr_side // config.scale
+    with torch.device("meta"), torch.no_grad():
+        model, counter = build_model(config).eval(), FlopCounterMode(display=False)
+        with counter:  # not around the building, in which some encoders run
+            model(torch.empty(1, 3, side, side))
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    groups = {group: sum(counts[name] for name in names) for group, names in model.groups().items()}
+    return groups, counter.get_total_flops() // 2
+
+
+def row(name: str, groups: dict[str, int], macs: int) -> tuple[str, ...]:
+    """A line of the table; a group without parameters is left empty."""
+    millions = [groups.get(group, 0) / 1e6 for group in GROUPS]
+    return name, *(f"{m:.2f}" if m else "" for m in millions), f"{sum(millions):.2f}", f"{macs / 1e9:.1f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines in columns as wide as they need: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))])
+        for line in (HEADINGS, *rows)
+    ]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The same as a Markdown table."""
+    rule = ["---", *["---:"] * (len(HEADINGS) - 1)]
+    return [f"| {' | '.join(line)} |" for line in (HEADINGS, rule, *rows)]
+
+
+if __name__ == "__main__":
+    main()
