@@ -238,13 +238,21 @@ def init_from(model: JointModel, source: str) -> None:
     A network, SR or segmentation, of which the source has nothing keeps its initial weights; a segmentation network
     that BlurSkip has wrapped since takes its place inside.
     """
-    state = read_tensors(source) if Path(source).is_file() else load_model(source).state_dict()
-    own = model.state_dict()
+    state, own = _source_state(source), model.state_dict()
     if _wrapped(own) and not _wrapped(state):
         state = {re.sub(r"^seg\.", "seg.net.", name): value for name, value in state.items()}
     there = {_network(name) for name in state}
     fresh = {name: value for name, value in own.items() if _network(name) not in there}
     assign_state(model, {**fresh, **state}, source)
+
+
+def holds_segmentation(source: str) -> bool:
+    """Whether a source of `init_from` has weights for the segmentation network; ValueError if it cannot be read."""
+    return any(name.startswith("seg.") for name in _source_state(source))
+
+
+def _source_state(source: str) -> Mapping[str, Tensor]:
+    return read_tensors(source) if Path(source).is_file() else load_model(source).state_dict()
 
 
 def _wrapped(state: Mapping[str, Tensor]) -> bool:

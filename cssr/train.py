@@ -87,10 +87,11 @@ class Run:
         """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer."""
         config = self.config
         torch.manual_seed(config.train.seed)
-        model = build_model(config.model, fresh=not resumes and config.train.init_from is None)
+        start = None if resumes else config.train.init_from
+        model = build_model(config.model, fresh=not resumes and not (start and store.holds_segmentation(start)))
         config.model.sr = getattr(model.sr, "settings", config.model.sr)  # from here on no weight file is needed
-        if config.train.init_from and not resumes:
-            store.init_from(model, config.train.init_from)
+        if start:
+            store.init_from(model, start)
         self.task = Task(model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self.learning_rate = LearningRate(config)
