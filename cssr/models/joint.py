@@ -166,12 +166,15 @@ class SegThenSR(JointModel):
     """
 
     def forward(self, lq: Tensor, kernel: Tensor | None = None) -> Outputs:
-        """`mask_sr` and its logits; there is no SR image: `sr` is the bicubic enlargement, to look at."""
-        lq_logits, *_ = self.segment(self.normalize(lq))
+        """`mask_sr` and its logits; `lq_logits` and `aux` are of LQ size, for `loss.seg=at_lq`.
+
+        There is no SR image: `sr` is the bicubic enlargement, to look at.
+        """
+        lq_logits, *aux = self.segment(self.normalize(lq))
         mask_sr = self.sr(lq_logits.sigmoid())[0]
         logits = mask_sr.float().clamp(_LOGIT_BOUND, 1 - _LOGIT_BOUND).logit()
         sr = self.clip(F.interpolate(lq, scale_factor=self.scale, mode="bicubic"))
-        return Outputs(sr=sr, logits=logits, lq_logits=lq_logits, mask_sr=mask_sr)
+        return Outputs(sr=sr, logits=logits, aux=tuple(aux), lq_logits=lq_logits, mask_sr=mask_sr)
 
 
 class Dual(JointModel):
