@@ -86,9 +86,10 @@ class Run:
     def _build(self, resumes: bool) -> None:
         """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer."""
         config = self.config
-        torch.manual_seed(config.train.seed)
         start = None if resumes else config.train.init_from
-        model = build_model(config.model, fresh=not resumes and not (start and store.holds_segmentation(start)))
+        fresh = not resumes and not (start and store.holds_segmentation(start))
+        torch.manual_seed(config.train.seed)
+        model = build_model(config.model, fresh)
         config.model.sr = getattr(model.sr, "settings", config.model.sr)  # from here on no weight file is needed
         if start:
             store.init_from(model, start)
