@@ -1,49 +1,68 @@
-"""Shards: WebDataset tars (`key.jpg|png`, `key.mask.png`, `key.json`) and the `index.json` beside them.
+"""Shards: WebDataset tars and the `index.json` beside them, on this machine or elsewhere.
 
-A set whose index says `"masks": false` has no `key.mask.png`; its samples come with masks of 0.
+A sample is `key.jpg|png`, `key.mask.png`, `key.json` and, in a set of degraded images, `key.lq.png|jpg` and perhaps
+`key.kernel.npy`. A set whose index says `"masks": false` has no `key.mask.png`; its samples come with masks of 0.
 """
 
-import json
-import re
-import tarfile
+import os
+import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 
-IMAGE_EXTENSIONS = ("jpg", "png")
-INDEX_FORMAT = "cssr-shards-1"
+from cssr import index as indexes
+from cssr.cache import Cache, Entry
+from cssr.config import DataConfig
+from cssr.contents import Files, contents
+from cssr.decode import decode_image, decode_kernel, decode_mask, image_size
+from cssr.remote import DataError, Notify, Remote, is_remote
+
+_BESIDE = 1 << 25  # bytes that an image file may have beside 8 a pixel: thumbnails, colour profiles
+_REMEDY = "write the shards again with shards/make_shards.py"
 
 
-class DataError(ValueError):
-    """The data cannot be used as it is; the message is one line with the remedy."""
+def _ignore(_: str) -> None: ...
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard directory whose index has been read and whose files are there, whole by size."""
+    """A set of shards whose index has been read; those on this machine are there, whole by size."""
 
-    root: Path
+    root: Path | str  # directory; address where it is elsewhere
     names: tuple[str, ...]
     counts: tuple[int, ...]
     index: dict[str, Any]
+    cache: Cache | None = None  # through which shards elsewhere are read
 
     @classmethod
-    def open(cls, root: str | Path, setting: str) -> "ShardSet":
+    def open(cls, root: str | Path, setting: str, data: DataConfig | None = None) -> "ShardSet":
         """Read `root/index.json`, check the tars; DataError names `setting` (the option that gave `root`)."""
-        root = Path(root)
-        index = _read_index(root, setting)
-        for shard in index["shards"]:
-            path = root / shard["name"]
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes, its index says {shard['bytes']}"
-                raise DataError(f"{setting}: {path} {found}; write the shards again with shards/make_shards.py")
-        return cls(root, tuple(s["name"] for s in index["shards"]), tuple(s["samples"] for s in index["shards"]), index)
+        data = data or DataConfig()
+        if is_remote(root):
+            cache = _cache(str(root), data)
+            text = _fetch_index(cache.remote)
+            where = cache.remote.address("index.json")
+        else:
+            cache, root = None, Path(str(root).removeprefix("file://"))
+            where = root / "index.json"
+            text = _read_index(where, setting)
+        index = indexes.parse_index(text)
+        if index is None:
+            raise DataError(f"{setting}: {where} is damaged or of another format than {indexes.FORMAT}; {_REMEDY}")
+        names, counts = (tuple(shard[what] for shard in index["shards"]) for what in ("name", "samples"))
+        found = cls(root, names, counts, index, cache)
+        found._check_pixels(setting, data.max_pixels)
+        found._check_files(setting)
+        return found
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -53,33 +72,92 @@ class ShardSet:
         """Whether the samples have masks."""
         return self.index.get("masks", True)
 
+    @property
+    def lq(self) -> bool:
+        """Whether the samples have LQ images."""
+        return self.index.get("lq") or False
+
+    @property
+    def scale(self) -> int | None:
+        """HR pixels per pixel of the stored LQ images; None where there are none."""
+        return self.index["scale"] if self.lq else None
+
+    @property
+    def kernel(self) -> int | None:
+        """Side of the stored blur kernels, pixels; None where there are none."""
+        return self.index.get("kernel") if self.lq else None
+
+    @cached_property
+    def pixels(self) -> int:
+        """How many the largest image has."""
+        return max(width * height for width, height in indexes.sizes(self.index))
+
     def smallest_side(self) -> int:
         """The shortest side of any image, pixels."""
-        return min(min(map(int, size.split("x"))) for size in self.index["image_sizes"])
+        return min(map(min, indexes.sizes(self.index)))
+
+    def address(self, shard: int) -> str:
+        """Where a shard is, for people."""
+        name = self.names[shard]
+        return self.cache.remote.address(name) if self.cache else os.path.join(self._directory, name)
+
+    @cached_property
+    def _directory(self) -> str:
+        return str(self.root)
+
+    def entry(self, shard: int) -> Entry:
+        """A shard as the cache knows it."""
+        return Entry(*(self.index["shards"][shard][what] for what in ("name", "bytes", "sha256")))
+
+    def file(self, shard: int, notify: Notify) -> AbstractContextManager[BinaryIO]:
+        """A shard, open for reading."""
+        if self.cache:
+            return self.cache.use(self.entry(shard), notify)
+        return open(self.address(shard), "rb")
+
+    def _check_pixels(self, setting: str, most: int) -> None:
+        if self.pixels > most:
+            raise DataError(
+                f"{setting}: {self.root} has images of {self.pixels} pixels, more than data.max_pixels={most}: "
+                "raise that if the set is to be trusted"
+            )
+
+    def _check_files(self, setting: str) -> None:
+        for shard in self.index["shards"]:
+            if self.cache:
+                if not _is_sha256(shard.get("sha256")):
+                    raise DataError(f"{setting}: the index of {self.root} has no sha256 of {shard['name']}; {_REMEDY}")
+                continue
+            path = self.root / shard["name"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes, its index says {shard['bytes']}"
+                raise DataError(f"{setting}: {path} {found}; {_REMEDY}")
 
 
-def _read_index(root: Path, setting: str) -> dict[str, Any]:
-    path = root / "index.json"
+def _is_sha256(text: Any) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _cache(root: str, data: DataConfig) -> Cache:
+    directory = data.cache or os.environ.get("CSSR_CACHE") or Path.home() / ".cache" / "cssr"
+    return Cache(Remote(root, data.retries, data.timeout), Path(directory), int(data.cache_gib * 2**30))
+
+
+@lru_cache(maxsize=64)
+def _fetch_index(remote: Remote) -> bytes:
+    """Once a process: what has begun with an index goes on with it."""
+    return remote.fetch("index.json", indexes.LARGEST, _say)
+
+
+def _read_index(path: Path, setting: str) -> bytes:
     if not path.is_file():
         raise DataError(
-            f"{setting}: no shards in {root} (index.json is missing); write them with shards/make_shards.py"
+            f"{setting}: no shards in {path.parent} (index.json is missing); write them with shards/make_shards.py"
         )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        whole = index["format"] == INDEX_FORMAT and index["shards"] and index["image_sizes"]
-        whole = whole and all(
-            s["samples"] > 0 and s["bytes"] > 0 and s["name"].endswith(".tar") for s in index["shards"]
-        )
-        whole = whole and isinstance(index.get("masks", True), bool)
-        whole = whole and all(re.fullmatch(r"\d+x\d+", size) for size in index["image_sizes"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise DataError(
-            f"{setting}: {path} is damaged or of another format than {INDEX_FORMAT}; "
-            "write the shards again with shards/make_shards.py"
-        )
-    return index
+    if path.stat().st_size > indexes.LARGEST:
+        raise DataError(f"{setting}: {path} is larger than {indexes.LARGEST >> 20} MiB; {_REMEDY}")
+    return path.read_bytes()
 
 
 def parse_sets(setting: Any, name: str) -> dict[str, float]:
@@ -95,6 +173,14 @@ def parse_sets(setting: Any, name: str) -> dict[str, float]:
     raise DataError(f"{name} must be a shard directory, several, or {{directory: weight}}; found {setting}")
 
 
+def open_sets(setting: Any, name: str, data: DataConfig | None = None) -> list[ShardSet]:
+    """The shard sets of a setting (`data.val`, say, which is its `name`), checked; `data` says how they are read."""
+    return [ShardSet.open(path, name, data) for path in parse_sets(setting, name)]
+
+
+# ---- samples ----
+
+
 @dataclass
 class Sample:
     """One sample as stored: what a shard holds under a key."""
@@ -102,48 +188,47 @@ class Sample:
     key: str
     image: np.ndarray  # H W 3 uint8 RGB
     mask: np.ndarray  # H W uint8, 0 or 1; 0 in a set without masks
+    lq: np.ndarray | None = None  # h w 3 uint8 RGB, h = H // scale, w = W // scale
+    kernel: np.ndarray | None = None  # k k float32
 
 
-@lru_cache(maxsize=64)
-def _members(path: str) -> tuple[tuple[str, dict[str, tuple[int, int]]], ...]:
-    """(key, {extension: (offset, size)}) of each sample of a tar, in order: its headers are read once."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
-    return tuple(samples.items())
+def read_sample(shards: ShardSet, shard: int, index: int, notify: Notify = _ignore, with_lq: bool = True) -> Sample:
+    """Read and decode one sample by its place in a shard.
 
-
-def read_sample(shards: ShardSet, shard: int, index: int) -> Sample:
-    """Read and decode one sample by its place in a shard; DataError if it is damaged."""
-    path = shards.root / shards.names[shard]
-    where = f"{path} sample {index}"
+    Args:
+        notify: called with what went wrong on the way, but could be helped.
+        with_lq: whether a stored LQ image and kernel are wanted.
+    Raises: DataError if the sample is damaged; Unreachable, a DataError too, if its shard is not to be had.
+    """
+    address = shards.address(shard)
+    where = f"{address} sample {index}"
     try:
-        key, parts = _members(str(path))[index]
-        where = f"{path} key {key}"
-        image_at = next(parts[e] for e in IMAGE_EXTENSIONS if e in parts)
-        with open(path, "rb") as file:
-            image = _decode(_read_at(file, *image_at), cv2.IMREAD_COLOR)
-            mask = _decode(_read_at(file, *parts["mask.png"]), cv2.IMREAD_GRAYSCALE) if shards.masks else None
-    except (OSError, tarfile.TarError, IndexError, KeyError, StopIteration, cv2.error) as error:
-        raise DataError(f"damaged sample: {where}: {type(error).__name__}") from error
-    if not shards.masks and image is not None:
-        mask = np.zeros(image.shape[:2], np.uint8)
-    if image is None or mask is None or image.shape[:2] != mask.shape:
-        raise DataError(f"damaged sample: {where}: its {'image' if image is None else 'mask'} cannot be used")
-    return Sample(key, image[..., ::-1], (mask > 0).astype(np.uint8))
+        with shards.file(shard, notify) as file:
+            version = shards.entry(shard).sha256 if shards.cache else os.fstat(file.fileno()).st_mtime_ns
+            held = contents((address, version), file, shards.counts[shard])
+            key = held.key(index)
+            where = f"{address} key {key}"
+            files = Files(file, held.places[index], _BESIDE + 8 * shards.pixels)
+            return _decode(shards, key, files, with_lq, lambda doubt: notify(f"{where}: {doubt}; used as it is"))
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        reason = " ".join(str(error).split()) if type(error) is ValueError else type(error).__name__
+        raise DataError(f"damaged sample: {where}: {reason}") from error
 
 
-def _read_at(file: Any, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    return file.read(size)
-
-
-def _decode(data: bytes, mode: int) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
-
-
-def open_sets(setting: Any, name: str) -> list[ShardSet]:
-    """The shard sets of a setting (`data.val`, say, which is its `name`), checked."""
-    return [ShardSet.open(path, name) for path in parse_sets(setting, name)]
+def _decode(shards: ShardSet, key: str, files: Files, with_lq: bool, doubt: Notify) -> Sample:
+    data = files.read("jpg", "png")
+    width, height = image_size(data)
+    if width * height > shards.pixels:
+        raise ValueError(f"its image has {width} x {height} pixels by its header, more than any of the set")
+    mask = decode_mask(files.sized(width, height, "mask.png")) if shards.masks else np.zeros((height, width), np.uint8)
+    sample = Sample(key, decode_image(data, doubt), mask)
+    if sample.image.shape[:2] != sample.mask.shape:
+        raise ValueError(f"its image has {sample.image.shape[:2]} pixels, its mask {sample.mask.shape}")
+    if with_lq and shards.scale:
+        lq = files.sized(width // shards.scale, height // shards.scale, "lq.png", "lq.jpg")
+        sample.lq = decode_image(lq, doubt)
+    if with_lq and shards.kernel:
+        sample.kernel = decode_kernel(files.read("kernel.npy"), shards.kernel)
+    return sample

@@ -1,0 +1,201 @@
+"""Remote shards on this machine's disk: whole files named by their sha256, shared by all its processes, bounded.
+
+No process owns the cache and nothing lives in memory: who reads a file holds a shared lock on it, who fills one an
+exclusive lock on its partial file, who makes room one on the directory. Locks end with their process, however it ends.
+"""
+
+import contextlib
+import fcntl
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from cssr.remote import DataError, Notify, Remote, Unreachable
+
+_OURS = re.compile(r"[0-9a-f]{64}\.(tar|partial)")  # anything else in the directory is left alone
+_TRIES = 100  # to have a file before another process has removed it
+_PATIENCE = 600.0  # seconds to wait for files in use to fall free
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A remote file: its name, size in bytes, and sha256 in hexadecimal."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Files of `remote`, kept in `directory` up to `capacity` bytes; the least recently used one goes first."""
+
+    remote: Remote
+    directory: Path
+    capacity: int
+
+    @contextmanager
+    def use(self, entry: Entry, notify: Notify) -> Iterator[BinaryIO]:
+        """The file, open, downloaded if need be; while it is open nobody removes it.
+
+        Raises: Unreachable, as well if it is larger than the cache, or the disk is full.
+        """
+        with self._whole(entry, notify) as file:
+            with contextlib.suppress(OSError):  # a cache that others filled may be read-only
+                os.utime(file.fileno())  # the time of last use
+            yield file
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether the file is there already."""
+        return self._path(entry).exists()
+
+    def _path(self, entry: Entry) -> Path:
+        return self.directory / f"{entry.sha256}.tar"
+
+    def _whole(self, entry: Entry, notify: Notify) -> BinaryIO:
+        """The file with a shared lock; others may remove it between its download and that, but hardly for ever."""
+        for _ in range(_TRIES):
+            file = _locked(self._path(entry), entry.size)
+            if file:
+                return file
+            self._fill(entry, self._path(entry), notify)
+        raise Unreachable(f"data.cache: {self._path(entry)} cannot be replaced, or vanishes; choose another directory")
+
+    def _fill(self, entry: Entry, path: Path, notify: Notify) -> None:
+        """Download to a partial file, unless another process has done so in the meantime."""
+        partial = path.with_suffix(".partial")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise Unreachable(f"data.cache: {self.directory} cannot be written: {error.strerror}") from error
+        with open(handle, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # waits for whoever fills it now
+            if path.exists() or not _is(file, partial):
+                return
+            try:
+                self._reserve(file, entry)
+                self.remote.download(entry.name, file, entry.size, entry.sha256, notify)
+                os.fsync(file.fileno())
+                with self._alone():
+                    os.rename(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+
+    def _reserve(self, file: BinaryIO, entry: Entry) -> None:
+        """Give the file its full size, after others have made room for it."""
+        if entry.size > self.capacity:
+            raise Unreachable(f"{self._limit()} holds no {entry.name} of {entry.size / 2**30:.3g} GiB; raise it")
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            with self._alone():
+                os.truncate(file.fileno(), 0)
+                if self._make_room(entry.size):
+                    self._allocate(file, entry.size)
+                    return
+            time.sleep(0.1)
+        raise Unreachable(f"{self._limit()}: every shard in {self.directory} is in use; raise it")
+
+    def _limit(self) -> str:
+        return f"data.cache_gib={self.capacity / 2**30:.3g}"
+
+    def _allocate(self, file: BinaryIO, size: int) -> None:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise Unreachable(f"data.cache: {self.directory} has no room for {size} bytes: {error.strerror}") from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process counts the files meanwhile."""
+        with open(self.directory / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _make_room(self, size: int) -> bool:
+        """Remove what was used least recently and is not in use; whether there is room now."""
+        files = []
+        with os.scandir(self.directory) as entries:
+            for entry in entries:
+                if _OURS.fullmatch(entry.name):
+                    with contextlib.suppress(FileNotFoundError):  # removed by who failed to fill it
+                        files.append((entry.stat(follow_symlinks=False), entry.path))
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
+            if total + size <= self.capacity:
+                break
+            total -= stat.st_size if _remove(path) else 0
+        return total + size <= self.capacity
+
+
+def _locked(path: Path, size: int) -> BinaryIO | None:
+    """A file with a shared lock, or None if it is not there; one of another size is removed."""
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Unreachable(f"data.cache: {path} cannot be read: {error.strerror}") from error
+    fcntl.flock(file, fcntl.LOCK_SH)
+    if _is(file, path) and os.fstat(file.fileno()).st_size == size:
+        return file
+    file.close()
+    _remove(path)
+    return None
+
+
+def _is(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: str | Path) -> bool:
+    """Remove a file, unless somebody reads or fills it."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+        return True
+    return False
+
+
+class Ahead:
+    """Downloads, in a thread, files that will be wanted soon; what goes wrong here will be told when they are used."""
+
+    def __init__(self, notify: Notify):
+        self._wanted: queue.Queue = queue.Queue(8)
+        self._notify = notify
+        self._thread: threading.Thread | None = None
+
+    def want(self, cache: Cache, entry: Entry) -> None:
+        """Ask for a file; forgotten if more is asked for than comes."""
+        if cache.holds(entry):
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        with contextlib.suppress(queue.Full):
+            self._wanted.put_nowait((cache, entry))
+
+    def close(self) -> None:
+        """Ask for nothing more; what is under way is finished, nobody waits for it."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._wanted.get_nowait()
+        self._wanted.put(None)
+
+    def _work(self) -> None:
+        while wanted := self._wanted.get():
+            cache, entry = wanted
+            with contextlib.suppress(DataError, OSError), cache.use(entry, self._notify):
+                pass

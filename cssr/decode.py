@@ -1,0 +1,89 @@
+"""Bytes of a sample's files into arrays. What a header claims is checked before any of it is decoded.
+
+Only JPEG and PNG are taken for images, whatever the decoders could read besides.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': (True|False), 'shape': \((\d{1,3}), (\d{1,3})\), \} *\n",
+    re.DOTALL,
+)  # what numpy.save writes for such an array; nothing in it is evaluated
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels by the header of a JPEG or PNG file; ValueError if it is neither."""
+    if data[:8] == _PNG and data[12:16] == b"IHDR" and len(data) >= 33:
+        return struct.unpack(">II", data[16:24])
+    if data[:3] == _JPEG:
+        return _jpeg_size(data)
+    raise ValueError("neither JPEG nor PNG")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+        return width, height
+    except (ValueError, KeyError):  # colours subsampled in a way that it does not know, or no JPEG at all
+        try:
+            with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+                return image.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError("neither JPEG nor PNG") from error
+
+
+def decode_image(data: bytes, doubt: Callable[[str], None]) -> np.ndarray:
+    """H W 3 uint8 RGB, as stored: an EXIF orientation is not applied.
+
+    `doubt` is called with what a JPEG decoder found wrong, where it could go on all the same. ValueError if it cannot.
+    """
+    if data[:3] != _JPEG:
+        return cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except (ValueError, KeyError) as error:
+        image = cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # goes on where it can
+        reason = " ".join(str(error).split())
+        if "subsampling" not in reason and isinstance(error, ValueError):  # not merely of a kind that it does not know
+            doubt(reason)
+        return image
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """H W uint8: 1 where the stored value is above 0. ValueError if it cannot be decoded."""
+    return (_decode(data, cv2.IMREAD_GRAYSCALE) > 0).view(np.uint8)
+
+
+def decode_kernel(data: bytes, side: int) -> np.ndarray:
+    """k k float32 from a numpy file. ValueError for anything but `side` x `side` finite float32, pickles above all."""
+    header = _NPY.match(data)
+    if not header or data[8:10] != struct.pack("<H", header.end() - 10):
+        raise ValueError("its kernel is no numpy file of float32")
+    shape = int(header[2]), int(header[3])
+    if shape != (side, side) or len(data) - header.end() != 4 * side * side:
+        raise ValueError(f"its kernel has {shape[0]} x {shape[1]} pixels, not {side} x {side}")
+    order = "F" if header[1] == b"True" else "C"
+    kernel = np.frombuffer(data, "<f4", offset=header.end()).reshape(shape, order=order)
+    if not np.isfinite(kernel).all():
+        raise ValueError("its kernel is not finite")
+    return np.array(kernel, np.float32, order="C")
+
+
+def _decode(data: bytes, mode: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise ValueError("cannot be decoded") from error
+    if image is None:
+        raise ValueError("cannot be decoded")
+    return image

@@ -1,0 +1,252 @@
+"""Files of a set that lies elsewhere, over http(s), in an object store or out of a command; retried, bounded, told.
+
+`http://`, `https://`: a file is `ROOT/NAME`. Any other `scheme://` (`s3://`, `gs://`, ...): whatever fsspec knows. A
+template `pipe:COMMAND`: a shell's output, `{name}` standing for the file's name.
+"""
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import os
+import random
+import re
+import selectors
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+_BLOCK = 1 << 18  # bytes read at once
+_STALLED = 1 << 16  # bytes; a transfer that moves fewer in `timeout` seconds is broken off
+_SLOW = 1 << 20  # bytes a second; a transfer that falls below over `timeout` seconds is reported
+_LONGEST_WAIT = 60.0  # seconds between two tries
+_PASSING = {408, 425, 429}  # http statuses below 500 that may pass
+_LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # the fault of this machine's disk
+
+Notify = Callable[[str], None]
+
+
+class DataError(ValueError):
+    """The data cannot be used as it is; the message is one line with the remedy."""
+
+
+class Unreachable(DataError):
+    """A remote file is not to be had, after every retry, or not to be kept: nothing takes its place, the run stops."""
+
+
+class _Broken(OSError):
+    """What came is not what the index promises; trying again may help."""
+
+
+class _Stream(NamedTuple):
+    """What a server gives: `read(n)`, at most n bytes (b"" at the end), and the place in the file that it begins at."""
+
+    read: Callable[[int], bytes]
+    start: int
+
+
+def is_remote(root: Any) -> bool:
+    """Whether a set's root is elsewhere: an address or a command, no path."""
+    return str(root).startswith("pipe:") or bool(re.match(r"(?!file:)[a-z][a-z0-9+.-]*://", str(root)))
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The files under a root.
+
+    Args:
+        root: as above.
+        retries: further tries after the first, the waits between them doubling from half a second.
+        timeout: seconds without progress after which a try is given up.
+    """
+
+    root: str
+    retries: int = 5
+    timeout: float = 30.0
+
+    def __post_init__(self):
+        if self.root.startswith("pipe:") and "{name}" not in self.root:
+            raise DataError(
+                f"{self.root}: a command needs {{name}} where the file's name goes: 'pipe:cat DIR/{{name}}'"
+            )
+
+    def address(self, name: str) -> str:
+        """Where a file is, for people: without passwords and tokens."""
+        if self.root.startswith("pipe:"):
+            return f"{self.root} ({name})"
+        parts = urllib.parse.urlsplit(self.root)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/{name}"
+
+    def fetch(self, name: str, limit: int, notify: Notify) -> bytes:
+        """A small file, whole. Raises: Unreachable, as well if it is larger than `limit` bytes."""
+
+        def attempt() -> bytes:
+            data = bytearray()
+            with _open(self.root, name, 0, self.timeout) as stream:
+                self._copy(name, stream, limit + 1, data.extend, notify)
+            return bytes(data)
+
+        data = self._persist(name, attempt, notify)
+        if len(data) > limit:
+            raise Unreachable(f"{self.address(name)} is larger than {limit >> 20} MiB: this is no set of shards")
+        return data
+
+    def download(self, name: str, file: BinaryIO, size: int, sha256: str, notify: Notify) -> None:
+        """A file of known size and digest into an empty `file`; a broken transfer goes on where it broke, if it can.
+
+        Raises: Unreachable, as well if what comes is not what was promised, however often.
+        """
+
+        def attempt() -> None:
+            with _open(self.root, name, file.tell(), self.timeout) as stream:
+                file.seek(stream.start)
+                self._copy(name, stream, size + 1, file.write, notify)
+            file.flush()
+            found = file.tell()
+            if found < size:
+                raise _Broken(f"ended after {found} of {size} bytes")
+            if found > size or _digest(file, size) != sha256:
+                file.seek(0)
+                raise _Broken(f"more than its {size} bytes" if found > size else "its sha256 is not that of the index")
+
+        self._persist(name, attempt, notify)
+
+    def _copy(self, name: str, stream: _Stream, end: int, write: Callable[[bytes], Any], notify: Notify) -> None:
+        """At most up to `end`, watching the pace."""
+        place, since, before, told = stream.start, time.monotonic(), stream.start, False
+        while place < end and (block := stream.read(min(_BLOCK, end - place))):
+            write(block)
+            place += len(block)
+            seconds = time.monotonic() - since
+            if seconds > self.timeout:
+                if place - before < min(_STALLED, end - 1 - before):
+                    raise TimeoutError(f"only {place - before} bytes in {seconds:.2g} s")
+                if place - before < _SLOW * seconds and not told:
+                    notify(f"{self.address(name)} is slow: {(place - before) / seconds / 1e6:.2g} MB/s")
+                    told = True
+                since, before = time.monotonic(), place
+
+    def _persist(self, name: str, attempt: Callable[[], Any], notify: Notify) -> Any:
+        for number in range(self.retries + 1):
+            try:
+                return attempt()
+            except Exception as error:
+                reason = _one_line(error)
+                if getattr(error, "errno", None) in _LOCAL:
+                    raise Unreachable(f"data.cache: {reason}, while fetching {self.address(name)}") from error
+                if number == self.retries or not _may_pass(error):
+                    tries = f" (tried {number + 1} times)" if number else ""
+                    raise Unreachable(
+                        f"{self.address(name)} cannot be fetched{tries}: {reason}; see that it is there, "
+                        "then run the same command again"
+                    ) from error
+                wait = _wait(number, error)
+                notify(f"{self.address(name)}: {reason}; try {number + 2} of {self.retries + 1}")
+                time.sleep(wait)
+        raise AssertionError
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether trying again may help."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500 or error.code in _PASSING
+    if isinstance(error, urllib.error.URLError) and not isinstance(error.reason, OSError):
+        return False  # an address that is none
+    return not isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, ValueError))
+
+
+def _wait(number: int, error: Exception) -> float:
+    """Seconds: doubling, scattered so that a cluster's workers do not all come back together; or as the server asks."""
+    asked = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
+    wait = float(asked) if asked.isdigit() else 0.5 * 2**number * random.SystemRandom().uniform(0.5, 1)
+    return min(wait, _LONGEST_WAIT)
+
+
+def _digest(file: BinaryIO, size: int) -> str:
+    """The sha256 of a file, which is left at its end."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(min(_BLOCK, size - file.tell())):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+# ---- ways to a file ----
+
+
+def _open(root: str, name: str, start: int, timeout: float) -> AbstractContextManager[_Stream]:
+    """A file from place `start` on, or from the beginning where that cannot be had."""
+    if root.startswith("pipe:"):
+        return _pipe(root.removeprefix("pipe:"), name, timeout)
+    return (_http if re.match("https?:", root) else _fsspec)(root, name, start, timeout)
+
+
+@contextmanager
+def _http(root: str, name: str, start: int, timeout: float) -> Iterator[_Stream]:
+    parts = urllib.parse.urlsplit(root)
+    url = urllib.parse.urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{urllib.parse.quote(name)}"))
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if response.status != 200 and not goes_on:
+            raise _Broken(f"HTTP status {response.status}")
+        yield _Stream(lambda count: _read1(response, count), start if goes_on else 0)
+
+
+def _read1(response: http.client.HTTPResponse, count: int) -> bytes:
+    """What is there, of a response that need not end where it says that it would."""
+    data = response.read1(count)
+    if not data and response.length:
+        raise _Broken(f"the connection was closed, {response.length} bytes too early")
+    return data
+
+
+@contextmanager
+def _fsspec(root: str, name: str, start: int, timeout: float) -> Iterator[_Stream]:
+    import fsspec  # here, as it is slow to import and seldom needed
+
+    with fsspec.open(f"{root.rstrip('/')}/{name}", "rb") as file:
+        file.seek(start)
+        yield _Stream(file.read, start)
+
+
+@contextmanager
+def _pipe(command: str, name: str, timeout: float) -> Iterator[_Stream]:
+    command = command.replace("{name}", shlex.quote(name))
+    with tempfile.TemporaryFile() as told:
+        process = subprocess.Popen(
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=told, start_new_session=True
+        )
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(process.stdout, selectors.EVENT_READ)
+                yield _Stream(lambda count: _from_process(process, selector, count, timeout, told), 0)
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.stdout.close()
+            process.wait()
+
+
+def _from_process(process: subprocess.Popen, selector: Any, count: int, timeout: float, told: BinaryIO) -> bytes:
+    if not selector.select(timeout):
+        raise TimeoutError(f"the command gave nothing for {timeout:g} s")
+    data = os.read(process.stdout.fileno(), count)
+    if not data and process.wait(timeout):
+        told.seek(max(0, told.seek(0, os.SEEK_END) - 300))
+        last = told.read().decode(errors="replace").strip().splitlines()[-1:]
+        raise _Broken(": ".join([f"the command ended with status {process.returncode}", *last]))
+    return data

@@ -1,0 +1,101 @@
+"""What is checked of shard sets before work starts: sizes against crops, stored LQ images and kernels, the cache."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cssr.config import DataConfig
+from cssr.lanes import allocate
+from cssr.tars import DataError, ShardSet, open_sets, parse_sets
+
+
+def open_train_sets(data: DataConfig, scale: int | None = None) -> tuple[list[ShardSet], list[float]]:
+    """The sets of `data.train` and their weights, checked against the settings; `scale`: as for `train_stream`."""
+    weights, sets = parse_sets(data.train, "data.train"), open_sets(data.train, "data.train", data)
+    for shards in sets:
+        side = shards.smallest_side()
+        if side < data.crop and not data.resized_crop:
+            raise DataError(
+                f"data.crop={data.crop} exceeds the smallest image of {shards.root} ({side} pixels a side); "
+                f"set data.crop to at most {side}, or data.resized_crop=[0.6,1]"
+            )
+    if scale is not None:
+        _check_stored(data, sets, scale)
+    _check_cache(data, sets, list(weights.values()))
+    return sets, list(weights.values())
+
+
+def _check_stored(data: DataConfig, sets: Sequence[ShardSet], scale: int) -> None:
+    for name in ("resized_crop", "photometric"):
+        if getattr(data, name):
+            raise DataError(f"data.{name} changes HR images, degradation=stored takes LQ images as they are: unset it")
+    check_lq(sets, scale, "data.train")
+
+
+def check_lq(sets: Sequence[ShardSet], scale: int, setting: str) -> None:
+    """Refuse sets without LQ images, or with those of another scale; DataError names the `setting` of the sets."""
+    for shards in sets:
+        if not shards.lq:
+            raise DataError(
+                f"{setting}: {shards.root} stores no LQ images, which degradation=stored takes: "
+                "give sets that do, or another degradation"
+            )
+        if shards.scale != scale:
+            raise DataError(
+                f"{setting}: the LQ images of {shards.root} are {shards.scale} times smaller, model.scale={scale}: "
+                "give sets of that scale, or another degradation"
+            )
+
+
+def check_kernels(sets: Sequence[ShardSet], side: int | None, setting: str) -> None:
+    """Refuse sets without kernels, or with those of another `side` (None: any one) than the SR network's."""
+    for shards in sets:
+        if shards.kernel is None:
+            raise DataError(
+                f"{setting}: {shards.root} stores no blur kernels, which loss.sr or a phase's true_kernel needs: "
+                "give sets that do, or another loss"
+            )
+        if shards.kernel != (side or sets[0].kernel):
+            raise DataError(
+                f"{setting}: the kernels of {shards.root} have {shards.kernel} pixels a side, "
+                f"{side or sets[0].kernel} are needed: set model.sr.kernel_size={shards.kernel}, or give other sets"
+            )
+
+
+def is_stored(component: Any) -> bool:
+    """Whether a degradation is to use what the sets store."""
+    return component == "stored" or (isinstance(component, Mapping) and component.get("name") == "stored")
+
+
+def stored_or(component: Any, sets: Sequence[ShardSet], scale: int, setting: str, given: bool) -> Any:
+    """The degradation of an evaluation: `stored` where the sets store LQ images and no other one was `given`.
+
+    Raises: DataError if only some of the sets store them, or at another scale.
+    """
+    wanted = not given and scale > 1 and any(shards.lq for shards in sets)
+    if not wanted and not is_stored(component):
+        return component
+    check_lq(sets, scale, setting)
+    return {"name": "stored"}
+
+
+def _check_cache(data: DataConfig, sets: Sequence[ShardSet], weights: Sequence[float]) -> None:
+    """Refuse a cache that could not keep what is read at a time: each sample would be a download."""
+    need = sum(
+        _bytes_in_use(shards, lanes, data.shuffle_window)
+        for shards, lanes in zip(sets, allocate(weights, max(data.lanes, len(sets))))
+        if shards.cache
+    )
+    if need > data.cache_gib * 2**30:
+        raise DataError(
+            f"data.cache_gib={data.cache_gib:g} is less than the {need / 2**30:.3g} GiB of shards that are read at a "
+            "time: raise it, or lower data.shuffle_window or data.lanes"
+        )
+
+
+def _bytes_in_use(shards: ShardSet, lanes: int, window: int) -> int:
+    """All of a set that is permuted whole; else the shards that a window of each lane lies in."""
+    sizes = [shard["bytes"] for shard in shards.index["shards"]]
+    if len(shards) <= window or len(shards) < lanes:
+        return sum(sizes)
+    each = window / lanes / (len(shards) / len(sizes)) + 2
+    return min(sum(sizes), int(lanes * each * max(sizes)))
