@@ -17,19 +17,60 @@ def augment(
 
     Args:
         image: H W 3 uint8. mask: H W uint8, 0 or 1.
-        data: the settings `crop`, `resized_crop`, `hflip`, `vflip`, `photometric`.
+        data: the settings `crop`, `resized_crop`, `crack_share`, `hflip`, `vflip`, `photometric`.
         rng: source of every draw.
     Returns:
         the image (crop crop 3 uint8) and the mask (crop crop uint8) cut, resized and mirrored alike.
     """
     image, mask = _crop(image, mask, data, rng)
-    if rng.random() < data.hflip:
-        image, mask = image[:, ::-1], mask[:, ::-1]
-    if rng.random() < data.vflip:
-        image, mask = image[::-1], mask[::-1]
+    how = _draw_mirror(data, rng)
+    image, mask = _mirror(image, how), _mirror(mask, how)
     if data.photometric:
         image = photometric_distortion(image, rng)
-    return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+    return image, mask
+
+
+def augment_stored(
+    image: np.ndarray,
+    mask: np.ndarray,
+    lq: np.ndarray,
+    kernel: np.ndarray | None,
+    scale: int,
+    data: DataConfig,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """A training crop of a photograph, its mask and its stored LQ image, which show the same.
+
+    Args:
+        image, mask: as for `augment`. lq: h w 3 uint8, h = H // scale, w = W // scale. kernel: k k float32.
+        data: the settings `crop`, `crack_share`, `hflip`, `vflip`; crops begin at multiples of `scale`.
+    Returns:
+        image, mask, lq (crop/scale crop/scale 3 uint8) and kernel, cut and mirrored alike: the mirrored image is the
+        mirrored LQ image's, blurred with the mirrored kernel (if what reduced it is symmetric, as bicubic is).
+    """
+    height, width = (side * scale for side in lq.shape[:2])
+    side, image, mask = data.crop, image[:height, :width], mask[:height, :width]
+    y, x = _position(mask, side, side, data, rng, scale)
+    cut, cut_lq = _window(y, x, side, side), _window(y // scale, x // scale, side // scale, side // scale)
+    how = _draw_mirror(data, rng)
+    kernel = None if kernel is None else _mirror(kernel, how)
+    return _mirror(image[cut], how), _mirror(mask[cut], how), _mirror(lq[cut_lq], how), kernel
+
+
+def _window(y: int, x: int, height: int, width: int) -> tuple[slice, slice]:
+    return np.s_[y : y + height, x : x + width]
+
+
+def _draw_mirror(data: DataConfig, rng: np.random.Generator) -> tuple[bool, bool]:
+    """Whether to exchange left and right, and above and below."""
+    across = rng.random() < data.hflip
+    return across, rng.random() < data.vflip
+
+
+def _mirror(image: np.ndarray, how: tuple[bool, bool]) -> np.ndarray:
+    """A copy, mirrored; cv2 does it many times faster than numpy."""
+    across, upright = how
+    return cv2.flip(image, 1 - 2 * upright if across else 0) if across or upright else np.ascontiguousarray(image)
 
 
 def _crop(
@@ -37,15 +78,36 @@ def _crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = mask.shape
     h, w = _crop_size(height, width, data.resized_crop, rng) if data.resized_crop else (data.crop, data.crop)
-    if h > height or w > width:
-        raise ValueError(f"image of {width}x{height} pixels is smaller than data.crop={data.crop}")
-    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    image, mask = image[y : y + h, x : x + w], mask[y : y + h, x : x + w]
+    window = _window(*_position(mask, h, w, data, rng), h, w)
+    image, mask = image[window], mask[window]
     if (h, w) == (data.crop, data.crop):
         return image, mask
     size = (data.crop, data.crop)
     enlarged = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), (enlarged > 0.5).astype(np.uint8)
+
+
+def _position(
+    mask: np.ndarray, h: int, w: int, data: DataConfig, rng: np.random.Generator, step: int = 1
+) -> tuple[int, int]:
+    """Where a crop of h x w begins: at multiples of `step`; for a share of the crops, so that a crack is in it."""
+    height, width = mask.shape
+    if h > height or w > width:
+        raise ValueError(f"image of {width}x{height} pixels is smaller than data.crop={data.crop}")
+    if data.crack_share and rng.random() < data.crack_share:
+        cracks = np.flatnonzero(mask.view(bool))
+        if len(cracks):
+            row, column = divmod(int(cracks[rng.integers(len(cracks))]), width)
+            return _around(row, h, height, step, rng), _around(column, w, width, step, rng)
+    y, x = rng.integers((height - h) // step + 1), rng.integers((width - w) // step + 1)
+    return int(y) * step, int(x) * step
+
+
+def _around(pixel: int, length: int, whole: int, step: int, rng: np.random.Generator) -> int:
+    """A beginning of all that let a stretch of `length` hold the pixel; `whole` is a multiple of `step` too."""
+    first = -(-max(0, pixel - length + 1) // step)
+    last = min(pixel, whole - length) // step
+    return int(rng.integers(first, last + 1)) * step
 
 
 def _crop_size(height: int, width: int, share: Sequence[float], rng: np.random.Generator) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 class Batch:
     """A batch of samples; B samples, H x W pixels at high resolution, h = H / scale, w = W / scale.
 
-    The loader fills the first five; the degradation, on the device, fills `lq` and `kernel`.
+    The loader fills the first five; the degradation, on the device, fills `lq` and `kernel`, unless they are stored.
     """
 
     hr: Tensor  # B 3 H W, high-resolution image: uint8 0..255 from the loader, float32 0..1 on the device
@@ -21,16 +21,17 @@ class Batch:
     )
     seed: Tensor | None = None  # B int64, the seed of each sample's degradation (kept on the CPU)
     key: list[str] = field(default_factory=list)  # B sample ids
-    lq: Tensor | None = None  # B 3 h w float32 about 0..1, the degraded low-resolution image
+    lq: Tensor | None = None  # B 3 h w float32 about 0..1, the degraded low-resolution image; stored: as `hr`
     kernel: Tensor | None = None  # B 1 k k float32, sums to 1, the blur kernel of each sample; None without blur
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`, images and masks as float32 (0..1)."""
-        hr = self.hr.to(device, non_blocking=True)
-        mask = self.mask.to(device, non_blocking=True).float()
-        distance = None if self.distance is None else self.distance.to(device, non_blocking=True)
-        hr = hr.float() / 255 if hr.dtype == torch.uint8 else hr
-        return replace(self, hr=hr, mask=mask, distance=distance)
+        names = ("hr", "mask", "distance", "lq", "kernel")
+        there = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in there.items()}
+        for name in {"hr", "lq"} & moved.keys():
+            moved[name] = moved[name].float() / 255 if moved[name].dtype == torch.uint8 else moved[name]
+        return replace(self, **{**moved, "mask": moved["mask"].float()})
 
     def __len__(self) -> int:
         return len(self.hr)

@@ -46,17 +46,23 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    train: Any = None  # shard directory, or several by weight: {dir_a: 3, dir_b: 1}
+    train: Any = None  # shard directory or address, or several by weight: {dir_a: 3, dir_b: 1}
     val: Any = None  # shard directory (or several, concatenated) for validation
     crop: int = 224  # side of the square HR training crop, pixels; a multiple of model.scale
     resized_crop: list[float] | None = None  # [low, high]: crop this share of the area, resized to `crop`
     hflip: float = 0.5  # probability of a horizontal mirror
     vflip: float = 0.0  # probability of a vertical mirror
+    crack_share: float = 0.0  # share of the crops that must show a crack pixel, of images that have one
     photometric: bool = False  # CSSR's photometric distortion: brightness, contrast, saturation, hue, channel order
     lanes: int = 32  # pieces a pass is cut into; ranks x workers must divide it; a property of the run
     shuffle_window: int = 16384  # samples; a set that fits is permuted whole, a larger one within shards and windows
     workers: int = 2  # loader processes per rank; 0 loads in the training process
     max_damaged: float = 0.01  # share of damaged samples above which the run stops
+    max_pixels: int = 100_000_000  # of an image; a set with larger ones is refused
+    cache: str | None = None  # directory for shards from elsewhere; null: $CSSR_CACHE or ~/.cache/cssr
+    cache_gib: float = 50.0  # what it may hold, GiB; the least recently used shard goes first
+    retries: int = 5  # further tries at a remote file before the run stops
+    timeout: float = 30.0  # seconds without progress after which a try is given up
 
 
 @dataclass
@@ -222,7 +228,7 @@ def check(config: Config) -> None:
         value = _at(config, key)
         if value is not None and value < lowest:
             raise ValueError(f"{key} must be at least {lowest}, found {value}")
-    for key in ("data.hflip", "data.vflip", "data.max_damaged", "optim.ema"):
+    for key in ("data.hflip", "data.vflip", "data.crack_share", "data.max_damaged", "optim.ema"):
         value = _at(config, key)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{key} must lie in 0..1, found {value}")
@@ -234,6 +240,7 @@ def check(config: Config) -> None:
 _LOWEST = dict.fromkeys(("model.scale", "data.crop", "data.lanes", "data.shuffle_window", "train.steps"), 1)
 _LOWEST |= dict.fromkeys(("train.batch_size", "train.micro_batch", "train.log_every", "train.save_every"), 1)
 _LOWEST |= dict.fromkeys(("train.keep", "eval.batch_size", "eval.limit"), 1)
+_LOWEST |= {"data.max_pixels": 1, "data.cache_gib": 0.001, "data.retries": 0, "data.timeout": 0.1}
 _LOWEST |= dict.fromkeys(("data.workers", "train.seed", "train.val_every", "train.sample_count", "eval.seed"), 0)
 
 

@@ -1,113 +1,149 @@
 """Shards to batches: `train_stream` (endless, by lanes, augmented) and `eval_stream` (every sample exactly once).
 
 The loader is never handed to accelerate: which sample stands where in a run is for `cssr/lanes.py` to say, and a place
-in the stream is one number. A set without masks gives masks of 0, and distances of 0.
+in the stream is one number. A set without masks gives masks of 0, and distances of 0. A set may store the LQ images of
+its samples: in training they are used where `degradation=stored` says so, in evaluation unless another is asked for.
 """
 
-import atexit
-import signal
-import weakref
+import sys
 import zlib
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
 
-from cssr.augment import augment
+from cssr.augment import augment, augment_stored
 from cssr.batch import Batch
+from cssr.cache import Ahead
 from cssr.config import DataConfig
+from cssr.distance_map import signed_distance
 from cssr.lanes import MixedPlan, rng
-from cssr.tars import DataError, Sample, ShardSet, open_sets, parse_sets, read_sample
+from cssr.loader import Samples, load
+from cssr.remote import Unreachable
+from cssr.sets import check_lq, open_train_sets
+from cssr.tars import DataError, Sample, ShardSet, open_sets, read_sample
 
-_GRACE = 30  # seconds that a worker outlives a SIGTERM, for the training process to finish its step and save
 _MAX_SUBSTITUTES = 20  # damaged substitutes in a row before a worker gives up
 
 
-def signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Signed Euclidean distance map of a mask, pixels.
+class _Loaded(NamedTuple):
+    """A sample as it comes from a worker; arrays as in `Batch`, but for its first dimension."""
 
-    Args: mask: H W uint8, 1 on crack pixels.
-    Returns: H W float32: outside, the distance to the nearest crack pixel; inside, minus the distance to the nearest
-        background pixel (-1 along the inner boundary); zero all over where the mask is empty. Exact (cv2's precise
-        transform), image borders not counted as background.
-    """
-    if not mask.any():
-        return np.zeros(mask.shape, np.float32)
-    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    if mask.all():
-        return outside - 1
-    return outside - cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    hr: np.ndarray
+    mask: np.ndarray
+    distance: np.ndarray | None
+    seed: int
+    key: str
+    lq: np.ndarray | None
+    kernel: np.ndarray | None
+    damaged: list[str]  # what could not be used in its place
+    notices: list[str]  # what else there was to say
 
 
-class _Samples(IterableDataset):
-    """Samples of `self.indices`, of which each worker takes its share in turn."""
+class _ShardSamples(Samples):
+    """Samples of shards; what there is to say of them is kept until one is loaded."""
 
-    indices: range
+    def __init__(self):
+        self.notices: list[str] = []
+        self._ahead: Ahead | None = None
 
-    @abstractmethod
-    def load(self, index: int) -> tuple:
-        """One sample; DataError if it cannot be had."""
+    def take_notices(self) -> list[str]:
+        """What there was to say since the last time."""
+        notices = [*self.notices]
+        del self.notices[: len(notices)]  # not what the other thread has added meanwhile
+        return notices
 
-    def __iter__(self) -> Iterator[tuple | DataError]:
-        worker = torch.utils.data.get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        try:
-            for index in self.indices[offset::stride]:
-                yield self.load(index)
-        except DataError as error:
-            yield error
+    def fetch_ahead(self, shards: ShardSet, shard: int) -> None:
+        """Begin to download a shard, if it is elsewhere."""
+        if shards.cache:
+            self._ahead = self._ahead or Ahead(self.notices.append)  # in the worker, where its thread is to run
+            self._ahead.want(shards.cache, shards.entry(shard))
+
+    def end(self) -> None:
+        if self._ahead:
+            self._ahead.close()
+        self._ahead = None
 
 
-class _TrainSamples(_Samples):
-    """The samples of one rank's places: (hr, mask, distance, seed, key, damage met on the way), as numpy arrays."""
+class _TrainSamples(_ShardSamples):
+    """The samples of one rank's places; `scale`: of the stored LQ images, None where they are not wanted."""
 
     def __init__(
-        self, sets: Sequence[ShardSet], plan: MixedPlan, data: DataConfig, seed: int, places: range, distance: bool
+        self,
+        sets: Sequence[ShardSet],
+        plan: MixedPlan,
+        data: DataConfig,
+        seed: int,
+        places: range,
+        distance: bool,
+        scale: int | None = None,
     ):
         self.sets, self.plan, self.data, self.seed = sets, plan, data, seed
-        self.indices, self.distance = places, distance
+        self.indices, self.distance, self.scale = places, distance, scale
+        self.with_kernel = all(shards.kernel == sets[0].kernel for shards in sets)
+        super().__init__()
 
-    def load(self, place: int) -> tuple:
+    def load(self, place: int) -> _Loaded:
         sample, damaged = self._read(place)
         draws = rng(self.seed, place, 0xA6)
-        image, mask = augment(sample.image, sample.mask, self.data, draws)
+        image, mask, lq, kernel = self._augment(sample, draws)
         distance = signed_distance(mask)[None] if self.distance else None
         seed = int(draws.integers(2**62))
-        return image.transpose(2, 0, 1), mask[None], distance, seed, sample.key, damaged
+        rest = lq, kernel, damaged, self.take_notices()
+        return _Loaded(_planes(image), mask[None], distance, seed, sample.key, *rest)
+
+    def soon(self, place: int) -> None:
+        if any(shards.cache for shards in self.sets):
+            owner, shard, _ = self.plan.later(place)
+            self.fetch_ahead(self.sets[owner], shard)
+
+    def _augment(self, sample: Sample, draws: np.random.Generator) -> tuple:
+        """Image, mask, LQ image (3 h w) and kernel (1 k k); None for the last two where they are not wanted."""
+        if self.scale is None:
+            return *augment(sample.image, sample.mask, self.data, draws), None, None
+        kernel = sample.kernel if self.with_kernel else None
+        image, mask, lq, kernel = augment_stored(
+            sample.image, sample.mask, sample.lq, kernel, self.scale, self.data, draws
+        )
+        return image, mask, _planes(lq), None if kernel is None else kernel[None]
 
     def _read(self, place: int) -> tuple[Sample, list[str]]:
         """The sample at a place, or a seeded substitute of its lane, and what was damaged on the way."""
         at, damaged = self.plan.locate(place), []
         for attempt in range(_MAX_SUBSTITUTES):
             try:
-                return read_sample(self.sets[at[0]], *at[1:]), damaged
+                return read_sample(self.sets[at[0]], *at[1:], self.notices.append, self.scale is not None), damaged
+            except Unreachable:
+                raise
             except DataError as error:
                 damaged.append(str(error))
                 at = self.plan.substitute(place, attempt)
         raise DataError(f"{_MAX_SUBSTITUTES} damaged samples in a row, the last: {damaged[-1]}; check the shards")
 
 
-@dataclass
+def _planes(image: np.ndarray) -> np.ndarray:
+    """H W 3 to 3 H W; cv2 does it several times faster than numpy."""
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, [*planes])
+    return planes
+
+
 class Damage:
-    """How many samples a stream could not use, and what they said."""
+    """How many samples a stream could not use, what they said, and what else there was to say."""
 
-    seen: int = 0
-    messages: Counter = None  # type: ignore[assignment]
-
-    def __post_init__(self):
-        self.messages = Counter()
+    def __init__(self):
+        self.seen = 0
+        self.messages: Counter[str] = Counter()
+        self.notices: Counter[str] = Counter()
 
     def count(self, damaged: Sequence[str], limit: float) -> list[str]:
         """Count a sample's damage; returns what has not been reported yet; DataError above the limit."""
         self.seen += 1
-        new = [message for message in damaged if message not in self.messages]
+        new = [message for message in dict.fromkeys(damaged) if message not in self.messages]
         self.messages.update(damaged)
         total = sum(self.messages.values())
         if damaged and total > limit * max(self.seen, 100):
@@ -117,18 +153,11 @@ class Damage:
             )
         return new
 
-
-def open_train_sets(data: DataConfig) -> tuple[list[ShardSet], list[float]]:
-    """The sets of `data.train` and their weights, checked against the crop."""
-    weights, sets = parse_sets(data.train, "data.train"), open_sets(data.train, "data.train")
-    for shards in sets:
-        side = shards.smallest_side()
-        if side < data.crop and not data.resized_crop:
-            raise DataError(
-                f"data.crop={data.crop} exceeds the smallest image of {shards.root} ({side} pixels a side); "
-                f"set data.crop to at most {side}, or data.resized_crop=[0.6,1]"
-            )
-    return sets, list(weights.values())
+    def note(self, notices: Sequence[str]) -> list[str]:
+        """Count what was noticed, a slow server, say; returns what has not been reported yet."""
+        new = [notice for notice in dict.fromkeys(notices) if notice not in self.notices]
+        self.notices.update(notices)
+        return new
 
 
 def train_stream(
@@ -141,6 +170,7 @@ def train_stream(
     distance: bool = True,
     damage: Damage | None = None,
     report: Any = print,
+    scale: int | None = None,
 ) -> Iterator[Batch]:
     """Endless training batches of one rank, on the CPU, from place `start` of the run on.
 
@@ -151,16 +181,19 @@ def train_stream(
         micro_batch: samples a batch.
         distance: whether the signed distance maps are wanted.
         damage: counts damaged samples; `report` is called with each new message.
+        scale: of the stored LQ images that the batches are to hold; None: none.
     """
-    sets, weights = open_train_sets(data)
+    sets, weights = open_train_sets(data, scale)
     plan = MixedPlan([s.counts for s in sets], weights, data.lanes, seed, data.shuffle_window)
     places = range(start + rank, 2**62, world)
-    samples = _TrainSamples(sets, plan, data, seed, places, distance)
+    samples = _TrainSamples(sets, plan, data, seed, places, distance, scale)
     damage = damage or Damage()
-    pending: list[tuple] = []
-    with closing(_load(samples, data.workers, 2 * micro_batch)) as stream:
+    pending: list[_Loaded] = []
+    with closing(load(samples, data.workers, 2 * micro_batch)) as stream:
         for sample in stream:
-            for message in damage.count(sample[-1], data.max_damaged):
+            for message in damage.count(sample.damaged, data.max_damaged):
+                report(f"{message}; replaced")
+            for message in damage.note(sample.notices):
                 report(message)
             pending.append(sample)
             if len(pending) == micro_batch:
@@ -168,77 +201,41 @@ def train_stream(
                 pending = []
 
 
-def _load(samples: "_Samples", workers: int, prefetch: int) -> Iterator[tuple]:
-    """Samples one by one, taken from the workers in turn, as plain arrays (nothing of them lives in shared memory)."""
-    loader = DataLoader(
-        samples,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_is,
-        worker_init_fn=_init_worker,
-        prefetch_factor=prefetch if workers else None,
-    )
-    stream = _raise_errors(loader)
-    _open_streams.add(stream)
-    return stream
+def _collate(samples: Sequence[_Loaded]) -> Batch:
+    parts = _Loaded(*zip(*samples))
+    hr, mask, distance, lq, kernel = map(_stack, (parts.hr, parts.mask, parts.distance, parts.lq, parts.kernel))
+    return Batch(hr, mask, distance, torch.tensor(parts.seed, dtype=torch.int64), [*parts.key], lq, kernel)
 
 
-def _raise_errors(loader: DataLoader) -> Iterator[tuple]:
-    """What the workers have found wrong, raised here as it was, without their tracebacks."""
-    for sample in loader:
-        if isinstance(sample, DataError):
-            raise sample
-        yield sample
+def _stack(arrays: Sequence[np.ndarray | None]) -> torch.Tensor | None:
+    return None if arrays[0] is None else torch.stack([torch.as_tensor(a) for a in arrays])
 
 
-_open_streams: weakref.WeakSet = weakref.WeakSet()
+class _EvalSamples(_ShardSamples):
+    """Every `world`-th sample of the sets, in shard order; `stored`: with the LQ images that they store."""
 
+    def __init__(self, sets: Sequence[ShardSet], indices: range, multiple: int, seed: int, stored: bool):
+        self.sets, self.indices, self.multiple, self.seed, self.stored = sets, indices, multiple, seed, stored
+        self.shards = [(number, shard) for number, one in enumerate(sets) for shard in range(len(one.counts))]
+        self.ends = np.cumsum([count for one in sets for count in one.counts])
+        super().__init__()
 
-@atexit.register
-def _close_streams() -> None:
-    """At exit, streams that something still holds end their workers, which would not heed multiprocessing's SIGTERM."""
-    for stream in list(_open_streams):
-        stream.close()
-
-
-def _init_worker(_: int) -> None:
-    """A SIGTERM to the whole group is the training process's to answer: a worker goes on for a while, then ends."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
-    cv2.setNumThreads(0)
-
-
-def _as_is(sample: tuple) -> tuple:
-    return sample
-
-
-def _collate(samples: Sequence[tuple]) -> Batch:
-    hr, mask, distance, seed, key, _ = zip(*samples)
-    return Batch(
-        hr=_stack(hr),
-        mask=_stack(mask),
-        distance=None if distance[0] is None else _stack(distance),
-        seed=torch.tensor(seed, dtype=torch.int64),
-        key=list(key),
-    )
-
-
-def _stack(arrays: Sequence[Any]) -> torch.Tensor:
-    return torch.stack([torch.as_tensor(a) for a in arrays])
-
-
-class _EvalSamples(_Samples):
-    """Every `world`-th sample of the sets, in shard order."""
-
-    def __init__(self, sets: Sequence[ShardSet], indices: range, multiple: int):
-        self.sets, self.indices, self.multiple = sets, indices, multiple
-        self.where = [(s, k, i) for s, shards in enumerate(sets) for k, n in enumerate(shards.counts) for i in range(n)]
-
-    def load(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
-        s, shard, i = self.where[index]
-        sample = read_sample(self.sets[s], shard, i)
+    def load(self, index: int) -> _Loaded:
+        place = int(np.searchsorted(self.ends, index, side="right"))
+        number, shard = self.shards[place]
+        index -= int(self.ends[place - 1]) if place else 0
+        sample = read_sample(self.sets[number], shard, index, self.notices.append, self.stored)
         height, width = (side // self.multiple * self.multiple for side in sample.mask.shape)
-        image = np.ascontiguousarray(sample.image[:height, :width].transpose(2, 0, 1))
-        return sample.key, image, sample.mask[None, :height, :width]
+        lq = None if sample.lq is None else _planes(sample.lq)
+        kernel = None if sample.kernel is None else sample.kernel[None]
+        image, mask = _planes(sample.image[:height, :width]), sample.mask[None, :height, :width]
+        rest = lq, kernel, [], self.take_notices()
+        return _Loaded(image, mask, None, eval_seed(self.seed, sample.key), sample.key, *rest)
+
+    def soon(self, index: int) -> None:
+        place = int(np.searchsorted(self.ends, index, side="right")) + 1
+        if place < len(self.shards):
+            self.fetch_ahead(self.sets[self.shards[place][0]], self.shards[place][1])
 
 
 def eval_stream(
@@ -251,24 +248,37 @@ def eval_stream(
     limit: int | None = None,
     workers: int = 0,
     name: str = "data.val",
+    data: DataConfig | None = None,
+    stored: bool = True,
 ) -> Iterator[Batch]:
     """Every sample of the sets once: rank r takes samples r, r + world, ...; batches hold images of one size.
 
     Images are cut at the right and bottom to multiples of `scale`. The degradation's seed depends on `seed` and the key
     alone. A damaged sample is an error here: an evaluation that skips is not the evaluation that was asked for.
+    Where a set stores LQ images, the batches hold them, unless `stored` is False, or `scale` is 1: the LQ image is HR.
     """
-    sets = open_sets(setting, name)
-    total = sum(map(len, sets))
-    samples = _EvalSamples(sets, range(rank, min(total, limit or total), world), scale)
-    pending: list[tuple] = []
-    with closing(_load(samples, workers, batch_size)) as stream:
-        for key, image, mask in stream:
-            if pending and (len(pending) == batch_size or pending[0][0].shape[-2:] != tuple(image.shape[-2:])):
+    sets, stored = open_sets(setting, name, data), stored and scale > 1
+    for shards in sets if stored else ():
+        if shards.lq:
+            check_lq([shards], scale, name)
+    total, damage = sum(map(len, sets)), Damage()
+    samples = _EvalSamples(sets, range(rank, min(total, limit or total), world), scale, seed, stored)
+    pending: list[_Loaded] = []
+    with closing(load(samples, workers, batch_size)) as stream:
+        for sample in stream:
+            for message in damage.note(sample.notices):
+                print(message, file=sys.stderr)
+            if pending and (len(pending) == batch_size or _form(pending[0]) != _form(sample)):
                 yield _collate(pending)
                 pending = []
-            pending.append((image, mask, None, eval_seed(seed, key), key, None))
+            pending.append(sample)
     if pending:
         yield _collate(pending)
+
+
+def _form(sample: _Loaded) -> tuple:
+    """What samples of one batch have in common."""
+    return tuple(None if part is None else part.shape for part in (sample.hr, sample.lq, sample.kernel))
 
 
 def eval_seed(seed: int, key: str) -> int:

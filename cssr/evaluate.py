@@ -25,6 +25,7 @@ from cssr.distances import surface_distances
 from cssr.engine import start_engine
 from cssr.models.joint import JointModel
 from cssr.results import compose
+from cssr.sets import is_stored, stored_or
 from cssr.settings import parse_value
 from cssr.tars import open_sets
 from cssr.visualize import sample_panels, save_picture, strip
@@ -65,10 +66,12 @@ def evaluate(
 def infer(
     model: JointModel, batch: Batch, degrade: Callable, device: torch.device, tile: int = 0
 ) -> tuple[Batch, Outputs]:
-    """The batch on the device, degraded, and what the model makes of it (float32)."""
+    """The batch on the device, degraded if it is not yet, and what the model makes of it (float32)."""
     batch = batch.to(device)
-    lq, kernel = degrade(batch.hr, batch.seed)
-    return dataclasses.replace(batch, lq=lq, kernel=kernel), model.infer(lq, tile).float()
+    if batch.lq is None:
+        lq, kernel = degrade(batch.hr, batch.seed)
+        batch = dataclasses.replace(batch, lq=lq, kernel=kernel)
+    return batch, model.infer(batch.lq, tile).float()
 
 
 def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool = True) -> list[dict[str, Any]]:
@@ -166,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="where results.json and pictures go (default: MODEL/evaluations/DATA)")
     parser.add_argument("--distances", action="store_true", help="also HD95 and MSD at 99 thresholds (slower)")
     parser.add_argument(
-        "--degradation", help="another one than in training, as YAML: '{name: gaussian, sigma: [1, 2]}'"
+        "--degradation",
+        help="another one than in training, or than what the shards store, as YAML: '{name: gaussian, sigma: [1, 2]}'",
     )
     parser.add_argument("--name", help="how reports call this result (default: the model's directory)")
     parser.add_argument("--batch-size", type=int, default=4, help="images of equal size evaluated together (4)")
@@ -190,13 +194,15 @@ def _check_options(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace, engine: Accelerator) -> None:
     _check_options(options)
     model = load_model(options.model, options.checkpoint).to(engine.device)
+    sets = open_sets(options.data, "--data")
     component = (
         parse_value(options.degradation, "--degradation")
         if options.degradation
         else degradation_of(options.model, options.checkpoint)
     )
+    component = stored_or(component, sets, model.scale, "--data", given=bool(options.degradation))
     degrade = DEGRADATIONS.build(component, scale=model.scale)
-    segmentation = measures_segmentation(model.config, open_sets(options.data, "--data"), "--data")
+    segmentation = measures_segmentation(model.config, sets, "--data")
 
     def stream(rank: int, world: int) -> Iterable[Batch]:
         return eval_stream(
@@ -209,6 +215,7 @@ def _run(options: argparse.Namespace, engine: Accelerator) -> None:
             options.limit,
             options.workers,
             name="--data",
+            stored=is_stored(component),
         )
 
     batches = tqdm(

@@ -6,10 +6,11 @@ processes and workers, no sample comes twice in a pass, and a place in the strea
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
+_SOON = 8  # rows that `later` looks ahead in a set that is permuted whole
 _IN_LANE = 5  # substitutes looked for in a damaged sample's own lane before its set's others are tried
 
 
@@ -34,43 +35,55 @@ class LanePlan:
             raise ValueError("a training set needs at least one sample")
         self.repeats = -(-lanes // self.total)
         self.rows = self.total * self.repeats // lanes  # samples of a lane in a pass
-        self._starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.whole = self.total <= window or self.repeats > 1  # whether a pass is permuted as one
+        self._starts = _starts(self.counts)
+        self._passes: dict[int, Any] = {}  # what is worked out once a pass, of the last two
+        self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}  # the window that each lane is in, permuted
 
     def locate(self, lane: int, row: int) -> tuple[int, int]:
         """(shard, index in it) of the `row`-th sample of `lane`, rows counted over all passes."""
         number, row = divmod(row, self.rows)
-        if self.total <= self.window or self.repeats > 1:
-            order = _pass_order(self.seed, number, self.total, self.repeats)
-            return self._split(int(order[lane * self.rows + row]))
+        if self.whole:
+            return _split(self._starts, int(self._of_pass(number)[lane * self.rows + row]))
         size = max(1, self.window // self.lanes)
         block, inside = divmod(row, size)
-        order = _permutation(min(size, self.rows - block * size), self.seed, number, lane, block)
-        row = block * size + int(order[inside])
-        return self._place_in_shards(number, lane * self.rows + row)
+        row = block * size + int(self._block(number, lane, block, size)[inside])
+        order, starts = self._of_pass(number)
+        place, index = _split(starts, lane * self.rows + row)
+        return int(order[place]), index
 
     def shard_order(self, number: int) -> np.ndarray:
         """The order in which pass `number` of a set larger than the window goes through its shards."""
-        return _permutation(len(self.counts), self.seed, number)
+        return rng(self.seed, number).permutation(len(self.counts))
 
-    def _place_in_shards(self, number: int, position: int) -> tuple[int, int]:
-        order = self.shard_order(number)
-        starts = np.concatenate([[0], np.cumsum(self.counts[order])])
-        k = int(np.searchsorted(starts, position, side="right")) - 1
-        return int(order[k]), position - int(starts[k])
+    def _of_pass(self, number: int) -> Any:
+        """Of a set that is permuted whole, the order of its samples; else that of its shards, and where each begins."""
+        if number not in self._passes:
+            order = self._sample_order(number) if self.whole else self.shard_order(number)
+            self._passes = dict([*self._passes.items()][-1:])
+            self._passes[number] = order if self.whole else (order, _starts(self.counts[order]))
+        return self._passes[number]
 
-    def _split(self, sample: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        return shard, sample - int(self._starts[shard])
+    def _sample_order(self, number: int) -> np.ndarray:
+        orders = [rng(self.seed, number, k).permutation(self.total) for k in range(self.repeats)]
+        return np.concatenate(orders).astype(np.int32 if self.total < 2**31 else np.int64)
+
+    def _block(self, number: int, lane: int, block: int, size: int) -> np.ndarray:
+        if self._blocks.get(lane, (None,))[0] != (number, block):
+            order = rng(self.seed, number, lane, block).permutation(min(size, self.rows - block * size))
+            self._blocks[lane] = (number, block), order
+        return self._blocks[lane][1]
 
 
-@lru_cache(maxsize=256)
-def _permutation(count: int, *key: int) -> np.ndarray:
-    return rng(*key).permutation(count)
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Where each shard begins, of shards laid end to end; and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
-@lru_cache(maxsize=16)
-def _pass_order(seed: int, number: int, total: int, repeats: int) -> np.ndarray:
-    return np.concatenate([rng(seed, number, k).permutation(total) for k in range(repeats)])
+def _split(starts: np.ndarray, position: int) -> tuple[int, int]:
+    """The shard in which a position lies, and its place in that."""
+    shard = int(np.searchsorted(starts, position, side="right")) - 1
+    return shard, position - int(starts[shard])
 
 
 class MixedPlan:
@@ -100,6 +113,14 @@ class MixedPlan:
         row, lane = divmod(place, self.lanes)
         owner = int(self._owner[lane])
         return (owner, *self._plans[owner].locate(self._lane_in_set[lane], row))
+
+    def later(self, place: int) -> tuple[int, int, int]:
+        """What lies a window ahead in the lane of a place: in a shard that will be wanted soon."""
+        row, lane = divmod(place, self.lanes)
+        owner = int(self._owner[lane])
+        plan = self._plans[owner]
+        ahead = _SOON if plan.whole else max(1, plan.window // plan.lanes)
+        return (owner, *plan.locate(self._lane_in_set[lane], row + ahead))
 
     def substitute(self, place: int, attempt: int) -> tuple[int, int, int]:
         """A seeded replacement for a damaged sample, from its pass and lane, then from its set's other lanes."""

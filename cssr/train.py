@@ -25,7 +25,7 @@ from cssr import metrics
 from cssr.batch import Batch
 from cssr.checks import check_best, check_degradation, check_training, measures_segmentation
 from cssr.config import Config, changed_settings, describe, load_config, save_config, to_dict
-from cssr.data import Damage, eval_stream, open_train_sets, train_stream
+from cssr.data import Damage, eval_stream, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.engine import AnyRank, average_buffers, start_engine
 from cssr.evaluate import evaluate, gather_rows
@@ -34,6 +34,7 @@ from cssr.log import Console, append_line, memory_gib, trackers, truncate_lines
 from cssr.models.joint import build_model
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.schedules import Progress
+from cssr.sets import check_kernels, check_lq, is_stored, open_train_sets
 from cssr.tars import open_sets
 from cssr.task import Task
 from cssr.visualize import sample_panels, save_picture, strip
@@ -77,9 +78,13 @@ class Run:
         self.micro_batch = config.train.micro_batch or max(config.train.batch_size // world, 1)
         check_split(config.data.lanes, config.train.batch_size, world, config.data.workers, self.micro_batch)
         self.accumulation = config.train.batch_size // (world * self.micro_batch)
-        check_training(config, open_train_sets(config.data)[0])
+        scale = config.model.scale
+        self.lq_scale = scale if is_stored(config.degradation) else None  # of the LQ images that the shards store
+        self.train_sets = open_train_sets(config.data, self.lq_scale)[0]
+        check_training(config, self.train_sets)
         self.validates = config.train.val_every > 0 and config.data.val is not None
-        val_sets = open_sets(config.data.val, "data.val") if self.validates else []
+        val_sets = open_sets(config.data.val, "data.val", config.data) if self.validates else []
+        check_lq([shards for shards in val_sets if self.lq_scale or (shards.lq and scale > 1)], scale, "data.val")
         self.segmentation = measures_segmentation(config.model, val_sets, "data.val")
         check_best(config.train.best, self.segmentation or not self.validates)
 
@@ -97,7 +102,10 @@ class Run:
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self.learning_rate = LearningRate(config)
         self.model, self.optimizer = model, build_optimizer(model, config)
-        check_degradation(config, self.degrade, self.task)
+        if self.lq_scale is None:
+            check_degradation(config, self.degrade, self.task)
+        elif self.task.needs_kernel:
+            check_kernels(self.train_sets, getattr(model.sr, "kernel_size", None), "data.train")
         self.hold = Hold(model, self.optimizer)
         self.engine_task, self.engine_optimizer = self.engine.prepare(self.task, self.optimizer)
         settings = config.optim
@@ -174,6 +182,8 @@ class Run:
         batch = next(stream)
         self.waited += time.monotonic() - began
         batch = batch.to(self.engine.device)
+        if batch.lq is not None:
+            return batch
         with torch.no_grad():
             lq, kernel = self.degrade(batch.hr, batch.seed)
         return dataclasses.replace(batch, lq=lq, kernel=kernel)
@@ -227,6 +237,7 @@ class Run:
             engine.num_processes,
             config.eval.limit,
             config.data.workers,
+            data=config.data,
         )
         how = {"tile": config.eval.tile, "show": show, "segmentation": self.segmentation}
         rows = gather_rows(evaluate(model, stream, self.degrade, engine.device, **how))
@@ -338,7 +349,8 @@ class Run:
             engine.num_processes,
             self.task.needs_distance,
             Damage(),
-            lambda message: print(f"rank {engine.process_index}: {message}; replaced", file=sys.stderr),
+            lambda message: print(f"rank {engine.process_index}: {message}", file=sys.stderr),
+            self.lq_scale,
         )
 
     def _dry_run(self) -> None:

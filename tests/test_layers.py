@@ -9,11 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cssr"
 FLOORS = [
-    {"settings"},
-    {"config", "registry", "batch"},
+    {"settings", "remote", "index", "members", "decode", "distance_map"},
+    {"config", "registry", "batch", "cache", "contents", "loader"},
     {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"},
-    {"data", "models", "losses", "results", "distances"},
-    {"task", "optim", "log", "visualize", "checkpoint"},
+    {"sets", "models", "losses", "results", "distances"},
+    {"data", "task", "optim", "log", "visualize", "checkpoint"},
     {"checks"},
     {"evaluate"},
     {"train", "predict", "report", "convert", "demo"},
