@@ -2,26 +2,38 @@
 
 import contextlib
 import gc
+import io
 import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import zlib
+from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
+from hand_made import mask_png, write_index, write_pairs, write_tar
 from helpers import coordinates, mask_of, spoil, write_set
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
+import cssr.contents
 import cssr.data
 from cssr.batch import Batch
 from cssr.config import DataConfig
-from cssr.data import Damage, DataError, eval_seed, eval_stream, parse_sets, signed_distance, train_stream
+from cssr.data import Damage, DataError, eval_seed, eval_stream, signed_distance, train_stream
+from cssr.decode import decode_image
+from cssr.members import read_members
+from cssr.tars import parse_sets
 
 FIELDS = ("hr", "mask", "distance", "seed")
 
@@ -198,6 +210,26 @@ def test_signed_distance_is_the_exact_euclidean_one(share, shape):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_signed_distance_is_the_same_to_the_bit_wherever_its_memory_lies():
+    mask = (np.random.default_rng(0).random((224, 224)) < 0.002).astype(np.uint8)
+    first, kept = signed_distance(mask), []
+    for n in range(40):
+        kept.append(np.zeros(37 * n + 1, np.uint8))
+        assert np.array_equal(signed_distance(mask.copy()), first)
+    squares = np.rint(distance_transform_edt(1 - mask) ** 2) - (distance_transform_edt(mask) ** 2)
+    assert np.array_equal(first, (np.sign(squares) * np.sqrt(np.abs(squares))).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "area", [np.s_[:, 3:5], np.s_[2:4, :], np.s_[:, :-1], np.s_[1:, 1:], np.s_[0, 0], np.s_[-1, -1]]
+)
+def test_signed_distance_of_cracks_along_the_borders(area):
+    mask = np.zeros((9, 8), np.uint8)
+    mask[area] = 1
+    expected = distance_transform_edt(1 - mask) - distance_transform_edt(mask)
+    np.testing.assert_allclose(signed_distance(mask), expected, atol=1e-5)
+
+
 def test_signed_distance_of_an_empty_mask_is_zero():
     assert not signed_distance(np.zeros((5, 7), np.uint8)).any()
 
@@ -339,12 +371,183 @@ def gone_within(seconds: float, those: set[int]) -> bool:
     return not workers() & those
 
 
+ENDLESS = """
+import sys, time
+from cssr.config import DataConfig
+from cssr.data import train_stream
+from cssr.tars import DataError
+def main():
+    stream = train_stream(DataConfig(train=sys.argv[1], crop=12, lanes=8, workers=2), 0, 0, 2)
+    for batch in stream:
+        print("batch", flush=True)
+        end = time.monotonic() + float(sys.argv[2])
+        while time.monotonic() < end:  # as a training step, between batches
+            sum(range(1000))
+try:
+    main()
+except ValueError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def endless(shards: Path, pause: float) -> subprocess.Popen:
+    """A program that reads batches for ever, `pause` seconds each, and has read its first."""
+    command = [sys.executable, "-c", ENDLESS, str(shards), str(pause)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "batch\n"
+    return process
+
+
+def children(process: subprocess.Popen) -> list[psutil.Process]:
+    """Its loader workers."""
+    return [child for child in psutil.Process(process.pid).children() if "resource_tracker" not in str(child.cmdline())]
+
+
+@pytest.mark.parametrize("pause", [0, 60], ids=["while it reads", "while it computes, the pipe full"])
+def test_a_worker_that_is_killed_is_named_in_one_line(shards, pause):
+    process = endless(shards, pause)
+    try:
+        time.sleep(0.3)  # for the workers to fill the pipe
+        victim = children(process)[0].pid
+        os.kill(victim, signal.SIGKILL)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        end_group(process.pid)
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert re.match(rf"error: a loader worker \(pid\D* {victim}\) (is killed by signal|exited unexp)", line)
+    assert "data.workers" in line
+
+
+def test_an_error_of_another_kind_stays_what_it_is():
+    from cssr.loader import _translated
+
+    error = RuntimeError("CUDA out of memory")
+    assert _translated(error) is error
+    assert isinstance(_translated(RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly")), DataError)
+
+
+@pytest.mark.parametrize("group", [True, False], ids=["the group", "the main process"])
+def test_kill_9_leaves_nothing_behind(shards, group):
+    """No file in shared memory, and no worker for long."""
+    before = set(os.listdir("/dev/shm"))
+    process = endless(shards, 0)
+    left = children(process)
+    (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+    try:
+        process.wait(10)
+        gone, alive = psutil.wait_procs(left, timeout=30)
+        assert not alive and not {name for name in os.listdir("/dev/shm") if name not in before and "torch" in name}
+        assert not [name for name in os.listdir("/dev/shm") if f"_{process.pid}_" in name]
+    finally:
+        end_group(process.pid)
+
+
 def test_a_stream_that_is_closed_leaves_no_worker_behind(shards):
     before, stream = workers(), train_stream(settings(shards, workers=2), 0, 0, 2)
     next(stream)
     own = workers() - before
     stream.close()
     assert len(own) == 2 and gone_within(5, own)
+
+
+# ---- faults of shards that were whole when they were opened ----
+
+
+def test_a_shard_that_vanishes_or_shrinks_in_a_run_is_damage(own):
+    before, damage, told = samples(batches(own, 16)), Damage(), []
+    stream = train_stream(settings(own), 3, 0, 4, damage=damage, report=told.append)
+    next(stream)
+    tars = sorted(own.glob("*.tar"))
+    tars[0].unlink()
+    with tars[1].open("r+b") as file:
+        file.truncate(2048)
+    after = samples(list(itertools.islice(stream, 15)))
+    for one, other in zip(after, before[4:]):
+        lost = int(other["key"][-3:]) < 8
+        assert not (lost and one["key"] == other["key"]) or int(other["key"][-3:]) == 4
+        assert lost or torch.equal(one["hr"], other["hr"])
+    assert damage.messages and all("\n" not in line and str(own) in line and "replaced" in line for line in told)
+
+
+def jpeg_set(root: Path, checksums: bool) -> Path:
+    """Twelve photographs of noise, one of which has a byte changed in the middle of its data."""
+    root.mkdir()
+    members = []
+    for n in range(12):
+        noise, buffer = np.random.default_rng(n).integers(0, 256, (20, 24, 3), dtype=np.uint8), io.BytesIO()
+        Image.fromarray(noise).save(buffer, "JPEG", quality=95)
+        parts = {"jpg": buffer.getvalue(), "mask.png": mask_png(mask_of(noise))}
+        sums = {"crc32": {name: zlib.crc32(data) for name, data in parts.items()}} if checksums else {}
+        if n == 5:
+            place = len(parts["jpg"]) * 3 // 4
+            parts["jpg"] = parts["jpg"][:place] + b"\xff\xd1" + parts["jpg"][place + 2 :]
+        members += [(f"k-{n:03d}.{name}", data) for name, data in parts.items()]
+        members += [(f"k-{n:03d}.json", json.dumps(sums).encode())]
+    write_tar(root / "s0.tar", members)
+    return write_index(root, {"s0.tar": 12})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_changed_byte_is_found_by_the_checksum_or_told_by_the_decoder(tmp_path, checksums, workers):
+    """With checksums the sample is replaced; without, a JPEG that can be decoded is used as ever, but told."""
+    root, damage, told = jpeg_set(tmp_path / "set", checksums), Damage(), []
+    keys = [s["key"] for s in samples(batches(root, 8, damage=damage, report=told.append, workers=workers))]
+    assert len(told) == 1 and "key k-005" in told[0] and ("checksum" in told[0]) == checksums
+    if checksums:
+        assert "k-005" not in keys and damage.messages and not damage.notices
+    else:
+        assert sum(damage.notices.values()) == keys.count("k-005") > 0 and not damage.messages
+
+
+def test_photographs_are_decoded_as_opencv_decodes_them(tmp_path):
+    """To the bit: streams of runs that began with another decoder go on unchanged."""
+    draws = np.random.default_rng(0)
+    picture = cv2.GaussianBlur(draws.integers(0, 256, (50, 61, 3), dtype=np.uint8), (0, 0), 1.5)
+    for quality, subsampling, progressive in itertools.product((30, 75, 95), (0, 1, 2), (False, True)):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+        expected = cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        np.testing.assert_array_equal(decode_image(buffer.getvalue(), pytest.fail), expected)
+
+
+def test_headers_are_read_once_for_all_that_a_window_needs(tmp_path, monkeypatch):
+    """Eighty shards, more than any small number of open tars: each is listed once in a pass, not once a sample."""
+    root = write_set(tmp_path / "many", 160, 2, sizes=((12, 12),))
+    listed = Counter()
+
+    def count(file, length):
+        listed[os.fstat(file).st_ino] += 1
+        return read_members(file, length)
+
+    monkeypatch.setattr("cssr.contents.read_members", count)
+    batches(root, 80)
+    assert len(listed) == 80 and set(listed.values()) == {1}
+
+
+def test_what_is_remembered_of_headers_is_bounded(tmp_path, monkeypatch):
+    root = write_set(tmp_path / "many", 40, 2, sizes=((12, 12),))
+    monkeypatch.setattr("cssr.contents._REMEMBERED", 10)
+    batches(root, 10)
+    assert sum(len(known.keys) for known in cssr.contents._known.values()) <= 10
+
+
+# ---- shards of any sizes ----
+
+SIZES = {"one sample": [1], "one each": [1, 1, 1], "uneven": [7, 1, 13, 2], "fewer shards than workers": [30, 9]}
+
+
+@pytest.mark.parametrize("counts", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("world, workers", [(1, 0), (1, 4), (2, 2), (4, 0), (4, 2)])
+def test_steps_are_equal_on_all_ranks_whatever_the_shards(counts, world, workers, tmp_path):
+    root = write_pairs(tmp_path / "set", counts)
+    ranks = [samples(batches(root, 5, 0, 2, rank, world, workers=workers)) for rank in range(world)]
+    assert [len(rank) for rank in ranks] == [10] * world
+    woven = [sample for row in zip(*ranks) for sample in row]
+    assert_same(woven, samples(batches(root, 5, 0, 2 * world)))
 
 
 # ---- what cannot be opened ----

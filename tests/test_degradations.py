@@ -225,7 +225,7 @@ def test_scale_1_blurs_only():
 
 # ---- the contract, for every entry ----
 
-EVERY = pytest.mark.parametrize("name", DEGRADATIONS.names())
+EVERY = pytest.mark.parametrize("name", sorted({*DEGRADATIONS.names()} - {"stored"}))  # it degrades nothing
 
 
 @EVERY
