@@ -4,134 +4,54 @@
     python shards/make_shards.py synthetic --out data/demo --ratio train=0.8 val=0.2 --count 400
     python shards/make_shards.py folder --root cracks --split train --out data/cracks/train
     python shards/make_shards.py folder --root photographs --images-only --out data/photographs
+    python shards/make_shards.py folder --root bridges --out data/bridges --tile 512 --overlap 64
     python shards/make_shards.py khanhha --root crack_segmentation_dataset --split test --out data/khanhha/test
+    python shards/make_shards.py --check data/demo --decode
 
 Plain `webdataset.WebDataset` reads the result too. A mistake stops with one line that says what to do, and leaves
-nothing behind; the output folder appears only once it is whole. `make_shards.py SOURCE --help` lists its options.
+nothing behind; the output folder appears only once it is whole. After a kill or on a full disk the same command goes on
+from the shards that were finished. `make_shards.py SOURCE --help` lists a source's options.
 """
 
 import argparse
+import hashlib
 import inspect
-import re
+import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
-import numpy as np
-from sources import SOURCES, Item, Source
+import checking
+from crew import in_order, share
+from options import read_arguments, read_check_arguments
+from parting import FILE, Split, apply, deal, group_of, read_split
+from samples import Form, form_of, measure
+from show import summarize
+from sources import SOURCES, Item, MaskRule, Source
+from tiles import check_names
 from tqdm import tqdm
-from writer import check_free, whole_or_nothing, write_part
+from workplace import check_free, refuse_another, save, workplace
+from writer import Shard, is_whole, pack, write_index, write_shard
 
 from cssr import __version__
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are exceptions, so that all mistakes end alike."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """One sub-command per source; its own options come from the signature of the source's function."""
-    parser = Parser(
-        prog="make_shards.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
-    for name in SOURCES.names():
-        about = inspect.getdoc(SOURCES.get(name)).splitlines()[0]
-        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        _add_common(command)
-        _add_from_signature(command, name)
-    return parser
-
-
-def _add_common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, required=True, help="folder to make; must not exist, or be empty")
-    command.add_argument("--ratio", nargs="+", metavar="PART=SHARE", help="cut into OUT/PART, e.g. train=0.8 val=0.2")
-    command.add_argument("--shard-size", type=int, default=256, help="samples per tar (%(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the cut, and of drawn pictures (%(default)s)")
-    command.add_argument("--licence", metavar="TEXT", help="of the images, kept in the index")
-
-
-def _add_from_signature(command: argparse.ArgumentParser, name: str) -> None:
-    for option, parameter in inspect.signature(SOURCES.get(name)).parameters.items():
-        if option == "seed":  # common to all
-            continue
-        plain = getattr(parameter.annotation, "__origin__", parameter.annotation)  # what Annotated wraps
-        kind = next((part for part in get_args(plain) if part is not type(None)), plain)
-        required = parameter.default is inspect.Parameter.empty
-        flag, note = f"--{option.replace('_', '-')}", " ".join(getattr(parameter.annotation, "__metadata__", ()))
-        if kind is bool:
-            command.add_argument(flag, action="store_true", help=note)
-            continue
-        note += "" if required or parameter.default is None else f" ({parameter.default})"
-        command.add_argument(
-            flag,
-            type=kind,
-            required=required,
-            help=note.strip(),
-            metavar=kind.__name__.upper(),
-            default=None if required else parameter.default,
-        )
-
-
-def read_arguments(argv: list[str]) -> argparse.Namespace:
-    """Parse and check the command line; ValueError with a remedy for what makes no sense."""
-    if not argv:
-        raise ValueError(f"give a source: one of {', '.join(SOURCES.names())}; `make_shards.py --help` explains")
-    if not argv[0].startswith("-"):
-        SOURCES.get(argv[0])  # its error has the closest name
-    args = build_parser().parse_args(argv)
-    if args.shard_size < 1:
-        raise ValueError(f"--shard-size is {args.shard_size}; give at least 1")
-    if args.seed < 0:
-        raise ValueError(f"--seed is {args.seed}; give 0 or more")
-    args.ratio = parse_ratio(args.ratio) if args.ratio else None
-    args.out = args.out.absolute()
-    return args
-
-
-def parse_ratio(words: list[str]) -> dict[str, float]:
-    """["train=0.8", "val=0.2"] -> {"train": 0.8, "val": 0.2}; ValueError unless positive shares add up to 1."""
-    found: dict[str, float] = {}
-    for word in words:
-        match = re.fullmatch(r"([A-Za-z0-9_-]+)=([0-9]*\.?[0-9]+)", word)
-        if not match or float(match[2]) <= 0 or match[1] in found:
-            raise ValueError(f"--ratio has {word!r}; write parts with positive shares, each once, as train=0.8 val=0.2")
-        found[match[1]] = float(match[2])
-    if abs(sum(found.values()) - 1) > 1e-6:
-        raise ValueError(f"--ratio adds up to {sum(found.values()):g}; make the shares add up to 1")
-    return found
-
-
-def cut(items: list[Item], ratio: dict[str, float], seed: int) -> dict[str, list[Item]]:
-    """Deal the items, in a seeded order, into parts of rounded sizes; each part comes back in the order of its keys."""
-    order = np.random.Generator(np.random.Philox(seed)).permutation(len(items))
-    bounds = np.rint(np.cumsum([0, *ratio.values()]) * len(items)).astype(int)
-    parts = {
-        name: [items[place] for place in sorted(order[first:last])]
-        for name, first, last in zip(ratio, bounds[:-1], bounds[1:])
-    }
-    empty = [name for name, part in parts.items() if not part]
-    if empty:
-        raise ValueError(
-            f"of {len(items)} samples none is left for the part {empty[0]!r} of --ratio; give it a larger share"
-        )
-    return parts
-
-
 def with_safe_keys(source: Source) -> Source:
-    """Keys as tars need them, without dots and slashes, sorted; ValueError where two become the same."""
+    """Keys as tars need them, printable and without dots and slashes, sorted.
+
+    Raises: ValueError where two become the same, or a name cannot be written down.
+    """
     named: dict[str, Item] = {}
     for item in source.items:
-        key = re.sub(r"[./\\]", "_", item.key)
+        key = "".join(letter if letter.isprintable() and letter not in "./\\" else "_" for letter in item.key)
+        try:
+            f"{item.key}{item.origin}{group_of(item)}".encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the name of {item.origin!r} is not in UTF-8; rename the file") from None
         if key in named:
             raise ValueError(f"duplicate key {key!r}: {named[key].origin} and {item.origin}; rename one of them")
         named[key] = replace(item, key=key)
@@ -139,63 +59,158 @@ def with_safe_keys(source: Source) -> Source:
 
 
 def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
-    """List what the source has. Returns it with the options that it was given, but for the root, for the index."""
+    """List what the source has. Returns it with the options that it was given."""
     taken = {option: getattr(args, option) for option in inspect.signature(SOURCES.get(args.source)).parameters}
     source = with_safe_keys(SOURCES.build({"name": args.source, **taken}))
-    return source, {option: value for option, value in taken.items() if option not in ("root", "split", "seed")}
+    if args.tiling:
+        check_names(source.items)
+    return source, taken
 
 
 def make(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     """Do what the command line asks. Returns the folders made and their indexes."""
     check_free(args.out)
-    source, options = open_source(args)
-    parts = cut(source.items, args.ratio, args.seed) if args.ratio else {None: source.items}
-    rule = source.decide(_watch(source.items, "reading masks")) if source.decide else None
-    print(f"masks: {rule.sentence if rule else 'none'}")
-    header = {
+    source, taken = open_source(args)
+    split = _split(args, source.items)
+    parts = apply(split, source.items) if split else {"": source.items}
+    plan = _plan(args, source, taken, split, parts)
+    refuse_another(args.out, plan)
+    rule = _decide(source, args.workers)
+    print(f"masks: {rule.sentence if rule else 'none'}", *(f"note: {note}" for note in source.notes), sep="\n")
+    form = form_of(source.items, source.name, rule, args.tiling)
+    shards = _shards(parts, args)
+    plan |= {"the mask rule": rule.sentence if rule else None, "the shards": _digest([s.samples for s in shards])}
+    header = _header(args, source, taken, split)
+    with workplace(args.out, plan, args.keep) as place:
+        records = _write(shards, form, place, args.workers)
+        if split:
+            save(place.tree / FILE, split.to_json())
+        return [
+            (
+                args.out / name,
+                write_index(place.tree / name, records[name], items, form, {**header, "part": name or None}),
+            )
+            for name, items in parts.items()
+        ]
+
+
+def _split(args: argparse.Namespace, items: list[Item]) -> Split | None:
+    if args.split_file:
+        return read_split(args.split_file)
+    return deal(items, args.ratio, args.seed) if args.ratio else None
+
+
+def _plan(
+    args: argparse.Namespace,
+    source: Source,
+    taken: dict[str, Any],
+    split: Split | None,
+    parts: dict[str, list[Item]],
+) -> dict[str, Any]:
+    """What must be the same for an unfinished set to be gone on with: names for people, values for JSON."""
+    listed = [[name, item.key, item.origin, group_of(item), item.extra] for name in parts for item in parts[name]]
+    options = {**taken, **{name: getattr(args, name) for name in ("seed", "tile", "overlap", "refuse_small")}}
+    options |= {name: getattr(args, name) for name in ("shard_size", "licence")}
+    return {
+        "the version of this tool": __version__,
+        "the source": source.name,
+        **{
+            f"--{name.replace('_', '-')}": str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in options.items()
+        },
+        "--ratio": split.ratio if split else None,
+        "the list of samples": f"{len(listed)} ({_digest(listed)})",
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _decide(source: Source, workers: int) -> MaskRule | None:
+    """The rule of the set; the masks that its source wants to see are read ahead by several processes."""
+    if source.decide is None:
+        return None
+    with closing(_masks_ahead(source.items, workers)) as items:
+        return source.decide(items)
+
+
+def _masks_ahead(items: list[Item], workers: int) -> Iterator[Item]:
+    with closing(in_order(lambda n: items[n].mask(), len(items), workers)) as masks:
+        for item, mask in zip(items, _watch(masks, len(items), "reading masks")):
+            yield replace(item, mask=lambda found=mask: found)
+
+
+def _shards(parts: dict[str, list[Item]], args: argparse.Namespace) -> list[Shard]:
+    """The shards of all parts; the headers of the images say how many tiles each gives."""
+    shards = []
+    for name, items in parts.items():
+        counts = [1] * len(items)
+        if args.tiling:
+            with closing(in_order(lambda n, of=items: measure(of[n], args.tiling), len(items), args.workers)) as found:
+                counts = list(_watch(found, len(items), "measuring"))
+        shards += pack(name, items, counts, args.shard_size)
+    return shards
+
+
+def _header(args: argparse.Namespace, source: Source, taken: dict[str, Any], split: Split | None) -> dict[str, Any]:
+    """What the index says about the whole. The seed is that of drawn pictures or, where there are none, of the cut."""
+    cut = {"ratio": split.ratio, "split_sha256": split.sha256} if split else {"ratio": None}
+    return {
         "tool_version": __version__,
         "source": source.name,
-        "options": options,
+        "options": {name: _portable(value) for name, value in taken.items() if name not in ("root", "split", "seed")},
         "licence": args.licence or source.licence,
         "split": getattr(args, "split", None),
-        "ratio": args.ratio,
-        "seed": args.seed,
+        **cut,
+        "seed": split.seed if split and "seed" not in taken else args.seed,
     }
-    made = []
-    with whole_or_nothing(args.out) as directory:
-        for name, items in parts.items():
-            index = write_part(directory / (name or ""), items, rule, args.shard_size, {**header, "part": name}, _watch)
-            made.append((args.out / (name or ""), index))
-    return made
 
 
-def _watch(items: Iterable[Item], what: str = "writing") -> Iterator[Item]:
-    """Pass items on under a progress bar; elsewhere than on a terminal, silently."""
-    yield from tqdm(items, desc=what, unit="", leave=False, disable=not sys.stderr.isatty())
+def _portable(value: Any) -> Any:
+    """An option as the index has it: of an absolute path, the name."""
+    path = isinstance(value, Path) or (isinstance(value, str) and value.startswith("/"))
+    return Path(value).name if path else value
 
 
-def summarize(directory: Path, index: dict[str, Any]) -> str:
-    """A few lines for people about one index.json."""
-    size = sum(shard["bytes"] for shard in index["shards"]) / 1e6
-    sizes = sorted(index["image_sizes"].items(), key=lambda entry: -entry[1])
-    shown = ", ".join(f"{name} ({count})" for name, count in sizes[:4])
-    shown += f" and {len(sizes) - 4} more" if len(sizes) > 4 else ""
-    converted = ", ".join(f"{count} {why}" for why, count in index["converted"].items())
-    return "\n".join(
-        [
-            f"{directory}: {index['samples']} samples in {len(index['shards'])} shards, {size:.1f} MB",
-            f"  image sizes: {shown}",
-            *_about_masks(index),
-            *([f"  converted: {converted}"] if converted else []),
-        ]
-    )
+def _write(shards: list[Shard], form: Form, place: Any, workers: int) -> dict[str, list[dict[str, Any]]]:
+    """Write the shards that are not finished yet. Returns the records of each part, in order."""
+    for part in {shard.part for shard in shards}:
+        (place.tree / part).mkdir(exist_ok=True)
+    before = dict(place.finished)
+
+    def work(task: int, tell: Any) -> tuple[dict[str, Any], bool]:
+        shard = shards[task]
+        found, directory = before.get((shard.part, shard.number)), place.tree / shard.part
+        if found and is_whole(directory, found):
+            return found, True
+        return write_shard(directory, shard, form, tell), False
+
+    kept, total = 0, sum(shard.samples for shard in shards)
+    bar = tqdm(total=total, desc="writing", unit=" samples", leave=False, disable=not sys.stderr.isatty())
+    with bar, closing(share(work, len(shards), workers, bar.update)) as results:
+        for _, (record, was_there) in results:
+            if was_there:
+                kept += 1
+                _move(bar, record["samples"])
+            else:
+                place.note(record)
+    if kept:
+        print(f"{kept} of {len(shards)} shards were finished before, and are kept")
+    ordered = [place.finished[shard.part, shard.number] for shard in shards]
+    return {part: [r for r in ordered if r["part"] == part] for part in {shard.part for shard in shards}}
 
 
-def _about_masks(index: dict[str, Any]) -> list[str]:
-    if not index["masks"]:
-        return ["  no masks: for super-resolution alone (loss.beta=0 with model.seg=none)"]
-    cracks = f"  crack pixels: {100 * index['crack_share']:.2f} %; empty masks: {index['empty_masks']}"
-    return [cracks, f"  mask rule: {index['mask_rule']}"]
+def _move(bar: tqdm, samples: int) -> None:
+    """Count samples as done that say nothing about the rate of this run."""
+    if not bar.disable:
+        bar.n, bar.initial, bar.last_print_n = (n + samples for n in (bar.n, bar.initial, bar.last_print_n))
+        bar.refresh()
+
+
+def _watch(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+    """Pass results on under a progress bar; elsewhere than on a terminal, silently."""
+    return iter(tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty()))
 
 
 def _interrupt(*_: Any) -> NoReturn:
@@ -203,15 +218,22 @@ def _interrupt(*_: Any) -> NoReturn:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    """Run the command line.
+
+    Returns the exit code: 0, 1 where --check finds damage, 2 for a mistake of the user, 130 when interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        for directory, index in make(read_arguments(sys.argv[1:] if argv is None else argv)):
+        if "--check" in argv:
+            args = read_check_arguments(argv, checking.__doc__)
+            return checking.report(args.check, args.decode, args.workers)
+        for directory, index in make(read_arguments(argv, __doc__)):
             print(summarize(directory, index))
     except (ValueError, OSError) as problem:
         print("error:", " ".join(str(problem).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written, run the command again", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("error:", str(stop) or "interrupted; nothing was written, run the command again", file=sys.stderr)
         return 130
     return 0
 

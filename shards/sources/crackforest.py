@@ -6,7 +6,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from . import SOURCES, MaskRule, Root, Source, Split
-from .folder import pair
+from .layout import pair_folders
 
 CRACK = 2  # of the labels 1 background, 2 crack, and 3 and 4, which also occur
 
@@ -18,9 +18,9 @@ def crackforest(root: Root, split: Split = None) -> Source:
         raise ValueError(f"unknown split {split!r}: crackforest has none; leave --split out (--ratio makes parts)")
     if not root.is_dir():
         raise ValueError(f"--root {root} is not a folder; give the folder that holds image/ and groundTruth/")
-    items = pair(root, root / "image", root / "groundTruth", (".mat",), read_segmentation)
+    pairs = pair_folders(root, root / "image", root / "groundTruth", (".mat",))
     rule = MaskRule("groundTruth.Segmentation: crack = 2 (1, 3 and 4 are background)", lambda values: values == CRACK)
-    return Source("crackforest", "non-commercial research only", items, lambda _: rule)
+    return Source("crackforest", "non-commercial research only", pairs.items(read_segmentation), lambda _: rule)
 
 
 def read_segmentation(path: Path) -> np.ndarray:

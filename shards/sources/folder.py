@@ -1,191 +1,126 @@
-"""A folder of images and a folder of masks: the plainest layout, and the parts that other layouts borrow."""
+"""A folder of images and a folder of masks, or any other naming that a pattern can say."""
 
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-from PIL import Image
+from . import SOURCES, Root, Source, Split
+from .groups import GroupPattern, by_expression
+from .layout import by_stem, image_folder, pair_folders, split_folder, without_masks
+from .masks import IMAGE_SUFFIXES, Read, ResizeMasks, read_colours, read_mask
+from .patterns import Layout, NameList, Pairs, SkipUnpaired, find_pairs, image_files, match, select
+from .rules import (
+    CrackColors,
+    CrackValues,
+    Decide,
+    Dilate,
+    Threshold,
+    decide_by_levels,
+    decide_by_members,
+    dilated,
+    parse_colours,
+    parse_values,
+    show_colour,
+)
 
-from . import SOURCES, Item, MaskRule, Root, Source, Split
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
-DEFAULT_THRESHOLD = 127
-MOST_CLASSES = 8  # this many different values or fewer in loss-free masks are class labels, not soft edges
-Threshold = Annotated[int | None, "crack = mask value > N (without it, the values of the whole set decide)"]
 ImagesOnly = Annotated[bool, "no masks, for super-resolution alone; the images may also lie in ROOT itself"]
+ImagePattern = Annotated[str | None, "where the images lie below ROOT, as 'photos/{stem}.jpg'; also {split}, *, ?, **/"]
+MaskPattern = Annotated[str | None, "where the mask of each lies, as 'photos/{stem}_mask.png'"]
 
 
 @SOURCES.register
-def folder(root: Root, split: Split = None, threshold: Threshold = None, images_only: ImagesOnly = False) -> Source:
-    """ROOT/images and ROOT/masks, or ROOT/SPLIT/images and ROOT/SPLIT/masks; same names, any suffix."""
+def folder(
+    root: Root,
+    split: Split = None,
+    threshold: Threshold = None,
+    images_only: ImagesOnly = False,
+    image_pattern: ImagePattern = None,
+    mask_pattern: MaskPattern = None,
+    name_list: NameList = None,
+    crack_colors: CrackColors = None,
+    crack_values: CrackValues = None,
+    dilate: Dilate = 0,
+    resize_masks: ResizeMasks = False,
+    skip_unpaired: SkipUnpaired = False,
+    group_pattern: GroupPattern = None,
+) -> Source:
+    """ROOT/images and ROOT/masks, or ROOT/SPLIT/images and ROOT/SPLIT/masks; same names, any suffix; or by patterns."""
+    group = by_expression(group_pattern)
     if images_only:
-        return _without_masks(root, split, threshold)
-    base = split_folder(root, split)
+        _refuse_masks(
+            threshold=threshold, mask_pattern=mask_pattern, crack_colors=crack_colors, crack_values=crack_values
+        )
+        return without_masks(root, "folder", _pictures(root, split, image_pattern, name_list), group)
+    pairs = _pairs(root, split, image_pattern, mask_pattern, name_list, skip_unpaired)
+    read, decide = _crack(threshold, crack_colors, crack_values, pairs.lossy)
+    return Source("folder", None, pairs.items(read, resize_masks, group), dilated(decide, dilate), pairs.notes)
+
+
+def _refuse_masks(**options: int | str | None) -> None:
+    for name, value in options.items():
+        if value is not None:
+            flag = f"--{name.replace('_', '-')} {value}"
+            raise ValueError(f"{flag} is about masks, of which --images-only takes none; leave one out")
+
+
+def _pictures(root: Path, split: str | None, pattern: str | None, name_list: str | None) -> dict[str, Path]:
+    names, left = _list_of(name_list, split)
+    if pattern:
+        _check_pattern("--image-pattern", pattern, left)
+        pictures = match(image_files(root), root, pattern, left)
+        if not pictures:
+            raise ValueError(f"no image below {root} fits --image-pattern {pattern!r}; write it as paths below --root")
+    else:
+        pictures = by_stem(image_folder(root, left), IMAGE_SUFFIXES)
+    return select(Pairs(root, pictures, {}), names).pictures if names else pictures
+
+
+def _pairs(
+    root: Path, split: str | None, image: str | None, mask: str | None, name_list: str | None, skip: bool
+) -> Pairs:
+    names, left = _list_of(name_list, split)
+    if image or mask:
+        for option, pattern in (("--image-pattern", image), ("--mask-pattern", mask)):
+            _check_pattern(option, pattern, left)
+        return find_pairs(root, left, Layout(image, mask), names=names, skip=skip)
+    base = split_folder(root, left)
     if not (base / "masks").is_dir():
         by_stem(base / "images", IMAGE_SUFFIXES)  # without images, that is what to say
         raise ValueError(
             f"there is no folder {base / 'masks'}; create it, point --root at the folder above it, or take the images "
             "alone, for super-resolution, with --images-only"
         )
-    items = pair(root, base / "images", base / "masks")
-    lossy = any(path.suffix.lower() in LOSSY_SUFFIXES for path in (base / "masks").rglob("*"))
-    return Source("folder", None, items, partial(decide_by_levels, threshold=threshold, lossy=lossy))
+    return pair_folders(root, base / "images", base / "masks", names=names, skip=skip)
 
 
-def _without_masks(root: Path, split: str | None, threshold: int | None) -> Source:
-    if threshold is not None:
-        raise ValueError(f"--threshold {threshold} is about masks, of which --images-only takes none; leave one out")
-    pictures = by_stem(image_folder(root, split), IMAGE_SUFFIXES)
-    items = [Item(stem, path.relative_to(root).as_posix(), path.read_bytes, None) for stem, path in pictures.items()]
-    return Source("folder", None, items, None)
+def _list_of(name_list: str | None, split: str | None) -> tuple[str | None, str | None]:
+    """The list with {split} filled, and the split where it has no use there."""
+    if name_list and "{split}" in name_list:
+        if split is None:
+            raise ValueError(f"--name-list {name_list} asks for a split; name it with --split")
+        return name_list.replace("{split}", split), None
+    return name_list, split
 
 
-def image_folder(root: Path, split: str | None) -> Path:
-    """The folder `images` of ROOT or ROOT/SPLIT, or that itself where nothing in it is called images or masks.
-
-    Raises: ValueError as `split_folder`.
-    """
-    base = root / split if split else root
-    inside = {path.name for path in base.rglob("*") if path.is_dir()} if base.is_dir() else {"images"}
-    return split_folder(root, split) / "images" if inside & {"images", "masks"} else base
-
-
-def split_folder(root: Path, split: str | None, needs: str = "images") -> Path:
-    """ROOT or ROOT/SPLIT, whichever holds the folder `needs`; ValueError naming the splits that there are."""
-    if not root.is_dir():
-        raise ValueError(f"--root {root} is not a folder; give the folder that holds {needs}/")
-    base = root / split if split else root
-    if (base / needs).is_dir():
-        return base
-    splits = sorted(path.name for path in root.iterdir() if (path / needs).is_dir())
-    remedy = f"--root must hold {needs}/ or SPLIT/{needs}/"
-    if splits:
-        remedy = f"choose with --split from: {', '.join(splits)}"
-    elif (root / needs).is_dir():
-        remedy = "this set has no splits, leave --split out (--ratio cuts it into parts)"
-    found = f"unknown split {split!r}: " if split else ""
-    raise ValueError(f"{found}there is no folder {base / needs}; {remedy}")
-
-
-def pair(
-    root: Path,
-    images: Path,
-    masks: Path,
-    mask_suffixes: Iterable[str] = IMAGE_SUFFIXES,
-    read: Callable[[Path], np.ndarray] | None = None,
-) -> list[Item]:
-    """The items of two folders, sorted by key: files of the same relative stem belong together.
-
-    Hidden files, and files that are no images, do not count. `read` turns a mask's path into its values, H W.
-    Raises: ValueError for an empty or missing folder, two files of one stem, an image without mask and the reverse.
-    """
-    pictures, truths = by_stem(images, IMAGE_SUFFIXES), by_stem(masks, mask_suffixes)
-    _check_pairs(pictures, truths, images, masks)
-    read = read or read_mask
-    return [
-        Item(stem, path.relative_to(root).as_posix(), path.read_bytes, partial(read, truths[stem]))
-        for stem, path in sorted(pictures.items())
-    ]
-
-
-def by_stem(directory: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Files below `directory` by relative path without suffix; ValueError where there is none, or two share a stem."""
-    if not directory.is_dir():
-        raise ValueError(f"there is no folder {directory}; create it, or point --root at the folder above it")
-    found: dict[str, Path] = {}
-    for path in sorted(directory.rglob("*")):
-        if path.name.startswith(".") or path.suffix.lower() not in tuple(suffixes) or not path.is_file():
-            continue
-        stem = path.relative_to(directory).with_suffix("").as_posix()
-        if stem in found:
-            raise ValueError(f"duplicate key {stem!r}: {found[stem]} and {path}; rename or remove one of them")
-        found[stem] = path
-    if not found:
-        raise ValueError(f"{directory} is empty: no file ends with {' '.join(suffixes)}; check --root and --split")
-    return found
-
-
-def _check_pairs(pictures: dict[str, Path], truths: dict[str, Path], images: Path, masks: Path) -> None:
-    without_mask, without_image = sorted(pictures.keys() - truths.keys()), sorted(truths.keys() - pictures.keys())
-    if without_mask:
+def _check_pattern(option: str, pattern: str | None, split: str | None) -> None:
+    if not pattern or "{stem}" not in pattern:
+        found = f"is {pattern!r}" if pattern else "is missing"
         raise ValueError(
-            f"missing mask: {len(without_mask)} of {len(pictures)} images have none, the first is "
-            f"{pictures[without_mask[0]]}; add {masks / without_mask[0]}.png or remove the image"
+            f"{option} {found}; say where these files lie below --root, with {{stem}} for what pairs share"
         )
-    if without_image:
-        raise ValueError(
-            f"missing image: {len(without_image)} of {len(truths)} masks have none, the first is "
-            f"{truths[without_image[0]]}; add {images / without_image[0]}.jpg or remove the mask"
-        )
+    if split is not None and "{split}" not in pattern:
+        raise ValueError(f"--split {split} has no place in {option} {pattern!r}; write {{split}} where it belongs")
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """The grey levels of a mask file, uint8 H W, a 1-bit mask as 0 and 255.
-
-    Raises: ValueError where it has colours or transparent parts, or cannot be read.
-    """
-    try:
-        with Image.open(path) as stored:
-            stored.load()
-            mode = stored.mode
-            if mode == "P":  # the colours are meant, not their places in the palette
-                stored = stored.convert("RGBA" if "transparency" in stored.info else "RGB")
-            planes = np.asarray(stored.convert("L") if mode == "1" else stored)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-        raise ValueError(f"cannot read mask {path}: {problem}; replace or remove it and its image") from problem
-    if planes.dtype != np.uint8:
-        raise ValueError(f"mask {path} is of mode {mode}; store masks as 8-bit grey or 1-bit images")
-    return planes if planes.ndim == 2 else _one_plane(planes, path)
-
-
-def _one_plane(planes: np.ndarray, path: Path) -> np.ndarray:
-    """H W C -> H W where nothing is lost: equal colour channels, an opaque alpha channel."""
-    channels = planes.shape[2]
-    if channels in (2, 4) and (planes[..., -1] != 255).any():
-        raise ValueError(f"mask {path} is partly transparent; store it as a grey image without alpha")
-    colours = planes[..., : channels - 1] if channels in (2, 4) else planes
-    if (colours != colours[..., :1]).any():
-        raise ValueError(f"mask {path} is coloured; store it as a grey image in which white is crack")
-    return np.ascontiguousarray(colours[..., 0])
-
-
-def above(threshold: int, seen: str, why: str = "") -> MaskRule:
-    """The rule "crack = value > threshold"."""
-    return MaskRule(f"{seen}: crack = value > {threshold}{why}", lambda values: values > threshold)
-
-
-def decide_by_levels(items: Iterable[Item], threshold: int | None = None, lossy: bool = False) -> MaskRule:
-    """One rule for a whole set from the grey levels that its masks use; reads every mask once.
-
-    {0, 1}: crack = 1. {0, 255}: crack = 255. Otherwise crack = value > 127, or > `threshold` where one is given.
-    `lossy`: the masks are JPEGs, whose few levels between come from the compression.
-    Raises: ValueError where the levels may mean something else (labels, none above 127) and no threshold is given.
-    """
-    used = np.zeros(256, bool)
-    for item in items:
-        used[np.unique(item.mask())] = True
-    levels = np.flatnonzero(used).tolist()
-    few = len(levels) <= MOST_CLASSES
-    seen = f"values {{{', '.join(map(str, levels))}}}" if few else f"values {levels[0]}..{levels[-1]}"
-    if threshold is not None:
-        return above(threshold, seen, " (as chosen by --threshold)")
-    if 1 in levels and levels[-1] == 1:
-        return MaskRule(f"{seen}: crack = 1", lambda values: values == 1)
-    if levels[-1] == 255 and set(levels) <= {0, 255}:
-        return MaskRule(f"{seen}: crack = 255", lambda values: values == 255)
-    _refuse_unclear(levels, lossy, seen)
-    return above(DEFAULT_THRESHOLD, seen)
-
-
-def _refuse_unclear(levels: list[int], lossy: bool, seen: str) -> None:
-    """Labels such as {0, 1, 2} or {0, 204, 255} are classes: a threshold would pick some of them without a word."""
-    labels = not lossy and 3 <= len(levels) <= MOST_CLASSES
-    dim = 1 < levels[-1] <= DEFAULT_THRESHOLD and not (lossy and levels[-1] < 32)  # JPEG noise on empty masks stays low
-    if labels or dim:
-        raise ValueError(
-            f"it is unclear which mask values are crack: the masks hold {seen}; "
-            "say it with --threshold N (crack = value > N)"
-        )
+def _crack(threshold: int | None, colors: str | None, values: str | None, lossy: bool) -> tuple[Read, Decide]:
+    """How to read masks and what in them is crack, as the options say; ValueError where two of them do."""
+    given = {"--threshold": threshold, "--crack-colors": colors, "--crack-values": values}
+    given = [option for option, value in given.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} both say what is crack; give one of them")
+    if colors is not None:
+        chosen = parse_colours(colors)
+        return read_colours, partial(decide_by_members, crack=chosen, option="--crack-colors", show=show_colour)
+    if values is not None:
+        return read_mask, partial(decide_by_members, crack=parse_values(values), option="--crack-values")
+    return read_mask, partial(decide_by_levels, threshold=threshold, lossy=lossy)

@@ -1,0 +1,67 @@
+"""Which photograph a tile or a frame comes from, by its name: what must not straddle training and test."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated
+
+GroupPattern = Annotated[str | None, "regular expression; its group in a name is the photograph, as '^(.+)_[0-9]+$'"]
+
+_COORDINATES = {  # how many numbers, set off by _, say where in its photograph a tile was cut
+    "CRACK500": 2,
+    "GAPS384": 2,
+    "Rissbilder": 4,
+    "Volker": 4,
+    "noncrack": 1,
+}
+
+
+def without_numbers(key: str, count: int) -> str:
+    """The key without its last `count` numbers: ("20160222_081011_1_361", 2) -> "20160222_081011"."""
+    return re.sub(rf"(_\d+){{{count}}}(\.[A-Za-z]+)?$", "", key)
+
+
+def merged(key: str) -> str:
+    """The photograph of a picture in the sets that were merged from others, whose name begins with the set's."""
+    name = key.rsplit("/", 1)[-1]
+    for head, count in _COORDINATES.items():
+        if name.lower().startswith(head.lower()):
+            return without_numbers(key, count)
+    if name.startswith("DeepCrack"):
+        return numbered_crop(key)
+    return without_numbers(key, 1) if re.fullmatch(r"\d+_\d+", name) else key
+
+
+def numbered_crop(key: str) -> str:
+    """The key without a crop's number: "11125-1" -> "11125"."""
+    return re.sub(r"-\d+$", "", key)
+
+
+def lettered_crop(key: str) -> str:
+    """The key without a crop's letter: "DSC00550b" -> "DSC00550"."""
+    return re.sub(r"(?<=\d)[a-z]$", "", key)
+
+
+def roboflow(key: str) -> str:
+    """The picture that Roboflow made others of: "IMG_1_jpg.rf.0a1b" -> "IMG_1"."""
+    return re.sub(r"_(jpe?g|png|bmp|tiff?|webp)\.rf\..*$", "", key, flags=re.IGNORECASE)
+
+
+def by_expression(pattern: str | None) -> Callable[[str], str] | None:
+    """What --group-pattern asks for: what its first group, or all of it, finds in the key; nothing found: the key.
+
+    Raises: ValueError where it is no regular expression.
+    """
+    if pattern is None:
+        return None
+    try:
+        expression = re.compile(pattern)
+    except re.error as problem:
+        raise ValueError(
+            f"--group-pattern {pattern!r} is no regular expression: {problem}; e.g. '^(.+)_[0-9]+$'"
+        ) from problem
+
+    def group(key: str) -> str:
+        found = expression.search(key)
+        return (found[1] if expression.groups else found[0]) or key if found else key
+
+    return group
