@@ -1,11 +1,13 @@
 """The plan of a run's samples: nothing twice in a pass, the same for any number of processes and workers."""
 
+import itertools
 import pickle
 import re
 
 import numpy as np
 import pytest
 
+import cssr.lanes
 from cssr.lanes import LanePlan, MixedPlan, allocate, check_split, draw_seed, rng
 
 
@@ -106,6 +108,27 @@ def test_fewer_samples_than_lanes(total, lanes):
 def test_no_samples_are_an_error(counts):
     with pytest.raises(ValueError, match="at least one sample"):
         LanePlan(counts, 4, 0, 10)
+
+
+@pytest.mark.parametrize("window", [10, 10**6])
+def test_what_is_worked_out_once_a_pass_is_not_worked_out_again(window, monkeypatch):
+    """Of ten thousand shards, neither the order nor the sums are made anew for each sample; two passes are kept."""
+    plan, made = LanePlan([50] * 10_000, 8, 0, window), []
+    work = cssr.lanes.rng
+    monkeypatch.setattr(cssr.lanes, "rng", lambda *key: made.append(key) or work(*key))
+    rows = range(plan.rows - 3, plan.rows + 3)  # over the border of a pass
+    for _, row, lane in itertools.product(range(3), rows, range(8)):
+        plan.locate(lane, row)
+    assert len([key for key in made if key in ((0, 0), (0, 1), (0, 0, 0), (0, 1, 0))]) == 2
+    for number in range(20):
+        plan.locate(0, number * plan.rows)
+    assert len(plan._passes) == 2 and len(plan._blocks) <= 8
+
+
+@pytest.mark.parametrize("window, ahead", [(1000, 8), (40, 10)])
+def test_what_will_be_wanted_soon_is_a_window_ahead(window, ahead):
+    plan = MixedPlan([[25] * 8], [1], 4, 0, window)
+    assert [plan.later(n) for n in range(40)] == [plan.locate(n + 4 * ahead) for n in range(40)]
 
 
 # ---- several sets ----

@@ -8,59 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+import zlib
 
-import make_shards
 import numpy as np
 import pytest
-import webdataset
+from pictures import store_picture
 from PIL import Image
-from writer import store_picture
+from shard_helpers import SCRIPT, draw, draw_mask, make_tree, read, refused, run, same_bytes
 
-SCRIPT = Path(make_shards.__file__)
-
-
-def draw(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), seed: int = 0, **options) -> None:
-    """Write a picture of noise; `size` is width, height."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
-    Image.fromarray(noise).convert(mode).save(path, **options)
-
-
-def draw_mask(path: Path, levels: tuple[int, int] = (0, 255), size: tuple[int, int] = (20, 16)) -> None:
-    """Write a mask whose left quarter is crack."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.full((size[1], size[0]), levels[0], np.uint8)
-    values[:, : size[0] // 4] = levels[1]
-    Image.fromarray(values).save(path)
+from cssr.tars import ShardSet, read_sample
 
 
 @pytest.fixture
 def tree(tmp_path):
     """A folder of ten pairs."""
-    for number in range(10):
-        draw(tmp_path / f"root/images/p{number}.jpg", seed=number)
-        draw_mask(tmp_path / f"root/masks/p{number}.png")
-    return tmp_path / "root"
-
-
-def run(*words) -> int:
-    return make_shards.main([str(word) for word in words])
-
-
-def refused(capsys, out: Path, *words) -> str:
-    """Run what must fail; returns its one line of error."""
-    before = sorted(out.parent.iterdir())
-    assert run(*words, "--out", out) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and message.count("\n") == 1 and message.endswith("\n")
-    assert sorted(out.parent.iterdir()) == before  # neither the output nor a partial folder
-    return message
-
-
-def read(directory: Path) -> list[dict]:
-    urls = [str(path) for path in sorted(directory.glob("*.tar"))]
-    return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    return make_tree(tmp_path / "root")
 
 
 def test_two_runs_give_the_same_bytes(tree, tmp_path):
@@ -80,10 +42,18 @@ def test_two_runs_give_the_same_bytes(tree, tmp_path):
         done = subprocess.run([sys.executable, SCRIPT, *words], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr
         assert "7 samples in 2 shards" in done.stdout and "values {0, 255}: crack = 255" in done.stdout
-    first, second = tmp_path / "a", tmp_path / "deep/er/b"
-    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file()) and len(files) == 5
-    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
+    first = tmp_path / "a"
+    assert same_bytes(first, tmp_path / "deep/er/b")
+    assert sum(path.is_file() for path in first.rglob("*")) == 3 + 2 + 1  # shards, indexes, split.json
+
+
+@pytest.mark.parametrize("words", [(), ("--tile", 12, "--overlap", 4, "--ratio", "train=0.7", "val=0.3")])
+def test_the_number_of_workers_does_not_show(tree, tmp_path, words):
+    for workers in (1, 3):
+        out = tmp_path / f"out{workers}"
+        assert run("folder", "--root", tree, "--out", out, "--shard-size", 3, "--workers", workers, *words) == 0
+    assert same_bytes(tmp_path / "out1", tmp_path / "out3")
+    assert len(list(tmp_path.glob("out1/**/*.tar"))) >= 4
 
 
 def test_index_tells_what_is_there(tree, tmp_path):
@@ -119,15 +89,35 @@ def test_plain_webdataset_reads_the_samples(tree, tmp_path):
         "height": 16,
         "crack_share": 0.25,
         "converted": None,
+        "crc32": {name: zlib.crc32(samples[-1][name]) for name in ("png", "mask.png")},
     }
 
 
-def test_long_and_foreign_names_survive(tmp_path):
-    name = "Müller_" + "x" * 150
-    draw(tmp_path / f"root/images/{name}.jpg")
-    draw_mask(tmp_path / f"root/masks/{name}.png")
+def test_long_and_odd_names_survive(tmp_path):
+    names = {
+        "Müller_" + "x" * 150: None,
+        "with space 裂缝": None,
+        "a;$(b)'\"": None,
+        "line\nbreak\tand\u200bmore": "line_break_and_more",
+        "-flag": None,
+        "__meta__": None,
+        "%2e": None,
+    }
+    for name in names:
+        draw(tmp_path / f"root/images/{name}.jpg")
+        draw_mask(tmp_path / f"root/masks/{name}.png")
     assert run("folder", "--root", tmp_path / "root", "--out", tmp_path / "out") == 0
-    assert [sample["__key__"] for sample in read(tmp_path / "out")] == [name]
+    samples = read(tmp_path / "out")
+    assert sorted(sample["__key__"] for sample in samples) == sorted(key or name for name, key in names.items())
+    assert {json.loads(sample["json"])["origin"] for sample in samples} == {f"images/{name}.jpg" for name in names}
+    shards = ShardSet.open(tmp_path / "out", "test")
+    assert all(read_sample(shards, 0, number).mask.any() for number in range(len(names)))
+
+
+def test_refuses_names_that_are_no_text(tree, tmp_path, capsys):
+    os.rename(tree / "images/p3.jpg", os.fsencode(tree) + b"/images/\xff.jpg")
+    os.rename(tree / "masks/p3.png", os.fsencode(tree) + b"/masks/\xff.png")
+    assert "not in UTF-8" in refused(capsys, tmp_path / "out", "folder", "--root", tree)
 
 
 def test_ratio_parts_are_disjoint_complete_and_repeatable(tree, tmp_path):
@@ -239,6 +229,11 @@ def test_refuses_missing_and_empty_folders(tree, tmp_path, capsys):
         (("synthetic", "--seed", -1), "--seed"),
         (("synthetic", "--empty-share", 2), "--empty-share"),
         (("synthetic", "--count", 3, "--shard-size", 0), "--shard-size"),
+        (("synthetic", "--count", 3, "--workers", 0), "--workers"),
+        (("synthetic", "--tile", 0), "--tile is 0"),
+        (("synthetic", "--tile", 64, "--overlap", 64), "--overlap is 64"),
+        (("synthetic", "--overlap", 4), "give --tile"),
+        (("synthetic", "--ratio", "train=1", "--split-file", "x"), "leave one of them out"),
         (("synthetic", "--ratio", "train"), "'train'"),
         (("synthetic", "--ratio", "train=0.8", "val=0.1"), "adds up to 0.9"),
         (("synthetic", "--count", 2, "--ratio", "train=0.9", "val=0.1"), "'val'"),
@@ -272,7 +267,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, kind):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list(tmp_path.glob("out.partial-*/*.tar")) and process.poll() is None:
+    while not list(tmp_path.glob("out.partial/tree/*")) and process.poll() is None:
         time.sleep(0.02)
     os.kill(process.pid, kind)
     message = process.communicate(timeout=20)[1]

@@ -1,0 +1,58 @@
+"""What the tests of make_shards.py share: folders of small pictures, and runs of the command."""
+
+from pathlib import Path
+
+import make_shards
+import numpy as np
+import webdataset
+from PIL import Image
+
+SCRIPT = Path(make_shards.__file__)
+
+
+def draw(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), seed: int = 0, **options) -> None:
+    """Write a picture of noise; `size` is width, height."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path, **options)
+
+
+def draw_mask(path: Path, levels: tuple[int, int] = (0, 255), size: tuple[int, int] = (20, 16)) -> None:
+    """Write a mask whose left quarter is crack."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.full((size[1], size[0]), levels[0], np.uint8)
+    values[:, : size[0] // 4] = levels[1]
+    Image.fromarray(values).save(path)
+
+
+def make_tree(root: Path, count: int = 10, size: tuple[int, int] = (20, 16)) -> Path:
+    """A folder of pairs, p0, p1, ..."""
+    for number in range(count):
+        draw(root / f"images/p{number}.jpg", seed=number, size=size)
+        draw_mask(root / f"masks/p{number}.png", size=size)
+    return root
+
+
+def run(*words) -> int:
+    return make_shards.main([str(word) for word in words])
+
+
+def refused(capsys, out: Path, *words) -> str:
+    """Run what must fail; returns its one line of error."""
+    before = sorted(out.parent.iterdir())
+    assert run(*words, "--out", out) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and message.endswith("\n")
+    assert sorted(out.parent.iterdir()) == before  # neither the output nor a partial folder
+    return message
+
+
+def read(directory: Path) -> list[dict]:
+    urls = [str(path) for path in sorted(directory.glob("*.tar"))]
+    return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+
+
+def same_bytes(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same files, byte for byte."""
+    held = [{p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()} for d in (first, second)]
+    return bool(held[0]) and held[0] == held[1]
