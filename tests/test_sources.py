@@ -10,7 +10,8 @@ from conftest import SHARED, need
 from PIL import Image
 from scipy.io import savemat
 from sources import SOURCES, Item
-from sources.folder import decide_by_levels, read_mask
+from sources.masks import read_mask
+from sources.rules import decide_by_levels
 from synthesis import meander, render
 
 
@@ -134,6 +135,15 @@ def test_real_crackforest():
 def test_real_folder():
     source = SOURCES.build("folder", root=need(SHARED / "data/uav315"), split="val")
     assert len(source.items) == 63 and source.decide(source.items).sentence == "values {0, 255}: crack = 255"
+
+
+def test_real_folder_by_patterns():
+    root = need(SHARED / "data/uav315")
+    named = SOURCES.build("folder", root=root, split="val")
+    patterns = {"image_pattern": "{split}/images/{stem}.*", "mask_pattern": "{split}/masks/{stem}.*"}
+    found = SOURCES.build({"name": "folder", **patterns}, root=root, split="val")
+    assert [(item.key, item.origin) for item in found.items] == [(item.key, item.origin) for item in named.items]
+    assert (found.items[5].mask() == named.items[5].mask()).all()
 
 
 def test_drawn_pictures_depend_on_seed_and_number_alone():
