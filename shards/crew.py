@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process gets when its parent ends
+_GRACE = 2  # seconds
 _STEP, _DONE, _FAILED = range(3)
 
 Work = Callable[[int, Callable[[], None]], Any]
@@ -142,7 +143,7 @@ def _serve(work: Work, pipe: Connection, parent: int) -> None:
 
 def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # so may this; a moment later it counts
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that took effect
         os._exit(1)

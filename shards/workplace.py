@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class Workplace:
-    """The folder beside `out`, locked. `finished` has the records of the journal by (part, shard number)."""
+    """The folder beside `out`, locked. `finished` has the records of the journal by (part, shard number).
+
+    `precious`: there is work in it that a mistake of this run must not cost.
+    """
 
     def __init__(self, out: Path):
         self.out, self.path = out, _beside(out)
-        self.tree, self.finished, self.resumed = self.path / "tree", {}, False
+        self.tree, self.finished, self.precious = self.path / "tree", {}, False
         self._missing = [parent for parent in out.parents if not parent.exists()]  # nearest first
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path / "lock")
@@ -46,7 +49,7 @@ class Workplace:
         save(self.path / "plan.json", json.dumps(plan).encode())
         self.tree.mkdir(exist_ok=True)
         self.finished = _read_journal(self.path / "journal.jsonl")
-        self.resumed = bool(self.finished)
+        self.precious = bool(self.finished)
 
     def note(self, record: dict[str, Any]) -> None:
         """Enter a finished shard: `record` has its part, its number, and what the index needs."""
@@ -90,6 +93,7 @@ def workplace(out: Path, plan: dict[str, Any], keep: bool) -> Iterator[Workplace
         with _clearing_up(place, keep):
             place.begin(plan)
             yield place
+            place.precious = True  # all is there: an OUT that has come into being meanwhile must not cost it
             place.deliver()
     finally:
         place.leave()
@@ -102,7 +106,7 @@ def _clearing_up(place: Workplace, keep: bool) -> Iterator[None]:
     except BaseException as problem:
         full = isinstance(problem, OSError) and problem.errno in FULL
         mistake = isinstance(problem, (ValueError, OSError, KeyboardInterrupt)) and not isinstance(problem, Lost)
-        left = _left(place, keep or full or place.resumed or not mistake)
+        left = _left(place, keep or full or place.precious or not mistake)
         if isinstance(problem, KeyboardInterrupt):
             raise Stopped(f"interrupted; {left or 'nothing was written, run the command again'}") from None
         if full:
@@ -213,7 +217,8 @@ def sync(directory: Path) -> None:
     """Make the names in a directory last through a power cut."""
     handle = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with suppress(OSError):  # there are network file systems that do not know how
+            os.fsync(handle)
     finally:
         os.close(handle)
 

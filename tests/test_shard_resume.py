@@ -198,6 +198,22 @@ def _in_this_process(work, count, workers, step):
         yield task, work(task, step)
 
 
+def test_a_folder_that_came_in_the_way_meanwhile_costs_nothing(tmp_path, whole, capsys):
+    def late(*args):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out/thesis.tex").write_text("years")
+        return writer.write_index(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("make_shards.write_index", late)
+        assert run(*WORDS, "--out", tmp_path / "out") == 2
+    assert "20 finished shards are kept" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    assert run(*WORDS, "--out", tmp_path / "out") == 0
+    assert "20 of 20 shards were finished" in capsys.readouterr().out and same_bytes(tmp_path / "out", whole)
+
+
 def test_two_runs_do_not_write_to_one_place(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(workplace, "_PATIENCE", 0.2)
     (tmp_path / "out.partial").mkdir()
