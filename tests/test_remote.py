@@ -45,7 +45,7 @@ def fresh(monkeypatch):
 
 
 def settings(address: str, cache: Path, **changes) -> DataConfig:
-    defaults = {"crop": 12, "lanes": 4, "workers": 0, "cache": str(cache), "retries": 3, "timeout": 0.4}
+    defaults = {"crop": 12, "lanes": 4, "workers": 0, "cache": str(cache), "retries": 3, "timeout": 10.0}
     return DataConfig(**{"train": address, **defaults, **changes})
 
 
@@ -137,7 +137,8 @@ FAULTS = (500, 429, "cut", "short", "hang", "spoil", "all")
 def test_every_third_request_fails_and_the_stream_is_the_same(root, tmp_path, fault):
     with serving(root, lambda count, name: fault if count % 3 == 0 else None) as server:
         damage, told = Damage(), []
-        found = batches(settings(server.address, tmp_path), damage=damage, report=told.append)
+        data = settings(server.address, tmp_path, timeout=0.4 if fault == "hang" else 10.0)
+        found = batches(data, damage=damage, report=told.append)
     assert_same(found, batches(settings(str(root), tmp_path)))
     if fault != "all":  # it serves the whole, which is no fault
         assert told and all("\n" not in line and ".tar" in line for line in told)
@@ -158,7 +159,8 @@ def test_a_server_that_sends_the_whole_again(root, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["slow", "drip"])
-def test_a_slow_server_is_reported_a_stalled_one_given_up(tmp_path, fault):
+def test_a_slow_server_is_reported_a_stalled_one_given_up(tmp_path, fault, monkeypatch):
+    monkeypatch.setattr("cssr.remote._STALLED", 64)
     root = write_pairs(tmp_path / "set", [60])
     with serving(root, lambda count, name: fault if count == 2 else None) as server:
         told: list[str] = []
@@ -177,7 +179,8 @@ def test_after_its_retries_a_shard_stops_the_run_in_one_line(root, tmp_path, fau
     monkeypatch.setattr(Ahead, "want", lambda *_: None)  # which would try for itself
     with serving(root, lambda count, name: fault if name == "s3.tar" else None) as server:
         with pytest.raises(Unreachable, match="s3.tar cannot be fetched") as caught:
-            batches(settings(server.address, tmp_path), report=lambda _: None)
+            data = settings(server.address, tmp_path, timeout=0.4 if fault == "hang" else 10.0)
+            batches(data, report=lambda _: None)
         names = [name for name, _ in server.requests]
     assert reason in one_line(caught) and names.count("s3.tar") == tries
     assert not list(tmp_path.glob("*.partial"))
@@ -206,7 +209,7 @@ def test_a_server_that_goes_away_stops_workers_too(root, tmp_path):
 ])  # fmt: skip
 def test_commands_that_fail(root, tmp_path, command, reason):
     with pytest.raises(DataError, match=reason) as caught:
-        batches(settings(f"pipe:{command.format(root=root)}", tmp_path, retries=1), report=lambda _: None)
+        batches(settings(f"pipe:{command.format(root=root)}", tmp_path, retries=1, timeout=0.4), report=lambda _: None)
     one_line(caught)
 
 
@@ -353,7 +356,7 @@ def test_many_processes_download_a_shard_once(root, tmp_path):
         for process in readers:
             process.start()
         for process in readers:
-            process.join(30)
+            process.join(90)
         assert [process.exitcode for process in readers] == [0] * 4
     assert sorted(name for name, _ in server.requests) == ["index.json", *(f"s{n}.tar" for n in range(5))]
 
@@ -372,7 +375,7 @@ def test_many_processes_in_a_small_cache(root, tmp_path):
     for process in readers:
         process.start()
     for process in readers:
-        process.join(60)
+        process.join(90)
     assert [process.exitcode for process in readers] == [0] * 3
     assert not list(tmp_path.glob("*.partial"))
 
@@ -409,7 +412,7 @@ def test_a_download_that_was_killed_leaves_nothing_in_the_way(root, tmp_path):
     assert use(cache, entries[0]) == (root / "s0.tar").read_bytes()
 
 
-def until(what, seconds: float = 20) -> None:
+def until(what, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "waited in vain"
@@ -427,12 +430,12 @@ def test_a_reader_waits_for_whoever_fills(root, tmp_path):
         begin.set()
         time.sleep(0.3)
         assert reader.is_alive() and not list(tmp_path.glob("*.tar"))
-    reader.join(20)
+    reader.join(60)
     assert reader.exitcode == 0
 
 
 def read_after(begin, *arguments) -> None:
-    begin.wait(20)
+    begin.wait(60)
     read_shards(*arguments)
 
 
