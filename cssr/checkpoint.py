@@ -1,38 +1,39 @@
-"""Checkpoints: consolidated, by parameter name, and in place only when whole.
+"""Checkpoints of a run, the export, and the models in them.
 
 A checkpoint is a directory `checkpoints/step_00001000` with `model.safetensors`, `ema.safetensors` (where there is an
 average), `optimizer.safetensors` (moments as `parameter/moment`) and `state.json` (step, samples seen, settings,
-versions). It holds no generator state: all randomness is a function of the seed and the samples seen. It appears by one
-rename, so a directory of that name is complete.
+versions, and the size and sha256 of the other files). It holds no generator state: all randomness is a function of the
+seed and the samples seen. It appears by one rename, so a directory of that name was whole when it was written.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from cssr import __version__
-from cssr.config import Config, from_dict, to_dict
+from cssr.config import Config, from_dict
 from cssr.models.export import assign_state, load_weights, read_export, read_tensors
 from cssr.models.joint import JointModel, build_model
 
-_PARTIAL = ".partial"
+PARTIAL, _DAMAGED = ".partial", ".damaged"
+_BLOCK = 1 << 22  # bytes hashed at once
 
 
-def _name(step: int) -> str:
+def name_of(step: int) -> str:
+    """The directory of a step's checkpoint."""
     return f"step_{step:08d}"
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file that is either the old or the new one, never a part."""
-    temporary = path.with_name(f"{path.name}{_PARTIAL}-{os.getpid()}")
+    temporary = path.with_name(f"{path.name}{PARTIAL}-{os.getpid()}")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -40,43 +41,21 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def save_checkpoint(
-    run_dir: Path,
-    step: int,
-    samples: int,
-    config: Config,
-    model: JointModel,
-    optimizer: torch.optim.Optimizer,
-    ema: nn.Module | None,
-) -> Path:
-    """Write `run_dir/checkpoints/step_N`; what is there under that name already stays."""
-    final = run_dir / "checkpoints" / _name(step)
-    if final.is_dir():
-        return final
-    partial = final.with_name(f"{final.name}{_PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    moments, rest = _optimizer_state(model, optimizer)
-    tensors = {"model": model.state_dict(), "optimizer": moments} | ({"ema": ema.state_dict()} if ema else {})
-    for name, state in tensors.items():
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in state.items()}, partial / f"{name}.safetensors"
-        )
-    state = {
-        "step": step,
-        "samples": samples,
-        "optimizer": rest,
-        "config": to_dict(config),
-        "versions": {"cssr": __version__, "torch": torch.__version__},
-    }
-    (partial / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-    _sync(partial)
-    os.rename(partial, final)
-    _sync(final.parent)
-    return final
+def identity(path: Path) -> dict[str, Any]:
+    """Size in bytes and sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _sync(directory: Path) -> None:
+def digest(state: Mapping[str, Any]) -> str:
+    """The sha256 of a state, which it carries."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def sync(directory: Path) -> None:
     """Have a directory and the files in it on disk before going on."""
     for path in [*(p for p in directory.iterdir() if p.is_file()), directory]:
         descriptor = os.open(path, os.O_RDONLY)
@@ -86,61 +65,43 @@ def _sync(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's tensors as `parameter/key`; and its kind and other values; `groups.K/step` counts a group's."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    entries = {f"{names[p]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
-    entries |= {f"groups.{k}/step": group["step"] for k, group in enumerate(optimizer.param_groups) if "step" in group}
-    tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
-    scalars = {key: value for key, value in entries.items() if key not in tensors}
-    return tensors, {"kind": type(optimizer).__name__, "scalars": scalars}
+def newest(run_dir: Path) -> Path | None:
+    """The newest checkpoint that is whole, for one rank to find out before a run begins.
 
-
-def load_checkpoint(
-    path: Path, model: JointModel, optimizer: torch.optim.Optimizer, ema: nn.Module | None
-) -> dict[str, Any]:
-    """Fill model, optimizer and average from a checkpoint; returns its state (step, samples, config).
-
-    Raises: ValueError, one line, where it is of another architecture or has no average that the run wants.
+    Damaged ones are told of, and moved aside; what interrupted writes have left is removed.
     """
-    state = read_state(path)
-    load_weights(model, path / "model.safetensors")
-    if ema is not None:
-        if not (path / "ema.safetensors").is_file():
-            raise ValueError(
-                f"optim.ema is set, but {path} holds no average: use another train.run_dir, or train.init_from"
-            )
-        load_weights(ema, path / "ema.safetensors")
-    rest, kind = state["optimizer"], type(optimizer).__name__
-    if rest["kind"] != kind:
-        raise ValueError(
-            f"optim.optimizer: {path} was trained with {rest['kind']}, the settings say {kind}: "
-            "use that, or another train.run_dir with train.init_from"
-        )
-    _fill_optimizer(model, optimizer, {**read_tensors(path / "optimizer.safetensors"), **rest["scalars"]})
-    return state
+    for path in (run_dir / "checkpoints").glob(f"*{PARTIAL}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in reversed(checkpoints(run_dir)):
+        fault = _fault(path)
+        if fault is None:
+            return path
+        aside = path.with_name(f"{path.name}{_DAMAGED}")
+        print(f"warning: {path} is damaged ({fault}); it is now {aside.name}, the one before is used", file=sys.stderr)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(path, aside)
+    return None
 
 
-def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, entries: Mapping[str, Any]) -> None:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]
-    by_name: dict[str, dict[str, Any]] = {}
-    for key, value in entries.items():
-        name, _, moment = key.rpartition("/")
-        by_name.setdefault(name, {})[moment] = value
-    state_dict = optimizer.state_dict()
-    state_dict["state"] = {index: by_name[name] for index, name in enumerate(ordered) if name in by_name}
-    optimizer.load_state_dict(state_dict)
-    for k, group in enumerate(optimizer.param_groups):
-        group |= by_name.get(f"groups.{k}", {})
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, by sizes and checksums."""
+    try:
+        files = read_state(path)["files"]
+    except ValueError:
+        return "state.json"
+    for name, expected in files.items():
+        there = (path / name).is_file() and (path / name).stat().st_size == expected["bytes"]
+        if not there or identity(path / name) != expected:
+            return name
+    return None
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The `state.json` of a checkpoint; ValueError if it is damaged."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        whole = {"step", "samples", "optimizer", "config"} <= state.keys()
-    except (OSError, ValueError, AttributeError):
+        whole = state.pop("sha256") == digest(state)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         whole = False
     if not whole:
         raise ValueError(f"checkpoint {path} is damaged: delete it to go on from the one before")
@@ -162,19 +123,17 @@ def read_best(run_dir: Path) -> dict[str, Any] | None:
 def write_best(run_dir: Path, step: int, measure: str, value: float) -> None:
     """Name the checkpoint of a step as the best; rotation spares it."""
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    best = {"checkpoint": _name(step), "measure": measure, "value": value}
+    best = {"checkpoint": name_of(step), "measure": measure, "value": value}
     write_atomic(run_dir / "checkpoints" / "best.json", json.dumps(best))
 
 
 def rotate(run_dir: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and the best, and what an interrupted write has left."""
+    """Delete all checkpoints but the newest `keep` and the best."""
     best = read_best(run_dir)
     spared = {path.name for path in checkpoints(run_dir)[-keep:]} | ({best["checkpoint"]} if best else set())
     for path in checkpoints(run_dir):
         if path.name not in spared:
             shutil.rmtree(path)
-    for path in (run_dir / "checkpoints").glob(f"*{_PARTIAL}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def choose(run_dir: Path, which: str) -> Path:
@@ -186,8 +145,8 @@ def choose(run_dir: Path, which: str) -> Path:
         return there[-1]
     if which == "best" and best and best["checkpoint"] in names:
         return names[best["checkpoint"]]
-    if which.isdigit() and _name(int(which)) in names:
-        return names[_name(int(which))]
+    if which.isdigit() and name_of(int(which)) in names:
+        return names[name_of(int(which))]
     raise ValueError(f"no checkpoint {which!r} in {run_dir}; there are: {', '.join(names) or 'none'}")
 
 
@@ -197,7 +156,7 @@ def export(run_dir: Path, config: Config, path: Path, resampler: str) -> Path:
     averaged = config.train.export_ema and (path / "ema.safetensors").is_file()
     model = build_model(config.model)
     load_weights(model, path / ("ema.safetensors" if averaged else "model.safetensors"))
-    partial, final = run_dir / f"export{_PARTIAL}", run_dir / "export"
+    partial, final = run_dir / f"export{PARTIAL}", run_dir / "export"
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(
         partial,
@@ -208,7 +167,7 @@ def export(run_dir: Path, config: Config, path: Path, resampler: str) -> Path:
         samples=state["samples"],
         averaged_weights=averaged,
     )
-    _sync(partial)
+    sync(partial)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
     return final

@@ -61,6 +61,20 @@ def check_training(config: Config, sets: Sequence[ShardSet]) -> None:
         )
 
 
+def check_strategy(config: Config, in_parts: bool, device: str) -> None:
+    """Refuse what the launch file's strategy cannot do; `in_parts`: ranks hold parts of the parameters only.
+
+    Raises: ValueError, one line.
+    """
+    if in_parts and config.optim.ema is not None:
+        raise ValueError(
+            f"optim.ema={config.optim.ema} does not go with ZeRO-3 or FSDP, whose ranks have parts of the weights: "
+            "launch with launch/zero2.yaml or launch/multi_gpu.yaml, or set optim.ema=null"
+        )
+    if config.optim.batch_norm == "sync" and device == "cpu":
+        raise ValueError("optim.batch_norm=sync needs GPUs: set optim.batch_norm=rank or held")
+
+
 def check_degradation(config: Config, degrade: Callable, task: Task) -> None:
     """Degrade an empty image: a blur kernel must be there, and of the SR network's size, where the task takes one.
 

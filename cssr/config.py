@@ -101,6 +101,9 @@ class OptimConfig:
     warmup_start: float = 0.0  # factor on lr at the start of the warm-up
     clip_norm: float | None = None  # largest gradient norm; null: no clipping
     ema: float | None = None  # decay of the exponential moving average of the weights; null: none
+    batch_norm: Literal["rank", "sync", "held"] = (
+        "rank"  # statistics of each rank's samples; of all ranks' (GPUs only); or as they are, never updated
+    )
     ema_warmup: bool = True  # the average's decay rises from 0 (short runs need it)
 
 
@@ -117,6 +120,8 @@ class TrainConfig:
     save_every: int = 1000  # steps between checkpoints
     keep: int = 2  # newest checkpoints kept, the best one apart
     best: str = "iou_max"  # measure (per-image mean) by which the best checkpoint is kept
+    max_skipped: int = 20  # steps left out for a loss that is not finite; more of them end the run
+    hang_timeout: float = 1800  # seconds without progress after which a rank writes down its stacks and ends
     sample_count: int = 4  # validation images in the sample strips
     export_ema: bool = True  # whether the export holds the averaged weights, where there are any
     export_best: bool = True  # whether the export is the best checkpoint (else the last)
@@ -242,6 +247,7 @@ _LOWEST |= dict.fromkeys(("train.batch_size", "train.micro_batch", "train.log_ev
 _LOWEST |= dict.fromkeys(("train.keep", "eval.batch_size", "eval.limit"), 1)
 _LOWEST |= {"data.max_pixels": 1, "data.cache_gib": 0.001, "data.retries": 0, "data.timeout": 0.1}
 _LOWEST |= dict.fromkeys(("data.workers", "train.seed", "train.val_every", "train.sample_count", "eval.seed"), 0)
+_LOWEST |= {"train.max_skipped": 0, "train.hang_timeout": 1}
 
 
 def _at(config: Any, key: str) -> Any:

@@ -1,31 +1,136 @@
 """The accelerate engine that training and evaluation run on, and the little that ranks tell each other."""
 
+import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+_OVERDUE = 60  # seconds by which a collective outlives the watchdog, whose message says more
 
 
-def start_engine(**arguments: Any) -> Accelerator:
+def start_engine(timeout: float = 1800, **arguments: Any) -> Accelerator:
     """The engine; without a GPU (and without DeepSpeed) it is asked for the CPU, which launch files cannot do.
 
     Buffers are not broadcast from rank 0 before each forward pass: `average_buffers` takes every rank's into account.
-    Raises: ValueError where the world is not the one that the launcher promised.
+
+    Args:
+        timeout: seconds after which ranks that wait for another give up.
+        arguments: of `Accelerator`.
+    Raises: ValueError where the world is not the one that the launcher promised, or cannot be had here.
     """
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    cpu = not torch.accelerator.is_available() and not deepspeed
-    engine = Accelerator(cpu=cpu, kwargs_handlers=handlers, **arguments)
-    promised = int(os.environ.get("WORLD_SIZE", "1"))
-    if engine.num_processes != promised:
-        raise ValueError(
-            f"the launcher promised {promised} processes, accelerate runs {engine.num_processes}: "
-            "use one of the launch files in launch/"
-        )
+    has_device, deepspeed = torch.accelerator.is_available(), _asked_for("DEEPSPEED")
+    if deepspeed:
+        _check_deepspeed()
+    if _asked_for("FSDP") and not has_device:
+        raise ValueError("FSDP needs GPUs, here are none: use launch/cpu_2proc.yaml or launch/zero2.yaml")
+    groups = InitProcessGroupKwargs(
+        backend=None if has_device or not deepspeed else "gloo", timeout=timedelta(seconds=timeout + _OVERDUE)
+    )
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), groups]
+    engine = Accelerator(cpu=not has_device and not deepspeed, kwargs_handlers=handlers, **arguments)
+    _check_world(engine.num_processes)
     return engine
+
+
+def _asked_for(strategy: str) -> bool:
+    """Whether the launch file names it."""
+    return os.environ.get(f"ACCELERATE_USE_{strategy}", "false").lower() == "true"
+
+
+def _check_deepspeed() -> None:
+    missing = [name for name in ("deepspeed", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"the launch file asks for DeepSpeed, but {' and '.join(missing)} is not installed: "
+            "pip install 'cssr[deepspeed]'"
+        )
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+        raise ValueError("mixed_precision=fp16 does not go with DeepSpeed here: use bf16 or no")
+
+
+def _check_world(found: int) -> None:
+    """`CSSR_WORLD_SIZE` is the promise of a script above the launcher, which sets `WORLD_SIZE`."""
+    for promise in ("CSSR_WORLD_SIZE", "WORLD_SIZE"):
+        promised = int(os.environ.get(promise, found if promise == "CSSR_WORLD_SIZE" else 1))
+        if found != promised:
+            raise ValueError(
+                f"the launcher promised {promised} processes ({promise}), accelerate runs {found}: "
+                "use one of the launch files in launch/; `python launch/doctor.py --config_file X` explains a file"
+            )
+
+
+def uses_deepspeed(engine: Accelerator) -> bool:
+    """Whether DeepSpeed runs the step."""
+    return engine.distributed_type == DistributedType.DEEPSPEED
+
+
+def shards_parameters(engine: Accelerator) -> bool:
+    """Whether a rank holds parts of the parameters only: ZeRO-3 and FSDP."""
+    zero3 = uses_deepspeed(engine) and engine.deepspeed_plugin.zero_stage == 3
+    return zero3 or engine.distributed_type == DistributedType.FSDP
+
+
+def precision(engine: Accelerator) -> str:
+    """`no` or `bf16` or `fp16`, whoever sees to it."""
+    if uses_deepspeed(engine) and "torch_autocast" in engine.deepspeed_plugin.deepspeed_config:
+        return "bf16"
+    return engine.mixed_precision
+
+
+def configure_deepspeed(engine: Accelerator, micro_batch: int, accumulation: int, clip_norm: float | None) -> None:
+    """Give DeepSpeed the sizes of a step, as numbers, before anything is prepared; without it, do nothing.
+
+    Its own bf16 mode makes parameters bf16, with which BatchNorm fails on a CPU and exports lose precision: bf16 here
+    means autocast, over float32 parameters.
+    """
+    if not uses_deepspeed(engine):
+        return
+    settings = engine.deepspeed_plugin.deepspeed_config
+    settings |= {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip_norm or 0.0,
+    }
+    engine.gradient_accumulation_steps = accumulation
+    if settings.get("bf16", {}).get("enabled"):
+        settings |= {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+
+
+def accumulating(engine: Accelerator, module: nn.Module, last: bool) -> AbstractContextManager:
+    """Around forward and backward of a micro-batch: whether ranks exchange gradients, which they do at the last."""
+    engine.sync_gradients = last
+    return nullcontext() if last or uses_deepspeed(engine) else engine.no_sync(module)
+
+
+def backward(engine: Accelerator, loss: Tensor, accumulation: int) -> None:
+    """Backward of a micro-batch's mean loss; DeepSpeed divides by the accumulation itself."""
+    engine.backward(loss if uses_deepspeed(engine) else loss / accumulation)
+
+
+def drop_gradients(module: nn.Module, optimizer: Any) -> None:
+    """Forget what has been accumulated, under any engine."""
+    zero = getattr(module, "optimizer", None)  # DeepSpeed's
+    if zero is None:
+        base_optimizer(optimizer).zero_grad()
+        return
+    zero.zero_grad()
+    for k in getattr(zero, "averaged_gradients", ()):
+        zero.averaged_gradients[k] = None
+    if getattr(zero, "cpu_offload", False):
+        zero.reset_cpu_buffers()
+
+
+def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The one that steps, within what engines wrap around it."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def average_buffers(engine: Accelerator, *modules: nn.Module) -> None:
@@ -39,8 +144,9 @@ def average_buffers(engine: Accelerator, *modules: nn.Module) -> None:
 class AnyRank:
     """Whether something holds on any rank; asked over the CPUs, so that no device has to be waited for."""
 
-    def __init__(self, engine: Accelerator):
-        self.group = torch.distributed.new_group(backend="gloo") if engine.num_processes > 1 else None
+    def __init__(self, engine: Accelerator, timeout: float = 1800):
+        several, patience = engine.num_processes > 1, timedelta(seconds=timeout + _OVERDUE)
+        self.group = torch.distributed.new_group(backend="gloo", timeout=patience) if several else None
 
     def __call__(self, here: bool) -> bool:
         """The same answer on all ranks; all must ask."""

@@ -78,6 +78,22 @@ def stored_or(component: Any, sets: Sequence[ShardSet], scale: int, setting: str
     return {"name": "stored"}
 
 
+def recorded(sets: Sequence[ShardSet]) -> dict[str, Any]:
+    """How the LQ images that sets store were made, as far as their indexes say it, and alike.
+
+    Returns: `benchmark`, its name or None; `degradation` (a component), `resampler` and `seed` where they are known.
+    """
+    kinds = {"benchmark": str, "degradation": dict, "resampler": str, "degradation_seed": int}
+    first = sets[0].index
+    known = {
+        key: first[key]
+        for key, kind in kinds.items()
+        if type(first.get(key)) is kind and all(shards.index.get(key) == first[key] for shards in sets)
+    }
+    seed = {"seed": known.pop("degradation_seed")} if "degradation_seed" in known else {}
+    return {"benchmark": None, **known, **seed}
+
+
 def _check_cache(data: DataConfig, sets: Sequence[ShardSet], weights: Sequence[float]) -> None:
     """Refuse a cache that could not keep what is read at a time: each sample would be a download."""
     need = sum(

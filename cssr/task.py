@@ -32,6 +32,7 @@ class Task(nn.Module):
         betas = [config.loss.beta if phase.beta is None else phase.beta for phase in config.phases]
         self._beta = {phase.until: build_schedule(beta) for phase, beta in zip(config.phases, betas)}
         self._held: frozenset[str] = frozenset()
+        self._holds_batch_norm = config.optim.batch_norm == "held"
         self._check_phases(config.phases)
 
     @property
@@ -83,10 +84,11 @@ class Task(nn.Module):
             self.train(self.training)
 
     def train(self, mode: bool = True) -> "Task":
-        """As in any module, but BatchNorm in groups that are held still stays in evaluation mode."""
+        """As in any module, but BatchNorm that is held, or in groups that are, stays in evaluation mode."""
         super().train(mode)
         for name, module in self.model.named_modules():
-            if isinstance(module, _BATCH_NORMS) and group_of(f"{name}.") in self._held:
+            still = self._holds_batch_norm or group_of(f"{name}.") in self._held
+            if isinstance(module, _BATCH_NORMS) and still:
                 module.eval()
         return self
 

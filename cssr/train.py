@@ -7,37 +7,39 @@ run the same command again. Progress is counted in steps for people and in sampl
 import dataclasses
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from cssr import checkpoint as store
-from cssr import metrics
+from cssr import engine as engines
 from cssr.batch import Batch
-from cssr.checks import check_best, check_degradation, check_training, measures_segmentation
+from cssr.checks import check_best, check_degradation, check_strategy, check_training, measures_segmentation
+from cssr.claim import Claim
 from cssr.config import Config, changed_settings, describe, load_config, save_config, to_dict
-from cssr.data import Damage, eval_stream, train_stream
+from cssr.data import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
-from cssr.engine import AnyRank, average_buffers, start_engine
-from cssr.evaluate import evaluate, gather_rows
+from cssr.engine import AnyRank, start_engine
+from cssr.guard import LeftOut, StopSignal, Watchdog, explain
 from cssr.lanes import check_split, draw_seed
-from cssr.log import Console, append_line, memory_gib, trackers, truncate_lines
+from cssr.log import Console, memory_gib, trackers, truncate_lines
+from cssr.models.export import load_weights
 from cssr.models.joint import build_model
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.schedules import Progress
 from cssr.sets import check_kernels, check_lq, is_stored, open_train_sets
+from cssr.snapshot import Saver, restore, take
 from cssr.tars import open_sets
 from cssr.task import Task
-from cssr.visualize import sample_panels, save_picture, strip
+from cssr.validation import Validation, is_better, record
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,8 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
     try:
         run.train()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        explained = error if isinstance(error, (ValueError, OSError)) else explain(error, run.config, run.micro_batch)
+        if explained is None:
+            raise
+        sys.exit(f"error: {explained}")
+    finally:
+        run.close()
 
 
 class Run:
@@ -62,15 +69,19 @@ class Run:
 
     def __init__(self, config: Config):
         self.config, self.dir = config, Path(config.train.run_dir)
-        writes = not config.train.dry_run
+        self.writes, timeout = not config.train.dry_run, config.train.hang_timeout
         self.engine = start_engine(
-            log_with=trackers(config.train, self.dir) if writes else None,
+            timeout,
+            log_with=trackers(config.train, self.dir) if self.writes else None,
             project_config=ProjectConfiguration(project_dir=str(self.dir), logging_dir=str(self.dir / "tensorboard")),
         )
-        self.step, self.best, self.changed, self.stopping = 0, None, [], False
-        self.progress, self.any_rank = self._progress(0), AnyRank(self.engine)
+        self.step, self.best, self.changed, self.claim, self.watchdog = 0, None, [], None, None
+        self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)
         self._check_settings()
-        self._build(resumes=writes and bool(store.checkpoints(self.dir)))
+        start = self._newest_checkpoint() if self.writes else None
+        self._build(start)
+        if start:
+            self._resume(start)
 
     def _check_settings(self) -> None:
         """Find every mistake of the user that settings and data show, before anything is built or written."""
@@ -78,6 +89,7 @@ class Run:
         self.micro_batch = config.train.micro_batch or max(config.train.batch_size // world, 1)
         check_split(config.data.lanes, config.train.batch_size, world, config.data.workers, self.micro_batch)
         self.accumulation = config.train.batch_size // (world * self.micro_batch)
+        check_strategy(config, engines.shards_parameters(self.engine), self.engine.device.type)
         scale = config.model.scale
         self.lq_scale = scale if is_stored(config.degradation) else None  # of the LQ images that the shards store
         self.train_sets = open_train_sets(config.data, self.lq_scale)[0]
@@ -88,93 +100,144 @@ class Run:
         self.segmentation = measures_segmentation(config.model, val_sets, "data.val")
         check_best(config.train.best, self.segmentation or not self.validates)
 
-    def _build(self, resumes: bool) -> None:
-        """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer."""
+    def _newest_checkpoint(self) -> Path | None:
+        """Where the run goes on from; rank 0 looks which checkpoints are whole, and tells the others."""
+        found: list[Any] = [self.dir.is_dir(), None]
+        if self.engine.num_processes > 1:
+            broadcast_object_list(found)
+        if not found[0]:
+            return None
+        self.claim = Claim(self.dir, self.engine, self.any_rank)
+        if self.engine.is_main_process:
+            found[1] = store.newest(self.dir)
+        if self.engine.num_processes > 1:
+            broadcast_object_list(found)
+        return found[1]
+
+    def _build(self, start: Path | None) -> None:
+        """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer.
+
+        Weights are in the model before, as an engine may make its own of them.
+        """
         config = self.config
-        start = None if resumes else config.train.init_from
-        fresh = not resumes and not (start and store.holds_segmentation(start))
+        other = None if start else config.train.init_from
+        fresh = not start and not (other and store.holds_segmentation(other))
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, fresh)
         config.model.sr = getattr(model.sr, "settings", config.model.sr)  # from here on no weight file is needed
+        if other:
+            store.init_from(model, other)
         if start:
-            store.init_from(model, start)
-        self.task = Task(model, config)
+            load_weights(model, start / "model.safetensors")
+        if config.optim.batch_norm == "sync":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model, self.task = model, Task(model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
-        self.learning_rate = LearningRate(config)
-        self.model, self.optimizer = model, build_optimizer(model, config)
+        self._check_kernel()
+        self._prepare()
+
+    def _check_kernel(self) -> None:
         if self.lq_scale is None:
-            check_degradation(config, self.degrade, self.task)
+            check_degradation(self.config, self.degrade, self.task)
         elif self.task.needs_kernel:
-            check_kernels(self.train_sets, getattr(model.sr, "kernel_size", None), "data.train")
-        self.hold = Hold(model, self.optimizer)
-        self.engine_task, self.engine_optimizer = self.engine.prepare(self.task, self.optimizer)
+            check_kernels(self.train_sets, getattr(self.model.sr, "kernel_size", None), "data.train")
+
+    def _prepare(self) -> None:
+        config, engine = self.config, self.engine
+        optimizer = build_optimizer(self.model, config)
+        engines.configure_deepspeed(engine, self.micro_batch, self.accumulation, config.optim.clip_norm)
+        self.engine_task, self.engine_optimizer = engine.prepare(self.task, optimizer)
+        self.optimizer = engines.base_optimizer(self.engine_optimizer)
+        self.hold, self.learning_rate = Hold(self.model, self.optimizer), LearningRate(config)
         settings = config.optim
-        self.ema = ModelEmaV3(model, decay=settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
+        self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
+        self.validation = Validation(config, engine, self.degrade, self.segmentation)
 
     # ---- the run ----
 
     def train(self) -> None:
-        """Resume, or begin; then step until the end."""
-        config, engine = self.config, self.engine
-        if config.train.dry_run:
+        """Step until the end, or until a signal."""
+        config = self.config
+        if not self.writes:
             return self._dry_run()
-        self._resume()
         if self.step >= config.train.steps and (self.dir / "export").is_dir():
-            if engine.is_main_process:
-                print(
-                    f"{self.dir} is finished: {self.step} steps, export in {self.dir / 'export'}. "
-                    "For more, raise train.steps; for another run, choose another train.run_dir."
-                )
-            return None
+            return self._say_finished()
         self._begin()
-        signal.signal(signal.SIGTERM, self._stop)
         stream = self._stream()
         with closing(stream):
-            while self.step < config.train.steps and not self.any_rank(self.stopping):
+            while self.step < config.train.steps and not self.any_rank(bool(self.stop)):
+                self.watchdog.alive()
                 self._log(self._train_step(stream))
                 if self._due(config.train.val_every) and self.validates:
                     self._validate()
                 if self._due(config.train.save_every):
                     self._save()
+                self.saver.check()
                 self.console.step()
+        self._end()
+        return None
+
+    def _end(self) -> None:
+        """The last checkpoint, and the export of a run that is finished."""
         self._save()
-        if self.step >= config.train.steps:
+        self.saver.wait()
+        if self.step >= self.config.train.steps:
             self._export()
         else:
             self.console.line(
-                f"stopped at step {self.step} on SIGTERM, checkpoint written; the same command goes on from here"
+                f"stopped at step {self.step} on a signal, checkpoint written; the same command goes on from here"
             )
         self.console.close()
-        engine.end_training()
-        return None
+        self.engine.end_training()
 
-    def _train_step(self, stream: Iterator[Batch]) -> dict[str, float]:
-        """One optimizer step over the global batch; returns its mean losses over all ranks, where they are logged."""
-        config, engine = self.config, self.engine
+    def _train_step(self, stream: Iterator[Batch]) -> dict[str, Tensor] | None:
+        """One optimizer step over the global batch; returns this rank's mean losses, None where it was left out."""
         self.progress = self._progress(self.step)
         phase = self.task.phase(self.progress)
-        held = held_groups(phase)
-        self.task.hold_still(held)
-        self.hold.groups = held
+        self.hold.groups = held_groups(phase)
+        self.task.hold_still(self.hold.groups)
         self.lr = self.learning_rate.apply(self.optimizer, self.progress, phase)
         totals: dict[str, Tensor] = {}
         for micro in range(self.accumulation):
             batch = self._next(stream)
-            last = micro == self.accumulation - 1
-            # Dropout depends on (seed, samples seen, rank) alone: a resumed run draws what an uninterrupted one does.
-            torch.manual_seed(draw_seed(config.train.seed, self.progress.samples, engine.process_index, micro))
-            with nullcontext() if last else engine.no_sync(self.engine_task):
-                terms = self.engine_task(batch, self.progress)
-                engine.backward(terms["loss"] / self.accumulation)
+            terms = self._micro_step(batch, micro)
+            if terms is None:
+                return self._leave_out(stream, self.accumulation - micro - 1)
             totals = {name: totals.get(name, 0) + value.detach() / self.accumulation for name, value in terms.items()}
-        if config.optim.clip_norm is not None:
-            engine.clip_grad_norm_(self.engine_task.parameters(), config.optim.clip_norm)
+        self._update()
+        return totals
+
+    def _micro_step(self, batch: Batch, micro: int) -> dict[str, Tensor] | None:
+        """Forward and backward of a micro-batch; None, and no backward, where the loss of any rank is not finite."""
+        engine, config = self.engine, self.config
+        # Dropout depends on (seed, samples seen, rank) alone: a resumed run draws what an uninterrupted one does.
+        torch.manual_seed(draw_seed(config.train.seed, self.progress.samples, engine.process_index, micro))
+        with engines.accumulating(engine, self.engine_task, micro == self.accumulation - 1):
+            terms = self.engine_task(batch, self.progress)
+            loss = terms["loss"].item()
+            if self.any_rank(not math.isfinite(loss)):
+                mine = {"rank": engine.process_index, "loss": str(loss), "finite": math.isfinite(loss)}
+                self.refused = gather_object([{**mine, "keys": batch.key}])
+                return None
+            engines.backward(engine, terms["loss"], self.accumulation)
+        return terms
+
+    def _leave_out(self, stream: Iterator[Batch], rest: int) -> None:
+        """Drop what the step has gathered; its samples count as seen."""
+        engines.drop_gradients(self.engine_task, self.engine_optimizer)
+        for _ in range(rest):
+            next(stream)
+        self.step += 1
+        self.console.line(self.left_out.note(self.step, self.refused, self.engine.is_main_process))
+
+    def _update(self) -> None:
+        if self.config.optim.clip_norm is not None:
+            self.engine.clip_grad_norm_(self.engine_task.parameters(), self.config.optim.clip_norm)
         self.engine_optimizer.step()
         self.engine_optimizer.zero_grad()
         self.step += 1
         if self.ema:
             self.ema.update(self.model, step=self.step)
-        return totals
 
     def _next(self, stream: Iterator[Batch]) -> Batch:
         """The next micro-batch on the device, degraded; the wait for it is counted."""
@@ -190,8 +253,8 @@ class Run:
 
     # ---- what is logged, validated and saved ----
 
-    def _log(self, totals: dict[str, Tensor]) -> None:
-        if not self._due(self.config.train.log_every) and self.step != 1:
+    def _log(self, totals: dict[str, Tensor] | None) -> None:
+        if totals is None or (not self._due(self.config.train.log_every) and self.step != 1):
             return
         names = list(totals)
         values = self.engine.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
@@ -209,83 +272,45 @@ class Run:
         if self.engine.is_main_process:
             self.engine.log({"samples": self.step * self.config.train.batch_size, **found}, step=self.step)
             self.console.metrics(self.step, found)
-        if not math.isfinite(found["loss"]):
-            raise ValueError(
-                f"the loss is {found['loss']} at step {self.step}; lower optim.lr or set optim.clip_norm "
-                f"(checkpoints before it are in {self.dir / 'checkpoints'})"
-            )
 
     def _validate(self) -> None:
         """Measure the model that would be exported, draw the fixed samples, keep the best checkpoint."""
-        began, config, engine = time.monotonic(), self.config, self.engine
-        average_buffers(self.engine, *self._models())
+        config, began = self.config, time.monotonic()
+        engines.average_buffers(self.engine, *self._models())
         model = self.ema.module if self.ema and config.train.export_ema else self.model
-        model.eval()
-        panels: list[dict] = []
-
-        def show(batch: Batch, outputs: Any) -> None:
-            wanted = config.train.sample_count - len(panels) if engine.is_main_process else 0
-            new = range(min(wanted, len(batch)))
-            panels.extend(sample_panels(batch, outputs, i, self.segmentation) for i in new)
-
-        stream = eval_stream(
-            config.data.val,
-            config.model.scale,
-            config.eval.batch_size,
-            config.eval.seed,
-            engine.process_index,
-            engine.num_processes,
-            config.eval.limit,
-            config.data.workers,
-            data=config.data,
-        )
-        how = {"tile": config.eval.tile, "show": show, "segmentation": self.segmentation}
-        rows = gather_rows(evaluate(model, stream, self.degrade, engine.device, **how))
+        found = self.validation(model, self._watched)
         self.task.train()
-        found = metrics.aggregate(rows)["image"]
-        if engine.is_main_process:
-            self._record_validation(found, panels, time.monotonic() - began)
-        self._keep_best(found[config.train.best])
+        if self.any_rank(bool(self.stop)):  # it may have ended early; the resumed run comes here again
+            return
+        if self.engine.is_main_process:
+            record(found, self.step, self._progress(self.step).samples, self.dir, self.engine, self.console)
+        self._keep_best(found.measures[config.train.best])
         self.logged_at += time.monotonic() - began
 
-    def _record_validation(self, found: dict[str, Any], panels: list[dict], seconds: float) -> None:
-        shown = {name: value for name, value in found.items() if value is not None}
-        append_line(
-            self.dir / "validation.jsonl", {"step": self.step, "samples": self._progress(self.step).samples, **shown}
-        )
-        for tracker in self.engine.trackers:
-            if tracker.name != "jsonl":
-                tracker.log({f"val/{name}": value for name, value in shown.items()}, step=self.step)
-        if panels:
-            save_picture(strip(panels), self.dir / "samples" / f"step_{self.step:08d}.png")
-        text = "  ".join(f"{name} {shown[name]:.4g}" for name in ("iou_max", "aiu", "psnr", "ssim") if name in shown)
-        self.console.line(f"validation at step {self.step}: {text}  ({seconds:.0f} s)")
+    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if self.stop:
+                return
+            self.watchdog.alive()
+            yield batch
 
     def _keep_best(self, value: float | None) -> None:
-        if value is None:
+        if value is None or not is_better(self.config.train.best, value, self.best):
             return
-        sign = -1 if self.config.train.best.startswith(("hd95", "ahd95", "msd", "amsd")) else 1
-        if self.best is None or sign * value > sign * self.best:
-            self.best = value
-            # Named before it is written: a run killed in between validates this step again, and names it again.
-            if self.engine.is_main_process:
-                store.write_best(self.dir, self.step, self.config.train.best, value)
-            self._save()
+        self.best = value
+        # Named before it is written: a run killed in between validates this step again, and names it again.
+        if self.engine.is_main_process:
+            store.write_best(self.dir, self.step, self.config.train.best, value)
+        self._save()
 
     def _save(self) -> None:
-        average_buffers(self.engine, *self._models())
-        if self.engine.is_main_process:
-            store.save_checkpoint(
-                self.dir,
-                self.step,
-                self._progress(self.step).samples,
-                self.config,
-                self.model,
-                self.optimizer,
-                self.ema.module if self.ema else None,
-            )
-            store.rotate(self.dir, self.config.train.keep)
-        self.engine.wait_for_everyone()
+        """Take a checkpoint; a thread of rank 0 writes it while training goes on."""
+        engines.average_buffers(self.engine, *self._models())
+        average = self.ema.module if self.ema else None
+        samples, writes = self._progress(self.step).samples, self.engine.is_main_process
+        self.saver.save(
+            take(self.step, samples, self.config, self.model, self.engine_optimizer, average, self.engine_task, writes)
+        )
 
     def _export(self) -> None:
         if not self.engine.is_main_process:
@@ -298,30 +323,39 @@ class Run:
 
     # ---- beginning and resuming ----
 
-    def _resume(self) -> None:
-        """Take up the newest checkpoint, and drop what was logged after it."""
-        there = store.checkpoints(self.dir)
-        if there:
-            state = store.load_checkpoint(there[-1], self.model, self.optimizer, self.ema.module if self.ema else None)
-            if state["samples"] != state["step"] * self.config.train.batch_size:
-                raise ValueError(
-                    f"train.batch_size={self.config.train.batch_size}: {self.dir} was trained with "
-                    f"{state['samples'] // state['step']}; use that, or another train.run_dir with train.init_from"
-                )
-            self.step = state["step"]
-            best = store.read_best(self.dir)
-            known = best and best["measure"] == self.config.train.best and best["checkpoint"] in {p.name for p in there}
-            self.best = best["value"] if known else None
-            self.changed = changed_settings(state["config"], to_dict(self.config))
+    def _resume(self, start: Path) -> None:
+        """Take up a checkpoint, and drop what was logged after it."""
+        average = self.ema.module if self.ema else None
+        state = restore(start, self.config, self.model, self.engine_optimizer, average, self.engine_task)
+        if state["samples"] != state["step"] * self.config.train.batch_size:
+            raise ValueError(
+                f"train.batch_size={self.config.train.batch_size}: {self.dir} was trained with "
+                f"{state['samples'] // state['step']}; use that, or another train.run_dir with train.init_from"
+            )
+        self.step = state["step"]
+        best, there = store.read_best(self.dir), {path.name for path in store.checkpoints(self.dir)}
+        known = best and best["measure"] == self.config.train.best and best["checkpoint"] in there
+        self.best = best["value"] if known else None
+        self.changed = changed_settings(state["config"], to_dict(self.config))
+
+    def _say_finished(self) -> None:
         if self.engine.is_main_process:
-            for name in ("metrics.jsonl", "validation.jsonl"):
-                truncate_lines(self.dir / name, self.step)
+            print(
+                f"{self.dir} is finished: {self.step} steps, export in {self.dir / 'export'}. "
+                "For more, raise train.steps; for another run, choose another train.run_dir."
+            )
 
     def _begin(self) -> None:
         engine, config = self.engine, self.config
+        self.claim = self.claim or Claim(self.dir, engine, self.any_rank)
         if engine.is_main_process:
-            self.dir.mkdir(parents=True, exist_ok=True)
             save_config(config, self.dir / "config.yaml")
+            for name in ("metrics.jsonl", "validation.jsonl", "skipped.jsonl"):
+                truncate_lines(self.dir / name, self.step)
+        engine.wait_for_everyone()
+        self.left_out = LeftOut(self.dir / "skipped.jsonl", config.train.max_skipped)
+        self.saver, self.stop = Saver(self.dir, config.train.keep), StopSignal()
+        self.watchdog = Watchdog(config.train.hang_timeout, self.dir / "stacks" / f"rank_{engine.process_index}.txt")
         engine.init_trackers(
             "cssr" if not config.train.wandb else config.train.wandb,
             config=None,
@@ -331,7 +365,7 @@ class Run:
         self.waited, self.logged_at, self.logged_step = 0.0, time.monotonic(), self.step
         self.console.line(
             f"{self.dir}: {config.train.steps} steps of {config.train.batch_size} samples on "
-            f"{engine.num_processes} x {engine.device.type} ({engine.mixed_precision}), micro-batch "
+            f"{engine.num_processes} x {engine.device.type} ({engines.precision(engine)}), micro-batch "
             f"{self.micro_batch} x {self.accumulation}; parameters: {_millions(self._sizes())}"
         )
         if self.step:
@@ -384,8 +418,12 @@ class Run:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
 
-    def _stop(self, *_: Any) -> None:
-        self.stopping = True
+    def close(self) -> None:
+        """Let go of the run directory."""
+        if self.watchdog:
+            self.watchdog.close()
+        if self.claim:
+            self.claim.release()
 
 
 def _millions(sizes: dict[str, int]) -> str:

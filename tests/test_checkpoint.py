@@ -9,11 +9,13 @@ from helpers import SMALL_MODEL
 from timm.utils import ModelEmaV3
 
 from cssr import checkpoint as store
+from cssr import snapshot
 from cssr.config import Config, ModelConfig, load_config
 from cssr.log import append_line, truncate_lines
 from cssr.models.export import load_weights
 from cssr.models.joint import build_model
 from cssr.optim import build_optimizer
+from cssr.snapshot import restore, take, write
 
 LQ = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -49,12 +51,10 @@ class Training:
         return self
 
     def save(self, run_dir):
-        return store.save_checkpoint(
-            run_dir, self.step, 2 * self.step, self.config, self.model, self.optimizer, self.average
-        )
+        return write(run_dir, take(self.step, 2 * self.step, self.config, self.model, self.optimizer, self.average))
 
     def load(self, path) -> dict:
-        state = store.load_checkpoint(path, self.model, self.optimizer, self.average)
+        state = restore(path, self.config, self.model, self.optimizer, self.average)
         self.step = state["step"]
         return state
 
@@ -135,7 +135,7 @@ def test_the_order_of_the_parameters_does_not_matter(run_dir, trained):
     """Moments are found by the parameter's name, whatever its number in the optimizer."""
     other = Training()
     other.optimizer.param_groups.reverse()
-    store.load_checkpoint(store.checkpoints(run_dir)[0], other.model, other.optimizer, None)
+    restore(store.checkpoints(run_dir)[0], other.config, other.model, other.optimizer)
     for (name, mine), theirs in zip(trained.model.named_parameters(), other.model.parameters()):
         expected, found = trained.optimizer.state[mine], other.optimizer.state[theirs]
         assert torch.equal(expected["exp_avg"], found["exp_avg"]), name
@@ -144,14 +144,14 @@ def test_the_order_of_the_parameters_does_not_matter(run_dir, trained):
 # ---- whole or not there ----
 
 
-@pytest.mark.parametrize("at", ["save_file", "_sync", "rename"])
+@pytest.mark.parametrize("at", ["save_file", "sync", "rename"])
 def test_an_interrupted_write_leaves_no_checkpoint(tmp_path, trained, monkeypatch, at):
     def full(*args, **kwargs):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os if at == "rename" else store, at, full)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr(os if at == "rename" else snapshot, at, full)
+        with pytest.raises(ValueError, match="no space left .*GiB are free there.*the same command again"):
             trained.save(tmp_path)
     assert store.checkpoints(tmp_path) == []
     with pytest.raises(ValueError, match="none"):
@@ -165,14 +165,14 @@ def test_what_is_there_already_stays(run_dir, trained):
     assert trained.save(run_dir) == path and (path / "state.json").stat().st_mtime_ns == before
 
 
-def test_leftovers_are_no_checkpoints_and_go_with_the_next_rotation(run_dir):
+def test_leftovers_are_no_checkpoints_and_go_with_the_next_start(run_dir):
     folder = run_dir / "checkpoints"
     (folder / "step_00000009.partial").mkdir()
     (folder / "step_00000009.partial" / "model.safetensors").write_text("half")
     (folder / "best.json.partial-123").write_text("{")
     (folder / "step_9.old").mkdir()
     assert [path.name for path in store.checkpoints(run_dir)] == ["step_00000002"]
-    store.rotate(run_dir, 1)
+    assert store.newest(run_dir).name == "step_00000002"
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000002", "step_9.old"]
 
 

@@ -12,10 +12,11 @@ FLOORS = [
     {"settings", "remote", "index", "members", "decode", "distance_map"},
     {"config", "registry", "batch", "cache", "contents", "loader"},
     {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"},
-    {"sets", "models", "losses", "results", "distances"},
+    {"sets", "models", "losses", "results", "distances", "consolidate", "claim"},
     {"data", "task", "optim", "log", "visualize", "checkpoint"},
-    {"checks"},
+    {"checks", "snapshot", "guard"},
     {"evaluate"},
+    {"validation"},
     {"train", "predict", "report", "convert", "demo"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import yaml
 from conftest import draw_shards
 
 from cssr import checkpoint as store
+from cssr import snapshot
 from cssr.config import changed_settings, load_config, save_config
 from cssr.train import Run, main
 
@@ -159,15 +161,15 @@ def test_accumulation_equals_a_larger_batch(shards, tmp_path):
 
 def test_killed_between_naming_and_writing_the_best(straight, shards, tmp_path, monkeypatch):
     """The step of the first validation is done again after the resume, and named again."""
-    save = store.save_checkpoint
+    write = snapshot.write
 
-    def killed(run_dir, step, *rest):
-        if step == 4:
+    def killed(run_dir, taken):
+        if taken.step == 4:
             raise InterruptedError("killed")
-        return save(run_dir, step, *rest)
+        return write(run_dir, taken)
 
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(store, "save_checkpoint", killed)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="killed"):
+        patch.setattr(snapshot, "write", killed)
         main(settings(shards, tmp_path / "run", "train.steps=10"))
     assert store.read_best(tmp_path / "run")["checkpoint"] == "step_00000004"
     main(settings(shards, tmp_path / "run", "train.steps=10"))
@@ -175,18 +177,20 @@ def test_killed_between_naming_and_writing_the_best(straight, shards, tmp_path, 
     assert store.read_best(tmp_path / "run") == store.read_best(straight)
 
 
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+
 def test_phases_hold_groups_still(shards, tmp_path):
     """Independent training as data: SR alone for 8 samples, then segmentation alone."""
     phases = "phases=[{name: sr, until: 8, beta: 0, lr: {seg: 0}}, {name: seg, beta: 1, lr: {sr: 0}}]"
     states = []
     for steps in (2, 4):
-        run = Run(
-            load_config(None, settings(shards, tmp_path / "run", phases, f"train.steps={steps}", "optim.ema=null"))
-        )
-        before = {name: value.clone() for name, value in run.model.state_dict().items()} if steps == 2 else states[-1]
-        run.train()
-        states += [before] if steps == 2 else []
-        states.append({name: value.clone() for name, value in run.model.state_dict().items()})
+        arguments = settings(shards, tmp_path / "run", phases, f"train.steps={steps}", "optim.ema=null")
+        with closing(Run(load_config(None, arguments))) as run:
+            states += [] if states else [weights(run)]
+            run.train()
+            states.append(weights(run))
     start, after_sr, after_seg = states
     for name in start:
         group = name.split(".")[0]

@@ -1,0 +1,129 @@
+"""What keeps a run from going on wrong, or from not going on: stop signals, a watchdog, steps left out, memory."""
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from cssr.config import Config
+from cssr.log import append_line
+
+STUCK = 75  # exit status of a process that its watchdog has ended: try again
+_BACKSTOP = 30  # seconds after which C code writes the stacks, where no Python runs any more
+
+
+class StopSignal:
+    """Whether this process was asked to stop: SIGTERM, SIGUSR1 (Slurm's warning), or the launcher's death."""
+
+    def __init__(self):
+        self._asked = False
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def __bool__(self) -> bool:
+        orphaned = self._launcher is not None and os.getppid() != self._launcher
+        return self._asked or orphaned
+
+    def _note(self, *_: Any) -> None:
+        self._asked = True
+
+
+class Watchdog:
+    """Ends this process, its stacks written down, once it has made no progress for `seconds`.
+
+    A rank that hangs keeps all others waiting in a collective: each writes down where it stands, and the first to end
+    has the launcher end the others.
+    """
+
+    def __init__(self, seconds: float, stacks: Path):
+        self._seconds, self._stacks = seconds, stacks
+        self._closed = threading.Event()
+        self.alive()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def alive(self) -> None:
+        """There was progress."""
+        self._deadline = time.monotonic() + self._seconds
+        faulthandler.dump_traceback_later(self._seconds + _BACKSTOP, exit=True, file=sys.__stderr__)
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._closed.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(max(0.0, self._deadline - time.monotonic())):
+            if time.monotonic() >= self._deadline:
+                self._end()
+
+    def _end(self) -> NoReturn:
+        self._stacks.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._stacks, "w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        print(
+            f"error: {self._stacks.stem} has made no progress for {self._seconds:g} s (train.hang_timeout): "
+            f"{self._stacks} shows where it stands; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(STUCK)
+
+
+class LeftOut:
+    """The steps left out for a loss that was not finite, a line each in `skipped.jsonl`; too many end the run."""
+
+    def __init__(self, path: Path, most: int):
+        self._path, self._most = path, most
+        self.count = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+
+    def note(self, step: int, found: list[dict[str, Any]], writes: bool) -> str:
+        """Count a step. `found`: {rank, loss, keys} of each rank. Returns what to say of it.
+
+        Raises: ValueError at one step too many.
+        """
+        self.count += 1
+        if writes:
+            append_line(self._path, {"step": step, "ranks": found})
+        bad = next(rank for rank in found if not rank["finite"])
+        said = f"the loss is {bad['loss']} at step {step}, on rank {bad['rank']}; its samples are in {self._path}"
+        if self.count > self._most:
+            raise ValueError(
+                f"{said}; this is the {self.count}. such step, more than train.max_skipped={self._most}: lower "
+                "optim.lr, set optim.clip_norm, or look at those samples"
+            )
+        return f"left out a step: {said}"
+
+
+def explain(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
+    """One line for an error that a machine or another rank is to blame for; None for any other."""
+    return _of_memory(error, config, micro_batch) or _of_ranks(error)
+
+
+def _of_memory(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
+    text = " ".join(str(error).split())
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
+    if not known:
+        return None
+    return ValueError(
+        f"out of memory: lower train.micro_batch (here {micro_batch}; batch_size={config.train.batch_size} stays, "
+        f"gradients are accumulated), data.crop={config.data.crop} or eval.batch_size={config.eval.batch_size}, or use "
+        f"bf16 or ZeRO (launch/); `python launch/doctor.py` estimates what fits ({text[:200]})"
+    )
+
+
+def _of_ranks(error: BaseException) -> ValueError | None:
+    text = " ".join(str(error).split())
+    gone = isinstance(error, torch.distributed.DistError) or "gloo" in text or "Connection closed by peer" in text
+    if not (gone and torch.distributed.is_initialized()):
+        return None
+    return ValueError(
+        f"rank {torch.distributed.get_rank()} has lost another rank, whose own message says why; the same command goes "
+        f"on from the last checkpoint ({text[:160]})"
+    )

@@ -1,0 +1,91 @@
+"""Validation within a run: the model that would be exported, measured on all ranks, its samples drawn on one."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from cssr import metrics
+from cssr.batch import Batch
+from cssr.config import Config
+from cssr.consolidate import copied, whole_weights
+from cssr.data import eval_stream
+from cssr.engine import shards_parameters
+from cssr.evaluate import evaluate, gather_rows
+from cssr.log import Console, append_line
+from cssr.models.joint import JointModel, build_model
+from cssr.visualize import sample_panels, save_picture, strip
+
+
+@dataclass
+class Found:
+    """What a validation has found: measures (per-image means), and the samples of rank 0 as rows of pictures."""
+
+    measures: dict[str, Any]
+    panels: list[dict] = field(repr=False)
+    seconds: float
+
+
+class Validation:
+    """Measures a model on `data.val`."""
+
+    def __init__(self, config: Config, engine: Accelerator, degrade: Callable, segmentation: bool):
+        self._config, self._engine, self._degrade, self._segmentation = config, engine, degrade, segmentation
+
+    def __call__(self, model: JointModel, watched: Callable[[Iterable[Batch]], Iterator[Batch]]) -> Found:
+        """All ranks must ask. `model` is left in evaluation mode; `watched` may end its batches early."""
+        began, engine, panels = time.monotonic(), self._engine, []
+        model = self._whole(model) if shards_parameters(engine) else model
+        model.eval()
+
+        def show(batch: Batch, outputs: Any) -> None:
+            wanted = self._config.train.sample_count - len(panels) if engine.is_main_process else 0
+            new = range(min(wanted, len(batch)))
+            panels.extend(sample_panels(batch, outputs, i, self._segmentation) for i in new)
+
+        how = {"tile": self._config.eval.tile, "show": show, "segmentation": self._segmentation}
+        rows = gather_rows(evaluate(model, watched(self._stream()), self._degrade, engine.device, **how))
+        measures = metrics.aggregate(rows)["image"] if rows else {}
+        return Found(measures, panels, time.monotonic() - began)
+
+    def _whole(self, model: JointModel) -> JointModel:
+        """A model of its own on each rank, as ranks may have batches of different number, which parts do not allow."""
+        whole = build_model(self._config.model)
+        whole.load_state_dict(copied(whole_weights(model)))
+        return whole.to(self._engine.device)
+
+    def _stream(self) -> Iterator[Batch]:
+        config, engine = self._config, self._engine
+        return eval_stream(
+            config.data.val,
+            config.model.scale,
+            config.eval.batch_size,
+            config.eval.seed,
+            engine.process_index,
+            engine.num_processes,
+            config.eval.limit,
+            config.data.workers,
+            data=config.data,
+        )
+
+
+def record(found: Found, step: int, samples: int, run_dir: Path, engine: Accelerator, console: Console) -> None:
+    """Write down and show what a validation has found, on one rank."""
+    shown = {name: value for name, value in found.measures.items() if value is not None}
+    append_line(run_dir / "validation.jsonl", {"step": step, "samples": samples, **shown})
+    for tracker in engine.trackers:
+        if tracker.name != "jsonl":
+            tracker.log({f"val/{name}": value for name, value in shown.items()}, step=step)
+    if found.panels:
+        save_picture(strip(found.panels), run_dir / "samples" / f"step_{step:08d}.png")
+    text = "  ".join(f"{name} {shown[name]:.4g}" for name in ("iou_max", "aiu", "psnr", "ssim") if name in shown)
+    console.line(f"validation at step {step}: {text}  ({found.seconds:.0f} s)")
+
+
+def is_better(measure: str, value: float, than: float | None) -> bool:
+    """Whether a value of a measure is better than the best so far, None if there is none."""
+    sign = -1 if measure.startswith(("hd95", "ahd95", "msd", "amsd")) else 1
+    return than is None or sign * value > sign * than
