@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from cssr import metrics
 from cssr.batch import Batch, Outputs
-from cssr.checkpoint import degradation_of, load_model, write_atomic
+from cssr.checkpoint import choose, degradation_of, load_model, write_atomic
 from cssr.checks import measures_segmentation
 from cssr.config import check_tile, to_dict
 from cssr.data import eval_stream
@@ -25,12 +27,14 @@ from cssr.distances import surface_distances
 from cssr.engine import start_engine
 from cssr.models.joint import JointModel
 from cssr.results import compose
-from cssr.sets import is_stored, stored_or
+from cssr.sets import is_stored, recorded, stored_or
 from cssr.settings import parse_value
-from cssr.tars import open_sets
+from cssr.tars import ShardSet, open_sets
 from cssr.visualize import sample_panels, save_picture, strip
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst
+_MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint
+_CHANGING = ("distances", "degradation", "batch_size", "tile", "limit", "seed")  # options that results depend on
 
 
 def evaluate(
@@ -167,23 +171,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="shard directory to evaluate on")
     parser.add_argument("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
     parser.add_argument("--out", type=Path, help="where results.json and pictures go (default: MODEL/evaluations/DATA)")
+    parser.add_argument("--name", help="how reports call this result (default: the model's directory)")
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of how it is evaluated, which a launcher has as well."""
     parser.add_argument("--distances", action="store_true", help="also HD95 and MSD at 99 thresholds (slower)")
     parser.add_argument(
         "--degradation",
         help="another one than in training, or than what the shards store, as YAML: '{name: gaussian, sigma: [1, 2]}'",
     )
-    parser.add_argument("--name", help="how reports call this result (default: the model's directory)")
-    parser.add_argument("--batch-size", type=int, default=4, help="images of equal size evaluated together (4)")
+    parser.add_argument(
+        "--batch-size", type=int, default=4, help="images of equal size evaluated together (%(default)s)"
+    )
     parser.add_argument(
         "--tile", type=int, default=0, help="LQ pixels a side of tiles for large images (0: whole images)"
     )
     parser.add_argument("--limit", type=int, help="evaluate the first images only")
     parser.add_argument("--workers", type=int, default=0, help="loader processes per rank (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the degradation (0)")
-    return parser
 
 
-def _check_options(options: argparse.Namespace) -> None:
+def check_options(options: argparse.Namespace) -> None:
+    """ValueError, one line, for numbers that make no sense."""
     for name, lowest in {"batch_size": 1, "limit": 1, "workers": 0, "seed": 0}.items():
         value = getattr(options, name)
         if value is not None and value < lowest:
@@ -191,10 +203,47 @@ def _check_options(options: argparse.Namespace) -> None:
     check_tile(options.tile, "--tile")
 
 
+def origin(options: argparse.Namespace, sets: Sequence[ShardSet]) -> dict[str, Any]:
+    """What a result follows from: the same origin, the same result.
+
+    `checkpoint_sha256`: of each file that the weights and settings are read from; `data_sha256`: of the sets' indexes,
+    which hold the sha256 of every shard, as JSON with sorted keys; `options`: those that change results.
+    """
+    directory = _files_in(options.model, options.checkpoint)
+    indexes = json.dumps([shards.index for shards in sets], sort_keys=True)
+    return {
+        "checkpoint_sha256": {n: _sha256(directory / n) for n in _MADE_OF if (directory / n).is_file()},
+        "data_sha256": hashlib.sha256(indexes.encode()).hexdigest(),
+        "options": {name: getattr(options, name) for name in _CHANGING},
+    }
+
+
+def _files_in(model: Path, which: str) -> Path:
+    if which != "export":
+        return choose(model, which)
+    return model / "export" if (model / "export").is_dir() else model
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _sha256_as_it_is(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256_as_it_is(path: Path, *_: int) -> str:
+    """Of a file that has not changed since, by its stat: once for all the data that it is evaluated on."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def _run(options: argparse.Namespace, engine: Accelerator) -> None:
-    _check_options(options)
+    check_options(options)
     model = load_model(options.model, options.checkpoint).to(engine.device)
     sets = open_sets(options.data, "--data")
+    made_from = origin(options, sets) if engine.is_main_process else {}
     component = (
         parse_value(options.degradation, "--degradation")
         if options.degradation
@@ -231,14 +280,16 @@ def _run(options: argparse.Namespace, engine: Accelerator) -> None:
     if not rows:
         raise ValueError(f"--data: no samples in {options.data}")
     out = options.out or options.model / "evaluations" / Path(options.data).name
-    found = compose(rows, _facts(options, model, component, degrade))
+    found = compose(rows, {**_facts(options, model, component, degrade, sets), **made_from})
     out.mkdir(parents=True, exist_ok=True)
     draw_pictures(found, out, model, degrade, engine.device, stream(0, 1), options.tile)
     write_atomic(out / "results.json", json.dumps(found, indent=1))
     print(summary(found, out))
 
 
-def _facts(options: argparse.Namespace, model: JointModel, component: Any, degrade: Callable) -> dict[str, Any]:
+def _facts(
+    options: argparse.Namespace, model: JointModel, component: Any, degrade: Callable, sets: Sequence[ShardSet]
+) -> dict[str, Any]:
     return {
         "name": options.name or options.model.resolve().name,
         "model": str(options.model),
@@ -250,7 +301,9 @@ def _facts(options: argparse.Namespace, model: JointModel, component: Any, degra
         "seed": options.seed,
         "tile": options.tile,
         "limit": options.limit,
+        "benchmark": None,
         "model_settings": to_dict(model.config),
+        **(recorded(sets) if is_stored(component) else {}),
     }
 
 
@@ -262,7 +315,8 @@ def summary(found: dict[str, Any], out: Path) -> str:
         label: "  ".join(f"{n} {values[n]:.4g}" for n in names if values[n] is not None)
         for label, values in (("per image", image), ("pooled", pooled))
     }
-    lines = [f"{found['name']} on {found['data']}: {found['images']} images"]
+    benchmark = f" (benchmark {found['benchmark']})" if found["benchmark"] else ""
+    lines = [f"{found['name']} on {found['data']}{benchmark}: {found['images']} images"]
     lines += [f"  {label:<10}{text}" for label, text in shown.items()]
     if "segmentation" in found["definitions"]:
         lines.append(f"  segmentation: {found['definitions']['segmentation']}")

@@ -33,8 +33,9 @@ from duplicates import BITS, check_library, find_links
 from examine import Crack, Look, look, measure, simplejpeg
 from findings import ERROR, NOTE, WARNING, Case, Finding, Part, of_files, of_masks, of_pictures
 from listing import check_keys, list_parts
-from options import Parser, _add_from_signature
+from options import Parser, add_from_signature
 from overlaps import find_overlaps
+from parting import DOCTOR_FORMAT
 from sources import SOURCES, MaskRule
 from tallies import lines, tally
 from tqdm import tqdm
@@ -42,7 +43,6 @@ from workplace import save
 
 from cssr import __version__
 
-FORMAT = "cssr-doctor-1"
 NEAR = (
     40  # bits of 256: recompressed, resized, brightened copies differ in 25 at most, other photographs in 90 and more
 )
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         about = inspect.getdoc(SOURCES.get(name)).splitlines()[0]
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         _add_common(command)
-        _add_from_signature(command, name)
+        add_from_signature(command, name)
     return parser
 
 
@@ -204,7 +204,7 @@ def to_json(args: argparse.Namespace, parts: list[Part], cases: list[Case], find
     """What goes into doctor.json; paths are relative to the root."""
     options = {name: getattr(args, name) for name in inspect.signature(SOURCES.get(args.source)).parameters}
     return {
-        "format": FORMAT,
+        "format": DOCTOR_FORMAT,
         "tool_version": __version__,
         "source": args.source,
         "options": {name: value for name, value in options.items() if name != "root"},

@@ -6,6 +6,7 @@
     python shards/make_shards.py folder --root photographs --images-only --out data/photographs
     python shards/make_shards.py folder --root bridges --out data/bridges --tile 512 --overlap 64
     python shards/make_shards.py khanhha --root crack_segmentation_dataset --split test --out data/khanhha/test
+    python shards/make_shards.py folder --root walls --out data/walls --ratio a=0.9 b=0.1 --groups report/doctor.json
     python shards/make_shards.py --check data/demo --decode
 
 Plain `webdataset.WebDataset` reads the result too. A mistake stops with one line that says what to do, and leaves
@@ -19,7 +20,7 @@ import inspect
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import Any, NoReturn
 import checking
 from crew import in_order, share
 from options import read_arguments, read_check_arguments
-from parting import FILE, Split, apply, deal, group_of, read_split
+from parting import FILE, Split, apply, deal, group_of, join, read_related, read_split
 from samples import Form, form_of, measure
 from show import summarize
 from sources import SOURCES, Item, MaskRule, Source
@@ -47,7 +48,7 @@ def with_safe_keys(source: Source) -> Source:
     """
     named: dict[str, Item] = {}
     for item in source.items:
-        key = "".join(letter if letter.isprintable() and letter not in "./\\" else "_" for letter in item.key)
+        key = _safe(item.key)
         try:
             f"{item.key}{item.origin}{group_of(item)}".encode()
         except UnicodeEncodeError:
@@ -58,10 +59,17 @@ def with_safe_keys(source: Source) -> Source:
     return replace(source, items=[named[key] for key in sorted(named)])
 
 
+def _safe(key: str) -> str:
+    return "".join(letter if letter.isprintable() and letter not in "./\\" else "_" for letter in key)
+
+
 def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
     """List what the source has. Returns it with the options that it was given."""
     taken = {option: getattr(args, option) for option in inspect.signature(SOURCES.get(args.source)).parameters}
     source = with_safe_keys(SOURCES.build({"name": args.source, **taken}))
+    if args.groups:
+        related = read_related(args.groups, args.source, getattr(args, "split", None) or "")
+        source = replace(source, items=join(source.items, [[_safe(key) for key in keys] for keys in related]))
     if args.tiling:
         check_names(source.items)
     return source, taken
@@ -74,22 +82,38 @@ def make(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     split = _split(args, source.items)
     parts = apply(split, source.items) if split else {"": source.items}
     plan = _plan(args, source, taken, split, parts)
+    return write_set(source, parts, plan, _header(args, source, taken, split), args, split)
+
+
+def write_set(
+    source: Source,
+    parts: dict[str, list[Item]],
+    plan: dict[str, Any],
+    header: dict[str, Any],
+    args: argparse.Namespace,
+    split: Split | None = None,
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Write the items of each part, "" where there is one only, or go on with what was begun by the same plan.
+
+    Args:
+        plan: what must be the same for an unfinished set to be gone on with: names for people, values for JSON.
+        header: what the index says about the whole.
+        args: `out`, `tiling`, `shard_size`, `workers`, `keep`, as on the command line.
+    Returns: the folders made and their indexes.
+    """
     refuse_another(args.out, plan)
     rule = _decide(source, args.workers)
     print(f"masks: {rule.sentence if rule else 'none'}", *(f"note: {note}" for note in source.notes), sep="\n")
     form = form_of(source.items, source.name, rule, args.tiling)
     shards = _shards(parts, args)
     plan |= {"the mask rule": rule.sentence if rule else None, "the shards": _digest([s.samples for s in shards])}
-    header = _header(args, source, taken, split)
+    headers = {name: {**header, "part": name or header.get("part")} for name in parts}
     with workplace(args.out, plan, args.keep) as place:
         records = _write(shards, form, place, args.workers)
         if split:
             save(place.tree / FILE, split.to_json())
         return [
-            (
-                args.out / name,
-                write_index(place.tree / name, records[name], items, form, {**header, "part": name or None}),
-            )
+            (args.out / name, write_index(place.tree / name, records[name], items, form, headers[name]))
             for name, items in parts.items()
         ]
 
@@ -107,8 +131,6 @@ def _plan(
     split: Split | None,
     parts: dict[str, list[Item]],
 ) -> dict[str, Any]:
-    """What must be the same for an unfinished set to be gone on with: names for people, values for JSON."""
-    listed = [[name, item.key, item.origin, group_of(item), item.extra] for name in parts for item in parts[name]]
     options = {**taken, **{name: getattr(args, name) for name in ("seed", "tile", "overlap", "refuse_small")}}
     options |= {name: getattr(args, name) for name in ("shard_size", "licence")}
     return {
@@ -119,8 +141,14 @@ def _plan(
             for name, value in options.items()
         },
         "--ratio": split.ratio if split else None,
-        "the list of samples": f"{len(listed)} ({_digest(listed)})",
+        "the list of samples": list_of(parts),
     }
+
+
+def list_of(parts: dict[str, list[Item]]) -> str:
+    """How many samples, and a digest of what they are called and where they come from."""
+    listed = [[name, item.key, item.origin, group_of(item), item.extra] for name in parts for item in parts[name]]
+    return f"{len(listed)} ({_digest(listed)})"
 
 
 def _digest(value: Any) -> str:
@@ -213,7 +241,8 @@ def _watch(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
     return iter(tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty()))
 
 
-def _interrupt(*_: Any) -> NoReturn:
+def interrupt(*_: Any) -> NoReturn:
+    """What SIGTERM does to a command: as Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -222,22 +251,30 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns the exit code: 0, 1 where --check finds damage, 2 for a mistake of the user, 130 when interrupted.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    return exit_code(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: list[str]) -> int:
+    if "--check" in argv:
+        args = read_check_arguments(argv, checking.__doc__)
+        return checking.report(args.check, args.decode, args.workers)
+    for directory, index in make(read_arguments(argv, __doc__)):
+        print(summarize(directory, index))
+    return 0
+
+
+def exit_code(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    """What `command` returns; 2 for a mistake, 130 when interrupted, of which one line is printed."""
     try:
-        if "--check" in argv:
-            args = read_check_arguments(argv, checking.__doc__)
-            return checking.report(args.check, args.decode, args.workers)
-        for directory, index in make(read_arguments(argv, __doc__)):
-            print(summarize(directory, index))
+        return command(argv)
     except (ValueError, OSError) as problem:
         print("error:", " ".join(str(problem).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print("error:", str(stop) or "interrupted; nothing was written, run the command again", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())

@@ -2,6 +2,8 @@
 
 import argparse
 import inspect
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -17,6 +19,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; `{self.prog} --help` lists the options")
 
+    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        """As argparse, which would take the last of an option given twice without a word; ValueError instead."""
+        flags = Counter(word.partition("=")[0] for word in args if word.startswith("--"))
+        for flag, count in flags.items():
+            if count > 1:
+                raise ValueError(f"{flag} is given {count} times; give it once, with all that belongs to it")
+        return super().parse_args(args, namespace)
+
 
 def build_parser(about: str) -> argparse.ArgumentParser:
     """One sub-command per source; its own options come from the signature of the source's function."""
@@ -31,7 +41,7 @@ def build_parser(about: str) -> argparse.ArgumentParser:
         line = inspect.getdoc(SOURCES.get(name)).splitlines()[0]
         command = commands.add_parser(name, help=line, description=line, allow_abbrev=False)
         _add_common(command)
-        _add_from_signature(command, name)
+        add_from_signature(command, name)
     return parser
 
 
@@ -42,6 +52,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         "--ratio", nargs="+", metavar="PART=SHARE", help="cut into OUT/PART, e.g. train=0.8 val=0.2; see OUT/split.json"
     )
     add("--split-file", type=Path, metavar="FILE", help="cut as an earlier run did, by its split.json")
+    add("--groups", type=Path, metavar="FILE", help="doctor.json: images that it found related stay in one part")
     add("--tile", type=int, metavar="N", help="cut large images into tiles of N x N pixels")
     add("--overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (0)")
     add("--refuse-small", action="store_true", help="refuse images smaller than a tile, which are kept whole otherwise")
@@ -56,7 +67,8 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_from_signature(command: argparse.ArgumentParser, name: str) -> None:
+def add_from_signature(command: argparse.ArgumentParser, name: str) -> None:
+    """The options of a source, from the signature of its function."""
     for option, parameter in inspect.signature(SOURCES.get(name)).parameters.items():
         if option == "seed":  # common to all
             continue

@@ -4,13 +4,15 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from sources import Item
 
 FORMAT = "cssr-split-1"
+DOCTOR_FORMAT = "cssr-doctor-1"
 FILE = "split.json"
 
 
@@ -36,6 +38,52 @@ class Split:
 def group_of(item: Item) -> str:
     """What must not straddle parts: the photograph that a tile or frame is of."""
     return item.key if item.group is None else item.group
+
+
+def read_related(path: Path, source: str, part: str) -> list[list[str]]:
+    """The keys of the images that a doctor.json says belong together, group by group.
+
+    Args:
+        source: what it must be about.
+        part: whose images are wanted; others only connect them.
+    Raises: ValueError if it is none, or about another source or other parts.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        parts = list(found["parts"])
+        about = found["source"] if found["format"] == DOCTOR_FORMAT else None
+        related = [[str(one["key"]) for one in group if one["part"] == part] for group in found["related"]]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"--groups {path} cannot be read ({problem}); give a doctor.json of doctor.py") from None
+    if about != source:
+        raise ValueError(f"--groups {path} is about {about!r}, not {source!r}; examine this source with doctor.py")
+    if part not in parts:
+        told = ", ".join(map(repr, parts))
+        raise ValueError(f"--groups {path} is about the parts {told}, not {part!r}; examine this one with doctor.py")
+    return [keys for keys in related if keys]
+
+
+def join(items: Sequence[Item], related: Sequence[Sequence[str]]) -> list[Item]:
+    """The items, those that share a group or have related keys in one group, called like the first of its own.
+
+    Keys that no item has are passed over. Raises: ValueError if there are only such.
+    """
+    groups = {item.key: group_of(item) for item in items}
+    above: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while name in above:
+            name = above[name]
+        return name
+
+    for keys in related:
+        first, *others = sorted({top(groups[key]) for key in keys if key in groups}) or [""]
+        above.update(dict.fromkeys(others, first))
+    if related and not any(key in groups for keys in related for key in keys):
+        raise ValueError(
+            f"--groups: {related[0][0]!r} and all its others are not here; examine this set with doctor.py"
+        )
+    return [replace(item, group=top(group_of(item))) if group_of(item) in above else item for item in items]
 
 
 def parse_ratio(words: list[str]) -> dict[str, float]:

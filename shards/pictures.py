@@ -42,6 +42,7 @@ def open_picture(data: bytes) -> tuple[Image.Image, str | None, str]:
     Raises: ValueError if it is damaged, of a kind that cannot be stored as 8 bits, or too large to decode.
     """
     try:
+        _check_end(data)
         with _open(data) as stored:
             stored.load()
             reason = _why_convert(stored, data)
@@ -78,6 +79,13 @@ def _open(data: bytes) -> Image.Image:
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"it has {image.width}x{image.height} pixels, more than {MOST_PIXELS}; cut it into parts")
     return image
+
+
+def _check_end(data: bytes) -> None:
+    """OSError for a PNG that is cut off or has a wrong checksum: Pillow may read it, stricter decoders do not."""
+    with _open(data) as stored:
+        if stored.format == "PNG":
+            stored.verify()
 
 
 def _why_convert(stored: Image.Image, data: bytes) -> str | None:

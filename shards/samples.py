@@ -14,6 +14,8 @@ from PIL import Image
 from sources import Item, MaskRule
 from tiles import Place, Tiling, name_of
 
+from cssr.remote import DataError
+
 MOST_SCALE, MOST_KERNEL = 64, 511  # that the reader takes: HR pixels per LQ pixel, pixels a side
 Members = dict[str, bytes]  # extension -> bytes
 Facts = dict[str, Any]  # what the json says
@@ -131,6 +133,8 @@ def _readable(item: Item, read, decode, what: str = "") -> Any:
     """decode(read()), where a failure names the file and what to do."""
     try:
         return decode(read())
+    except DataError:  # out of other shards: it names the sample and what to do
+        raise
     except (OSError, ValueError) as problem:
         both = "the image and what belongs to it" if item.mask or item.lq else "the image"
         raise ValueError(f"{item.origin}{what}: {problem}; replace or remove {both}") from problem

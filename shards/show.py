@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cssr.settings import to_inline_yaml
 from cssr.tars import Sample, ShardSet, read_sample
 
 _SIDE = 256  # pixels of the longer side of a picture on the sheet
@@ -80,8 +81,17 @@ def _about_lq(index: dict[str, Any]) -> list[str]:
         return []
     side = index.get("kernel")
     kernel = f"; blur kernels of {side} x {side}" if side else ""
-    made = f"; degraded by {index['degradation']}" if index.get("degradation") else ""
-    return [f"  LQ images: {index['scale']} times smaller{kernel}{made}"]
+    return [f"  LQ images: {index['scale']} times smaller{kernel}", *_about_degradation(index)]
+
+
+def _about_degradation(index: dict[str, Any]) -> list[str]:
+    """How LQ images were made, where they were."""
+    if not index.get("degradation"):
+        return []
+    seed = f", seed {index['degradation_seed']}" if "degradation_seed" in index else ""
+    about = [f"  degradation: {to_inline_yaml(index['degradation'])}{seed}"]
+    about += [f"  resampler: {index['resampler']}"] if index.get("resampler") else []
+    return about
 
 
 def draw_sheet(shards: ShardSet, count: int, seed: int) -> Image.Image:

@@ -90,7 +90,7 @@ def write_part(
     """Write the shards of one part and its index.json into `directory`, in this process. Returns the index.
 
     `header` is what the index says about the whole: source, split, of LQ images that were made also `degradation`,
-    `resampler` and `benchmark`. Without a `rule` there are no masks.
+    `degradation_seed`, `resampler` and `benchmark`. Without a `rule` there are no masks.
     """
     directory.mkdir(parents=True, exist_ok=True)
     form = form_of(items, header["source"], rule)

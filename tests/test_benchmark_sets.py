@@ -19,8 +19,8 @@ import torch
 import writer
 import yaml
 from freezing import degrade_image, read_benchmark
-from hand_made import write_pairs, write_stored
-from helpers import spoil, write_set
+from hand_made import mask_png, write_index, write_pairs, write_stored, write_tar
+from helpers import png, spoil, write_set
 from PIL import Image
 from serving import serving
 from shard_helpers import read, same_bytes
@@ -174,6 +174,7 @@ def test_sets_that_others_have_written(tmp_path):
     samples = read(freeze(root, BLUR, tmp_path / "out"))
     assert [json.loads(sample["json"])["origin"] for sample in samples] == ["k-000", "k-001", "k-002"]
     assert samples[1]["png"] == read(root)[1]["png"]
+    assert "source: unknown" in describe("out", ShardSet.open(tmp_path / "out", "x").index)
 
 
 def test_shards_elsewhere_give_the_same_bytes(plain, frozen, tmp_path, monkeypatch):
@@ -465,6 +466,25 @@ def test_a_wrong_command_is_refused(words, message, plain, tmp_path, capsys):
     spoil(write_set(folder / "damaged", 4, 2), "damaged-002")
     words = [places.get(word, word) for word in words]
     assert message in refused(capsys, tmp_path / "out", *words, "--degradation", written(tmp_path))
+
+
+def test_half_an_image_is_not_frozen(tmp_path, capsys):
+    buffer = io.BytesIO()
+    Image.fromarray(noise(0, 20, 24)).save(buffer, "JPEG", quality=95)
+    half = [("a.jpg", buffer.getvalue()[:-400]), ("a.mask.png", mask_png(np.zeros((20, 24))))]
+    (tmp_path / "sets").mkdir()
+    write_tar(tmp_path / "sets/s0.tar", half)
+    root = write_index(tmp_path / "sets", {"s0.tar": 1})
+    told = refused(capsys, tmp_path / "out", "--data", root, "--degradation", BLUR)
+    assert "damaged sample" in told and "s0.tar key a: " in told and f"make_shards.py --check {root}" in told
+
+
+def test_a_grey_image_becomes_rgb_and_nothing_else(tmp_path):
+    pixels = noise(0, 20, 24)[..., 0]
+    (tmp_path / "set").mkdir()
+    write_tar(tmp_path / "set/s0.tar", [("a.png", png(pixels)), ("a.mask.png", mask_png(pixels > 99))])
+    (sample,) = read(freeze(write_index(tmp_path / "set", {"s0.tar": 1}), BLUR, tmp_path / "out"))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sample["png"]))), pixels[..., None].repeat(3, 2))
 
 
 def test_a_degradation_that_an_image_is_too_small_for(many, tmp_path, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import doctor
+import make_shards
 import numpy as np
 import pytest
 from examine import crack_widths, files_behind, look
@@ -202,6 +203,21 @@ def test_a_layout_that_cannot_pass_over_pairs_is_told_and_left(tmp_path):
     assert status == 1 and list(report["parts"]) == ["train"]
     message = next(f["message"] for f in report["findings"] if f["kind"] == "listing")
     assert message.startswith("missing mask: 1 of 4 images have none, the first is test/images/p11.jpg")
+
+
+def test_a_cut_takes_the_related_images_from_the_report(tmp_path):
+    """A copy turned by a quarter goes where its original goes, whatever the seed."""
+    root = fill(tmp_path / "root", 0, 6)
+    image, mask = photograph(2)
+    put(root, "z_turned.jpg", image.rotate(90, expand=True), np.rot90(mask))
+    _, report = run(tmp_path / "out", "folder", "--root", root)
+    assert [[one["key"] for one in group] for group in report["related"]] == [["p2", "z_turned"]]
+    for seed in ("0", "1", "2", "3"):
+        words = ["folder", "--root", root, "--ratio", "a=0.5", "b=0.5", "--seed", seed, "--workers", "1"]
+        words += ["--groups", tmp_path / "out/doctor.json", "--out", tmp_path / seed]
+        assert make_shards.main([str(word) for word in words]) == 0
+        parts = json.loads((tmp_path / seed / "split.json").read_text())["parts"]
+        assert len(parts["a"] + parts["b"]) == 6 and "p2" in parts["a"] + parts["b"]
 
 
 def test_names_that_become_one(tmp_path):

@@ -95,8 +95,8 @@ def test_a_photograph_is_read_and_decoded_once(monkeypatch):
 
 
 def test_shards_hold_whole_photographs_of_tiles(tmp_path):
-    words = ("folder", "--root", make_tree(tmp_path / "root", 7), "--tile", 12, "--shard-size", 9)  # 4 tiles each
-    assert run(*words, "--out", tmp_path / "out") == 0
+    words = ("folder", "--root", make_tree(tmp_path / "root", 7), "--tile", 12)  # 4 tiles each
+    assert run(*words, "--shard-size", 9, "--out", tmp_path / "out") == 0
     index = json.loads((tmp_path / "out/index.json").read_text())
     assert [shard["samples"] for shard in index["shards"]] == [8, 8, 8, 4] and index["groups"] == 7
     assert run(*words, "--shard-size", 1, "--out", tmp_path / "one") == 0

@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from examine import look
+from parting import join
 from pictures import store_picture
 from PIL import Image
 from shard_helpers import SCRIPT, draw, draw_mask, make_tree, read, refused, run, same_bytes
+from sources import SOURCES, Item
 
 from cssr.tars import ShardSet, read_sample
 
@@ -207,6 +211,75 @@ def test_refuses_what_it_cannot_read(tree, tmp_path, capsys):
     assert "images/p7.jpg: cannot read the image" in refused(capsys, out, *words)
 
 
+def test_refuses_a_png_without_its_end(tree, tmp_path, capsys):
+    """Pillow reads it, training does not; the doctor says it in the same words."""
+    draw(tree / "images/p2.png", seed=2)
+    (tree / "images/p2.jpg").unlink()
+    data = (tree / "images/p2.png").read_bytes()
+    (tree / "images/p2.png").write_bytes(data[:-12])
+    message = refused(capsys, tmp_path / "out", "folder", "--root", tree)
+    item = next(item for item in SOURCES.build("folder", root=tree).items if item.key == "p2")
+    words = look(item, "", near=False, overlaps=False).faults["damaged images"]
+    assert f"images/p2.png: cannot read the image: {words}" in message and "truncated" in words
+
+
+def write_groups(path: Path, *groups: tuple[str, ...], part: str = "", source: str = "folder") -> Path:
+    """A doctor.json that finds these keys to be related."""
+    related = [[{"part": part, "key": key, "image": f"{key}.jpg"} for key in group] for group in groups]
+    found = {"format": "cssr-doctor-1", "source": source, "related": related, "parts": {part: {}}}
+    path.write_text(json.dumps(found))
+    return path
+
+
+def test_related_images_stay_in_one_part(tree, tmp_path):
+    for name in ("a.b", "a.c"):
+        draw(tree / f"images/{name}.jpg", seed=40)
+        draw_mask(tree / f"masks/{name}.png")
+    groups = write_groups(tmp_path / "doctor.json", ("p1", "p5", "gone"), ("p5", "p8"), ("a.b", "a.c"), ("p0", "p0"))
+    straddling = 0
+    for seed in range(6):
+        parts = {}
+        for name, more in (("with", ("--groups", groups)), ("without", ())):
+            out = tmp_path / f"{name}{seed}"
+            words = ("folder", "--root", tree, "--ratio", "a=0.5", "b=0.5", "--seed", seed, "--workers", 1)
+            assert run(*words, *more, "--out", out) == 0
+            parts[name] = [{sample["__key__"] for sample in read(out / part)} for part in "ab"]
+            assert len(parts[name][0] | parts[name][1]) == 12
+        for together in ({"p1", "p5", "p8"}, {"a_b", "a_c"}):
+            assert any(together <= part for part in parts["with"])
+            straddling += not any(together <= part for part in parts["without"])
+    assert straddling > 0  # without the groups they are separated now and then
+    facts = {
+        sample["__key__"]: json.loads(sample["json"]).get("group")
+        for part in "ab"
+        for sample in read(out.parent / "with0" / part)
+    }
+    assert {facts[key] for key in ("p5", "p8")} == {"p1"} and facts["p0"] is None
+    assert run("--check", tmp_path / "with0") == 0
+
+
+def test_groups_join_what_shares_a_photograph_already():
+    items = [Item(key, key, bytes, None, group=key[0]) for key in ("a1", "a2", "b1", "b2", "c1")]
+    joined = join(items, [["b2", "a1"], ["x", "y"]])
+    assert [item.group for item in joined] == ["a", "a", "a", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"source": "khanhha"}, "is about 'khanhha', not 'folder'"),
+        ({"part": "train"}, "is about the parts 'train', not ''"),
+        ({}, "'x1' and all its others"),
+    ],
+)
+def test_refuses_groups_of_other_images(tree, tmp_path, capsys, about, says):
+    groups = write_groups(tmp_path / "doctor.json", ("x1", "x2"), **about)
+    words = ("folder", "--root", tree, "--groups", groups)
+    assert says in refused(capsys, tmp_path / "out", *words)
+    (tmp_path / "odd.json").write_text('{"format": "cssr-doctor-1"}')
+    assert "cannot be read" in refused(capsys, tmp_path / "new", *words[:-1], tmp_path / "odd.json")
+
+
 def test_refuses_missing_and_empty_folders(tree, tmp_path, capsys):
     out = tmp_path / "out"
     assert "is not a folder" in refused(capsys, out, "folder", "--root", tmp_path / "nowhere")
@@ -237,6 +310,9 @@ def test_refuses_missing_and_empty_folders(tree, tmp_path, capsys):
         (("synthetic", "--ratio", "train"), "'train'"),
         (("synthetic", "--ratio", "train=0.8", "val=0.1"), "adds up to 0.9"),
         (("synthetic", "--count", 2, "--ratio", "train=0.9", "val=0.1"), "'val'"),
+        (("synthetic", "--ratio", "a=0.5", "--ratio", "b=0.5"), "--ratio is given 2 times; give it once"),
+        (("folder", "--root", "x", "--root=y"), "--root is given 2 times; give it once"),
+        (("synthetic", "--groups", "nowhere.json"), "--groups nowhere.json cannot be read"),
     ],
 )
 def test_refuses_a_wrong_command_line(tmp_path, capsys, words, part):
