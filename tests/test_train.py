@@ -4,85 +4,25 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from contextlib import closing
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import yaml
 from conftest import draw_shards
+from running import ROOT, kill_all, launch, logged, losses, settings, start, wait_for_step
 
 from cssr import checkpoint as store
 from cssr import snapshot
 from cssr.config import changed_settings, load_config, save_config
 from cssr.train import Run, main
 
-ROOT = Path(__file__).parents[1]
-SMALL = [
-    "model.sr={name: dbpn, stages: 2, width: 4, features: 8}",
-    "model.seg={name: smp, architecture: fpn, encoder: tu-resnet10t, decoder_dropout: 0.3}",
-    "data.crop=32", "data.workers=1", "train.batch_size=4", "train.log_every=1", "train.val_every=4",
-    "train.save_every=3", "train.tensorboard=false", "optim.lr=1e-3", "optim.ema=0.9", "eval.limit=3",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     """Forty drawn photographs of 64 pixels, in two shards."""
     return draw_shards(tmp_path_factory.mktemp("shards") / "set", 40, 64, "--shard-size", "24")
-
-
-def settings(shards: Path, run_dir: Path, *more: str) -> list[str]:
-    return [*SMALL, f"data.train={shards}", f"data.val={shards}", f"train.run_dir={run_dir}", *more]
-
-
-def command(arguments: list[str], processes: int = 1) -> list[str]:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    files = {1: "cpu.yaml", 2: "cpu_2proc.yaml"}
-    port = ["--main_process_port", "0"] if processes > 1 else []
-    return [
-        *launch,
-        "--config_file",
-        str(ROOT / "launch" / files[processes]),
-        *port,
-        str(ROOT / "cssr/train.py"),
-        *arguments,
-    ]
-
-
-def launch(arguments: list[str], processes: int = 1, **kwargs) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(arguments, processes), capture_output=True, text=True, timeout=300, env=environment, **kwargs
-    )
-
-
-def start(arguments: list[str], processes: int, **kwargs) -> subprocess.Popen:
-    """The command in a process group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(arguments, processes), start_new_session=True, env=environment, **kwargs)
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """kill -9 of the launcher and every process below it (torchrun's workers have sessions of their own)."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family, timeout=30)
-    process.wait()
-
-
-def logged(run_dir: Path) -> dict[int, dict]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert len({line["step"] for line in lines}) == len(lines), "a step is logged twice"
-    return {line["step"]: line for line in lines}
-
-
-def losses(run_dir: Path) -> dict[int, tuple]:
-    return {step: (line["loss"], line["sr_loss"], line["seg_loss"]) for step, line in logged(run_dir).items()}
 
 
 @pytest.fixture(scope="session")
@@ -296,7 +236,7 @@ def test_killed_at_any_step_it_resumes_exactly(processes, straight, shards, tmp_
     run_dir, arguments = tmp_path / "run", settings(shards, tmp_path / "run", "train.steps=10")
     for until in (2, 5, 8):
         process = start(arguments, processes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _wait_for_step(run_dir, until, process)
+        wait_for_step(run_dir, until, process)
         kill_all(process)
     done = launch(arguments, processes)
     assert done.returncode == 0, done.stderr
@@ -314,26 +254,13 @@ def test_sigterm_writes_a_checkpoint(processes, shards, tmp_path):
         settings(shards, tmp_path / "run", "train.steps=400", "train.save_every=1000", "train.val_every=0"),
     )
     process = start(arguments, processes, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    _wait_for_step(run_dir, 4, process)
+    wait_for_step(run_dir, 4, process)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGTERM)
     told, _ = process.communicate(timeout=60)
     assert psutil.wait_procs(family, timeout=40)[1] == []
     there = [path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()]
     assert len(there) == 1 and 4 <= int(there[0][5:]) < 400, told
-
-
-def _wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
-    """Until metrics.jsonl has a step, two minutes at most."""
-    for _ in range(1200):
-        path = run_dir / "metrics.jsonl"
-        if path.is_file() and any(
-            json.loads(line)["step"] >= step for line in path.read_text().splitlines() if line.endswith("}")
-        ):
-            return
-        assert process.poll() is None, "the run ended by itself"
-        time.sleep(0.1)
-    raise AssertionError(f"step {step} never came")
 
 
 def test_recipe_settings_round_trip(tmp_path):
