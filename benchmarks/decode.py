@@ -21,6 +21,7 @@ from scipy.ndimage import distance_transform_edt
 
 from cssr.augment import augment
 from cssr.config import DataConfig
+from cssr.contents import Files, contents
 from cssr.data import _TrainSamples
 from cssr.decode import decode_image, decode_mask
 from cssr.distance_map import signed_distance
@@ -54,12 +55,12 @@ def drawn(folder: Path, count: int) -> Path:
 
     for n in range(count):
         photo, mask = render(SEED, n, SIDE, empty_share=0)
-        save(folder, f"{n}.jpg", Image.fromarray(photo), Image.fromarray(mask))
+        save(folder, f"{n}.jpg", Image.fromarray(photo), Image.fromarray(mask.astype(np.uint8) * 255))
     return folder
 
 
 def save(folder: Path, name: str, photo: Image.Image, mask: Image.Image) -> None:
-    """A pair, the mask as 1-bit PNG."""
+    """A pair, the mask as datasets have it, a PNG of 0 and 255; shards hold it with one bit a pixel."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     photo.save(folder / "images" / name, quality=95)
@@ -89,13 +90,13 @@ def measure(folder: Path, shards: ShardSet, data: DataConfig, repeat: int) -> tu
     places = range(len(shards))
     samples = [read_sample(shards, *at(shards, n)) for n in places]
     paths = [sorted((folder / part).iterdir()) for part in ("images", "masks")]
-    files = [[path.read_bytes() for path in part] for part in paths]
+    stored = [stored_files(shards, *at(shards, n)) for n in places]
     crops = [augment(sample.image, sample.mask, data, rng(SEED, n)) for n, sample in enumerate(samples)]
     plan = MixedPlan([shards.counts], [1], 1, SEED, 10**6)
     stream = _TrainSamples([shards], plan, data, SEED, range(0), True)
     work = {
-        "JPEG": lambda n: decode_image(files[0][n], print),
-        "mask": lambda n: decode_mask(files[1][n]),
+        "JPEG": lambda n: decode_image(stored[n][0], print),
+        "mask": lambda n: decode_mask(stored[n][1]),
         "crop, flip": lambda n: augment(samples[n].image, samples[n].mask, data, rng(SEED, n)),
         "distance": lambda n: signed_distance(crops[n][1]),
         "whole": stream.load,
@@ -103,6 +104,14 @@ def measure(folder: Path, shards: ShardSet, data: DataConfig, repeat: int) -> tu
     }
     parts = fastest(work, places, repeat)
     return parts, parts.pop("whole"), parts.pop("plain")
+
+
+def stored_files(shards: ShardSet, shard: int, index: int) -> tuple[bytes, bytes]:
+    """The bytes of image and mask as a shard holds them."""
+    with shards.file(shard, print) as file:
+        held = contents((shards.address(shard),), file, shards.counts[shard])
+        files = Files(file, held.places[index], 1 << 25)
+        return files.read("jpg", "png"), files.read("mask.png")
 
 
 def at(shards: ShardSet, number: int) -> tuple[int, int]:

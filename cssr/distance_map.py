@@ -1,7 +1,24 @@
 """The distance of each pixel of a mask to the boundary of its cracks."""
 
+from collections import defaultdict
+
 import cv2
 import numpy as np
+
+_REACH = 6  # pixels; cracks are thin: nearly all of their pixels have a background pixel as near as that
+_SPARSE = 0.1  # share of crack pixels up to which they are looked at one by one
+
+
+def _rings() -> list[tuple[float, np.ndarray]]:
+    """Distances up to `_REACH`, and the steps (n 2; rows, columns) that are so long, shortest first."""
+    steps = defaultdict(list)
+    for row in range(-_REACH, _REACH + 1):
+        for column in range(-_REACH, _REACH + 1):
+            steps[row * row + column * column].append((row, column))
+    return [(square**0.5, np.array(steps[square])) for square in sorted(steps) if 0 < square <= _REACH**2]
+
+
+_RINGS = _rings()
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
@@ -12,15 +29,39 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
         background pixel (-1 along the inner boundary); zero all over where the mask is empty. Exact (cv2's precise
         transform), image borders not counted as background.
     """
-    if not mask.any():
+    cracks = cv2.countNonZero(mask)
+    if not cracks:
         return np.zeros(mask.shape, np.float32)
     distance = _distance(1 - mask)
-    if mask.all():
+    if cracks == mask.size:
         return distance - 1
-    x, y, width, height = cv2.boundingRect(mask)
-    near = np.s_[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]  # holds each one's nearest background
-    distance[near] -= _distance(mask[near])
+    if cracks > _SPARSE * mask.size or not _subtract_thin(distance, mask):
+        x, y, width, height = cv2.boundingRect(mask)
+        near = np.s_[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]  # holds the nearest background
+        distance[near] -= _distance(mask[near])
     return distance
+
+
+def _subtract_thin(distance: np.ndarray, mask: np.ndarray) -> bool:
+    """Subtract, on crack pixels, the distance to the background: several times faster than a transform of all pixels.
+
+    Returns: whether all of them have it within reach; if not, `distance` is unchanged.
+    """
+    framed = cv2.copyMakeBorder(mask, _REACH, _REACH, _REACH, _REACH, cv2.BORDER_CONSTANT, value=1)
+    background, width = framed.reshape(-1) == 0, framed.shape[1]
+    places = np.flatnonzero(mask.view(bool))
+    rows = places // mask.shape[1]
+    left = (rows + _REACH) * width + places - rows * mask.shape[1] + _REACH
+    values = np.zeros(len(places), np.float32)
+    todo = np.arange(len(places))
+    for length, steps in _RINGS:
+        reached = background[left[:, None] + steps @ (width, 1)].any(1)
+        values[todo[reached]] = length
+        left, todo = left[~reached], todo[~reached]
+        if not len(todo):
+            distance.reshape(-1)[places] -= values
+            return True
+    return False
 
 
 def _distance(mask: np.ndarray) -> np.ndarray:
