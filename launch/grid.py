@@ -1,0 +1,166 @@
+"""A grid of settings: `beta=0.1,0.3 seed=0,1,2` as the settings, names and folders of its points."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cssr.config import Config
+from cssr.registry import did_you_mean
+from cssr.settings import parse_value, to_inline_yaml
+
+SEED = "train.seed"
+_OWN = ("train.run_dir", "train.dry_run")  # what a sweep decides
+_LONGEST = 120  # characters of a folder's name
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a setting: as it was written, and in its shortest form, by which equal values are known."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting, what the sweep calls it, and its values."""
+
+    key: str
+    label: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value for each setting."""
+
+    axes: tuple[Axis, ...]
+    values: tuple[Value, ...]
+
+    @property
+    def name(self) -> str:
+        """`beta=0.1,seed=0`, as a file name; with a checksum where that loses something."""
+        exact = ",".join(f"{axis.label}={value.label}" for axis, value in zip(self.axes, self.values))
+        plain = ",".join(f"{axis.label}={_plain(value.label)}" for axis, value in zip(self.axes, self.values))
+        if plain == exact and len(plain) <= _LONGEST:
+            return plain
+        return f"{plain[:_LONGEST]}-{hashlib.sha256(exact.encode()).hexdigest()[:6]}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """As train.py takes them."""
+        return [f"{axis.key}={value.text}" for axis, value in zip(self.axes, self.values)]
+
+    @property
+    def setting(self) -> dict[str, str]:
+        """What it is a point of, but for its seed."""
+        return {axis.label: value.label for axis, value in zip(self.axes, self.values) if axis.key != SEED}
+
+    @property
+    def seed(self) -> str | None:
+        """The seed, where the sweep has several or names one."""
+        return next((value.label for axis, value in zip(self.axes, self.values) if axis.key == SEED), None)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-") if re.search(r"[^\w.+-]", text) else text
+
+
+def points(axes: Sequence[Axis]) -> list[Point]:
+    """Every combination, the last setting changing fastest."""
+    return [Point(tuple(axes), values) for values in itertools.product(*(axis.values for axis in axes))]
+
+
+def read_grid(texts: Sequence[str]) -> list[Axis]:
+    """`KEY=V1,V2,...` as axes. A key may be the last part of a setting's name where no other setting is called so.
+
+    Raises: ValueError, one line, for an unknown or ambiguous key, a key given twice, no values and equal values.
+    """
+    pairs = [_read(text) for text in texts]
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} is swept twice: give all of its values at once")
+        if key in _OWN:
+            raise ValueError(f"{key} cannot be swept: --out and --dry-run are for that")
+    lasts = [key.split(".")[-1] for key in keys]
+    labels = [last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts)]
+    return [Axis(key, label, values) for (key, values), label in zip(pairs, labels)]
+
+
+def _read(text: str) -> tuple[str, tuple[Value, ...]]:
+    name, separator, listed = text.partition("=")
+    if not separator or not name:
+        raise ValueError(f"{text!r}: write what is swept as KEY=V1,V2,...")
+    if not listed.strip():
+        raise ValueError(f"{text!r} has no values: write {name}=V1,V2,...")
+    values = tuple(_value(part, text) for part in split_values(listed))
+    labels = [value.label for value in values]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"{text!r}: {label} is there twice")
+    return resolve(name), values
+
+
+def _value(text: str, whole: str) -> Value:
+    if not text:
+        raise ValueError(f"{whole!r} has an empty value: write null for none")
+    value = parse_value(text, repr(whole))
+    return Value(text, _label(value))
+
+
+def _label(value: Any) -> str:
+    """1e-4 and 0.0001 are the same."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    return value if isinstance(value, str) else to_inline_yaml(value)
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas, but not within brackets, braces and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not quote and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def resolve(name: str) -> str:
+    """The setting of that name, or the one whose last part is that; `eval.*` does not train, and gives way.
+
+    A name with a dot is taken as it is: it may go on into a component (`model.sr.stages`), which the settings check.
+    Raises: ValueError, one line, with the candidates.
+    """
+    known = list(_settings(Config))
+    if name in known or "." in name:
+        return name
+    found = [key for key in known if key.split(".")[-1] == name]
+    found = [key for key in found if not key.startswith("eval.")] or found
+    if len(found) > 1:
+        raise ValueError(f"{name!r} may be {' or '.join(found)}: write one of them out")
+    if not found:
+        lasts = dict.fromkeys(key.split(".")[-1] for key in known)
+        raise ValueError(f"no setting is called {name!r}{did_you_mean(name, lasts)}")
+    return found[0]
+
+
+def _settings(cls: type, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings of a settings class."""
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from _settings(field.type, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"

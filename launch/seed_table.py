@@ -1,0 +1,121 @@
+"""The table of a sweep: mean and standard deviation over seeds, as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grid import Point
+
+from cssr.checkpoint import write_atomic
+from cssr.metrics import KEYS
+from cssr.report import IMAGE_COLUMNS
+from cssr.results import load
+
+FORMAT = "cssr-sweep-1"
+_NOTE = "Per image; mean ± standard deviation (n - 1) over n runs, one a seed. `-`: of one run there is no deviation."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The result of a point of the grid on a benchmark."""
+
+    point: Point
+    benchmark: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """All runs of a setting on a benchmark: `measures` by aggregation and key, each with mean, deviation, n, values."""
+
+    benchmark: str
+    setting: dict[str, str]
+    seeds: list[str | None]
+    measures: dict[str, dict[str, dict[str, Any]]]
+
+
+def write_tables(entries: Sequence[Entry], points: Sequence[Point], out: Path, recipe: str, note: str = "") -> str:
+    """Write `table.md`, `table.csv` and `table.json` into `out`; returns the Markdown. Settings come as in `points`."""
+    rows = table_rows(entries, points)
+    text = _markdown(rows, recipe, note)
+    whole = {"format": FORMAT, "recipe": recipe, "note": note, "rows": [vars(row) for row in rows]}
+    write_atomic(out / "table.json", json.dumps(whole, indent=1))
+    write_atomic(out / "table.csv", _csv(rows))
+    write_atomic(out / "table.md", text)
+    return text
+
+
+def table_rows(entries: Sequence[Entry], points: Sequence[Point]) -> list[Row]:
+    """A row for each benchmark and setting; a setting without a result has one of n = 0."""
+    settings = list({json.dumps(point.setting): point.setting for point in points}.values())
+    benchmarks = list(dict.fromkeys(entry.benchmark for entry in entries))
+    return [_row(entries, benchmark, setting) for benchmark in benchmarks for setting in settings]
+
+
+def _row(entries: Sequence[Entry], benchmark: str, setting: dict[str, str]) -> Row:
+    own = [entry for entry in entries if entry.benchmark == benchmark and entry.point.setting == setting]
+    found = [load([entry.path])[0].data["metrics"] for entry in own]
+    measures = {
+        kind: {key: summarize([metrics[kind].get(key) for metrics in found]) for key in KEYS}
+        for kind in ("image", "pooled")
+    }
+    return Row(benchmark, setting, [entry.point.seed for entry in own], measures)
+
+
+def summarize(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and standard deviation (n - 1) of those that are numbers; None where there are too few."""
+    numbers = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(numbers) if numbers else None,
+        "deviation": statistics.stdev(numbers) if len(numbers) > 1 else None,
+        "n": len(numbers),
+        "values": list(values),
+    }
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """A line for each row and aggregation, every number in full; empty where there is none."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    settings = list(rows[0].setting)
+    writer.writerow(["benchmark", "aggregation", *settings, "n", *(f"{k}{end}" for k in KEYS for end in ("", "_std"))])
+    for row in rows:
+        for kind, found in row.measures.items():
+            numbers = [found[key][what] for key in KEYS for what in ("mean", "deviation")]
+            writer.writerow([row.benchmark, kind, *row.setting.values(), len(row.seeds), *numbers])
+    return buffer.getvalue()
+
+
+def _markdown(rows: Sequence[Row], recipe: str, note: str) -> str:
+    blocks = [f"# {Path(recipe).stem}", *([note] if note else [])]
+    for benchmark in dict.fromkeys(row.benchmark for row in rows):
+        blocks += [f"## {benchmark}", _table([row for row in rows if row.benchmark == benchmark], Path(recipe).stem)]
+    return "\n\n".join([*blocks, _NOTE]) + "\n"
+
+
+def _table(rows: Sequence[Row], recipe: str) -> str:
+    """A Markdown table whose columns are also aligned as plain text; measures that no run has are left out."""
+    shown = [column for column in IMAGE_COLUMNS if any(row.measures["image"][column.key]["n"] for row in rows)]
+    head = [*(rows[0].setting or {"recipe": ""}), "n", *(column.label.split(" (")[0] for column in shown)]
+    lines = [
+        [*(row.setting.values() or [recipe]), str(len(row.seeds)), *(_cell(row, c.key, c.decimals) for c in shown)]
+        for row in rows
+    ]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
+    widths = [max(3, *(len(line[n]) for line in cells)) for n in range(len(head))]
+    texts = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in cells]
+    return "\n".join([texts[0], "| " + " | ".join("-" * width for width in widths) + " |", *texts[1:]])
+
+
+def _cell(row: Row, key: str, decimals: int) -> str:
+    found = row.measures["image"][key]
+    if not found["n"]:
+        return "-"
+    deviation = "-" if found["deviation"] is None else f"{found['deviation']:.{decimals}f}"
+    fewer = f" (n = {found['n']})" if found["n"] < len(row.seeds) else ""
+    return f"{found['mean']:.{decimals}f} ± {deviation}{fewer}"
