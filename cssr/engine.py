@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore
 
 _OVERDUE = 60  # seconds by which a collective outlives the watchdog, whose message says more
 
@@ -32,10 +34,33 @@ def start_engine(timeout: float = 1800, **arguments: Any) -> Accelerator:
     groups = InitProcessGroupKwargs(
         backend=None if has_device or not deepspeed else "gloo", timeout=timedelta(seconds=timeout + _OVERDUE)
     )
+    # accelerate has no other name for it yet
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    _meet_again(timeout)
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), groups]
     engine = Accelerator(cpu=not has_device and not deepspeed, kwargs_handlers=handlers, **arguments)
     _check_world(engine.num_processes)
     return engine
+
+
+def _meet_again(timeout: float) -> None:
+    """Form the group of ranks here after a restart by torchrun.
+
+    Its store outlives the restart, and with it the addresses of ranks that are gone: each attempt needs its own names.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not attempt or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    patience = timedelta(seconds=timeout + _OVERDUE)
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    torch.distributed.init_process_group(
+        torch.distributed.get_default_backend_for_device(device),
+        store=PrefixStore(f"attempt_{attempt}", TCPStore(*place, is_master=False, timeout=patience)),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=patience,
+    )
 
 
 def _asked_for(strategy: str) -> bool:

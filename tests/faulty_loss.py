@@ -7,6 +7,7 @@ taken up again comes past the place as if nothing had happened.
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 from cssr import snapshot
@@ -15,12 +16,15 @@ from cssr.losses import LOSSES
 
 @LOSSES.register
 def faulty(kind: str, samples: list[int], rank: int = 0, once: str | None = None):
-    """`kind`: nan, hang, memory, kill, stop or kill_in_write, at each of `samples` seen, on `rank`; combo elsewhere."""
-    combo = LOSSES.build({"name": "combo"})
+    """Combo; at each of `samples` seen, on `rank`, `kind`: nan, hang, nap, memory, kill, stop, kill_in_write, none,
+    or nan_second: in the second micro-batch."""
+    combo, calls = LOSSES.build({"name": "combo"}), Counter()
 
     def loss(outputs, batch, progress):
         value = combo(outputs, batch, progress)
+        calls[progress.samples] += 1
         here = progress.samples in samples and int(os.environ.get("RANK", "0")) == rank
+        here = here and calls[progress.samples] == (2 if kind == "nan_second" else 1)
         if here and not (once and Path(once).exists()):
             if once:
                 Path(once).touch()
@@ -31,9 +35,9 @@ def faulty(kind: str, samples: list[int], rank: int = 0, once: str | None = None
 
 
 def accident(kind: str) -> float:
-    if kind == "hang":
-        time.sleep(3600)
-    if kind == "none":
+    if kind in ("hang", "nap"):
+        time.sleep(3600 if kind == "hang" else 5)
+    if kind in ("none", "nap"):
         return 0.0
     if kind == "kill_in_write":
         snapshot.save_file = write_half
