@@ -145,8 +145,8 @@ def drop_gradients(module: nn.Module, optimizer: Any) -> None:
         base_optimizer(optimizer).zero_grad()
         return
     zero.zero_grad()
-    for k in getattr(zero, "averaged_gradients", ()):
-        zero.averaged_gradients[k] = None
+    for kept in (getattr(zero, "averaged_gradients", {}), getattr(zero, "all_grad_tensors", {})):  # by ZeRO-1 and 2
+        kept.update(dict.fromkeys(kept))
     if getattr(zero, "cpu_offload", False):
         zero.reset_cpu_buffers()
 

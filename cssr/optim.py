@@ -67,7 +67,9 @@ class Hold:
         for group, names in model.groups().items():
             for name in names:
                 self._watch(parameters[name], group)
-        optimizer.register_step_pre_hook(self._drop)
+        self._hidden: list[tuple[Tensor, Tensor | None]] = []
+        optimizer.register_step_pre_hook(self._hide)
+        optimizer.register_step_post_hook(self._show)
 
     def _watch(self, parameter: nn.Parameter, group: str) -> None:
         parameter.register_hook(lambda gradient: self._still(gradient, group))
@@ -75,8 +77,15 @@ class Hold:
     def _still(self, gradient: Tensor, group: str) -> Tensor | None:
         return torch.zeros_like(gradient) if group in self.groups else None
 
-    def _drop(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _hide(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
             if group["group"] in self.groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
+                self._hidden += [(parameter, parameter.grad) for parameter in group["params"]]
+        for parameter, _ in self._hidden:
+            parameter.grad = None
+
+    def _show(self, *_: object) -> None:
+        """Engines that offload keep these buffers from step to step."""
+        for parameter, gradient in self._hidden:
+            parameter.grad = gradient
+        self._hidden.clear()
