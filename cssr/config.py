@@ -101,9 +101,7 @@ class OptimConfig:
     warmup_start: float = 0.0  # factor on lr at the start of the warm-up
     clip_norm: float | None = None  # largest gradient norm; null: no clipping
     ema: float | None = None  # decay of the exponential moving average of the weights; null: none
-    batch_norm: Literal["rank", "sync", "held"] = (
-        "rank"  # statistics of each rank's samples; of all ranks' (GPUs only); or as they are, never updated
-    )
+    batch_norm: Literal["rank", "sync", "held"] = "rank"  # statistics of a rank's samples, of all ranks' (GPUs), fixed
     ema_warmup: bool = True  # the average's decay rises from 0 (short runs need it)
 
 

@@ -4,8 +4,6 @@ The whole program, in order: settings, data, model, engine, resume, loop (step, 
 run the same command again. Progress is counted in steps for people and in samples seen for everything that changes.
 """
 
-import dataclasses
-import math
 import os
 import sys
 import time
@@ -15,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
-from timm.utils import ModelEmaV3
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor
 
 from cssr import checkpoint as store
@@ -29,14 +26,14 @@ from cssr.data import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.engine import AnyRank, start_engine
 from cssr.guard import LeftOut, StopSignal, Watchdog, explain
-from cssr.lanes import check_split, draw_seed
+from cssr.lanes import check_split
 from cssr.log import Console, memory_gib, trackers, truncate_lines
 from cssr.models.export import load_weights
 from cssr.models.joint import build_model
-from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.schedules import Progress
 from cssr.sets import check_kernels, check_lq, is_stored, open_train_sets
 from cssr.snapshot import Saver, restore, take
+from cssr.stepper import Refused, Stepper
 from cssr.tars import open_sets
 from cssr.task import Task
 from cssr.validation import Validation, is_better, record
@@ -134,24 +131,15 @@ class Run:
         self.model, self.task = model, Task(model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self._check_kernel()
-        self._prepare()
+        sizes = self.micro_batch, self.accumulation
+        self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes, self.any_rank)
+        self.validation = Validation(config, self.engine, self.degrade, self.segmentation)
 
     def _check_kernel(self) -> None:
         if self.lq_scale is None:
             check_degradation(self.config, self.degrade, self.task)
         elif self.task.needs_kernel:
             check_kernels(self.train_sets, getattr(self.model.sr, "kernel_size", None), "data.train")
-
-    def _prepare(self) -> None:
-        config, engine = self.config, self.engine
-        optimizer = build_optimizer(self.model, config)
-        engines.configure_deepspeed(engine, self.micro_batch, self.accumulation, config.optim.clip_norm)
-        self.engine_task, self.engine_optimizer = engine.prepare(self.task, optimizer)
-        self.optimizer = engines.base_optimizer(self.engine_optimizer)
-        self.hold, self.learning_rate = Hold(self.model, self.optimizer), LearningRate(config)
-        settings = config.optim
-        self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
-        self.validation = Validation(config, engine, self.degrade, self.segmentation)
 
     # ---- the run ----
 
@@ -167,7 +155,7 @@ class Run:
         with closing(stream):
             while self.step < config.train.steps and not self.any_rank(bool(self.stop)):
                 self.watchdog.alive()
-                self._log(self._train_step(stream))
+                self._step(stream)
                 if self._due(config.train.val_every) and self.validates:
                     self._validate()
                 if self._due(config.train.save_every):
@@ -190,85 +178,32 @@ class Run:
         self.console.close()
         self.engine.end_training()
 
-    def _train_step(self, stream: Iterator[Batch]) -> dict[str, Tensor] | None:
-        """One optimizer step over the global batch; returns this rank's mean losses, None where it was left out."""
+    def _step(self, stream: Iterator[Batch]) -> None:
+        """One optimizer step over the global batch, or one left out."""
         self.progress = self._progress(self.step)
-        phase = self.task.phase(self.progress)
-        self.hold.groups = held_groups(phase)
-        self.task.hold_still(self.hold.groups)
-        self.lr = self.learning_rate.apply(self.optimizer, self.progress, phase)
-        totals: dict[str, Tensor] = {}
-        for micro in range(self.accumulation):
-            batch = self._next(stream)
-            terms = self._micro_step(batch, micro)
-            if terms is None:
-                return self._leave_out(stream, self.accumulation - micro - 1)
-            totals = {name: totals.get(name, 0) + value.detach() / self.accumulation for name, value in terms.items()}
-        self._update()
-        return totals
-
-    def _micro_step(self, batch: Batch, micro: int) -> dict[str, Tensor] | None:
-        """Forward and backward of a micro-batch; None, and no backward, where the loss of any rank is not finite."""
-        engine, config = self.engine, self.config
-        # Dropout depends on (seed, samples seen, rank) alone: a resumed run draws what an uninterrupted one does.
-        torch.manual_seed(draw_seed(config.train.seed, self.progress.samples, engine.process_index, micro))
-        with engines.accumulating(engine, self.engine_task, micro == self.accumulation - 1):
-            terms = self.engine_task(batch, self.progress)
-            loss = terms["loss"].item()
-            if self.any_rank(not math.isfinite(loss)):
-                mine = {"rank": engine.process_index, "loss": str(loss), "finite": math.isfinite(loss)}
-                self.refused = gather_object([{**mine, "keys": batch.key}])
-                return None
-            engines.backward(engine, terms["loss"], self.accumulation)
-        return terms
-
-    def _leave_out(self, stream: Iterator[Batch], rest: int) -> None:
-        """Drop what the step has gathered; its samples count as seen."""
-        engines.drop_gradients(self.engine_task, self.engine_optimizer)
-        for _ in range(rest):
-            next(stream)
+        found = self.stepper.step(stream, self.progress, self.step + 1)
         self.step += 1
-        self.console.line(self.left_out.note(self.step, self.refused, self.engine.is_main_process))
-
-    def _update(self) -> None:
-        if self.config.optim.clip_norm is not None:
-            self.engine.clip_grad_norm_(self.engine_task.parameters(), self.config.optim.clip_norm)
-        self.engine_optimizer.step()
-        self.engine_optimizer.zero_grad()
-        self.step += 1
-        if self.ema:
-            self.ema.update(self.model, step=self.step)
-
-    def _next(self, stream: Iterator[Batch]) -> Batch:
-        """The next micro-batch on the device, degraded; the wait for it is counted."""
-        began = time.monotonic()
-        batch = next(stream)
-        self.waited += time.monotonic() - began
-        batch = batch.to(self.engine.device)
-        if batch.lq is not None:
-            return batch
-        with torch.no_grad():
-            lq, kernel = self.degrade(batch.hr, batch.seed)
-        return dataclasses.replace(batch, lq=lq, kernel=kernel)
+        if isinstance(found, Refused):
+            self.console.line(self.left_out.note(self.step, found.ranks, self.engine.is_main_process))
+        elif self._due(self.config.train.log_every) or self.step == 1:
+            self._log(found)
 
     # ---- what is logged, validated and saved ----
 
-    def _log(self, totals: dict[str, Tensor] | None) -> None:
-        if totals is None or (not self._due(self.config.train.log_every) and self.step != 1):
-            return
+    def _log(self, totals: dict[str, Tensor]) -> None:
         names = list(totals)
         values = self.engine.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
         now = time.monotonic()
         steps = self.step - self.logged_step
         found: dict[str, Any] = dict(zip(names, values)) | {
             "beta": float(self.task.beta(self.progress)),
-            "lr": self.lr,
+            "lr": self.stepper.lr,
             "phase": self.task.phase(self.progress).name,
             "images_per_s": steps * self.config.train.batch_size / max(now - self.logged_at, 1e-9),
-            "data_wait": self.waited / steps,
+            "data_wait": self.stepper.waited / steps,
             "memory_gib": memory_gib(self.engine.device),
         }
-        self.waited, self.logged_at, self.logged_step = 0.0, now, self.step
+        self.stepper.waited, self.logged_at, self.logged_step = 0.0, now, self.step
         if self.engine.is_main_process:
             self.engine.log({"samples": self.step * self.config.train.batch_size, **found}, step=self.step)
             self.console.metrics(self.step, found)
@@ -277,7 +212,7 @@ class Run:
         """Measure the model that would be exported, draw the fixed samples, keep the best checkpoint."""
         config, began = self.config, time.monotonic()
         engines.average_buffers(self.engine, *self._models())
-        model = self.ema.module if self.ema and config.train.export_ema else self.model
+        model = self.stepper.ema if self.stepper.ema and config.train.export_ema else self.model
         found = self.validation(model, self._watched)
         self.task.train()
         if self.any_rank(bool(self.stop)):  # it may have ended early; the resumed run comes here again
@@ -306,11 +241,8 @@ class Run:
     def _save(self) -> None:
         """Take a checkpoint; a thread of rank 0 writes it while training goes on."""
         engines.average_buffers(self.engine, *self._models())
-        average = self.ema.module if self.ema else None
-        samples, writes = self._progress(self.step).samples, self.engine.is_main_process
-        self.saver.save(
-            take(self.step, samples, self.config, self.model, self.engine_optimizer, average, self.engine_task, writes)
-        )
+        place, engined = (self.step, self._progress(self.step).samples), self._engined()
+        self.saver.save(take(*place, self.config, *engined, keep=self.engine.is_main_process))
 
     def _export(self) -> None:
         if not self.engine.is_main_process:
@@ -325,8 +257,7 @@ class Run:
 
     def _resume(self, start: Path) -> None:
         """Take up a checkpoint, and drop what was logged after it."""
-        average = self.ema.module if self.ema else None
-        state = restore(start, self.config, self.model, self.engine_optimizer, average, self.engine_task)
+        state = restore(start, self.config, *self._engined())
         if state["samples"] != state["step"] * self.config.train.batch_size:
             raise ValueError(
                 f"train.batch_size={self.config.train.batch_size}: {self.dir} was trained with "
@@ -362,7 +293,7 @@ class Run:
             init_kwargs={"tensorboard": {"purge_step": self.step + 1}},
         )
         self.console = Console(config.train.steps, self.step, self.dir / "log.txt", engine.is_main_process)
-        self.waited, self.logged_at, self.logged_step = 0.0, time.monotonic(), self.step
+        self.logged_at, self.logged_step = time.monotonic(), self.step
         self.console.line(
             f"{self.dir}: {config.train.steps} steps of {config.train.batch_size} samples on "
             f"{engine.num_processes} x {engine.device.type} ({engines.precision(engine)}), micro-batch "
@@ -389,11 +320,10 @@ class Run:
 
     def _dry_run(self) -> None:
         """One batch, forward and backward: prints what would be trained, writes nothing."""
-        self.waited = 0.0
-        batch = self._next(self._stream())
+        batch = self.stepper.next(self._stream())
         self.task.train()
-        terms = self.engine_task(batch, self.progress)
-        self.engine.backward(terms["loss"])
+        terms = self.stepper.module(batch, self.progress)
+        engines.backward(self.engine, terms["loss"], self.accumulation)
         if self.engine.is_main_process:
             tensors = {name: getattr(batch, name) for name in ("lq", "hr", "mask", "kernel")}
             print(f"dry run: parameters {_millions(self._sizes())}")
@@ -413,7 +343,12 @@ class Run:
         return {group: sum(parameters[n].numel() for n in names) for group, names in self.model.groups().items()}
 
     def _models(self) -> list[torch.nn.Module]:
-        return [self.model, self.ema.module] if self.ema else [self.model]
+        return [self.model, self.stepper.ema] if self.stepper.ema else [self.model]
+
+    def _engined(self) -> tuple[Any, ...]:
+        """What a checkpoint is taken of."""
+        stepper = self.stepper
+        return self.model, stepper.optimizer, stepper.ema, stepper.module
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)

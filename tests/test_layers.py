@@ -14,7 +14,7 @@ FLOORS = [
     {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"},
     {"sets", "models", "losses", "results", "distances", "consolidate", "claim"},
     {"data", "task", "optim", "log", "visualize", "checkpoint"},
-    {"checks", "snapshot", "guard"},
+    {"checks", "snapshot", "guard", "stepper"},
     {"evaluate"},
     {"validation"},
     {"train", "predict", "report", "convert", "demo"},

@@ -1,0 +1,125 @@
+"""One optimizer step over the global batch, under any engine: batches, forward, backward, update, average."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from cssr import engine as engines
+from cssr.batch import Batch
+from cssr.config import Config
+from cssr.lanes import draw_seed
+from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
+from cssr.schedules import Progress
+from cssr.task import Task
+
+
+@dataclass
+class Refused:
+    """A step that was not taken, as its loss is not finite on some rank: {rank, loss, finite, keys} of each."""
+
+    ranks: list[dict[str, Any]]
+
+
+class Stepper:
+    """Takes steps on the task's weights, which from here on are the engine's.
+
+    Args:
+        task: with its weights as training is to begin, or go on, with.
+        degrade: HR to (LQ, kernel), from the zoo.
+        micro_batch, accumulation: samples of a forward pass on this rank, and how many of them make a step.
+        any_rank: to agree with the other ranks.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: Config,
+        engine: Accelerator,
+        degrade: Callable,
+        micro_batch: int,
+        accumulation: int,
+        any_rank: engines.AnyRank,
+    ):
+        self.task, self.model, self._config, self._engine = task, task.model, config, engine
+        self._degrade, self._accumulation, self._any_rank = degrade, accumulation, any_rank
+        engines.configure_deepspeed(engine, micro_batch, accumulation, config.optim.clip_norm)
+        self.module, self.optimizer = engine.prepare(task, build_optimizer(self.model, config))
+        self._base = engines.base_optimizer(self.optimizer)
+        self._hold, self._learning_rate = Hold(self.model, self._base), LearningRate(config)
+        decay, warmup = config.optim.ema, config.optim.ema_warmup
+        self._average = ModelEmaV3(self.model, decay=decay, use_warmup=warmup) if decay else None
+        self.lr, self.waited = 0.0, 0.0  # of the last step; seconds spent waiting for data so far
+
+    @property
+    def ema(self) -> nn.Module | None:
+        """The model of averaged weights, where there is one."""
+        return self._average.module if self._average else None
+
+    def step(self, stream: Iterator[Batch], progress: Progress, number: int) -> dict[str, Tensor] | Refused:
+        """Step `number` of the run, at `progress`; returns this rank's mean losses."""
+        self._begin_phase(progress)
+        totals: dict[str, Tensor] = {}
+        for micro in range(self._accumulation):
+            terms = self._micro_step(self.next(stream), progress, micro)
+            if isinstance(terms, Refused):
+                self._drop(stream, self._accumulation - micro - 1)
+                return terms
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0) + value.detach() / self._accumulation
+        self._update(number)
+        return totals
+
+    def next(self, stream: Iterator[Batch]) -> Batch:
+        """The next micro-batch on the device, degraded; the wait for it is counted."""
+        began = time.monotonic()
+        batch = next(stream)
+        self.waited += time.monotonic() - began
+        batch = batch.to(self._engine.device)
+        if batch.lq is not None:
+            return batch
+        with torch.no_grad():
+            lq, kernel = self._degrade(batch.hr, batch.seed)
+        return dataclasses.replace(batch, lq=lq, kernel=kernel)
+
+    def _begin_phase(self, progress: Progress) -> None:
+        phase = self.task.phase(progress)
+        self._hold.groups = held_groups(phase)
+        self.task.hold_still(self._hold.groups)
+        self.lr = self._learning_rate.apply(self._base, progress, phase)
+
+    def _micro_step(self, batch: Batch, progress: Progress, micro: int) -> dict[str, Tensor] | Refused:
+        """Forward and backward of a micro-batch; no backward where the loss of any rank is not finite."""
+        engine = self._engine
+        # Dropout depends on (seed, samples seen, rank) alone: a resumed run draws what an uninterrupted one does.
+        torch.manual_seed(draw_seed(self._config.train.seed, progress.samples, engine.process_index, micro))
+        with engines.accumulating(engine, self.module, micro == self._accumulation - 1):
+            terms = self.module(batch, progress)
+            loss = terms["loss"].item()  # the one number in a step that the host waits for
+            if self._any_rank(not math.isfinite(loss)):
+                mine = {"rank": engine.process_index, "loss": str(loss), "finite": math.isfinite(loss)}
+                return Refused(gather_object([{**mine, "keys": batch.key}]))
+            engines.backward(engine, terms["loss"], self._accumulation)
+        return terms
+
+    def _drop(self, stream: Iterator[Batch], rest: int) -> None:
+        """Forget what the step has gathered; the rest of its samples count as seen."""
+        engines.drop_gradients(self.module, self.optimizer)
+        for _ in range(rest):
+            next(stream)
+
+    def _update(self, number: int) -> None:
+        if self._config.optim.clip_norm is not None:
+            self._engine.clip_grad_norm_(self.module.parameters(), self._config.optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self._average:
+            self._average.update(self.model, step=number)
