@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore
 
+_OFFLOADED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 _OVERDUE = 60  # seconds by which a collective outlives the watchdog, whose message says more
 
 
@@ -108,7 +110,13 @@ def precision(engine: Accelerator) -> str:
     return engine.mixed_precision
 
 
-def configure_deepspeed(engine: Accelerator, micro_batch: int, accumulation: int, clip_norm: float | None) -> None:
+def configure_deepspeed(
+    engine: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    micro_batch: int,
+    accumulation: int,
+    clip_norm: float | None,
+) -> None:
     """Give DeepSpeed the sizes of a step, as numbers, before anything is prepared; without it, do nothing.
 
     Its own bf16 mode makes parameters bf16, with which BatchNorm fails on a CPU and exports lose precision: bf16 here
@@ -117,6 +125,7 @@ def configure_deepspeed(engine: Accelerator, micro_batch: int, accumulation: int
     if not uses_deepspeed(engine):
         return
     settings = engine.deepspeed_plugin.deepspeed_config
+    _check_offload(settings, optimizer)
     settings |= {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -125,6 +134,16 @@ def configure_deepspeed(engine: Accelerator, micro_batch: int, accumulation: int
     engine.gradient_accumulation_steps = accumulation
     if settings.get("bf16", {}).get("enabled"):
         settings |= {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+
+
+def _check_offload(settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """accelerate puts DeepSpeed's Adam in the place of whatever else was asked for."""
+    device = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+    if device != "none" and type(optimizer) not in _OFFLOADED:
+        raise ValueError(
+            f"optim.optimizer: {type(optimizer).__name__} cannot be offloaded to the CPU, where DeepSpeed runs adam, "
+            "adamw and adagrad only: take one of them, or launch/zero2.yaml"
+        )
 
 
 def accumulating(engine: Accelerator, module: nn.Module, last: bool) -> AbstractContextManager:

@@ -51,8 +51,9 @@ class Stepper:
     ):
         self.task, self.model, self._config, self._engine = task, task.model, config, engine
         self._degrade, self._accumulation, self._any_rank = degrade, accumulation, any_rank
-        engines.configure_deepspeed(engine, micro_batch, accumulation, config.optim.clip_norm)
-        self.module, self.optimizer = engine.prepare(task, build_optimizer(self.model, config))
+        optimizer = build_optimizer(self.model, config)
+        engines.configure_deepspeed(engine, optimizer, micro_batch, accumulation, config.optim.clip_norm)
+        self.module, self.optimizer = engine.prepare(task, optimizer)
         self._base = engines.base_optimizer(self.optimizer)
         self._hold, self._learning_rate = Hold(self.model, self._base), LearningRate(config)
         decay, warmup = config.optim.ema, config.optim.ema_warmup
