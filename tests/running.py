@@ -33,8 +33,9 @@ def command(arguments: list[str], processes: int = 1, file: str | None = None) -
 
 
 def environment() -> dict[str, str]:
-    """One thread a process; modules of the tests can be imported."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    """One thread a process; modules of the tests can be imported, and ninja be found, which DeepSpeed compiles with."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), "PATH": path}
 
 
 def launch(arguments: list[str], processes: int = 1, file: str | None = None, **kwargs) -> subprocess.CompletedProcess:
