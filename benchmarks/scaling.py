@@ -1,0 +1,296 @@
+"""Several processes against one: `python benchmarks/scaling.py [--strategies] [--json FILE]`.
+
+Trains a small CSBSR by the launch files, one process and two, one thread each, the same micro-batch a process, in
+turns, and compares the medians of steady steps: starting up and the first steps are left out. Samples are decoded by
+the training process itself (data.workers=0), so that a process is a core. Where there is a GPU: steps and memory of one
+GPU for configs/csbsr_pspnet.yaml. `--strategies` takes ZeRO-1, 2 and 3 along (DeepSpeed).
+
+    --traffic       bytes that two processes exchange in a step, counted, against the closed form of each strategy
+    --batch-norm    losses of two processes against one, BatchNorm by rank and held, with the same global batch
+    --predict       images/s of many GPUs, from the seconds of one GPU's step: the table of docs/scaling.md
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from prediction import exchanged, markdown, predict, sent
+from sizes import sizes
+from traffic import write
+
+from cssr.config import load_config
+
+ROOT = Path(__file__).parents[1]
+PARAMETERS = 89.3e6  # of csbsr_pspnet
+SKIP = 2  # first steps: memory is allocated, DDP arranges its buckets
+PATIENCE = 3600  # seconds for a run
+SMALL = [
+    "model.scale=2",
+    "model.sr={name: kbpn, stages: 2, width: 4, features: 4, hidden: 4, kernel_size: 7, predicted_size: 3}",
+    "model.seg={name: unet, encoder: resnet10t, width: 4, encoder_args: {channels: [8, 8, 16, 16]}}",
+    "degradation={name: gaussian, size: 7, sigma: [0.2, 1.5]}",
+    "loss.sr=blind", "loss.seg=combo", "optim.lr=1e-3", "optim.clip_norm=1.0",
+]  # fmt: skip
+STEADY = [  # every step logged, nothing between the steps, all losses from the first one; ZeRO-3 takes no average
+    "phases=[{name: joint}]", "train.log_every=1", "train.val_every=0", "train.save_every=1000000",
+    "train.tensorboard=false", "optim.ema=null",
+]  # fmt: skip
+
+
+@dataclass
+class Case:
+    """A launch file with so many processes, and what came out: seconds of steady steps by round, GiB of rank 0."""
+
+    name: str
+    file: str
+    ranks: int
+    rounds: list[list[float]] = field(default_factory=list)
+    memory: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, the median of all rounds."""
+        return median(second for steps in self.rounds for second in steps)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    words = parser()
+    options = words.parse_args(arguments)
+    if options.steps <= SKIP or options.rounds < 1:
+        words.error(f"--steps {options.steps} --rounds {options.rounds}: needs more than {SKIP} steps and a round")
+    if on_device() and (options.traffic or options.batch_norm):
+        words.error("--traffic and --batch-norm compare two CPU processes: hide the GPUs (CUDA_VISIBLE_DEVICES=)")
+    if options.predict:
+        print("\n".join(markdown(predict(options.step_seconds, options.batch, options.parameters))))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        workplace = Workplace(Path(scratch), options)
+        measure = compare_losses if options.batch_norm else count_traffic if options.traffic else time_steps
+        try:
+            found = measure(workplace, options)
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")
+    if options.json:
+        write({"measured": found, "settings": workplace.settings, "machine": machine()}, options.json)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    how = argparse.RawDescriptionHelpFormatter
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=how)
+    what = words.add_mutually_exclusive_group()
+    for name in ("traffic", "batch-norm", "predict"):
+        what.add_argument(f"--{name}", action="store_true", help="see above")
+    words.add_argument("--strategies", action="store_true", help="ZeRO-1, 2 and 3 too (needs deepspeed)")
+    words.add_argument("--json", type=Path, metavar="FILE", help="write figures, settings, machine and versions")
+    words.add_argument("--recipe", help="YAML to train; default: the small CSBSR, on a GPU configs/csbsr_pspnet.yaml")
+    words.add_argument("--rounds", type=int, default=5, help="turns of each case (5)")
+    words.add_argument("--steps", type=int, default=14, help=f"of a run, of which the first {SKIP} do not count (14)")
+    words.add_argument("--crop", type=int, help="HR pixels a side (128; on a GPU 224)")
+    words.add_argument("--batch", type=int, default=6, help="samples of a process in a step (6)")
+    words.add_argument("--step-seconds", type=float, nargs="+", default=[0.0133, 0.0222, 0.0667], metavar="T")
+    words.add_argument("--parameters", type=float, default=PARAMETERS, help="of the model, for --predict (89.3e6)")
+    return words
+
+
+# ---- runs ----
+
+
+class Workplace:
+    """Shards of drawn photographs, and runs over them in `scratch`."""
+
+    def __init__(self, scratch: Path, options: argparse.Namespace):
+        self.scratch, self.on_device = scratch, on_device()
+        recipe = options.recipe or (str(ROOT / "configs/csbsr_pspnet.yaml") if self.on_device else None)
+        small = [] if recipe else SMALL
+        pretrained = ["model.seg.pretrained=false"] if recipe and not options.recipe else []
+        crop, workers = options.crop or (224 if self.on_device else 128), 8 if self.on_device else 0
+        data = [f"data.crop={crop}", f"data.workers={workers}", "data.lanes=48"]
+        self.settings = [*([recipe] if recipe else []), *small, *pretrained, *STEADY, *data]
+        self.recipe, self.shards = recipe, scratch / "shards"
+        make = [sys.executable, ROOT / "shards/make_shards.py", "synthetic", "--out", self.shards]
+        make += ["--count", 96, "--size", 2 * crop, "--shard-size", 24]
+        subprocess.run([str(word) for word in make], check=True, capture_output=True)
+
+    def run(
+        self, case: Case, steps: int, batch: int, *more: str, script: str = "cssr/train.py"
+    ) -> list[dict[str, Any]]:
+        """What a run of so many steps, of `batch` samples over all ranks, logs at each of them.
+
+        Raises: RuntimeError with what it said, where a step is missing. Exit codes say nothing: DeepSpeed may abort on
+        its way out, after all is written.
+        """
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            places = [f"data.train={self.shards}", f"train.run_dir={folder}/run"]
+            length = [f"train.steps={steps}", f"train.batch_size={batch}"]
+            words = [*self._launcher(case), str(ROOT / script), *self.settings, *places, *length, *more]
+            done = subprocess.run(words, env=self._environment(), capture_output=True, text=True, timeout=PATIENCE)
+            log = Path(folder) / "run/metrics.jsonl"
+            lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        if len(lines) < steps:
+            raise RuntimeError(f"{case.name}: {len(lines)} of {steps} steps: {reason(done.stderr)}")
+        return lines
+
+    def traffic(self, case: Case, steps: int, batch: int) -> list[dict[str, int]]:
+        """Payloads in bytes by collective, of each step but the first two."""
+        self.run(case, steps, batch, script="benchmarks/traffic.py")
+        return json.loads((self.scratch / "traffic.json").read_text())["steps"][SKIP:]
+
+    def _launcher(self, case: Case) -> list[str]:
+        words = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+        words += ["--config_file", str(ROOT / "launch" / case.file), "--num_processes", str(case.ranks)]
+        return words if self.on_device else [*words, "--mixed_precision", "no"]
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "OMP_NUM_THREADS": "1", "CSSR_TRAFFIC": str(self.scratch / "traffic.json")}
+
+
+def reason(said: str) -> str:
+    """Why a run ended: training's own line, or else the last that was said."""
+    own = [line for line in said.splitlines() if line.startswith("error: ")]
+    return own[0].removeprefix("error: ") if own else said[-4000:]
+
+
+def on_device() -> bool:
+    """Whether training would use a GPU."""
+    return torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+
+
+def cases(on_device: bool, strategies: bool) -> list[Case]:
+    """One process first; on a CPU two of each strategy, on a GPU one."""
+    if on_device:
+        first, ranks = [Case("one GPU", "single_gpu.yaml", 1)], 1
+    else:
+        first, ranks = [Case("one process", "cpu.yaml", 1), Case("two, DDP", "cpu_2proc.yaml", 2)], 2
+    count = {1: "one", 2: "two"}[ranks]
+    stages = [Case(f"{count}, ZeRO-{stage}", f"zero{stage}.yaml", ranks) for stage in (1, 2, 3)]
+    return first + (stages if strategies else [])
+
+
+# ---- throughput ----
+
+
+def time_steps(workplace: Workplace, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds of a step, in turns, as conditions change; prints the table."""
+    measured = cases(workplace.on_device, options.strategies)
+    for turn in range(options.rounds):
+        for case in measured[:: -1 if turn % 2 else 1]:
+            batch = case.ranks * options.batch
+            lines = workplace.run(case, options.steps, batch)
+            case.rounds.append([batch / line["images_per_s"] for line in lines[SKIP:]])
+            case.memory = max(case.memory, lines[-1]["memory_gib"])
+    found = [summary(case, measured[0], options.batch) for case in measured]
+    report(found)
+    return found
+
+
+def summary(case: Case, one: Case, batch: int) -> dict[str, Any]:
+    """Figures of a case; `ratio` is its images/s over those of `one`, and that of each round by itself."""
+    ratio = case.ranks * one.seconds / case.seconds
+    ratios = [case.ranks * median(base) / median(steps) for base, steps in zip(one.rounds, case.rounds)]
+    return {
+        "case": case.name, "ranks": case.ranks, "step_seconds": case.seconds,
+        "images_per_s": case.ranks * batch / case.seconds, "ratio": ratio, "ratio_of_rounds": ratios,
+        "memory_gib": case.memory, "seconds_of_rounds": case.rounds,
+    }  # fmt: skip
+
+
+def report(found: Sequence[dict[str, Any]]) -> None:
+    """Print the table."""
+    print(f"{'':<14}{'s a step':>10}{'images/s':>10}{'times one':>11}{'its rounds':>14}{'GiB a rank':>12}")
+    for row in found:
+        rounds = f"{min(row['ratio_of_rounds']):.2f}..{max(row['ratio_of_rounds']):.2f}"
+        print(f"{row['case']:<14}{row['step_seconds']:>10.4f}{row['images_per_s']:>10.1f}", end="")
+        print(f"{row['ratio']:>11.2f}{rounds:>14}{row['memory_gib']:>12.2f}")
+
+
+# ---- traffic ----
+
+
+def count_traffic(workplace: Workplace, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Bytes that each of two processes sends in a step, counted and on paper; prints the table."""
+    parameters = parameters_of(workplace)
+    print(f"{parameters:,} parameters, {4 * parameters:,} bytes; MB that a rank of two sends in a step\n")
+    print(f"{'':<12}{'counted':>10}{'on paper':>10}{'of it':>7}  payloads, MB")
+    two = [case for case in cases(False, True) if case.ranks == 2]
+    return [counted(case, workplace.traffic(case, 4, 2 * options.batch)[-1], parameters) for case in two]
+
+
+def parameters_of(workplace: Workplace) -> int:
+    """Elements, of what is trained."""
+    overrides = workplace.settings[workplace.recipe is not None :]
+    return sum(sizes(load_config(workplace.recipe, overrides).model)[0].values())
+
+
+def counted(case: Case, payloads: dict[str, int], parameters: int) -> dict[str, Any]:
+    """A line of the table, printed."""
+    strategy = "ddp" if case.file == "cpu_2proc.yaml" else Path(case.file).stem
+    found, paper = sent(payloads, case.ranks), exchanged(strategy, parameters, case.ranks)
+    parts = ", ".join(f"{kind} {size / 1e6:.3f}" for kind, size in payloads.items())
+    print(f"{case.name:<12}{found / 1e6:>10.3f}{paper / 1e6:>10.3f}{found / paper:>7.2f}  {parts}")
+    return {"case": case.name, "payloads": payloads, "sent": found, "closed_form": paper}
+
+
+# ---- BatchNorm ----
+
+
+def compare_losses(workplace: Workplace, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Losses of 60 steps of 8 crops, by one process and two, with the same samples; prints the differences."""
+    one, two = cases(False, False)
+    return [differences(way, *(losses(workplace, case, way) for case in (one, two))) for way in ("rank", "held")]
+
+
+def losses(workplace: Workplace, case: Case, way: str) -> list[float]:
+    """Of each step."""
+    lines = workplace.run(case, 60, 8, "data.crop=32", f"optim.batch_norm={way}")
+    return [line["loss"] for line in lines]
+
+
+def differences(way: str, one: Sequence[float], two: Sequence[float]) -> dict[str, Any]:
+    """How far the losses of two are from those of one, relative; printed."""
+    each = [abs(b - a) / abs(a) for a, b in zip(one, two)]
+    late = abs(mean(two[-20:]) / mean(one[-20:]) - 1)
+    found = {"batch_norm": way, "mean": mean(each), "largest": max(each), "mean_of_last_20": late}
+    print(
+        f"optim.batch_norm={way}: losses differ by {found['mean']:.2g} in the mean, {found['largest']:.2g} at most; ",
+        end="",
+    )
+    print(f"their mean over the last 20 steps by {late:.2g}")
+    return found
+
+
+# ---- circumstances ----
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on and with."""
+    names = ("torch", "torchvision", "accelerate", "deepspeed", "timm", "cssr")
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {
+        "processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.platform(),
+        "device": torch.accelerator.current_accelerator().type if on_device() else "cpu",
+        "versions": {"python": platform.python_version(), **{n: installed[n] for n in names if n in installed}},
+    }  # fmt: skip
+
+
+def processor() -> str:
+    """Its name, where the system tells it."""
+    facts = Path("/proc/cpuinfo")
+    names = [line for line in facts.read_text().splitlines() if "model name" in line] if facts.is_file() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
