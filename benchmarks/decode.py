@@ -60,7 +60,7 @@ def drawn(folder: Path, count: int) -> Path:
 
 
 def save(folder: Path, name: str, photo: Image.Image, mask: Image.Image) -> None:
-    """A pair, the mask as datasets have it, a PNG of 0 and 255; shards hold it with one bit a pixel."""
+    """A pair, the mask as datasets have it, a PNG of 0 and 255."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     photo.save(folder / "images" / name, quality=95)

@@ -9,11 +9,13 @@ import struct
 from collections.abc import Callable
 
 import cv2
+import kornia_rs.io
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_GREY = b"\x08\x00"  # 8 bits, one channel
 _JPEG = b"\xff\xd8\xff"
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': (True|False), 'shape': \((\d{1,3}), (\d{1,3})\), \} *\n",
@@ -61,7 +63,14 @@ def decode_image(data: bytes, doubt: Callable[[str], None]) -> np.ndarray:
 
 def decode_mask(data: bytes) -> np.ndarray:
     """H W uint8: 1 where the stored value is above 0. ValueError if it cannot be decoded."""
-    return (_decode(data, cv2.IMREAD_GRAYSCALE) > 0).view(np.uint8)
+    if data[:8] != _PNG or data[24:26] != _GREY or len(data) < 33:
+        return (_decode(data, cv2.IMREAD_GRAYSCALE) > 0).view(np.uint8)
+    width, height = struct.unpack(">II", data[16:24])
+    try:  # several times faster than cv2, and strict
+        values = kornia_rs.io.decode_image_png_u8(data, (height, width), "mono")
+    except Exception as error:  # of no class of its own
+        raise ValueError("cannot be decoded") from error
+    return (values[..., 0] > 0).view(np.uint8)
 
 
 def decode_kernel(data: bytes, side: int) -> np.ndarray:

@@ -101,7 +101,7 @@ def _sample(
     converted: str | None,
 ) -> tuple[str, Members, Facts]:
     if mask is not None:
-        members = {**members, "mask.png": png(Image.fromarray(mask))}
+        members = {**members, "mask.png": png(Image.fromarray(mask.astype(np.uint8) * 255))}
     facts = {
         **item.extra,
         "key": key,

@@ -206,7 +206,7 @@ def write(path: Path, data: bytes) -> Path:
     ("ending", "data", "says"),
     [
         (".jpg", b"no image", "jpg: cannot identify"),
-        (".mask.png", png(np.zeros((48, 64), np.uint8)), "mask.png is not of 1 bit"),
+        (".mask.png", png(np.full((48, 64), 7, np.uint8)), "mask.png has other values than 0 and 255"),
         (".mask.png", png(np.zeros((8, 8), bool)), "mask.png is 8x8"),
         (".mask.png", png(np.ones((48, 64), bool)), "has a crack share of 1.0"),
     ],

@@ -83,7 +83,7 @@ def test_plain_webdataset_reads_the_samples(tree, tmp_path):
     assert [sample["__key__"] for sample in samples] == [f"p{number}" for number in range(10)] + ["sub_a_b"]
     assert samples[2]["jpg"] == (tree / "images/p2.jpg").read_bytes()  # kept as it was
     mask = Image.open(io.BytesIO(samples[2]["mask.png"]))
-    assert mask.mode == "1" and np.asarray(mask)[:, :5].all() and not np.asarray(mask)[:, 5:].any()
+    assert mask.mode == "L" and np.asarray(mask)[:, :5].all() and not np.asarray(mask)[:, 5:].any()
     facts = json.loads(samples[-1]["json"])
     assert facts == {
         "key": "sub_a_b",
