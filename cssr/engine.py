@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore
 
-_OFFLOADED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+OFFLOADED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 _OVERDUE = 60  # seconds by which a collective outlives the watchdog, whose message says more
 
 
@@ -42,6 +42,8 @@ def start_engine(timeout: float = 1800, **arguments: Any) -> Accelerator:
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), groups]
     engine = Accelerator(cpu=not has_device and not deepspeed, kwargs_handlers=handlers, **arguments)
     _check_world(engine.num_processes)
+    if deepspeed and not uses_deepspeed(engine):
+        raise ValueError("the launch file asks for DeepSpeed, but ACCELERATE_USE_CPU prevents it: unset that")
     return engine
 
 
@@ -145,7 +147,7 @@ def _count(optimizer: torch.optim.Optimizer) -> int:
 def _check_offload(settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """accelerate puts DeepSpeed's Adam in the place of whatever else was asked for."""
     device = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    if device != "none" and type(optimizer) not in _OFFLOADED:
+    if device != "none" and type(optimizer) not in OFFLOADED:
         raise ValueError(
             f"optim.optimizer: {type(optimizer).__name__} cannot be offloaded to the CPU, where DeepSpeed runs adam, "
             "adamw and adagrad only: take one of them, or launch/zero2.yaml"

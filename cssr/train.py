@@ -340,7 +340,8 @@ class Run:
 
     def _sizes(self) -> dict[str, int]:
         parameters = dict(self.model.named_parameters())
-        return {group: sum(parameters[n].numel() for n in names) for group, names in self.model.groups().items()}
+        count = {name: getattr(p, "ds_numel", p.numel()) for name, p in parameters.items()}  # ZeRO-3 shows parts
+        return {group: sum(count[n] for n in names) for group, names in self.model.groups().items()}
 
     def _models(self) -> list[torch.nn.Module]:
         return [self.model, self.stepper.ema] if self.stepper.ema else [self.model]

@@ -1,0 +1,228 @@
+"""How much memory a rank needs for a training step, found without having it.
+
+Forward and backward pass run on tensors that have shapes and no contents, at the true crop and micro-batch, while
+every storage that lives is counted. What no tensor holds is left out: the workspace of convolutions, the allocator's
+gaps, the libraries themselves, the loader's processes, and validation on whole images.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm.optim
+import torch
+from promise import Promise
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cssr.batch import Batch
+from cssr.config import Config
+from cssr.models.joint import JointModel, build_model
+from cssr.schedules import Progress
+from cssr.task import Task
+
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Need:
+    """What takes memory of a rank, in bytes, and why."""
+
+    name: str
+    bytes: float
+    why: str = ""
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make and that still live: `now`, and at most, `peak`.
+
+    `own`: tensors that were there before; operations give views of them.
+    """
+
+    def __init__(self, own: Iterable[Tensor] = ()):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in own}
+
+    def __torch_dispatch__(self, operation: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known[key] = weakref.finalize(storage, self._forget, key, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.pop(key, None)
+        self.now -= size
+
+
+class Sketch:
+    """A task on tensors without contents: its shapes are true, it needs no memory.
+
+    Raises: ValueError, one line, for settings that make no model.
+    """
+
+    def __init__(self, config: Config):
+        self.config, self._mode = config, FakeTensorMode()
+        with self._mode:
+            self.model: JointModel = build_model(config.model)
+            self.task = Task(self.model, config).train()
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def bytes(self) -> int:
+        """Of parameters and buffers."""
+        return _bytes([*self.model.parameters(), *self.model.buffers()])
+
+    def groups(self) -> dict[str, int]:
+        """Parameters by the group that phases weigh and hold still."""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        return {group: sum(sizes[name] for name in names) for group, names in self.model.groups().items()}
+
+    def activations(self, micro_batch: int, kernel: tuple[int, ...] | None, half: bool) -> int:
+        """Bytes that forward and backward pass of a micro-batch need beside the weights and their gradients, at most.
+
+        Args:
+            kernel: shape of the blur kernel that the degradation gives (1 k k).
+            half: whether under bfloat16 autocast.
+        """
+        with self._mode:
+            batch, progress = self._batch(micro_batch, kernel), self._end()
+            inputs = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+            with Living([*self.model.parameters(), *self.model.buffers(), *inputs]) as living:
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    loss = self.task(batch, progress)["loss"]
+                forward = living.peak
+                loss.backward()
+        self.model.zero_grad(set_to_none=True)
+        return _bytes(inputs) + max(forward, living.peak - FLOAT * self.parameters)
+
+    def _batch(self, count: int, kernel: tuple[int, ...] | None) -> Batch:
+        side, scale = self.config.data.crop, self.config.model.scale
+        return Batch(
+            hr=torch.zeros(count, 3, side, side),
+            mask=torch.zeros(count, 1, side, side),
+            distance=torch.zeros(count, 1, side, side) if self.task.needs_distance else None,
+            lq=torch.zeros(count, 3, side // scale, side // scale),
+            kernel=torch.zeros(count, *kernel) if kernel else None,
+        )
+
+    def _end(self) -> Progress:
+        """The last step: as a rule of the joint phase, in which all losses count."""
+        total = self.config.train.steps * self.config.train.batch_size
+        return Progress(samples=total - self.config.train.batch_size, total=total)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def make_optimizer(config: Config) -> torch.optim.Optimizer:
+    """The optimizer of the settings, of a small network's parameters, once stepped; ValueError if it refuses them."""
+    sample = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Conv2d(32, 16, 1))
+    try:
+        optimizer = timm.optim.create_optimizer_v2(
+            sample, opt=config.optim.optimizer, lr=config.optim.lr, **config.optim.arguments
+        )
+    except (TypeError, ValueError, ImportError, AssertionError) as error:
+        refused = f"optim: {config.optim.optimizer} refuses its settings: {' '.join(str(error).split())}"
+        raise ValueError(refused) from error
+    for parameter in sample.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def values_each(optimizer: torch.optim.Optimizer) -> float:
+    """Float32 values of its state for each parameter, as found in one that has stepped."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return _bytes(value for value in kept if value.numel() > 1) / _bytes(parameters)
+
+
+def needs(promise: Promise, sketch: Sketch, optimizer: torch.optim.Optimizer, activations: int) -> list[Need]:
+    """All that a rank keeps on its device during a step."""
+    each = values_each(optimizer)
+    of_strategy = {1: _zero, 2: _zero, 3: _zero3}.get(promise.zero_stage, _plain)
+    of_strategy = _fsdp if promise.strategy == "fsdp" else of_strategy
+    found = of_strategy(promise, sketch, each)
+    if sketch.config.optim.ema:
+        found.append(Need("average", sketch.bytes, "optim.ema"))
+    return [*found, Need("activations", activations, "with the batch and what the losses need")]
+
+
+def on_cpu(promise: Promise, sketch: Sketch, optimizer: torch.optim.Optimizer) -> float:
+    """Bytes of a rank that the strategy has put into the CPU's memory: weights, gradients and state of its part."""
+    part = FLOAT * sketch.parameters / promise.world
+    return part * (2 + values_each(optimizer)) if promise.offloads else 0.0
+
+
+def _plain(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
+    size = FLOAT * sketch.parameters
+    found = [Need("model", sketch.bytes), Need("gradients", size), _state(size * each, each)]
+    return [*found, Need("exchange", size, "DDP's buckets")] if promise.strategy == "ddp" else found
+
+
+def _zero(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
+    """ZeRO-1 and 2 keep a second float32 copy of a rank's part of the weights beside the state."""
+    size, stage = FLOAT * sketch.parameters, promise.zero_stage
+    part = size / promise.world
+    gradients = Need("gradients", size if stage == 1 else 0 if promise.offloads else part, _part(promise, stage > 1))
+    state = Need("optimizer", 0, "on the CPU") if promise.offloads else _state(part * (each + 1), each, promise)
+    return [Need("model", sketch.bytes), gradients, state, Need("exchange", size, "DeepSpeed's bucket")]
+
+
+def _zero3(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
+    """DeepSpeed lets up to a thousand million gathered weights live, which is all of such networks."""
+    size = FLOAT * sketch.parameters
+    part = size / promise.world
+    state = Need("optimizer", 0, "on the CPU") if promise.offloads else _state(part * (each + 1), each, promise)
+    return [
+        Need("model", sketch.bytes - size + part, _part(promise)),
+        Need("gathered", size, "weights, whole while they are used"),
+        Need("gradients", 0 if promise.offloads else part, _part(promise)),
+        state,
+        Need("exchange", size, "DeepSpeed's bucket"),
+    ]
+
+
+def _fsdp(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
+    """The file wraps the network as a whole: all weights and gradients are there at once, in the lower precision."""
+    size = FLOAT * sketch.parameters
+    part, whole = size / promise.world, size / (1 if promise.precision == "no" else 2)
+    return [
+        Need("model", sketch.bytes - size + part, _part(promise)),
+        Need("gathered", 2 * whole, "weights and gradients, whole while they are used"),
+        Need("gradients", part, _part(promise)),
+        _state(part * each, each, promise),
+    ]
+
+
+def _state(size: float, each: float, promise: Promise | None = None) -> Need:
+    copy = " and its own float32 weights" if promise and promise.zero_stage else ""
+    where = f", {_part(promise)}" if promise else ""
+    return Need("optimizer", size, f"{each:.3g} values a parameter{copy}{where}")
+
+
+def _part(promise: Promise, in_parts: bool = True) -> str:
+    return f"1/{promise.world} of them" if in_parts else ""
+
+
+def largest_micro_batch(found: Mapping[str, float], memory: float, micro_batch: int) -> int:
+    """The micro-batch that would fit, where activations grow with it; 0 if none does."""
+    fixed = sum(size for name, size in found.items() if name != "activations")
+    return max(int((memory - fixed) / (found["activations"] / micro_batch)), 0)

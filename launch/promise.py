@@ -1,0 +1,259 @@
+"""What a launch file and accelerate's options promise, the machine they are for, and why it would not come true.
+
+Nothing is started here. `faults` knows where accelerate 1.15 and DeepSpeed go on silently with something else, or fail
+late; each fault is one line with its remedy.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+DDP = ("MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON")
+_PACKAGES = ("deepspeed", "transformers")
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A launch file under accelerate's options; None is what neither says."""
+
+    kind: str  # accelerate's distributed_type
+    processes: int | None  # over all machines
+    machines: int = 1
+    machine_rank: int | None = None  # as an option: the 0 in a file is the same on all machines
+    main_ip: str | None = None
+    precision: str = "no"  # no, bf16, fp16, fp8
+    cpu: bool = False  # --cpu
+    use_cpu: bool = False  # of the file
+    gpu_ids: str = "all"
+    rendezvous: str = "static"
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    fsdp: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def strategy(self) -> str:
+        """What accelerate's launcher makes of it: `simple` (one process), `ddp`, `zero` or `fsdp`."""
+        of_kind = {"DEEPSPEED": "zero", "FSDP": "fsdp", **dict.fromkeys(DDP, "ddp")}
+        return "simple" if self.cpu else of_kind.get(self.kind, "simple")
+
+    @property
+    def per_machine(self) -> int:
+        """Processes that the launcher starts on a machine."""
+        return 1 if self.strategy == "simple" else (self.processes or 0) // self.machines
+
+    @property
+    def world(self) -> int:
+        """Processes that would run."""
+        return 1 if self.strategy == "simple" else self.per_machine * self.machines
+
+    @property
+    def zero_stage(self) -> int:
+        """1, 2 or 3; 0 without DeepSpeed."""
+        return int(self.deepspeed.get("zero_stage", 2)) if self.strategy == "zero" else 0
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the optimizer's state and step are on the CPU."""
+        return self.strategy == "zero" and self.deepspeed.get("offload_optimizer_device", "none") != "none"
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether a rank keeps a part of the weights only."""
+        return self.zero_stage == 3 or self.strategy == "fsdp"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine at hand, as far as it matters."""
+
+    device: str = "cpu"  # cuda, xpu, ...
+    devices: int = 0  # accelerators that can be seen
+    name: str = ""  # of a device
+    memory: int | None = None  # bytes of a device; of this machine, where there is none
+    packages: frozenset[str] = frozenset(_PACKAGES)  # those that are installed, of the ones that DeepSpeed needs
+    compiles: bool = True  # whether there are a C++ compiler and ninja
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """This one."""
+        device = torch.accelerator.current_accelerator(check_available=True)
+        compiler, ninja = (shutil.which(name) for name in (os.environ.get("CXX", "c++"), "ninja"))
+        known = {
+            "packages": frozenset(name for name in _PACKAGES if importlib.util.find_spec(name)),
+            "compiles": bool(compiler and ninja),
+            "environment": dict(os.environ),
+        }
+        if device is None:
+            return cls(memory=_own_memory(), **known)
+        facts = getattr(torch.get_device_module(device), "get_device_properties", lambda _: None)(0)
+        memory, name = getattr(facts, "total_memory", None), getattr(facts, "name", "")
+        return cls(device.type, torch.accelerator.device_count(), name, memory, **known)
+
+
+def _own_memory() -> int:
+    """Of the machine, or what a container may use of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip() if _MEMORY_LIMIT.is_file() else ""
+    return min(whole, int(limit)) if limit.isdigit() else whole
+
+
+def read_promise(path: Path, options: Mapping[str, Any]) -> Promise:
+    """A launch file by accelerate's own reader, under options of `accelerate launch` (None: not given).
+
+    Raises: ValueError, one line, for a file that accelerate cannot read.
+    """
+    try:
+        file = load_config_from_file(str(path))
+    except Exception as error:  # what YAML, enumerations and dataclasses raise
+        raise ValueError(f"--config_file {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if not isinstance(file, ClusterConfig):
+        raise ValueError(f"--config_file {path}: compute_environment must be LOCAL_MACHINE")
+    for name, word in (("distributed_type", "NO"), ("mixed_precision", "no")):
+        if isinstance(getattr(file, name), bool):
+            raise ValueError(f'--config_file {path}: {name}: {word} is false in YAML, write {name}: "{word}"')
+    given = {name: value for name, value in options.items() if value is not None}
+    return Promise(
+        kind=file.distributed_type.value,
+        processes=_positive(given.get("num_processes", file.num_processes)),
+        machines=max(given.get("num_machines", file.num_machines), 1),
+        machine_rank=given.get("machine_rank", file.machine_rank or None),
+        main_ip=given.get("main_process_ip", file.main_process_ip),
+        precision=str(given.get("mixed_precision", file.mixed_precision or "no")).lower(),
+        cpu=given.get("cpu", False),
+        use_cpu=file.use_cpu,
+        gpu_ids=str(file.gpu_ids or "all"),
+        rendezvous=file.rdzv_backend or "static",
+        deepspeed=file.deepspeed_config,
+        fsdp=file.fsdp_config,
+    )
+
+
+def _positive(number: int | None) -> int | None:
+    return number if number and number > 0 else None
+
+
+# ---- what would not come true ----
+
+
+def faults(promise: Promise, machine: Machine) -> list[str]:
+    """Why a launch would silently do something else, or fail late; one line each, with the remedy."""
+    if promise.processes is None:
+        return ["num_processes is neither in the launch file nor given: add --num_processes N"]
+    found = [*_of_kind(promise), *_of_cpu(promise, machine), *_of_devices(promise, machine), *_of_machines(promise)]
+    return [*found, *_of_precision(promise, machine), *_of_deepspeed(promise, machine), *_of_fsdp(promise, machine)]
+
+
+def _of_kind(promise: Promise) -> Iterator[str]:
+    if promise.kind == "MULTI_CPU":
+        yield (
+            f"distributed_type: MULTI_CPU silently runs one process, not {promise.processes}: "
+            "use launch/cpu_2proc.yaml, with --num_processes N"
+        )
+    elif promise.kind not in ("NO", "DEEPSPEED", "FSDP", *DDP):
+        yield f"distributed_type: {promise.kind} is not supported: use one of the files in launch/"
+    elif promise.strategy == "simple" and (promise.processes > 1 or promise.machines > 1):
+        why = "--cpu" if promise.cpu else f'distributed_type: "{promise.kind}"'
+        yield (
+            f"{why} silently runs one process on each machine, not {promise.processes} together: "
+            "use launch/cpu_2proc.yaml or launch/multi_gpu.yaml, or num_processes: 1"
+        )
+
+
+def _of_cpu(promise: Promise, machine: Machine) -> Iterator[str]:
+    forced = machine.environment.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    if promise.strategy == "zero" and forced:
+        yield "ACCELERATE_USE_CPU in the environment silently turns DeepSpeed into DDP: unset it (ZeRO runs on CPUs)"
+    if promise.use_cpu and promise.strategy != "simple" and machine.devices and not forced:
+        yield (
+            f"use_cpu: true does not reach the processes of {promise.kind}, which would use the {machine.device} "
+            "devices: remove it, and for CPUs set ACCELERATE_USE_CPU=true in the environment"
+        )
+
+
+def _of_devices(promise: Promise, machine: Machine) -> Iterator[str]:
+    seen = machine.devices
+    if seen and promise.gpu_ids != "all":
+        seen = min(len(promise.gpu_ids.split(",")), seen)
+    on_cpu = promise.strategy == "simple" or machine.environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if seen and promise.per_machine > seen and not on_cpu:
+        yield (
+            f"{promise.per_machine} processes on a machine with {seen} {machine.device} devices: "
+            f"set --num_processes to at most {seen * promise.machines}"
+        )
+
+
+def _of_machines(promise: Promise) -> Iterator[str]:
+    if promise.machines == 1 or promise.strategy == "simple":
+        return
+    if promise.processes % promise.machines:
+        yield (
+            f"num_processes: {promise.processes} is no multiple of num_machines: {promise.machines}; accelerate would "
+            f"silently run {promise.world}: num_processes counts the processes of all machines"
+        )
+    if not promise.main_ip:
+        yield "several machines need the address of machine 0: add --main_process_ip ADDRESS"
+    if promise.machine_rank is None:
+        last = promise.machines - 1
+        yield f"every machine would take itself for machine 0, and wait: add --machine_rank R, 0 to {last}, on each"
+    elif not 0 <= promise.machine_rank < promise.machines:
+        yield f"--machine_rank {promise.machine_rank} with num_machines: {promise.machines}: ranks begin at 0"
+    if promise.rendezvous != "static":
+        yield f"rdzv_backend: {promise.rendezvous} does not bring several machines together here: use static"
+    if promise.strategy == "zero" and promise.deepspeed.get("deepspeed_multinode_launcher") != "standard":
+        yield (
+            "DeepSpeed's launcher would go to the other machines by ssh: "
+            "add deepspeed_multinode_launcher: standard to deepspeed_config"
+        )
+
+
+def _of_precision(promise: Promise, machine: Machine) -> Iterator[str]:
+    if promise.precision == "fp16" and promise.strategy == "zero":
+        yield "mixed_precision: fp16 does not go with DeepSpeed here: use bf16 or no"
+    elif promise.precision == "fp16" and not machine.devices:
+        yield "mixed_precision: fp16 needs a GPU: use bf16 or no"
+    elif promise.precision not in ("no", "bf16", "fp16"):
+        yield f"mixed_precision: {promise.precision} is not supported: use bf16 or no"
+
+
+def _of_deepspeed(promise: Promise, machine: Machine) -> Iterator[str]:
+    if promise.strategy != "zero":
+        return
+    missing = [name for name in _PACKAGES if name not in machine.packages]
+    if missing:
+        yield f"DeepSpeed under accelerate needs {' and '.join(missing)}: pip install 'cssr[deepspeed]'"
+    if not machine.compiles and (promise.offloads or not machine.devices):
+        yield "DeepSpeed compiles C++ for the CPU when it first runs: install g++ and ninja, and have both on PATH"
+    if "deepspeed_config_file" in promise.deepspeed:
+        yield (
+            "deepspeed_config_file does not go with mixed_precision in the launch file, and training sets its sizes "
+            "itself: give zero_stage and the like in deepspeed_config, as launch/zero2.yaml does"
+        )
+    if promise.zero_stage not in (1, 2, 3):
+        yield f"zero_stage: {promise.zero_stage} is not supported: 1, 2 or 3; launch/multi_gpu.yaml without ZeRO"
+
+
+def _of_fsdp(promise: Promise, machine: Machine) -> Iterator[str]:
+    if promise.strategy != "fsdp":
+        return
+    if not machine.devices:
+        yield "FSDP without a GPU silently becomes something else: use launch/cpu_2proc.yaml or launch/zero2.yaml"
+    if int(promise.fsdp.get("fsdp_version", 1)) != 2:
+        yield "fsdp_version: 1 is not supported: use launch/fsdp2.yaml"
+
+
+def notes(promise: Promise, machine: Machine) -> list[str]:
+    """What works, but perhaps not as meant."""
+    found = []
+    if not machine.devices and (promise.strategy == "ddp" or (promise.strategy == "simple" and not promise.use_cpu)):
+        found.append("there is no GPU here: the processes would run on the CPU")
+    if promise.use_cpu and promise.strategy != "simple" and not machine.devices:
+        found.append(f"use_cpu: true does not reach the processes of {promise.kind}; without GPUs that is all the same")
+    return found

@@ -1,0 +1,192 @@
+"""A recipe under a launch: the split of its batch, its data, its parameters, and the memory of a rank."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from estimate import Need, Sketch, largest_micro_batch, make_optimizer, needs, on_cpu
+from promise import Machine, Promise
+
+from cssr.checks import check_best, check_degradation, check_strategy, check_training, measures_segmentation
+from cssr.config import Config, load_config
+from cssr.degradations import DEGRADATIONS
+from cssr.engine import OFFLOADED
+from cssr.lanes import check_split
+from cssr.remote import is_remote
+from cssr.sets import check_kernels, check_lq, is_stored, open_train_sets
+from cssr.tars import ShardSet, open_sets, parse_sets
+
+GIB = 2**30
+Row = tuple[str, str]
+Section = tuple[str, list[Row]]
+
+
+def rehearse(settings: Sequence[str], promise: Promise, machine: Machine) -> tuple[list[Section], list[str]]:
+    """What a run of these settings would be, in sections to print; and why it would not run."""
+    recipe = None if "=" in settings[0] else settings[0]
+    try:
+        config = load_config(recipe, settings[recipe is not None :])
+    except ValueError as error:
+        return [], [str(error)]
+    rehearsal = Rehearsal(config, promise, machine)
+    return [(recipe or "settings", rehearsal.rows()), *rehearsal.memory()], rehearsal.faults
+
+
+class Rehearsal:
+    """What train.py would find, without an engine and without memory; each check that fails is a fault."""
+
+    def __init__(self, config: Config, promise: Promise, machine: Machine):
+        self.config, self.promise, self.machine = config, promise, machine
+        self.faults: list[str] = []
+        self.micro_batch = config.train.micro_batch or max(config.train.batch_size // promise.world, 1)
+        self.accumulation = max(config.train.batch_size // (promise.world * self.micro_batch), 1)
+        self.on_cpu = not machine.devices or promise.use_cpu or promise.cpu
+        self.sets: list[ShardSet] = []
+        self.sketch: Sketch | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.kernel: tuple[int, ...] | None = None
+
+    @contextmanager
+    def _checking(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            self.faults.append(str(error))
+
+    def rows(self) -> list[Row]:
+        """Batch, lanes, data and parameters."""
+        self._check_split()
+        with self._checking():
+            check_strategy(self.config, self.promise.in_parts, "cpu" if self.on_cpu else self.machine.device)
+        data = self._data()
+        with self._checking():
+            self.sketch = Sketch(self.config)
+        with self._checking():
+            self._check_optimizer()
+        with self._checking():
+            self._check_kernel()
+        return [*self._sizes(), ("data", data), *self._parameters()]
+
+    def _check_split(self) -> None:
+        config = self.config
+        sizes = config.train.batch_size, self.promise.world, config.data.workers, self.micro_batch
+        with self._checking():
+            check_split(config.data.lanes, *sizes)
+
+    def _sizes(self) -> list[Row]:
+        config, world = self.config, self.promise.world
+        workers = max(config.data.workers, 1)
+        split = f"ranks x micro-batch x accumulation = {world} x {self.micro_batch} x {self.accumulation}"
+        each = config.data.lanes / world / workers
+        lanes = f"{config.data.lanes}: ranks x workers x lanes of each = {world} x {workers} x {each:g}"
+        return [("batch", f"{config.train.batch_size}: {split}"), ("lanes", lanes)]
+
+    # ---- data ----
+
+    def _data(self) -> str:
+        """The training sets, checked as train.py does; or why they are not."""
+        train = self.config.data.train
+        if train is None:
+            return "data.train is not set: what depends on the data is not checked"
+        missing = []
+        with self._checking():
+            missing = [place for place in parse_sets(train, "data.train") if _is_missing(place)]
+        if missing:
+            return f"{missing[0]} is not here: what depends on the data is not checked"
+        with self._checking():
+            self._check_sets()
+        return f"{sum(map(len, self.sets))} samples in {len(self.sets)} sets" if self.sets else "see the error"
+
+    def _check_sets(self) -> None:
+        config, scale = self.config, self.config.model.scale
+        lq_scale = scale if is_stored(config.degradation) else None
+        sets = open_train_sets(config.data, lq_scale)[0]
+        check_training(config, sets)
+        self.sets = sets
+        validates = config.train.val_every > 0 and config.data.val is not None
+        val_sets = open_sets(config.data.val, "data.val", config.data) if validates else []
+        check_lq([shards for shards in val_sets if lq_scale or (shards.lq and scale > 1)], scale, "data.val")
+        check_best(config.train.best, measures_segmentation(config.model, val_sets, "data.val") or not validates)
+
+    # ---- what is built ----
+
+    def _check_optimizer(self) -> None:
+        self.optimizer = make_optimizer(self.config)
+        if self.promise.offloads and type(self.optimizer) not in OFFLOADED:
+            raise ValueError(
+                f"optim.optimizer={self.config.optim.optimizer} would silently become DeepSpeed's Adam, whose step is "
+                "the one on the CPU: set adam, adamw or adagrad, or use launch/zero2.yaml"
+            )
+
+    def _check_kernel(self) -> None:
+        """Degrade an empty image, or look at what the sets store."""
+        config = self.config
+        if self.sketch is None:
+            return
+        if not is_stored(config.degradation):
+            degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
+            side = config.data.crop
+            kernel = degrade(torch.zeros(1, 3, side, side), torch.zeros(1, dtype=torch.int64))[1]
+            self.kernel = None if kernel is None else tuple(kernel.shape[1:])
+            check_degradation(config, degrade, self.sketch.task)
+        elif self.sketch.task.needs_kernel:
+            side = getattr(self.sketch.model.sr, "kernel_size", None)
+            self.kernel = (1, side, side) if side else None
+            check_kernels(self.sets, side, "data.train")
+
+    def _parameters(self) -> list[Row]:
+        if self.sketch is None:
+            return []
+        sizes = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in self.sketch.groups().items())
+        return [("parameters", f"{sizes}; together {self.sketch.parameters / 1e6:.2f} M")]
+
+    # ---- memory ----
+
+    def memory(self) -> list[Section]:
+        """The memory of a rank, beside that of its device; a need that is larger is a fault."""
+        if self.sketch is None or self.optimizer is None:
+            return []
+        title = "memory of a rank, GiB, estimated"
+        try:
+            activations = self.sketch.activations(self.micro_batch, self.kernel, self.promise.precision != "no")
+        except Exception as error:  # networks of one's own may look at the values that these tensors do not have
+            reason = " ".join(str(error).split())[:160]
+            return [(title, [("unknown", f"the model needs true tensors: {type(error).__name__}: {reason}")])]
+        found = needs(self.promise, self.sketch, self.optimizer, activations)
+        self._check_memory(found)
+        return [(title, [*map(_row, found), *self._together(found)])]
+
+    def _together(self, found: list[Need]) -> list[Row]:
+        there = self._there()
+        of = f"of {there / GIB:.2f}, the device's" if there and not self.on_cpu else ""
+        of = f"of {there / GIB:.2f}, this machine's for each of its processes" if there and self.on_cpu else of
+        rows = [_row(Need("together", sum(need.bytes for need in found), of))]
+        beside = on_cpu(self.promise, self.sketch, self.optimizer)
+        return [*rows, _row(Need("on the CPU", beside, "weights, gradients and state of the part"))] if beside else rows
+
+    def _there(self) -> float | None:
+        """Bytes that a rank may use; None where that is not known."""
+        if self.on_cpu and self.machine.devices:
+            return None
+        shared = self.promise.per_machine if self.on_cpu else 1
+        return self.machine.memory / shared if self.machine.memory else None
+
+    def _check_memory(self, found: list[Need]) -> None:
+        there, sizes = self._there(), {need.name: need.bytes for need in found}
+        together = sum(sizes.values())
+        if not there or together <= there:
+            return
+        fits = largest_micro_batch(sizes, there, self.micro_batch)
+        each = max(self.config.train.batch_size // self.promise.world, 1)
+        fitting = [n for n in range(1, min(fits, each) + 1) if each % n == 0]
+        remedy = f"train.micro_batch={fitting[-1]}" if fitting else "a smaller data.crop, or mixed_precision: bf16"
+        self.faults.append(f"a rank would need about {together / GIB:.1f} GiB, and has {there / GIB:.1f}: set {remedy}")
+
+
+def _is_missing(place: str) -> bool:
+    return not is_remote(place) and not Path(place).exists()
+
+
+def _row(need: Need) -> Row:
+    return need.name, f"{need.bytes / GIB:7.3f}  {need.why}".rstrip()

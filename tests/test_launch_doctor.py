@@ -1,0 +1,347 @@
+"""The launch doctor: what it refuses, what it says would run, and its estimate of memory beside what was measured."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import draw_shards
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.append(str(Path(__file__).parents[1] / "launch"))
+
+import estimate
+import rehearsal
+from estimate import Living, Sketch, make_optimizer, needs, on_cpu, values_each
+from promise import Machine, Promise, faults, notes, read_promise
+
+from cssr.batch import Batch
+from cssr.config import load_config
+from cssr.models.joint import build_model
+from cssr.schedules import Progress
+from cssr.task import Task
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "configs" / "tiny.yaml")
+GIB = 2**30
+CPU = Machine(memory=64 * GIB)
+GPUS = Machine("cuda", 8, "A GPU", 80 * GIB)
+PLACE = {"machine_rank": 1, "main_process_ip": "10.0.0.1"}
+FILES = sorted(path.stem for path in (ROOT / "launch").glob("*.yaml"))
+
+
+def promised(folder: Path, name: str, changes: dict, options: dict | None = None) -> Promise:
+    """A launch file with other values, as accelerate's options leave it."""
+    fields = {**yaml.safe_load((ROOT / "launch" / f"{name}.yaml").read_text()), **changes}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in fields.items() if value is not None}))
+    return read_promise(path, options or {})
+
+
+# ---- what is refused ----
+
+DEEPSPEED = {"deepspeed_config": {"deepspeed_config_file": "zero.json"}}
+STAGE_2 = {"deepspeed_config": {"zero_stage": 2}}
+FORCED = Machine(environment={"ACCELERATE_USE_CPU": "true"})
+NODES = ("multi_node", {}, PLACE)
+REFUSED = {
+    "multi_cpu": ("cpu_2proc", {"distributed_type": "MULTI_CPU"}, {}, CPU, "silently runs one process, not 2"),
+    "no": ("cpu", {"num_processes": 2}, {}, CPU, 'distributed_type: "NO" silently runs one process'),
+    "--cpu": ("cpu_2proc", {}, {"cpu": True}, CPU, "--cpu silently runs one process"),
+    "no, machines": ("cpu", {"num_machines": 2}, PLACE, CPU, "silently runs one process on each machine"),
+    "use_cpu": ("multi_gpu", {"use_cpu": True}, {}, GPUS, "use_cpu: true does not reach"),
+    "use_cpu, zero": ("zero2", {"use_cpu": True}, {}, GPUS, "use_cpu: true does not reach"),
+    "forced": ("zero2", {}, {}, FORCED, "silently turns DeepSpeed into DDP: unset it"),
+    "devices": ("multi_gpu", {}, {"num_processes": 9}, GPUS, "set --num_processes to at most 8"),
+    "devices, zero": ("zero3", {"num_processes": 9}, {}, GPUS, "9 processes on a machine with 8 cuda devices"),
+    "gpu_ids": ("multi_gpu", {"gpu_ids": "0,1", "num_processes": 3}, {}, GPUS, "a machine with 2 cuda devices"),
+    "nodes' devices": ("multi_node", {}, {**PLACE, "num_processes": 32}, GPUS, "to at most 16"),
+    "count": ("multi_gpu", {"num_processes": -1}, {}, GPUS, "add --num_processes N"),
+    "kind": ("multi_gpu", {"distributed_type": "MEGATRON_LM"}, {}, GPUS, "MEGATRON_LM is not supported"),
+    "json": ("zero2", DEEPSPEED, {}, GPUS, "deepspeed_config_file does not go with mixed_precision"),
+    "stage": ("zero2", {"deepspeed_config": {"zero_stage": 0}}, {}, GPUS, "zero_stage: 0 is not supported"),
+    "transformers": ("zero1", {}, {}, Machine(packages=frozenset({"deepspeed"})), "needs transformers: pip install"),
+    "deepspeed": ("zero1", {}, {}, Machine("cuda", 2, packages=frozenset()), "needs deepspeed and transformers"),
+    "g++": ("zero1", {}, {}, Machine(compiles=False), "install g++ and ninja"),
+    "g++, offload": ("zero2_offload", {}, {}, Machine("cuda", 2, compiles=False), "install g++ and ninja"),
+    "fp16, zero": ("zero2", {}, {"mixed_precision": "fp16"}, GPUS, "fp16 does not go with DeepSpeed"),
+    "fp16, cpu": ("cpu", {"mixed_precision": "fp16"}, {}, CPU, "fp16 needs a GPU"),
+    "fp8": ("multi_gpu", {"mixed_precision": "fp8"}, {}, GPUS, "fp8 is not supported"),
+    "fsdp": ("fsdp2", {}, {}, CPU, "FSDP without a GPU"),
+    "fsdp1": ("fsdp2", {"fsdp_config": {"fsdp_version": 1}}, {}, GPUS, "fsdp_version: 1 is not supported"),
+    "ip": ("multi_node", {}, {"machine_rank": 0}, GPUS, "add --main_process_ip"),
+    "rank": ("multi_node", {}, {"main_process_ip": "10.0.0.1"}, GPUS, "add --machine_rank R, 0 to 1"),
+    "rank too high": ("multi_node", {}, {**PLACE, "machine_rank": 2}, GPUS, "--machine_rank 2 with num_machines: 2"),
+    "c10d": ("multi_node", {"rdzv_backend": "c10d"}, PLACE, GPUS, "rdzv_backend: c10d"),
+    "odd": ("multi_node", {"num_processes": 15}, PLACE, GPUS, "would silently run 14"),
+    "pdsh": ("multi_node_zero2", STAGE_2, PLACE, GPUS, "add deepspeed_multinode_launcher: standard"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_would_go_wrong_silently_or_late_is_refused_in_one_line(case, tmp_path):
+    name, changes, options, machine, said = case
+    (fault,) = faults(promised(tmp_path, name, changes, options), machine)
+    assert said in fault and "\n" not in fault
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_launch_files_pass_where_they_are_meant_for(name, tmp_path):
+    options = PLACE if name.startswith("multi_node") else {}
+    for machine in [CPU] if name.startswith("cpu") else [GPUS] if name == "fsdp2" else [CPU, GPUS]:
+        assert faults(promised(tmp_path, name, {}, options), machine) == []
+
+
+def test_what_works_otherwise_than_meant_is_noted(tmp_path):
+    assert notes(promised(tmp_path, "multi_gpu", {}), CPU) == [
+        "there is no GPU here: the processes would run on the CPU"
+    ]
+    assert len(notes(promised(tmp_path, "zero2", {"use_cpu": True}), CPU)) == 1
+    assert notes(promised(tmp_path, "zero2", {}), GPUS) == notes(promised(tmp_path, "cpu", {}), CPU) == []
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("distributed_type: NO\nnum_processes: 1", 'distributed_type: "NO"'),
+        ('distributed_type: "NO"\nnum_processes: 1\nmixed_precision: no', 'mixed_precision: "no"'),
+        ("distributed_type: MULTI_GPU\nprocesses: 2", "processes"),
+        ("distributed_type: MULTI_GPUS\nnum_processes: 2", "MULTI_GPUS"),
+        ("num_processes: 2", "distributed_type"),
+        ("distributed_type: [", "--config_file"),
+        ("", "--config_file"),
+    ],
+)
+def test_a_file_that_accelerate_cannot_read_is_one_line(text, said, tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="--config_file") as caught:
+        read_promise(path, {})
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---- a recipe under a launch ----
+
+
+def rehearse(*settings: str, machine: Machine = CPU, **promise) -> tuple[dict[str, str], list[str]]:
+    """Rows by name, and faults."""
+    found = Promise(**{"kind": "MULTI_GPU", "processes": 2, **promise})
+    sections, wrong = rehearsal.rehearse([TINY, *settings], found, machine)
+    return {name: text for _, rows in sections for name, text in rows}, wrong
+
+
+ZERO3 = {"kind": "DEEPSPEED", "deepspeed": {"zero_stage": 3}}
+OFFLOAD = {"kind": "DEEPSPEED", "deepspeed": {"zero_stage": 2, "offload_optimizer_device": "cpu"}}
+SETTINGS = {
+    "batch": ({}, ["train.batch_size=5"], "train.batch_size=5 cannot be split over 2 processes"),
+    "lanes": ({"processes": 3}, ["train.batch_size=6"], "data.lanes=32 is not a multiple"),
+    "ema": (ZERO3, [], "optim.ema=0.995 does not go with ZeRO-3 or FSDP"),
+    "ema, fsdp": ({"kind": "FSDP"}, [], "optim.ema=0.995 does not go with ZeRO-3 or FSDP"),
+    "sync": ({}, ["optim.batch_norm=sync"], "optim.batch_norm=sync needs GPUs"),
+    "offload": (OFFLOAD, ["optim.optimizer=sgd"], "optim.optimizer=sgd would silently become DeepSpeed's Adam"),
+    "optimizer": ({}, ["optim.optimizer=adamm"], "adamm"),
+    "kernel": ({}, ["loss.sr=blind"], "no blur kernel"),
+    "network": ({}, ["model.seg={name: blur_skip}"], "blur_skip"),
+    "setting": ({}, ["train.stepz=1"], "Did you mean: 'steps'"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS.values(), ids=SETTINGS)
+def test_settings_that_do_not_go_with_the_launch_are_refused(case):
+    promise, settings, said = case
+    (fault,) = rehearse(*settings, **promise)[1]
+    assert said in fault and "\n" not in fault
+
+
+def test_an_optimizer_that_deepspeed_has_is_offloaded():
+    rows, wrong = rehearse("optim.ema=null", **OFFLOAD)
+    assert wrong == [] and "on the CPU" in rows and rows["optimizer"].endswith("on the CPU")
+
+
+def test_it_says_how_the_batch_is_split():
+    rows, wrong = rehearse("train.batch_size=32", "train.micro_batch=4", "data.workers=4", processes=4, machines=2)
+    assert wrong == []
+    assert rows["batch"] == "32: ranks x micro-batch x accumulation = 4 x 4 x 2"
+    assert rows["lanes"] == "32: ranks x workers x lanes of each = 4 x 4 x 2"
+
+
+def test_data_are_looked_at_where_they_are(tmp_path):
+    shards = draw_shards(tmp_path / "set", 4, 64)
+    assert "not set" in rehearse()[0]["data"]
+    rows, wrong = rehearse(f"data.train={tmp_path / 'elsewhere'}")
+    assert wrong == [] and "is not here" in rows["data"]
+    assert "data.crop=96 exceeds the smallest image" in rehearse(f"data.train={shards}")[1][0]
+    rows, wrong = rehearse(f"data.train={shards}", "data.crop=64", "data.lanes=4")
+    assert wrong == [] and rows["data"].startswith("4 samples")
+
+
+def test_what_does_not_fit_is_refused_with_the_micro_batch_that_would():
+    whole = {name: float(text.split()[0]) for name, text in rehearse()[0].items() if text[:1] == " "}
+    small = Machine("cuda", 2, "small", int((whole["together"] - whole["activations"] / 3) * GIB))
+    (fault,) = rehearse(machine=small)[1]
+    assert fault.endswith("set train.micro_batch=2")
+    assert rehearse("train.micro_batch=2", machine=small)[1] == []
+
+
+# ---- memory ----
+
+
+@pytest.fixture(scope="module")
+def sketch() -> Sketch:
+    return Sketch(load_config(TINY))
+
+
+@pytest.fixture(scope="module")
+def parameters() -> int:
+    return sum(parameter.numel() for parameter in build_model(load_config(TINY).model).parameters())
+
+
+@pytest.mark.parametrize("kind, more, expected", [
+    ("NO", {"processes": 1}, {"model": 1, "gradients": 1, "optimizer": 2}),
+    ("MULTI_GPU", {}, {"model": 1, "gradients": 1, "optimizer": 2, "exchange": 1}),
+    # a quarter of two moments and of the float32 weights that a rank steps
+    ("DEEPSPEED", {"zero_stage": 1}, {"model": 1, "gradients": 1, "optimizer": 0.75, "exchange": 1}),
+    ("DEEPSPEED", {"zero_stage": 2}, {"model": 1, "gradients": 0.25, "optimizer": 0.75, "exchange": 1}),
+    ("DEEPSPEED", {"zero_stage": 3},
+     {"model": 0.25, "gathered": 1, "gradients": 0.25, "optimizer": 0.75, "exchange": 1}),
+    ("DEEPSPEED", {"zero_stage": 2, "offload_optimizer_device": "cpu"},
+     {"model": 1, "gradients": 0, "optimizer": 0, "exchange": 1}),
+    ("FSDP", {}, {"model": 0.25, "gathered": 2, "gradients": 0.25, "optimizer": 0.5}),
+])  # fmt: skip
+def test_memory_of_a_rank_of_four_by_closed_form(kind, more, expected, sketch, parameters):
+    """In multiples of the weights; the average of the weights is whole on every rank."""
+    promise = Promise(kind, more.get("processes", 4), deepspeed=more if kind == "DEEPSPEED" else {})
+    found = {need.name: need.bytes for need in needs(promise, sketch, make_optimizer(sketch.config), 77)}
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in sketch.model.buffers())
+    assert found.pop("activations") == 77 and found.pop("average") == 4 * parameters + buffers
+    found["model"] -= buffers
+    assert found == pytest.approx({name: share * 4 * parameters for name, share in expected.items()})
+
+
+def test_what_is_offloaded_is_counted_for_the_cpu(sketch, parameters):
+    promise = Promise("DEEPSPEED", 4, deepspeed={"zero_stage": 2, "offload_optimizer_device": "cpu"})
+    optimizer = make_optimizer(sketch.config)
+    assert on_cpu(promise, sketch, optimizer) == pytest.approx(4 * parameters)  # (1 + 1 + 2) / 4 of the weights
+    assert on_cpu(Promise("MULTI_GPU", 4), sketch, optimizer) == 0
+
+
+@pytest.mark.parametrize("optimizer, each", [("adamw", 2), ("sgd", 1), ("momentum", 1), ("lion", 1), ("adagrad", 1)])
+def test_the_optimizers_state_is_found_by_stepping_it(optimizer, each):
+    assert values_each(make_optimizer(load_config(TINY, [f"optim.optimizer={optimizer}"]))) == each
+
+
+def test_living_storages_are_counted_once_and_until_they_die():
+    weight = nn.Parameter(torch.ones(1000))
+    with Living([weight]) as living:
+        first = weight.detach().view(10, 100)  # no memory of its own
+        second = first * 2
+        third = second[:5]  # holds all of the second
+        assert (living.now, living.peak) == (4000, 4000)
+        del second
+        assert living.now == 4000
+        fourth = third + 1
+        del third, fourth
+    assert (living.now, living.peak) == (0, 6000)
+
+
+def test_activations_of_a_known_network():
+    """Ten squares in a row keep what each squares, and the sum that is left."""
+
+    class Squares(nn.Module):
+        needs_distance = False
+
+        def forward(self, batch: Batch, progress: Progress) -> dict:
+            value = batch.hr
+            for _ in range(10):
+                value = (value * weight) ** 2
+            return {"loss": value.sum()}
+
+    found = Sketch(load_config(TINY))
+    with found._mode:
+        weight = nn.Parameter(torch.ones(()))
+    found.task = Squares()
+    image = 4 * 3 * 96**2
+    inputs = 4 * (3 + 1) * 96**2 + 4 * 3 * 24**2
+    kept = found.activations(1, None, False) - inputs
+    assert 19 * image <= kept <= 23 * image
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_activations_are_near_those_that_the_allocator_saw(half):
+    """tiny.yaml; convolutions on a CPU have a workspace besides."""
+    config = load_config(TINY, ["data.crop=192"])
+    estimated = Sketch(config).activations(2, None, half)
+    task = Task(build_model(config.model), config).train()
+    for parameter in task.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    hr, mask = torch.rand(2, 3, 192, 192), torch.zeros(2, 1, 192, 192)
+    batch = Batch(hr=hr, mask=mask, distance=torch.ones_like(mask), lq=torch.rand(2, 3, 48, 48))
+    inputs = sum(tensor.numel() * 4 for tensor in (hr, mask, mask, batch.lq))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = task(batch, Progress(3992, 4000))["loss"]
+        loss.backward()
+    now = peak = 0
+    events = (event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]")
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    assert estimated == pytest.approx(peak + inputs, rel=0.2)
+
+
+def test_an_estimate_needs_no_memory_of_its_size():
+    """A crop whose activations would be terabytes."""
+    assert Sketch(load_config(TINY, ["data.crop=16384"])).activations(64, None, False) > 2**40
+
+
+def test_a_network_that_looks_at_its_values_is_left_out(monkeypatch):
+    def look(self, *_):
+        raise RuntimeError("no value is here")
+
+    monkeypatch.setattr(estimate.Sketch, "activations", look)
+    rows, wrong = rehearse()
+    assert wrong == [] and "no value is here" in rows["unknown"] and "together" not in rows
+
+
+# ---- the command ----
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "launch" / "doctor.py"), *words]
+    where = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=where, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_says_what_would_run_here():
+    done = run("--config_file", "cpu_2proc", "--num_processes", "4", TINY, "train.batch_size=8")
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.endswith("it would run\n")
+    lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if line.startswith("  "))
+    assert lines["world"].split() == ["size", "4"] and lines["type"] == "MULTI_GPU: DDP"
+    assert lines["parameters"].startswith("sr 0.15 M, seg 3.80 M")
+    assert {"model", "gradients", "optimizer", "activations", "together"} <= lines.keys()
+
+
+def test_the_command_ends_with_two_and_a_line_for_each_fault():
+    words = ["--config_file", "zero3", "--mixed_precision", "fp16", TINY, "train.batch_size=7"]
+    done = run(*words, ACCELERATE_USE_CPU="true")
+    errors = done.stderr.splitlines()
+    assert done.returncode == 2 and len(errors) == 4 and all(line.startswith("error: ") for line in errors)
+    assert "it would run" not in done.stdout
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_named_with_the_cure(tmp_path):
+    """As a CPU-only torch finds the registry's."""
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    done = run("--config_file", "cpu", PYTHONPATH=str(tmp_path))
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "install torch and torchvision from the same place" in line
+
+
+@pytest.mark.parametrize("words, said", [(["--config_file", "nowhere"], "nowhere"), ([], "--config_file")])
+def test_mistakes_on_the_command_line_end_with_two(words, said):
+    done = run(*words)
+    assert done.returncode == 2 and said in done.stderr
