@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 from cssr.metrics import THRESHOLDS, same_shape, thresholds_below
 
@@ -23,6 +24,16 @@ def _contour_lengths() -> np.ndarray:
 
 
 LENGTHS = _contour_lengths()
+_DENSE = 20  # pixels of the image for each corner, below which a distance map is faster than a search tree
+
+
+class _Corners(NamedTuple):
+    """Pixel corners through which a contour passes at some threshold; the levels of the four pixels around each."""
+
+    at: np.ndarray  # N flat indices of (H+1, W+1)
+    around: np.ndarray  # 4 N uint8, 0 beyond the image
+    low: np.ndarray  # N uint8, their least
+    high: np.ndarray  # N uint8, their greatest
 
 
 class _Contour(NamedTuple):
@@ -30,28 +41,41 @@ class _Contour(NamedTuple):
 
     at: np.ndarray  # N flat indices
     length: np.ndarray  # N float64, pixels
-    off: np.ndarray  # H+1 W+1 uint8: 0 on the contour
 
 
-def _corners(level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The four levels around each pixel corner (4 H+1 W+1, 0 beyond the image), their least and their greatest."""
+def _corners(level: np.ndarray) -> _Corners:
     padded = np.pad(level, 1)
-    around = np.stack([padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]])
-    return around, around.min(0), around.max(0)
+    around = np.stack([padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]]).reshape(4, -1)
+    at = np.flatnonzero((around != around[0]).any(0))
+    around = around[:, at]
+    return _Corners(at, around, around.min(0), around.max(0))
 
 
-def _contour(corners: tuple[np.ndarray, np.ndarray, np.ndarray], i: int) -> _Contour:
-    around, low, high = corners
-    on = (low <= i) & (high > i)  # some of the four pixels set, but not all
-    at = np.flatnonzero(on)
-    a, b, c, d = around.reshape(4, -1)[:, at] > i
-    return _Contour(at, LENGTHS[8 * a + 4 * b + 2 * c + d], (~on).view(np.uint8))
+def _contour(corners: _Corners, i: int) -> _Contour:
+    on = np.flatnonzero((corners.low <= i) & (corners.high > i))  # some of the four pixels set, but not all
+    a, b, c, d = corners.around[:, on] > i
+    return _Contour(corners.at[on], LENGTHS[8 * a + 4 * b + 2 * c + d])
+
+
+def _off(contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
+    """(H+1, W+1) uint8: 0 on the contour."""
+    off = np.ones(shape, np.uint8)
+    off.reshape(-1)[contour.at] = 0
+    return off
 
 
 def _distances(off: np.ndarray, at: np.ndarray | slice) -> np.ndarray:
     """Distance of the corners `at` (flat indices) to the nearest zero of `off` (uint8), pixels, float64."""
     found = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()[at].astype(np.float64)
     return np.sqrt(np.rint(found * found))  # squares are integers: below about 1500 px this undoes float32's rounding
+
+
+def _to_contour(points: np.ndarray, contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
+    """Distance of the corners `points` (flat indices) to the nearest of a contour, pixels, float64."""
+    if _DENSE * (len(points) + len(contour.at)) > shape[0] * shape[1]:
+        return _distances(_off(contour, shape), points)
+    tree = cKDTree(np.stack(divmod(contour.at, shape[1]), 1), balanced_tree=False, compact_nodes=False)
+    return tree.query(np.stack(divmod(points, shape[1]), 1))[0]
 
 
 def _directed(distance: np.ndarray, length: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
@@ -69,12 +93,12 @@ def _compare(level: np.ndarray, mask: np.ndarray, steps: Iterable[int], percenti
     """
     x, y, width, height = cv2.boundingRect(((level > 0) | (mask > 0)).astype(np.uint8))
     window, columns = (slice(y, y + height), slice(x, x + width)), []  # holds both contours at every threshold
-    truth, corners = _contour(_corners(mask[window]), 0), _corners(level[window])
-    to_truth = _distances(truth.off, slice(None))
+    truth, corners, shape = _contour(_corners(mask[window]), 0), _corners(level[window]), (height + 1, width + 1)
+    to_truth = _distances(_off(truth, shape), slice(None))
     for i in steps:
         pred = _contour(corners, i)
         there = _directed(to_truth[pred.at], pred.length, percentiles)
-        back = _directed(_distances(pred.off, truth.at), truth.length, percentiles)
+        back = _directed(_to_contour(truth.at, pred, shape), truth.length, percentiles)
         columns.append(np.append(np.maximum(there, back)[:-1], (there[-1] + back[-1]) / 2))
     return np.stack(columns, 1)
 
@@ -102,7 +126,7 @@ def surface_distances(
     corners whose four pixels are not all alike, each counted by its length of contour; beyond the image is background.
     A percentile is taken of both directed distances, and the greater one returned; msd averages the two directed means.
     0 where mask and prediction are both empty, max(H, W) where one is. Raises ValueError where the shapes differ.
-    About 2 ms a threshold at which the prediction changes, for 448x448, on one core; runs on the CPU.
+    About 1 ms a threshold at which the prediction changes, for 448x448, on one core; runs on the CPU.
     """
     same_shape(prob, mask)
     levels = thresholds_below(prob)[:, 0].to(torch.uint8).cpu().numpy()

@@ -23,13 +23,16 @@ from cssr.checks import measures_segmentation
 from cssr.config import check_tile, to_dict
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
+from cssr.degradations.pixels import blur_strided
 from cssr.distances import surface_distances
 from cssr.engine import start_engine
+from cssr.groups import blur_sigma
 from cssr.models.joint import JointModel
 from cssr.results import compose
 from cssr.sets import is_stored, recorded, stored_or
 from cssr.settings import parse_value
 from cssr.tars import ShardSet, open_sets
+from cssr.topology import topology
 from cssr.visualize import sample_panels, save_picture, strip
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst
@@ -52,7 +55,7 @@ def evaluate(
     Args:
         model: in evaluation mode, on `device`.
         degrade: HR to (LQ, kernel), from the zoo.
-        distances: whether HD95 and MSD are computed (slow).
+        distances: whether HD95, MSD, clDice, clIoU and boundary F1 are computed (slow).
         tile: side, LQ pixels, of the tiles in which larger images are evaluated; 0: never.
         show: called with every batch and its outputs.
         segmentation: whether it is measured: not where the model finds no cracks or the images have no masks.
@@ -79,8 +82,8 @@ def infer(
 
 
 def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool = True) -> list[dict[str, Any]]:
-    """The rows of a batch: key, image measures; of segmentation, pixel counts at every threshold, and surface distances
-    on request.
+    """The rows of a batch: key, image measures; of segmentation, pixel counts at every threshold, and on request the
+    surface distances, and what is measured of centre lines and boundaries.
     """
     sr = outputs.sr.clamp(0, 1)
     columns: dict[str, Sequence[Any]] = {
@@ -90,11 +93,12 @@ def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool 
         "mse": metrics.mse(sr, batch.hr).tolist(),
         "psnr": metrics.psnr(sr, batch.hr).tolist(),
         "ssim": metrics.ssim(sr, batch.hr).tolist(),
-        "kernel_psnr": _kernel_psnr(batch.kernel, outputs.kernel, len(batch)),
+        **_of_kernels(batch, outputs.kernel),
     }
     if distances and segmentation:
-        found = surface_distances(outputs.logits.sigmoid(), batch.mask, percentiles=(95,))
-        columns |= {"hd95": found["hd95"].tolist(), "msd": found["msd"].tolist()}
+        prob = outputs.logits.sigmoid()
+        found = surface_distances(prob, batch.mask, percentiles=(95,))
+        columns |= {"hd95": found["hd95"].tolist(), "msd": found["msd"].tolist(), **topology(prob, batch.mask)}
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
@@ -103,10 +107,21 @@ def _counts(batch: Batch, outputs: Outputs) -> dict[str, list[list[int]]]:
     return {name: getattr(counts, name).tolist() for name in ("tp", "fp", "fn")}
 
 
-def _kernel_psnr(true: Tensor | None, predicted: Tensor | None, count: int) -> list[float | None]:
+def _of_kernels(batch: Batch, predicted: Tensor | None) -> dict[str, list[float | None]]:
+    """Width of the true kernels, and how near the predicted ones are; None where there are none to compare."""
+    unknown, true = [None] * len(batch), batch.kernel
+    found = {"blur_sigma": unknown if true is None else blur_sigma(true).tolist()}
     if true is None or predicted is None or true.shape != predicted.shape:
-        return [None] * count
-    return metrics.kernel_psnr(predicted, true).tolist()
+        return found | {"kernel_psnr": unknown, "lq_psnr": unknown}
+    near = metrics.kernel_psnr(predicted, true).tolist()
+    return found | {"kernel_psnr": near, "lq_psnr": _lq_psnr(batch, predicted).tolist()}
+
+
+def _lq_psnr(batch: Batch, predicted: Tensor) -> Tensor:
+    """PSNR between what the predicted and what the true kernels make of the HR images, reduced alike: (B,)."""
+    # Not against the LQ image itself: its noise and its compression are no fault of the kernel.
+    scale = batch.hr.shape[-1] // batch.lq.shape[-1]
+    return metrics.psnr(*(blur_strided(batch.hr, k, "replicate", scale) for k in (predicted, batch.kernel)))
 
 
 def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -178,7 +193,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of how it is evaluated, which a launcher has as well."""
-    parser.add_argument("--distances", action="store_true", help="also HD95 and MSD at 99 thresholds (slower)")
+    parser.add_argument(
+        "--distances",
+        action="store_true",
+        help="also HD95 and MSD at 99 thresholds, clDice, clIoU and boundary F1 (slower)",
+    )
     parser.add_argument(
         "--degradation",
         help="another one than in training, or than what the shards store, as YAML: '{name: gaussian, sigma: [1, 2]}'",
@@ -310,7 +329,7 @@ def _facts(
 def summary(found: dict[str, Any], out: Path) -> str:
     """The main figures on a few lines."""
     image, pooled = found["metrics"]["image"], found["metrics"]["pooled"]
-    names = ("iou_max", "aiu", "f1", "hd95_min", "ahd95", "psnr", "ssim", "kernel_psnr")
+    names = ("iou_max", "aiu", "f1", "hd95_min", "ahd95", "cldice", "cliou", "psnr", "ssim", "kernel_psnr")
     shown = {
         label: "  ".join(f"{n} {values[n]:.4g}" for n in names if values[n] is not None)
         for label, values in (("per image", image), ("pooled", pooled))

@@ -16,27 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cssr.definitions import IMAGE_KEYS as IMAGE_KEYS
+from cssr.definitions import KEYS
+from cssr.definitions import SEGMENTATION_KEYS as SEGMENTATION_KEYS
+from cssr.definitions import definitions as definitions
+from cssr.scores import accuracy, average_precision, f1, iou, precision, recall, specificity
+
 THRESHOLDS = torch.tensor([i * 0.01 for i in range(1, 100)], dtype=torch.float32)
-SMOOTH = 1e-5
-Numbers = torch.Tensor | np.ndarray | Sequence
-KEYS = (
-    "iou_max",
-    "iou_max_threshold",
-    "aiu",
-    "hd95_min",
-    "ahd95",
-    "msd_min",
-    "amsd",
-    "psnr",
-    "psnr_infinite",
-    "ssim",
-    "kernel_psnr",
-    "precision",
-    "recall",
-    "f1",
-)
-IMAGE_KEYS = ("psnr", "psnr_infinite", "ssim", "kernel_psnr")
-SEGMENTATION_KEYS = tuple(key for key in KEYS if key not in IMAGE_KEYS)
 
 
 # ---- counts and what follows from them ----
@@ -52,9 +38,9 @@ class Counts(NamedTuple):
 
 
 def thresholds_below(prob: torch.Tensor) -> torch.Tensor:
-    """How many thresholds lie strictly below each value, 0..99: crack at threshold number i where this exceeds i."""
+    """How many thresholds lie strictly below each value, 0..99 as int32: crack at threshold i where this exceeds i."""
     # A comparison with NaN is false, so NaN is background; bucketize alone would place it above every threshold.
-    return torch.bucketize(prob.detach().float().nan_to_num(nan=0.0), THRESHOLDS.to(prob.device))
+    return torch.bucketize(prob.detach().float().nan_to_num(nan=0.0), THRESHOLDS.to(prob.device), out_int32=True)
 
 
 def same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -71,50 +57,14 @@ def threshold_counts(prob: torch.Tensor, mask: torch.Tensor) -> Counts:
     """
     same_shape(prob, mask)
     batch, bins = len(prob), len(THRESHOLDS) + 1
-    row = 2 * torch.arange(batch, device=prob.device).view(-1, 1) + (mask.flatten(1) > 0.5)  # sample and class
-    index = row * bins + thresholds_below(prob).flatten(1)
+    first = 2 * bins * torch.arange(batch, dtype=torch.int32, device=prob.device).view(-1, 1)
+    index = (
+        thresholds_below(prob).flatten(1).add_(mask.flatten(1) > 0.5, alpha=bins).add_(first)
+    )  # level, class, sample
     histogram = torch.bincount(index.flatten(), minlength=2 * batch * bins).view(batch, 2, bins)
     above = histogram.flip(-1).cumsum(-1).flip(-1)  # B 2 100; entry k: pixels with at least k thresholds below them
     (fp, tp), (negatives, positives) = above[..., 1:].unbind(1), above[..., :1].unbind(1)
     return Counts(tp, fp, positives - tp, negatives - fp)
-
-
-def _doubles(*values: Numbers) -> list:
-    """The values in float64: tensors stay tensors, all else becomes numpy arrays."""
-    return [v.double() if isinstance(v, torch.Tensor) else np.asarray(v, dtype=np.float64) for v in values]
-
-
-def iou(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
-    """(tp + 1e-5) / (tp + fp + fn + 1e-5) in float64, elementwise; 1 where mask and prediction are both empty.
-
-    Tensors give a tensor, arrays and lists of one shape an array; so do precision, recall and f1.
-    """
-    tp, fp, fn = _doubles(tp, fp, fn)
-    return (tp + SMOOTH) / (tp + fp + fn + SMOOTH)
-
-
-def _share(part: Numbers, rest: Numbers, other: Numbers | int) -> Numbers:
-    """part / (part + rest); where that is 0/0: 1 if `other` is 0 too (both empty), else 0 (one is empty)."""
-    empty = part + rest == 0
-    return (part + empty * (other == 0)) / (part + rest + empty)
-
-
-def precision(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
-    """tp / (tp + fp) in float64. Where nothing is predicted: 1 if the mask is empty too, else 0."""
-    tp, fp, fn = _doubles(tp, fp, fn)
-    return _share(tp, fp, fn)
-
-
-def recall(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
-    """tp / (tp + fn) in float64. Where the mask is empty: 1 if nothing is predicted either, else 0."""
-    tp, fp, fn = _doubles(tp, fp, fn)
-    return _share(tp, fn, fp)
-
-
-def f1(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
-    """2 tp / (2 tp + fp + fn) in float64, without smoothing. Both empty: 1; one empty: 0."""
-    tp, fp, fn = _doubles(tp, fp, fn)
-    return _share(2 * tp, fp + fn, 0)
 
 
 # ---- images and kernels ----
@@ -165,6 +115,8 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
 
 # ---- aggregation ----
 
+_MEANS = ("ssim", "kernel_psnr", "lq_psnr", "cldice", "cliou", "boundary_f1")  # of images that have it
+
 
 def _mean(values: Iterable[float | None]) -> float | None:
     """Mean of those neither None nor infinite, exactly the same in any order; None where there is none."""
@@ -200,11 +152,43 @@ def iou_curve(rows: Sequence[dict]) -> dict[str, list[float]]:
     return {"thresholds": thresholds, "image_iou": _curve(counts), "pooled_iou": _curve(counts.sum(0, keepdims=True))}
 
 
-def _segmentation(counts: np.ndarray) -> dict[str, float]:
+def _best(curve: list[float]) -> tuple[int, float]:
+    """Place and value of the best threshold: the lowest where several are."""
+    best = int(np.argmax(curve))
+    return best, round((best + 1) * 0.01, 2)
+
+
+def _segmentation(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float | None]:
+    """The measures that counts (N, 3, 99) of images of so many pixels (N) give; N is 1 for pooled counts."""
     curve = _curve(counts)
-    best = int(np.argmax(curve))  # the lowest threshold where several are best
-    scores = {f.__name__: _mean(f(*counts[:, :, best].T)) for f in (precision, recall, f1)}
-    return {"iou_max": curve[best], "iou_max_threshold": round((best + 1) * 0.01, 2), "aiu": _mean(curve), **scores}
+    best, threshold = _best(curve)
+    found = {"iou_max": curve[best], "iou_max_threshold": threshold, "aiu": _mean(curve)}
+    return found | _at(counts[:, :, best], pixels) | _detection(counts)
+
+
+def _at(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float]:
+    """Scores of the counts (N, 3) at one threshold."""
+    tp, fp, fn = counts.T
+    tn = pixels - counts.sum(1)
+    found = {f.__name__: _mean(f(tp, fp, fn)) for f in (precision, recall, f1)}
+    found |= {"accuracy": _mean(accuracy(tp, tn, fp, fn)), "specificity": _mean(specificity(tn, fp, fn))}
+    return found | {"sensitivity": found["recall"]}
+
+
+def _detection(counts: np.ndarray) -> dict[str, float | None]:
+    """ODS, OIS and AP of counts (N, 3, 99)."""
+    counts = counts.swapaxes(0, 1)
+    scores = f1(*counts)
+    curve = [_mean(column) for column in scores.T]
+    best, threshold = _best(curve)
+    areas = [None if math.isnan(area) else area for area in average_precision(*counts).tolist()]
+    return {"ods": curve[best], "ods_threshold": threshold, "ois": _mean(scores.max(1)), "ap": _mean(areas)}
+
+
+def _pooled(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float | None]:
+    found = _segmentation(counts.sum(0, keepdims=True), pixels.sum(keepdims=True))
+    own = len(THRESHOLDS) - 1 - f1(*counts.swapaxes(0, 1))[:, ::-1].argmax(1)  # the highest threshold in a tie
+    return found | {"ois": float(f1(*counts[np.arange(len(counts)), :, own].sum(0)))}
 
 
 def _distance(rows: Sequence[dict], key: str) -> tuple[float | None, float | None]:
@@ -230,53 +214,18 @@ def aggregate(rows: Sequence[dict]) -> dict[str, dict[str, float | int | None]]:
     """All images' numbers in two aggregations, {"image": {...}, "pooled": {...}}, with the keys of `KEYS`, for JSON.
 
     A row is one image: tp, fp, fn (99 integers each; absent from all rows where there is no segmentation to measure),
-    pixels, and, each None or absent where it does not apply, psnr (may be infinite), mse, ssim, kernel_psnr, hd95 and
-    msd (99 numbers each). What was not computed, or is not defined on pooled pixels, is None. The order of rows changes
-    nothing. ValueError where there is none. See `definitions`.
+    pixels, and, each None or absent where it does not apply, psnr (may be infinite), mse, ssim, kernel_psnr, lq_psnr,
+    cldice, cliou, boundary_f1, hd95 and msd (99 numbers each). What was not computed, or is not defined on pooled
+    pixels, is None. The order of rows changes nothing. ValueError where there is none. See `definitions`.
     """
     counted = has_segmentation(rows)
     # A results file has null for an infinite PSNR; its mse of 0 still tells it from one that does not apply.
     values = [math.inf if row.get("psnr") is None and row.get("mse") == 0 else row.get("psnr") for row in rows]
     image, pooled = _psnrs(values), _psnrs([_pooled_psnr(rows)])
-    image |= {key: _mean(row.get(key) for row in rows) for key in ("ssim", "kernel_psnr")}
+    image |= {key: _mean(row.get(key) for row in rows) for key in _MEANS}
     image["hd95_min"], image["ahd95"] = _distance(rows, "hd95")
     image["msd_min"], image["amsd"] = _distance(rows, "msd")
     if counted:
-        counts = _counts(rows)
-        image, pooled = image | _segmentation(counts), pooled | _segmentation(counts.sum(0, keepdims=True))
+        counts, pixels = _counts(rows), np.array([row["pixels"] for row in rows])
+        image, pooled = image | _segmentation(counts, pixels), pooled | _pooled(counts, pixels)
     return {name: {key: values.get(key) for key in KEYS} for name, values in (("image", image), ("pooled", pooled))}
-
-
-def definitions() -> dict[str, str]:
-    """What each reported number is, in words, for the results file: one sentence or two for each key."""
-    area = "IoU = (tp + 1e-5) / (tp + fp + fn + 1e-5), 1 where mask and prediction are both empty"
-    best = "at iou_max_threshold, without smoothing; both empty gives 1, one empty 0; image: mean over images"
-    surface = (
-        "pixels, as Google DeepMind's surface-distance library defines it in 2D (contour of pixel corners, "
-        "weighted by contour length); 0 where mask and prediction are both empty, max(H, W) where one is; "
-        "mean over the images it was computed for, at each threshold; pooled: not defined"
-    )
-    hd95 = f"Hausdorff distance at percentile 95 (CSBSR's evaluator used 50), greater of both directions, {surface}"
-    msd = f"mean surface distance (the average of both directions), {surface}"
-    return {
-        "image": "each image is measured by itself, and images count equally, whatever their size",
-        "pooled": "counts and squared errors are summed over all images first, so that pixels count equally",
-        "thresholds": "0.01, 0.02, ..., 0.99; a pixel is crack where prob > threshold in float32; NaN is background",
-        "iou_max": f"{area}; mean over images, or of the summed counts (pooled); at the whole set's best threshold",
-        "iou_max_threshold": "the threshold of iou_max, chosen on this very set; the lowest one in a tie",
-        "aiu": f"{area}; mean over the 99 thresholds of the curve whose maximum is iou_max",
-        "hd95_min": f"minimum over the 99 thresholds of the {hd95}",
-        "ahd95": f"mean over the 99 thresholds of the {hd95}",
-        "msd_min": f"minimum over the 99 thresholds of the {msd}",
-        "amsd": f"mean over the 99 thresholds of the {msd}",
-        "psnr": "dB, 10 log10(1 / mse) over RGB and all pixels, SR clipped to [0, 1], peak 1; image: mean over the "
-        "images whose PSNR is finite; pooled: of the mean mse, weighted by pixels; null where infinite",
-        "psnr_infinite": "how many PSNRs were infinite (SR identical to HR) and so left out of psnr",
-        "ssim": "11x11 Gaussian window, sigma 1.5, zero padding, C1 = 0.01^2, C2 = 0.03^2, per channel of RGB, SR "
-        "clipped to [0, 1]; mean over channels, pixels and images; pooled: not defined",
-        "kernel_psnr": "dB, PSNR of the predicted against the true blur kernel, both clipped to [0, 1], peak 1; mean "
-        "over images, infinite ones left out; pooled: not defined",
-        "precision": f"tp / (tp + fp) {best}",
-        "recall": f"tp / (tp + fn) {best}",
-        "f1": f"2 tp / (2 tp + fp + fn) {best} (not the F1 of the mean precision and recall)",
-    }

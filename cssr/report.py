@@ -40,11 +40,23 @@ IMAGE_COLUMNS = (
     Column("F1", "f1"),
     Column("HD95_min [px]", "hd95_min", 2, lower=True),
     Column("AHD95 [px]", "ahd95", 2, lower=True),
+    Column("clDice", "cldice"),
+    Column("clIoU", "cliou"),
+    Column("boundary F1", "boundary_f1"),
     Column("PSNR [dB]", "psnr", 2),
     Column("SSIM", "ssim"),
     Column("kernel PSNR [dB]", "kernel_psnr", 2),
+    Column("LQ PSNR of the kernel [dB]", "lq_psnr", 2),
 )
-POOLED_COLUMNS = tuple(column for column in IMAGE_COLUMNS if column.key in ("iou_max", "aiu", "f1", "psnr"))
+_PER_IMAGE = (*IMAGE_COLUMNS[:3], Column("OIS", "ois"), *IMAGE_COLUMNS[3:])
+DETECTION_COLUMNS = (Column("ODS", "ods"), Column("AP", "ap"))  # as the field computes them, pooled
+POOLED_COLUMNS = (
+    *(column for column in IMAGE_COLUMNS if column.key in ("iou_max", "aiu", "f1")),
+    *DETECTION_COLUMNS,
+    *(column for column in IMAGE_COLUMNS if column.key == "psnr"),
+)
+_INTERVAL = "95 % of IoU_max"
+_RARE = ("kernel_psnr", "lq_psnr", "cldice", "cliou", "boundary_f1")  # hidden where no result has them
 
 
 def find_reference(results: Sequence[Result], name: str | None) -> Result | None:
@@ -67,14 +79,16 @@ def find_reference(results: Sequence[Result], name: str | None) -> Result | None
 
 
 def image_table(results: Sequence[Result], base: Result | None) -> str:
-    """The Markdown table per image; kernel PSNR and segmentation where any result has it, shares with a reference."""
+    """The Markdown table per image; what not every evaluation measures where any result has it, shares with a
+    reference.
+    """
     return _measures(results, _shown(results), "image", base)
 
 
-def _shown(results: Sequence[Result], columns: Sequence[Column] = IMAGE_COLUMNS) -> list[Column]:
+def _shown(results: Sequence[Result], columns: Sequence[Column] = _PER_IMAGE) -> list[Column]:
     hidden = set() if any(result.segmented for result in results) else set(SEGMENTATION_KEYS)
-    if all(result.data["metrics"]["image"].get("kernel_psnr") is None for result in results):
-        hidden.add("kernel_psnr")
+    measured = [result.data["metrics"]["image"] for result in results]
+    hidden |= {key for key in _RARE if all(values.get(key) is None for values in measured)}
     return [column for column in columns if column.key not in hidden]
 
 
@@ -89,8 +103,16 @@ def _measures(
         columns = [columns[0], Column(_share_label(base), "share", 1, " %"), *columns[1:]]
     rows = [result.numbers(aggregation, base) for result in results]
     cells = [_cells(column, rows, [result.bound for result in results]) for column in columns]
-    names = [_escape(result.name) for result in results]
-    return _markdown(["result", *(column.label for column in columns)], list(zip(names, *cells)))
+    names, labels = [_escape(result.name) for result in results], [column.label for column in columns]
+    if columns[0].key == "iou_max":
+        labels.insert(1, _INTERVAL)
+        cells.insert(1, [_interval_text(result, aggregation) for result in results])
+    return _markdown(["result", *labels], list(zip(names, *cells)))
+
+
+def _interval_text(result: Result, aggregation: str) -> str:
+    found = result.interval(aggregation, "iou_max")
+    return "{:.3f} to {:.3f}".format(*found) if found else "-"
 
 
 def _cells(column: Column, rows: Sequence[dict[str, Any]], bounds: Sequence[bool]) -> list[str]:
@@ -201,8 +223,12 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def _definitions(results: Sequence[Result]) -> dict[str, dict[str, list[str]]]:
     """By what is shown: its definitions, and the names of the results that have each."""
     labels = {key: key.replace("image", "per image") for key in ("image", "pooled", "thresholds")}
-    labels |= {column.key: column.label.split(" (")[0].split(" [")[0] for column in _shown(results)}
+    labels |= {
+        column.key: column.label.split(" (")[0].split(" [")[0]
+        for column in _shown(results, (*_PER_IMAGE, *DETECTION_COLUMNS))
+    }
     labels |= {"iou_max_threshold": "threshold", "per_image.iou": "IoU in the pictures", "segmentation": "segmentation"}
+    labels |= {"intervals": _INTERVAL}
     found = {label: _grouped(_texts(results, key)) for key, label in labels.items()}
     return {label: texts for label, texts in found.items() if texts}
 
@@ -281,12 +307,13 @@ def _csv(results: Sequence[Result]) -> str:
     """A row for each result and aggregation, every number in full; empty where there is none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["name", "data", "images", "aggregation", *KEYS])
+    writer.writerow(["name", "data", "images", "aggregation", *KEYS, "iou_max_low", "iou_max_high"])
     for result in results:
         for aggregation in ("image", "pooled"):
             values = result.data["metrics"][aggregation]
             facts = [result.name, result.data["data"], result.data["images"], aggregation]
-            writer.writerow([*facts, *(values.get(key) for key in KEYS)])
+            between = result.interval(aggregation, "iou_max") or (None, None)
+            writer.writerow([*facts, *(values.get(key) for key in KEYS), *between])
     return buffer.getvalue()
 
 

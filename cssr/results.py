@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cssr import __version__, metrics
+from cssr.groups import breakdown
+from cssr.intervals import intervals
 
 RESULTS_FORMAT = "cssr-results-1"
 _REQUIRED = (
@@ -23,7 +25,8 @@ _NO_SEGMENTATION = "not measured (null): the model finds no cracks (model.seg=no
 
 
 def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """What `results.json` holds: facts, measures and their definitions, curves, and each image; infinite is null.
+    """What `results.json` holds: facts, measures, their intervals, those of parts of the set, and the definitions of
+    all, curves, and each image; infinite is null.
 
     Without segmentation (rows without counts), its measures and `curves` are null, and a definition says so.
     """
@@ -35,6 +38,8 @@ def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]
             **facts,
             "images": len(rows),
             "metrics": aggregated,
+            "intervals": intervals(rows),
+            "groups": breakdown(rows, aggregated["image"]["iou_max_threshold"]),
             "definitions": _definitions(segmented),
             "curves": metrics.iou_curve(rows) if segmented else None,
             "per_image": _with_iou(rows, aggregated["image"]["iou_max_threshold"]) if segmented else rows,
@@ -88,6 +93,10 @@ class Result:
     def segmented(self) -> bool:
         """Whether segmentation was measured."""
         return self.data["metrics"]["image"]["iou_max"] is not None
+
+    def interval(self, aggregation: str, measure: str) -> list[float] | None:
+        """[low, high]; None where the file has none: of an older version, or of a single image."""
+        return ((self.data.get("intervals") or {}).get(aggregation) or {}).get(measure)
 
     def numbers(self, aggregation: str, base: "Result | None" = None) -> dict[str, float | None]:
         """The measures of an aggregation ("image" or "pooled"), and the IoU_max as a share of base's, in percent."""

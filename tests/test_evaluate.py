@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_shards
+from scipy.ndimage import correlate
 
 from cssr import metrics
+from cssr.batch import Batch, Outputs
 from cssr.config import ModelConfig
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
-from cssr.evaluate import evaluate, main, pictured_rows
+from cssr.degradations.gaussian import gaussian_kernel
+from cssr.evaluate import evaluate, main, measure, pictured_rows
 from cssr.models.joint import build_model
 from cssr.results import compose
 
@@ -44,13 +47,20 @@ def found(shards, export, out, *more):
 def test_results_hold_what_users_rely_on(shards, export, tmp_path):
     results = found(shards, export, tmp_path, "--distances")
     wanted = {"iou_max", "iou_max_threshold", "aiu", "hd95_min", "ahd95", "msd_min", "amsd", "psnr", "ssim"}
-    wanted |= {"kernel_psnr", "precision", "recall", "f1"}
+    wanted |= {"kernel_psnr", "precision", "recall", "f1", "ods", "ois", "ap", "accuracy", "sensitivity", "specificity"}
+    wanted |= {"cldice", "cliou", "boundary_f1", "lq_psnr"}
     for aggregation in ("image", "pooled"):
         assert wanted <= results["metrics"][aggregation].keys()
     assert wanted <= results["definitions"].keys()
     assert "Gaussian" in results["resampler"] and "bicubic x1/4" in results["resampler"]
     assert len(results["per_image"]) == results["images"] == 11
     assert results["metrics"]["image"]["hd95_min"] > 0 and results["metrics"]["image"]["psnr"] > 10
+    assert all(0 <= results["metrics"]["image"][name] <= 1 for name in ("cldice", "cliou", "boundary_f1"))
+    low, high = results["intervals"]["image"]["psnr"]
+    assert low < results["metrics"]["image"]["psnr"] < high
+    parts = results["groups"]["blur"]
+    assert sum(part["images"] for part in parts.values()) == 11 and len(parts) > 1
+    assert set(parts) <= {f"{n}-{n + 1} px" for n in range(4)}
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"best.png", "median.png", "worst.png"}
 
 
@@ -86,6 +96,41 @@ def test_batches_do_not_change_the_rows(batch_size, shards, export):
     for a, b in zip(whole, parts):
         assert a["psnr"] == pytest.approx(b["psnr"], rel=1e-4)
         assert np.abs(np.subtract(a["tp"], b["tp"])).max() <= 2  # a pixel may lie within rounding of a threshold
+
+
+def batch_of(kernel: torch.Tensor, hr: torch.Tensor, scale: int) -> Batch:
+    size = hr.shape[-1] // scale
+    return Batch(hr, torch.zeros_like(hr[:, :1]), key=["a", "b"], lq=torch.zeros(2, 3, size, size), kernel=kernel)
+
+
+def test_a_predicted_kernel_is_measured_by_what_it_makes_of_the_hr_image():
+    """Again with scipy's correlation, image by image and channel by channel."""
+    hr = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    sigmas = torch.tensor([[1.0, 1.5, 30.0], [2.0, 2.0, 0.0]]), torch.tensor([[1.2, 1.5, 30.0], [1.0, 1.0, 0.0]])
+    true, predicted = (gaussian_kernel(s, 15).float() for s in sigmas)
+    outputs = Outputs(hr, torch.zeros(2, 1, 24, 24), predicted)
+    rows = measure(batch_of(true, hr, 4), outputs, distances=False)
+    for i, row in enumerate(rows):
+        lq = [
+            [correlate(channel, kernel, mode="nearest")[::4, ::4] for channel in hr[i].double().numpy()]
+            for kernel in (true[i, 0].double().numpy(), predicted[i, 0].double().numpy())
+        ]
+        expected = -10 * np.log10(np.mean(np.square(np.subtract(*lq))))
+        assert row["lq_psnr"] == pytest.approx(expected, abs=1e-3) and row["kernel_psnr"] > 20
+    assert rows[0]["lq_psnr"] > rows[1]["lq_psnr"]
+    assert [row["blur_sigma"] for row in rows] == pytest.approx([np.sqrt((1 + 1.5**2) / 2), 2.0], rel=0.01)
+
+
+def test_a_kernel_that_is_right_or_cannot_be_compared():
+    hr = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    true = gaussian_kernel(torch.tensor([[1.0, 1.5, 30.0]] * 2), 15).float()
+    right = measure(batch_of(true, hr, 4), Outputs(hr, torch.zeros(2, 1, 24, 24), true), distances=False)
+    assert [row["lq_psnr"] for row in right] == [float("inf")] * 2
+    for kernel in (None, true[..., 1:-1, 1:-1]):
+        rows = measure(batch_of(true, hr, 4), Outputs(hr, torch.zeros(2, 1, 24, 24), kernel), distances=False)
+        assert [(row["lq_psnr"], row["kernel_psnr"]) for row in rows] == [(None, None)] * 2
+    rows = measure(batch_of(None, hr, 4), Outputs(hr, torch.zeros(2, 1, 24, 24), true), distances=False)
+    assert [(row["lq_psnr"], row["blur_sigma"]) for row in rows] == [(None, None)] * 2
 
 
 def test_the_hr_bound_has_no_psnr(shards, tmp_path):

@@ -9,11 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cssr"
 FLOORS = [
-    {"settings", "remote", "index", "members", "decode", "distance_map"},
+    {"settings", "remote", "index", "members", "decode", "distance_map", "scores", "definitions", "thinning"},
     {"config", "registry", "batch", "cache", "contents", "loader"},
-    {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"},
-    {"sets", "models", "losses", "results", "distances", "consolidate", "claim"},
-    {"data", "task", "optim", "log", "visualize", "checkpoint"},
+    {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published", "intervals"},
+    {"sets", "models", "losses", "groups", "distances", "topology", "consolidate", "claim"},
+    {"data", "task", "optim", "log", "visualize", "checkpoint", "results"},
     {"checks", "snapshot", "guard", "stepper"},
     {"evaluate"},
     {"validation"},

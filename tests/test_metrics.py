@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.spatial.distance import cdist, directed_hausdorff
 
-from cssr import distances, metrics
+from cssr import distances, metrics, scores
 from cssr.distances import surface_distances
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "losses_degradation_metrics.npz"
@@ -120,6 +120,78 @@ def test_scores_and_their_empty_rules(make):
     np.testing.assert_allclose(metrics.precision(tp, fp, fn), [0.75, 1, 0, 0, 0])
     np.testing.assert_allclose(metrics.recall(tp, fp, fn), [0.6, 1, 0, 0, 0])
     np.testing.assert_allclose(metrics.f1(tp, fp, fn), [12 / 18, 1, 0, 0, 0])
+    tn, fp, fn = make([6, 0, 0, 9]), make([2, 0, 5, 0]), make([4, 0, 0, 3])
+    np.testing.assert_allclose(scores.specificity(tn, fp, fn), [0.75, 1, 0, 1])
+    np.testing.assert_allclose(scores.specificity(make([0]), make([0]), make([5])), [0])
+    np.testing.assert_allclose(scores.accuracy(make([6, 0]), make([2, 9]), make([1, 0]), make([1, 0])), [0.8, 1])
+
+
+# ---- what a whole set's counts say ----
+
+
+def counted(prob: torch.Tensor, mask: torch.Tensor) -> list[dict]:
+    counts = metrics.threshold_counts(prob, mask)
+    names = ("tp", "fp", "fn")
+    return [
+        {"key": str(i), "pixels": mask[i].numel(), **{name: getattr(counts, name)[i].tolist() for name in names}}
+        for i in range(len(prob))
+    ]
+
+
+def plain_f1(pred: np.ndarray, mask: np.ndarray) -> float:
+    return 2 * (pred & mask).sum() / (pred.sum() + mask.sum()) if pred.any() or mask.any() else 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ods_and_ois_equal_a_search_in_the_pixels(seed):
+    prob, mask = soft_case(seed, batch=5)
+    mask[0] = 0
+    found = metrics.aggregate(counted(prob, mask))
+    p, m = prob.numpy(), mask.numpy() > 0
+    table = np.array([[plain_f1(a > t, b) for t in T] for a, b in zip(p, m)])
+    together = [plain_f1(p > t, m) for t in T]
+    image, pooled = found["image"], found["pooled"]
+    assert image["ods"] == pytest.approx(table.mean(0).max()) and image["ois"] == pytest.approx(table.max(1).mean())
+    assert image["ods_threshold"] == round(0.01 * (table.mean(0).argmax() + 1), 2)
+    assert pooled["ods"] == pytest.approx(max(together))
+    assert pooled["ods_threshold"] == round(0.01 * (np.argmax(together) + 1), 2)
+    own = [max(t for t, score in zip(T, scores) if score == max(scores)) for scores in table]
+    assert pooled["ois"] == pytest.approx(plain_f1(np.stack([a > t for a, t in zip(p, own)]), m))
+    assert image["ois"] >= image["ods"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_equals_torchmetrics(seed):
+    reference = pytest.importorskip("torchmetrics.functional.classification").binary_average_precision
+    prob, mask = soft_case(seed, batch=4)
+    found = metrics.aggregate(counted(prob, mask))
+    cut = torch.from_numpy(np.nextafter(T, np.float32(2)))  # it calls crack what is at least a threshold
+
+    def area(p: torch.Tensor, m: torch.Tensor) -> float:
+        return reference(p.flatten(), m.flatten().long(), thresholds=cut).item()
+
+    assert found["image"]["ap"] == pytest.approx(np.mean([area(*pair) for pair in zip(prob, mask)]), abs=1e-6)
+    assert found["pooled"]["ap"] == pytest.approx(area(prob, mask), abs=1e-6)
+
+
+def test_average_precision_without_a_crack_is_null_and_of_nothing_found_zero():
+    prob, mask = soft_case(0)
+    assert [m["ap"] for m in metrics.aggregate(counted(prob, 0 * mask)).values()] == [None, None]
+    assert [m["ap"] for m in metrics.aggregate(counted(0 * prob, mask)).values()] == [0, 0]
+    assert [m["ap"] for m in metrics.aggregate(counted(0.999 * mask, mask)).values()] == [1, 1]
+
+
+def test_scores_at_the_best_threshold_equal_torchmetrics():
+    names = ("binary_accuracy", "binary_recall", "binary_specificity")
+    module = pytest.importorskip("torchmetrics.functional.classification")
+    prob, mask = soft_case(4, batch=4)
+    found = metrics.aggregate(counted(prob, mask))
+    for aggregation, how in (("image", "samplewise"), ("pooled", "global")):
+        threshold = np.float32(found[aggregation]["iou_max_threshold"])
+        pred = (prob > float(T[np.abs(T - threshold).argmin()])).long()
+        for key, name in zip(("accuracy", "sensitivity", "specificity"), names):
+            expected = getattr(module, name)(pred, mask.long(), multidim_average=how).mean().item()
+            assert found[aggregation][key] == pytest.approx(expected, abs=1e-6), (aggregation, key)
 
 
 # ---- images and kernels ----
@@ -191,8 +263,11 @@ def plain_distances(pred: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     return result
 
 
+@pytest.mark.parametrize("dense", [0, 10**9], ids=["tree", "map"])
 @pytest.mark.parametrize("seed", range(4))
-def test_surface_distances_equal_all_pairs(seed):
+def test_surface_distances_equal_all_pairs(seed, dense, monkeypatch):
+    """Whether distances come from a search tree, as for large images with few cracks, or from a map of them."""
+    monkeypatch.setattr(distances, "_DENSE", dense)
     prob, mask = soft_case(seed, batch=1)
     found, m = surface_distances(prob, mask), mask.numpy()[0, 0].astype(int)
     assert all(v.shape == (1, 99) and v.dtype == np.float64 for v in found.values())
@@ -249,6 +324,21 @@ def test_empty_masks_in_distances():
     assert (half[:49] == 0).all() and (half[49:] == 60).all()
     half = surface_distances(0.5 * some, none)["msd"][0]
     assert (half[:49] == 60).all() and (half[49:] == 0).all()
+
+
+def test_tree_and_map_give_the_same_bits_at_full_size(monkeypatch):
+    mask = np.zeros((448, 448), np.float32)
+    for i, j in np.random.default_rng(0).integers(0, 440, (60, 2)):
+        mask[i : i + 7, j : j + 3] = 1
+    prob = gaussian_filter(mask, 4) * 2
+    pair = [torch.from_numpy(x)[None, None] for x in (prob.clip(0, 1), mask)]
+    found = []
+    for dense in (0, 10**9):
+        monkeypatch.setattr(distances, "_DENSE", dense)
+        found.append(surface_distances(*pair))
+    assert found[0]["hd95"].max() > 20  # far ones too
+    for name, values in found[0].items():
+        np.testing.assert_array_equal(values, found[1][name])
 
 
 def test_distance_transform_is_exact_at_full_size():
@@ -318,6 +408,14 @@ def test_aggregate_by_hand():
         "precision": 1.0,
         "recall": 0.9,
         "f1": (16 / 18 + 1) / 2,
+        "accuracy": (0.98 + 1) / 2,
+        "sensitivity": 0.9,
+        "specificity": 1.0,
+        "ods": (16 / 18 + 1) / 2,
+        "ods_threshold": 0.02,
+        "ois": (16 / 18 + 1) / 2,
+        "ap": 0.8 * 1 + 0.2 * 0.5,  # of a alone, as b has no crack
+        **dict.fromkeys(("lq_psnr", "cldice", "cliou", "boundary_f1")),
     }
     assert image == pytest.approx(expected, abs=1e-5)
     # pooled counts: 0.01: 10, 15, 0; then 8, 0, 2
@@ -325,6 +423,8 @@ def test_aggregate_by_hand():
     assert pooled["aiu"] == pytest.approx((0.4 + 98 * 0.8) / 99, abs=1e-5)
     assert pooled["psnr"] == pytest.approx(-10 * math.log10((100 * 0.01 + 300 * 0.1) / 400))
     assert [pooled[k] for k in ("precision", "recall", "f1")] == pytest.approx([1.0, 0.8, 16 / 18])
+    assert [pooled[k] for k in ("accuracy", "specificity")] == pytest.approx([398 / 400, 1.0])
+    assert [pooled[k] for k in ("ods", "ois", "ap")] == pytest.approx([16 / 18, 16 / 18, 0.8 + 0.2 * 0.4])
     assert all(pooled[k] is None for k in ("ssim", "kernel_psnr", "hd95_min", "ahd95", "msd_min", "amsd"))
 
 
@@ -350,6 +450,10 @@ def test_what_was_not_computed_is_none():
             "ahd95",
             "msd_min",
             "amsd",
+            "lq_psnr",
+            "cldice",
+            "cliou",
+            "boundary_f1",
         }
 
 
@@ -385,7 +489,9 @@ def test_rows_that_cannot_be_aggregated_are_refused():
 
 
 def test_every_number_has_a_definition():
-    assert set(metrics.definitions()) == set(metrics.KEYS) | {"image", "pooled", "thresholds"}
+    others = {"image", "pooled", "thresholds", "intervals", "groups.source", "groups.blur", "per_image.blur_sigma"}
+    assert set(metrics.definitions()) == set(metrics.KEYS) | others
+    assert set(metrics.SEGMENTATION_KEYS) | set(metrics.IMAGE_KEYS) == set(metrics.KEYS)
 
 
 def test_both_ends_of_the_pipeline_agree():

@@ -97,9 +97,42 @@ def test_pooled_table_and_kernel_psnr(tmp_path):
     assert table(text)["one"]["kernel PSNR [dB]"] == "45.68"
     assert table(text)["one"]["IoU_max (threshold)"] == "0.700 (0.01)"
     assert table(text, 1)["one"]["IoU_max (threshold)"] == "0.864 (0.01)"  # (50 + 900) of 1100
-    assert list(table(text, 1)["one"]) == ["result", "IoU_max (threshold)", "AIU", "F1", "PSNR [dB]"]
+    shown = ["result", "IoU_max (threshold)", "95 % of IoU_max", "AIU", "F1", "ODS", "AP", "PSNR [dB]"]
+    assert table(text)["one"]["OIS"] == "0.807"  # (2 * 50 / 150 + 2 * 900 / 1900) / 2
+    assert list(table(text, 1)["one"]) == shown
+    assert table(text, 1)["one"]["AP"] == "0.864"  # nothing false: the recall, 950 of 1100
     assert "**" not in text[: text.index("## Definitions")]  # nothing is best where there is nothing to beat
     assert "share of" not in text
+
+
+def test_intervals_stand_behind_the_measure_and_in_the_csv(three, tmp_path):
+    spread = [{**rows(10 * i)[0], "key": f"image_{i}"} for i in range(10)]
+    old = write(tmp_path / "old", spread, facts("old"))
+    data = json.loads((old / "results.json").read_text())
+    del data["intervals"], data["groups"]
+    (old / "results.json").write_text(json.dumps(data))
+    runs = [*three, write(tmp_path / "spread", spread, facts("spread")), old]
+    found = table(report(runs, tmp_path / "out").read_text())
+    assert found["CSSR"]["95 % of IoU_max"] == "0.400 to 0.400"  # all images alike
+    low, high = json.loads((runs[-2] / "results.json").read_text())["intervals"]["image"]["iou_max"]
+    assert 0.2 < low < 0.45 < high < 0.7
+    assert found["spread"]["95 % of IoU_max"] == f"{low:.3f} to {high:.3f}" and found["old"]["95 % of IoU_max"] == "-"
+    with open(tmp_path / "out" / "table.csv", encoding="utf-8", newline="") as file:
+        lines = {(line["name"], line["aggregation"]): line for line in csv.DictReader(file)}
+    line = lines["spread", "image"]
+    assert (float(line["iou_max_low"]), float(line["iou_max_high"])) == (low, high)
+    assert lines["old", "image"]["iou_max_low"] == ""
+
+
+def test_centre_lines_have_columns_where_any_result_has_them(tmp_path):
+    more = {"cldice": 0.5, "cliou": 0.25, "boundary_f1": 0.75, "lq_psnr": 33.333}
+    runs = [write(tmp_path / n, rows(40, **m), facts(n)) for n, m in (("with", more), ("without", {}))]
+    found = table(report(runs, tmp_path / "out").read_text())
+    names = ("clDice", "clIoU", "boundary F1", "LQ PSNR of the kernel [dB]")
+    assert [found["with"][name] for name in names] == ["0.500", "0.250", "0.750", "33.33"]
+    assert [found["without"][name] for name in names] == ["-"] * 4
+    found = table(report(runs[1:], tmp_path / "other").read_text())
+    assert not set(names) & found["without"].keys()
 
 
 def test_reference_by_name(three, tmp_path):
