@@ -73,9 +73,7 @@ def load(samples: Samples, workers: int, prefetch: int) -> Iterator[Any]:
 def _raise_errors(loader: DataLoader) -> Iterator[Any]:
     """What the workers have found wrong, raised here as it was, without their tracebacks."""
     try:
-        samples = iter(loader)
-        _widen(samples)
-        for sample in samples:
+        for sample in _widened(iter(loader)):  # without a name, which a traceback would keep, and with it the workers
             _name_dead_workers()  # torch has set its handler by now
             if isinstance(sample, DataError):
                 raise sample
@@ -84,11 +82,12 @@ def _raise_errors(loader: DataLoader) -> Iterator[Any]:
         raise _translated(error) from None
 
 
-def _widen(samples: Iterator[Any]) -> None:
+def _widened(samples: Iterator[Any]) -> Iterator[Any]:
     """Have a sample go through the workers' pipe at once; by Linux's default it holds an eighth of one of 224 x 224."""
     queue = getattr(samples, "_worker_result_queue", None)  # of torch; without it, or the right, all goes on as it is
     with suppress(AttributeError, OSError):
         fcntl.fcntl(queue._reader.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
+    return samples
 
 
 def _name_dead_workers() -> None:
