@@ -44,7 +44,7 @@ def accident(kind: str) -> float:
         return 0.0
     if kind == "memory":
         raise MemoryError("played")
-    if kind == "kill":
+    if kind in ("kill", "kill_in_write"):
         time.sleep(3)  # for checkpoints to be written
     if kind in ("kill", "stop"):
         os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)

@@ -388,3 +388,16 @@ def test_lines_that_are_none_of_ours_are_dropped(tmp_path, line):
 def test_a_run_without_a_log_has_none_to_cut(tmp_path):
     truncate_lines(tmp_path / "metrics.jsonl", 5)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors", "ema.safetensors"])
+def test_a_flipped_bit_in_the_newest_is_found_and_the_one_before_taken(run_dir, file, capsys):
+    (before,) = store.checkpoints(run_dir)
+    newest = Training(ema=True).run(3).save(run_dir)
+    data = bytearray((newest / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / file).write_bytes(data)
+    assert store.newest(run_dir) == before and store.newest(run_dir) == before
+    told = capsys.readouterr().err
+    assert told.count("warning: ") == 1 and f"is damaged ({file})" in told
+    assert (run_dir / "checkpoints" / f"{newest.name}.damaged").is_dir()

@@ -99,11 +99,7 @@ def run(tmp_path: Path, *words: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file, world", [
-    ("cpu", ["1 cpu NO no"]),
-    ("cpu_2proc", ["2 cpu MULTI_CPU no"] * 2),
     ("multi_gpu", ["2 cpu MULTI_CPU bf16"] * 2),
-    ("zero1", ["2 cpu DEEPSPEED bf16"] * 2),
-    ("zero2", ["2 cpu DEEPSPEED bf16"] * 2),
     ("zero3", ["2 cpu DEEPSPEED bf16"] * 2),
     ("zero2_offload", ["2 cpu DEEPSPEED bf16"] * 2),
 ])  # fmt: skip
