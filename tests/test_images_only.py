@@ -241,7 +241,7 @@ def test_the_best_by_segmentation_needs_masks_where_a_run_validates(bare, masked
 
 
 def test_what_is_a_measure_of_segmentation():
-    assert set(metrics.IMAGE_KEYS) == {"psnr", "psnr_infinite", "ssim", "kernel_psnr"}
+    assert set(metrics.IMAGE_KEYS) == {"psnr", "psnr_infinite", "ssim", "kernel_psnr", "lq_psnr"}
     for key in metrics.IMAGE_KEYS:
         check_best(key, segmentation=False)
     for key in metrics.SEGMENTATION_KEYS:
