@@ -9,9 +9,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cssr"
 FLOORS = [
-    {"settings", "remote", "index", "members", "decode", "distance_map", "scores", "definitions", "thinning"},
-    {"config", "registry", "batch", "cache", "contents", "loader"},
-    {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published", "intervals"},
+    {"settings", "remote", "index", "members", "decode", "distance_map", "scores", "definitions", "thinning", "pieces"},
+    {"config", "registry", "batch", "cache", "contents", "loader", "centre_paths"},
+    {
+        "metrics",
+        "schedules",
+        "tiling",
+        "degradations",
+        "lanes",
+        "augment",
+        "tars",
+        "engine",
+        "published",
+        "intervals",
+        "cracks",
+    },
     {"sets", "models", "losses", "groups", "distances", "topology", "consolidate", "claim"},
     {"data", "task", "optim", "log", "visualize", "checkpoint", "results"},
     {"checks", "snapshot", "guard", "stepper"},
