@@ -48,13 +48,14 @@ def centre_paths(piece: Piece, outside: cKDTree) -> tuple[list[Path], list[int]]
     than half the width there: it is the piece's roughness, no branch.
     """
     line = piece[stays_when_thinned(piece.neighbours())]
+    radius = outside.query(line.points)[0] - 0.5
     while True:
-        radius = outside.query(line.points)[0] - 0.5
         graph = _graph(line)
         spurs = [n for chain in graph.chains if _is_spur(chain, graph, radius) for n in _own(chain, graph)]
         if not spurs:
             return _paths(graph, radius)
-        line = line[np.setdiff1d(np.arange(len(line)), spurs)]
+        kept = np.setdiff1d(np.arange(len(line)), spurs)
+        line, radius = line[kept], radius[kept]
 
 
 def _links(line: Piece) -> np.ndarray:
@@ -70,8 +71,7 @@ def _graph(line: Piece) -> _Graph:
     links = _links(line)
     degree = (links < len(line)).sum(1)
     junction = _junctions(links, degree)
-    rows = [[n for n in row if n < len(line)] for row in links.tolist()]
-    return _Graph(line, degree, junction, _chains(rows, degree.tolist(), junction.tolist()))
+    return _Graph(line, degree, junction, _chains(np.sort(links, 1).tolist(), degree.tolist(), junction.tolist()))
 
 
 def _junctions(links: np.ndarray, degree: np.ndarray) -> np.ndarray:
@@ -86,11 +86,11 @@ def _chains(links: list[list[int]], degree: list[int], junction: list[int]) -> l
     """Paths as pixels in order, from node to node, each once; a closed one begins and ends at the same pixel."""
     used, chains = [d != 2 for d in degree], []
     for node in [n for n, d in enumerate(degree) if d != 2]:
-        for first in links[node]:
-            direct = used[first] and degree[first] != 2 and node < first and not 0 <= junction[node] == junction[first]
+        for first in links[node][: degree[node]]:
+            direct = degree[first] != 2 and node < first and not 0 <= junction[node] == junction[first]
             if direct or not used[first]:
                 chains.append(_walk(node, first, links, used, degree))
-        if not links[node]:
+        if not degree[node]:
             chains.append([node])
     for start in range(len(links)):
         if not used[start]:
@@ -100,11 +100,12 @@ def _chains(links: list[list[int]], degree: list[int], junction: list[int]) -> l
 
 
 def _walk(start: int, first: int, links: list[list[int]], used: list[bool], degree: list[int]) -> list[int]:
+    """From a pixel by way of another to the next node, or back."""
     chain = [start, first]
-    while degree[chain[-1]] == 2 and chain[-1] != start:
-        used[chain[-1]] = True
-        a, b = links[chain[-1]]
-        chain.append(b if a == chain[-2] else a)
+    while degree[first] == 2 and first != start:
+        used[first] = True
+        first = links[first][links[first][0] == chain[-2]]
+        chain.append(first)
     return chain
 
 

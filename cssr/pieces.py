@@ -9,6 +9,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 _STRIP = 1 << 24  # pixels looked at once
+_BITS = 32
+_ROW = 1 << _BITS  # more than a row has pixels
 AROUND = ((0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1))  # x, y; clockwise from above
 
 
@@ -43,13 +45,25 @@ class Piece:
         return (self.find(x, y) < len(self)).T
 
     def neighbours(self) -> np.ndarray:
-        """N 8: the number of the pixel that lies next to each in the order of `AROUND`; N where there is none."""
-        return np.stack([self.find(self.x + dx, self.y + dy) for dx, dy in AROUND], 1)
+        """N 8 int32: the number of the pixel that lies next to each in the order of `AROUND`; N where there is none."""
+        found = np.full((len(self), 8), len(self), np.int32)
+        for k, (dx, dy) in enumerate(AROUND[:4]):
+            number = self.find(self.x + dx, self.y + dy)
+            pixel = np.flatnonzero(number < len(self))
+            found[pixel, k] = number[pixel]
+            found[number[pixel], k + 4] = pixel
+        return found
 
     def rim(self) -> np.ndarray:
         """M 2 float64: the middles of the pixels outside that share a side with one inside, each once."""
-        sides = np.concatenate([self.points + step for step in AROUND[::2]])
-        return np.unique(sides[~self.holds(sides)], axis=0)
+        sides = [self._beside(*step) for step in AROUND[::2]]
+        keys = np.unique(np.concatenate(sides))
+        return np.stack([(keys & _ROW - 1) - 1, keys >> _BITS], 1) + 0.5
+
+    def _beside(self, dx: int, dy: int) -> np.ndarray:
+        """Keys of the pixels outside that lie so from one inside."""
+        outside = self.find(self.x + dx, self.y + dy) == len(self)
+        return _key(self.x[outside] + dx, self.y[outside] + dy)
 
     @functools.cached_property
     def _own(self) -> np.ndarray:
@@ -57,8 +71,8 @@ class Piece:
 
 
 def _key(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """One number for each pixel, in the order of rows."""
-    return (y << 32) + x
+    """One number for each pixel, in the order of rows; x from -1."""
+    return (y << _BITS) + x + 1
 
 
 @dataclass(frozen=True)

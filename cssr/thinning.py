@@ -44,7 +44,7 @@ def stays_when_thinned(neighbours: np.ndarray) -> np.ndarray:
     """
     there, place = np.ones(len(neighbours) + 1, bool), np.empty(len(neighbours) + 1, np.int64)
     there[-1] = False
-    changed = [np.arange(len(neighbours))] * 2
+    changed = [np.flatnonzero((neighbours == len(neighbours)).any(1))] * 2  # the others are inside
     while any(map(len, changed)):
         for stays in _STAYS:
             gone = np.concatenate(changed)
