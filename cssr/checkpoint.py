@@ -6,6 +6,7 @@ versions, and the size and sha256 of the other files). It holds no generator sta
 seed and the samples seen. It appears by one rename, so a directory of that name was whole when it was written.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -48,6 +49,17 @@ def identity(path: Path) -> dict[str, Any]:
         while block := file.read(_BLOCK):
             digest.update(block)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, read once as long as it does not change, by its stat."""
+    stat = path.stat()
+    return _sha256_as_it_is(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256_as_it_is(path: Path, *_: int) -> str:
+    return identity(path)["sha256"]
 
 
 def digest(state: Mapping[str, Any]) -> str:

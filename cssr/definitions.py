@@ -1,15 +1,18 @@
 """The names of all measures, and in words what each is: what every results file carries."""
 
-LINES_THRESHOLD = 0.5  # of the measures of centre lines and boundaries
+LINES_THRESHOLD = 0.5  # of the measures of centre lines, boundaries and cracks
 TOLERANCE = 4  # HR pixels by which centre lines may differ
 BOUNDARY_TOLERANCE = 2  # HR pixels by which boundaries may differ
+LINE_KEYS = ("cldice", "cliou", "boundary_f1")
+CRACK_KEYS = ("width_error", "max_width_error", "length_error", "width_bias", "length_bias")
 KEYS = (
     *("iou_max", "iou_max_threshold", "aiu"),
     *("hd95_min", "ahd95", "msd_min", "amsd"),
     *("psnr", "psnr_infinite", "ssim", "kernel_psnr", "lq_psnr"),
     *("precision", "recall", "f1", "accuracy", "sensitivity", "specificity"),
     *("ods", "ods_threshold", "ois", "ap"),
-    *("cldice", "cliou", "boundary_f1"),
+    *LINE_KEYS,
+    *CRACK_KEYS,
 )
 IMAGE_KEYS = ("psnr", "psnr_infinite", "ssim", "kernel_psnr", "lq_psnr")
 SEGMENTATION_KEYS = tuple(key for key in KEYS if key not in IMAGE_KEYS)
@@ -25,6 +28,12 @@ def definitions() -> dict[str, str]:
         f"at threshold {LINES_THRESHOLD} (centre lines: Guo and Hall's thinning); both empty gives 1, one empty 0; "
         "mean over the images it was computed for; pooled: not defined"
     )
+    cracks = (
+        f"HR pixels, at threshold {LINES_THRESHOLD}; an image without cracks has width and length 0; mean over the "
+        "images it was computed for; pooled: not defined"
+    )
+    width = "mean width of an image's cracks (area / length, weighted by length, as cssr.measure gives it)"
+    length = "length of all cracks of an image (centre lines with branches, as cssr.measure gives it)"
     surface = (
         "pixels, as Google DeepMind's surface-distance library defines it in 2D (contour of pixel corners, "
         "weighted by contour length); 0 where mask and prediction are both empty, max(H, W) where one is; "
@@ -60,6 +69,12 @@ def definitions() -> dict[str, str]:
         f"than that from the predicted line are missed; hits / (hits + false + missed) {lines}",
         "boundary_f1": f"F1 of boundary pixels (crack pixels with a neighbour by side that is none, beyond the image "
         f"too), those at most {BOUNDARY_TOLERANCE} px (Euclidean) from the other side's boundary being right {lines}",
+        "width_error": f"absolute error of the {width}, {cracks}",
+        "max_width_error": f"absolute error of the greatest width of an image's cracks, across their centre lines, "
+        f"{cracks}",
+        "length_error": f"absolute error of the {length}, {cracks}",
+        "width_bias": f"predicted minus true {width}, {cracks}",
+        "length_bias": f"predicted minus true {length}, {cracks}",
         "lq_psnr": "dB, PSNR between the HR image blurred by the predicted and by the true blur kernel and reduced by "
         "every scale-th pixel, borders replicated, without noise or compression; peak 1; mean over images, infinite "
         "ones left out; pooled: not defined",

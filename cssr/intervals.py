@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from cssr.definitions import CRACK_KEYS, LINE_KEYS
 from cssr.scores import f1, iou
 
 RESAMPLES = 1000
 LEVEL = 95  # percent
 _CURVES = {"hd95": ("hd95_min", "ahd95"), "msd": ("msd_min", "amsd")}
-_NUMBERS = ("psnr", "ssim", "kernel_psnr", "lq_psnr", "cldice", "cliou", "boundary_f1")
+_NUMBERS = ("psnr", "ssim", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)
 _PLACES = 1 << 24  # numbers of a part of the draws, so that memory does not grow with the set
 Samples = dict[str, np.ndarray]  # a measure's value in each resample
 

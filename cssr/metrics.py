@@ -16,8 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cssr.definitions import CRACK_KEYS as CRACK_KEYS
 from cssr.definitions import IMAGE_KEYS as IMAGE_KEYS
 from cssr.definitions import KEYS
+from cssr.definitions import LINE_KEYS as LINE_KEYS
 from cssr.definitions import SEGMENTATION_KEYS as SEGMENTATION_KEYS
 from cssr.definitions import definitions as definitions
 from cssr.scores import accuracy, average_precision, f1, iou, precision, recall, specificity
@@ -115,7 +117,7 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
 
 # ---- aggregation ----
 
-_MEANS = ("ssim", "kernel_psnr", "lq_psnr", "cldice", "cliou", "boundary_f1")  # of images that have it
+_MEANS = ("ssim", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)  # of images that have it
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -215,8 +217,8 @@ def aggregate(rows: Sequence[dict]) -> dict[str, dict[str, float | int | None]]:
 
     A row is one image: tp, fp, fn (99 integers each; absent from all rows where there is no segmentation to measure),
     pixels, and, each None or absent where it does not apply, psnr (may be infinite), mse, ssim, kernel_psnr, lq_psnr,
-    cldice, cliou, boundary_f1, hd95 and msd (99 numbers each). What was not computed, or is not defined on pooled
-    pixels, is None. The order of rows changes nothing. ValueError where there is none. See `definitions`.
+    those of `LINE_KEYS` and `CRACK_KEYS`, hd95 and msd (99 numbers each). What was not computed, or is not defined on
+    pooled pixels, is None. The order of rows changes nothing. ValueError where there is none. See `definitions`.
     """
     counted = has_segmentation(rows)
     # A results file has null for an infinite PSNR; its mse of 0 still tells it from one that does not apply.

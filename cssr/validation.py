@@ -14,8 +14,8 @@ from cssr.config import Config
 from cssr.consolidate import copied, whole_weights
 from cssr.data import eval_stream
 from cssr.engine import shards_parameters
-from cssr.evaluate import evaluate, gather_rows
 from cssr.log import Console, append_line
+from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel, build_model
 from cssr.visualize import sample_panels, save_picture, strip
 
@@ -87,5 +87,5 @@ def record(found: Found, step: int, samples: int, run_dir: Path, engine: Acceler
 
 def is_better(measure: str, value: float, than: float | None) -> bool:
     """Whether a value of a measure is better than the best so far, None if there is none."""
-    sign = -1 if measure.startswith(("hd95", "ahd95", "msd", "amsd")) else 1
+    sign = -1 if measure.startswith(("hd95", "ahd95", "msd", "amsd")) or measure.endswith("_error") else 1
     return than is None or sign * value > sign * than

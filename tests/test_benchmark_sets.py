@@ -29,8 +29,8 @@ from show import describe, draw_sheet
 from cssr.config import ModelConfig
 from cssr.data import eval_seed, eval_stream
 from cssr.degradations import DEGRADATIONS
-from cssr.evaluate import evaluate
 from cssr.evaluate import main as evaluate_main
+from cssr.measuring import evaluate
 from cssr.models.joint import JointModel, build_model
 from cssr.sets import recorded
 from cssr.tars import ShardSet, read_sample

@@ -17,8 +17,10 @@ from cssr.config import ModelConfig
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.degradations.gaussian import gaussian_kernel
-from cssr.evaluate import evaluate, main, measure, pictured_rows
+from cssr.evaluate import main
+from cssr.measuring import evaluate, measure
 from cssr.models.joint import build_model
+from cssr.pictured import pictured_rows
 from cssr.results import compose
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +50,7 @@ def test_results_hold_what_users_rely_on(shards, export, tmp_path):
     results = found(shards, export, tmp_path, "--distances")
     wanted = {"iou_max", "iou_max_threshold", "aiu", "hd95_min", "ahd95", "msd_min", "amsd", "psnr", "ssim"}
     wanted |= {"kernel_psnr", "precision", "recall", "f1", "ods", "ois", "ap", "accuracy", "sensitivity", "specificity"}
-    wanted |= {"cldice", "cliou", "boundary_f1", "lq_psnr"}
+    wanted |= {"cldice", "cliou", "boundary_f1", "lq_psnr", "width_error", "max_width_error", "length_error"}
     for aggregation in ("image", "pooled"):
         assert wanted <= results["metrics"][aggregation].keys()
     assert wanted <= results["definitions"].keys()
@@ -56,6 +58,7 @@ def test_results_hold_what_users_rely_on(shards, export, tmp_path):
     assert len(results["per_image"]) == results["images"] == 11
     assert results["metrics"]["image"]["hd95_min"] > 0 and results["metrics"]["image"]["psnr"] > 10
     assert all(0 <= results["metrics"]["image"][name] <= 1 for name in ("cldice", "cliou", "boundary_f1"))
+    assert all(results["metrics"]["image"][f"{name}_error"] > 0 for name in ("width", "max_width", "length"))
     low, high = results["intervals"]["image"]["psnr"]
     assert low < results["metrics"]["image"]["psnr"] < high
     parts = results["groups"]["blur"]

@@ -20,9 +20,10 @@ from cssr.checks import check_best, check_training, measures_segmentation, segme
 from cssr.config import ModelConfig, load_config
 from cssr.data import eval_stream, train_stream
 from cssr.degradations import DEGRADATIONS
-from cssr.evaluate import evaluate, pictured_rows
 from cssr.evaluate import main as evaluate_main
+from cssr.measuring import evaluate
 from cssr.models.joint import JointModel, build_model
+from cssr.pictured import pictured_rows
 from cssr.predict import main as predict_main
 from cssr.predict import predict
 from cssr.report import report

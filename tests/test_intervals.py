@@ -20,6 +20,7 @@ def rows_of(images: int, seed: int = 0) -> list[dict]:
         psnr = rng.uniform(20, 30)
         more = {"psnr": psnr, "mse": 10 ** (-psnr / 10), "ssim": rng.random(), "kernel_psnr": None}
         more |= {"hd95": rng.random(99).tolist(), "msd": rng.random(99).tolist(), "cldice": rng.random()}
+        more |= {"width_error": rng.random()}
         rows.append({"key": f"k{i:03d}", "pixels": 200, **counts, **more})
     return rows
 
@@ -33,6 +34,7 @@ def test_intervals_equal_percentiles_of_a_plain_loop(monkeypatch):
     sets = [metrics.aggregate([row for row, n in zip(rows, drawn) for _ in range(n)]) for drawn in draws]
     found = intervals(rows, seed=3)
     keys = {"iou_max", "aiu", "f1", "ods", "hd95_min", "ahd95", "msd_min", "amsd", "psnr", "ssim", "cldice"}
+    keys |= {"width_error"}
     assert set(found["image"]) == keys and set(found["pooled"]) == {"iou_max", "aiu", "f1", "ods"}
     for kind, values in found.items():
         for key, interval in values.items():
@@ -59,9 +61,8 @@ def test_neither_order_nor_parts_of_the_draws_change_them(monkeypatch):
 
 
 def test_without_segmentation_and_of_one_image():
-    rows = [
-        {k: v for k, v in row.items() if k not in ("tp", "fp", "fn", "hd95", "msd", "cldice")} for row in rows_of(5)
-    ]
+    dropped = ("tp", "fp", "fn", "hd95", "msd", "cldice", "width_error")
+    rows = [{k: v for k, v in row.items() if k not in dropped} for row in rows_of(5)]
     found = intervals(rows)
     assert set(found["image"]) == {"psnr", "ssim"} and found["pooled"] == {}
     assert intervals(rows[:1]) is None

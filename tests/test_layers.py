@@ -24,12 +24,12 @@ FLOORS = [
         "intervals",
         "cracks",
     },
-    {"sets", "models", "losses", "groups", "distances", "topology", "consolidate", "claim"},
+    {"sets", "models", "losses", "groups", "distances", "topology", "consolidate", "claim", "inspection"},
     {"data", "task", "optim", "log", "visualize", "checkpoint", "results"},
-    {"checks", "snapshot", "guard", "stepper"},
+    {"checks", "snapshot", "guard", "stepper", "measuring", "crack_files"},
+    {"validation", "pictured"},
     {"evaluate"},
-    {"validation"},
-    {"train", "predict", "report", "convert", "demo"},
+    {"train", "predict", "measure", "report", "convert", "demo"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -415,7 +415,7 @@ def test_aggregate_by_hand():
         "ods_threshold": 0.02,
         "ois": (16 / 18 + 1) / 2,
         "ap": 0.8 * 1 + 0.2 * 0.5,  # of a alone, as b has no crack
-        **dict.fromkeys(("lq_psnr", "cldice", "cliou", "boundary_f1")),
+        **dict.fromkeys(("lq_psnr", *metrics.LINE_KEYS, *metrics.CRACK_KEYS)),
     }
     assert image == pytest.approx(expected, abs=1e-5)
     # pooled counts: 0.01: 10, 15, 0; then 8, 0, 2
@@ -451,9 +451,8 @@ def test_what_was_not_computed_is_none():
             "msd_min",
             "amsd",
             "lq_psnr",
-            "cldice",
-            "cliou",
-            "boundary_f1",
+            *metrics.LINE_KEYS,
+            *metrics.CRACK_KEYS,
         }
 
 

@@ -1,0 +1,108 @@
+"""What is measured of each image of a set: what a model makes of it, against what is true, as rows."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from cssr import metrics
+from cssr.batch import Batch, Outputs
+from cssr.degradations.pixels import blur_strided
+from cssr.distances import surface_distances
+from cssr.groups import blur_sigma
+from cssr.inspection import inspection
+from cssr.models.joint import JointModel
+from cssr.topology import topology
+
+
+def evaluate(
+    model: JointModel,
+    batches: Iterable[Batch],
+    degrade: Callable,
+    device: torch.device,
+    distances: bool = False,
+    tile: int = 0,
+    show: Callable[[Batch, Outputs], None] | None = None,
+    segmentation: bool = True,
+) -> list[dict[str, Any]]:
+    """One row of counts and measures for each sample of `batches`, in order; nothing is exchanged between ranks.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        degrade: HR to (LQ, kernel), from the zoo.
+        distances: whether HD95, MSD, clDice, clIoU, boundary F1 and the errors of cracks are computed (slow).
+        tile: side, LQ pixels, of the tiles in which larger images are evaluated; 0: never.
+        show: called with every batch and its outputs.
+        segmentation: whether it is measured: not where the model finds no cracks or the images have no masks.
+    """
+    rows: list[dict[str, Any]] = []
+    for batch in batches:
+        batch, outputs = infer(model, batch, degrade, device, tile)
+        rows += measure(batch, outputs, distances, segmentation)
+        if show:
+            show(batch, outputs)
+    return rows
+
+
+@torch.no_grad()
+def infer(
+    model: JointModel, batch: Batch, degrade: Callable, device: torch.device, tile: int = 0
+) -> tuple[Batch, Outputs]:
+    """The batch on the device, degraded if it is not yet, and what the model makes of it (float32)."""
+    batch = batch.to(device)
+    if batch.lq is None:
+        lq, kernel = degrade(batch.hr, batch.seed)
+        batch = dataclasses.replace(batch, lq=lq, kernel=kernel)
+    return batch, model.infer(batch.lq, tile).float()
+
+
+def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool = True) -> list[dict[str, Any]]:
+    """The rows of a batch: key, image measures; of segmentation, pixel counts at every threshold, and on request the
+    surface distances, and what is measured of centre lines, boundaries and cracks.
+    """
+    sr = outputs.sr.clamp(0, 1)
+    columns: dict[str, Sequence[Any]] = {
+        "key": batch.key,
+        **(_counts(batch, outputs) if segmentation else {}),
+        "pixels": [batch.mask[0].numel()] * len(batch),
+        "mse": metrics.mse(sr, batch.hr).tolist(),
+        "psnr": metrics.psnr(sr, batch.hr).tolist(),
+        "ssim": metrics.ssim(sr, batch.hr).tolist(),
+        **_of_kernels(batch, outputs.kernel),
+    }
+    if distances and segmentation:
+        prob = outputs.logits.sigmoid()
+        found = surface_distances(prob, batch.mask, percentiles=(95,))
+        columns |= {"hd95": found["hd95"].tolist(), "msd": found["msd"].tolist()}
+        columns |= topology(prob, batch.mask) | inspection(prob, batch.mask)
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
+def _counts(batch: Batch, outputs: Outputs) -> dict[str, list[list[int]]]:
+    counts = metrics.threshold_counts(outputs.logits.sigmoid(), batch.mask)
+    return {name: getattr(counts, name).tolist() for name in ("tp", "fp", "fn")}
+
+
+def _of_kernels(batch: Batch, predicted: Tensor | None) -> dict[str, list[float | None]]:
+    """Width of the true kernels, and how near the predicted ones are; None where there are none to compare."""
+    unknown, true = [None] * len(batch), batch.kernel
+    found = {"blur_sigma": unknown if true is None else blur_sigma(true).tolist()}
+    if true is None or predicted is None or true.shape != predicted.shape:
+        return found | {"kernel_psnr": unknown, "lq_psnr": unknown}
+    near = metrics.kernel_psnr(predicted, true).tolist()
+    return found | {"kernel_psnr": near, "lq_psnr": _lq_psnr(batch, predicted).tolist()}
+
+
+def _lq_psnr(batch: Batch, predicted: Tensor) -> Tensor:
+    """PSNR between what the predicted and what the true kernels make of the HR images, reduced alike: (B,)."""
+    # Not against the LQ image itself: its noise and its compression are no fault of the kernel.
+    scale = batch.hr.shape[-1] // batch.lq.shape[-1]
+    return metrics.psnr(*(blur_strided(batch.hr, k, "replicate", scale) for k in (predicted, batch.kernel)))
+
+
+def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all ranks, each sample once, sorted by key; one exchange at the end."""
+    return sorted(gather_object(rows), key=lambda row: row["key"])
