@@ -1,0 +1,149 @@
+"""Length and width of the cracks of masks: `python -m cssr.measure MASK|FOLDER ... --out DIR`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from cssr.crack_files import Georeference, Units, write_geojson, write_picture, write_table
+from cssr.cracks import Crack, measure_cracks
+
+SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+_MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here
+_PIXEL_SCALE, _TIE_POINTS, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735  # tags of GeoTIFF 1.1
+_RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _IS_POINT, _OWN = 1025, 2048, 3072, 2, 32767  # keys and values in them
+
+
+def read_mask(path: Path) -> tuple[np.ndarray, Georeference | None]:
+    """A mask as H W bool, and where it lies on the map if the file (GeoTIFF) says so.
+
+    Crack is what is white: above 127, or, in a file that holds nothing above 1, what is 1. ValueError, one line, where
+    it cannot be read or is not of 1 or 8 bit.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
+                raise ValueError(f"{path} is no mask: expected 1 or 8 bit, found {image.mode}")
+            grey = np.asarray(image if image.mode in ("1", "L") else image.convert("L"))
+            place = _georeference(getattr(image, "tag_v2", {}))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, EOFError) as error:
+        raise ValueError(f"cannot read {path} as a mask: {' '.join(str(error).split())}") from None
+    return (grey if grey.dtype == bool else grey > (127 if grey.size and grey.max() > 1 else 0)), place
+
+
+def _georeference(tags: dict) -> Georeference | None:
+    keys = tags.get(_GEO_KEYS) or ()
+    values = {keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0}  # (key, 0, 1, value)
+    code = values.get(_PROJECTED, values.get(_GEOGRAPHIC, _OWN))
+    crs = None if code == _OWN else f"urn:ogc:def:crs:EPSG::{code}"
+    if tags.get(_MATRIX):
+        a, b, _, c, d, e, _, f = tags[_MATRIX][:8]
+    elif tags.get(_PIXEL_SCALE) and tags.get(_TIE_POINTS):
+        (x, y, _, east, north), (a, e) = tags[_TIE_POINTS][:5], tags[_PIXEL_SCALE][:2]
+        b, d, c, f, e = 0.0, 0.0, east - x * a, north + y * e, -e
+    else:
+        return None
+    half = 0.5 if values.get(_RASTER_TYPE) == _IS_POINT else 0.0  # then the tie point is a pixel's middle
+    return Georeference((a, b, c - half * (a + b), d, e, f - half * (d + e)), crs)
+
+
+def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
+    """Mask files by the stem under which their results are written.
+
+    Of a folder (with its subfolders) in which some are called `..._mask`, as `cssr.predict` does, only those.
+    Raises: ValueError, one line, where there is none.
+    """
+    found: dict[str, Path] = {}
+    for source in sources:
+        if not source.exists():
+            raise ValueError(f"no mask or folder at {source}")
+        folder = source if source.is_dir() else source.parent
+        for path in _files(source) if source.is_dir() else [source]:
+            found[_free(path.relative_to(folder), found)] = path
+    return found
+
+
+def _free(name: Path, taken: dict[str, Path]) -> str:
+    """A stem for a file that no other has: without its suffix, with it, or numbered."""
+    plain, whole = str(name.with_suffix("")), str(name)
+    choices = (plain, whole, *(f"{whole}-{number}" for number in range(2, len(taken) + 3)))
+    return next(choice for choice in choices if choice not in taken)
+
+
+def _files(folder: Path) -> list[Path]:
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in files if not path.stem.endswith(_PICTURE)]
+    files = [path for path in files if path.stem.endswith(_MASK)] or files
+    if not files:
+        raise ValueError(f"no mask in {folder}: none of its files ends with {' '.join(SUFFIXES)}")
+    return files
+
+
+def measure_file(path: Path, stem: Path, units: Units, least_length: float) -> list[Crack]:
+    """Measure a mask file and write `stem_cracks.csv`, `.geojson` and `.png`. `least_length`: photograph's pixels."""
+    mask, place = read_mask(path)
+    cracks = measure_cracks(mask, least_length * units.scale)
+    target = stem.with_name(stem.name + _PICTURE)
+    write_table(cracks, target.with_name(f"{target.name}.csv"), units)
+    write_geojson(cracks, target.with_name(f"{target.name}.geojson"), units, place)
+    write_picture(mask, cracks, target.with_name(f"{target.name}.png"), units)
+    return cracks
+
+
+def summary(cracks: Sequence[Crack], units: Units) -> str:
+    """The cracks of an image in a few words."""
+    if not cracks:
+        return "no cracks"
+    per, unit = (1, "px") if units.mm_per_pixel is None else (units.mm_per_pixel, "mm")
+    length, widest = (x * per / units.scale for x in (sum(c.length for c in cracks), max(c.max_width for c in cracks)))
+    return f"{len(cracks)} crack{'s' * (len(cracks) > 1)}, {length:.4g} {unit} long, at most {widest:.3g} {unit} wide"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    options = _parser().parse_args(arguments)
+    Image.MAX_IMAGE_PIXELS = None  # masks of inspections are larger than what PIL takes for an attack
+    try:
+        units = Units(options.scale, options.mm_per_pixel)
+        masks = masks_at(options.masks)
+        failed = _measure_all(masks, options, units)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(masks) - len(failed)} masks: table, GeoJSON and picture of each in {options.out}")
+    if failed:
+        sys.exit(f"error: {len(failed)} of {len(masks)} masks failed: {', '.join(failed[:5])}")
+
+
+def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Units) -> list[str]:
+    failed = []
+    for stem, path in tqdm(masks.items(), unit="mask", disable=not sys.stderr.isatty()):
+        try:
+            cracks = measure_file(path, options.out / stem, units, options.least_length)
+        except ValueError as error:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+        except OSError as error:
+            tqdm.write(f"error: cannot write the results of {path}: {error}", file=sys.stderr)
+        else:
+            tqdm.write(f"{path}: {summary(cracks, units)}")
+            continue
+        failed.append(path.name)
+    return failed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cssr.measure", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("masks", nargs="+", type=Path, help="mask files of 1 or 8 bit (white is crack), or folders of them")
+    add("--out", type=Path, required=True, help="directory to write to")
+    add("--scale", type=float, default=1.0, help="mask pixels a side of one pixel of the photograph (1)")
+    add("--mm-per-pixel", type=float, help="width of a pixel of the photograph; adds columns in millimetres")
+    add("--least-length", type=float, default=0.0, help="leave out cracks shorter than so many photograph's pixels (0)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
