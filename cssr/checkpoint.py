@@ -19,27 +19,19 @@ from typing import Any
 
 from torch import Tensor
 
+from cssr.atomic import PARTIAL as PARTIAL
+from cssr.atomic import write_atomic as write_atomic
 from cssr.config import Config, from_dict
 from cssr.models.export import assign_state, load_weights, read_export, read_tensors
 from cssr.models.joint import JointModel, build_model
 
-PARTIAL, _DAMAGED = ".partial", ".damaged"
+_DAMAGED = ".damaged"
 _BLOCK = 1 << 22  # bytes hashed at once
 
 
 def name_of(step: int) -> str:
     """The directory of a step's checkpoint."""
     return f"step_{step:08d}"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file that is either the old or the new one, never a part."""
-    temporary = path.with_name(f"{path.name}{PARTIAL}-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def identity(path: Path) -> dict[str, Any]:

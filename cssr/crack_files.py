@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cssr.checkpoint import PARTIAL, write_atomic
+from cssr.atomic import write_atomic
 from cssr.cracks import Crack
 
 _PLACES = 3  # decimals of pixels and millimetres
@@ -128,9 +127,9 @@ def _fewer(line: np.ndarray) -> np.ndarray:
     return found if len(found) > 1 else line[[0, -1]]
 
 
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, content: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text)
+    write_atomic(path, content)
     return path
 
 
@@ -145,7 +144,7 @@ def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()
     """
     longer = max(image.shape[:2])
     factor = min(max(1.0, round(_SMALLEST / longer)), _LARGEST / longer)
-    picture = np.ascontiguousarray(_resized(_paper(image), factor))
+    picture = _paper(_resized(image, factor))
     unit = max(1, round(max(picture.shape[:2]) / 1200))
     for crack in cracks:
         lines = [(line * factor * 16).round().astype(np.int32) for line in crack.lines]
@@ -157,18 +156,16 @@ def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()
     return drawn
 
 
-def _paper(image: np.ndarray) -> np.ndarray:
-    """H W 3 uint8: a mask grey on white, so that lines stand out."""
-    if image.ndim == 3:
-        return image
-    return np.repeat(np.where(image[..., None] != 0, _STAIN, _PAPER).astype(np.uint8), 3, axis=2)
-
-
 def _resized(image: np.ndarray, factor: float) -> np.ndarray:
-    if factor == 1:
-        return image
+    """A picture in colour, or of a mask in grey on white, so that lines stand out: H W or H W 3 uint8."""
+    grey = image if image.ndim == 3 else np.array([_PAPER, _STAIN], np.uint8)[(image != 0).view(np.uint8)]
     size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
-    return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST if factor > 1 else cv2.INTER_AREA)
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
+
+
+def _paper(image: np.ndarray) -> np.ndarray:
+    """The same as H W 3."""
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
 
 def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: float, size: int) -> None:
@@ -195,8 +192,6 @@ def _caption(crack: Crack, units: Units) -> str:
 
 def write_picture(image: np.ndarray, cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:
     """The picture of `annotated` as a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}{PARTIAL}-{os.getpid()}")
-    annotated(image, cracks, units).save(temporary, "PNG")
-    os.replace(temporary, path)
-    return path
+    buffer = io.BytesIO()
+    annotated(image, cracks, units).save(buffer, "PNG")
+    return _write(path, buffer.getvalue())

@@ -9,24 +9,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cssr"
 FLOORS = [
-    {"settings", "remote", "index", "members", "decode", "distance_map", "scores", "definitions", "thinning", "pieces"},
+    {"settings", "remote", "index", "members", "decode", "distance_map", "scores", "definitions"}
+    | {"thinning", "pieces", "atomic"},
     {"config", "registry", "batch", "cache", "contents", "loader", "centre_paths"},
-    {
-        "metrics",
-        "schedules",
-        "tiling",
-        "degradations",
-        "lanes",
-        "augment",
-        "tars",
-        "engine",
-        "published",
-        "intervals",
-        "cracks",
-    },
-    {"sets", "models", "losses", "groups", "distances", "topology", "consolidate", "claim", "inspection"},
+    {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"}
+    | {"intervals", "cracks"},
+    {"sets", "models", "losses", "groups", "distances", "topology", "consolidate", "claim"}
+    | {"inspection", "crack_files"},
     {"data", "task", "optim", "log", "visualize", "checkpoint", "results"},
-    {"checks", "snapshot", "guard", "stepper", "measuring", "crack_files"},
+    {"checks", "snapshot", "guard", "stepper", "measuring"},
     {"validation", "pictured"},
     {"evaluate"},
     {"train", "predict", "measure", "report", "convert", "demo"},

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -201,6 +203,12 @@ def test_which_files_of_a_folder_are_masks(tmp_path):
 def test_mistakes_are_one_line(arguments, message, tmp_path):
     with pytest.raises(SystemExit, match=f"error: {message}"):
         main([text.format(folder=tmp_path) for text in arguments])
+
+
+def test_the_command_needs_no_torch():
+    """Which would take ten times its memory and its time."""
+    code = "import sys, cssr.measure; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_results_that_cannot_be_written_are_one_line(tmp_path, capsys):
