@@ -203,6 +203,10 @@ def test_psnr_equals_torchmetrics():
     for i, value in enumerate(metrics.psnr(sr, hr)):
         expected = reference(sr[i], hr[i], data_range=1.0)
         assert value.item() == pytest.approx(expected.item(), abs=1e-4)
+    pred, true = torch.randn(2, 3, 1, 21, 21, generator=torch.Generator().manual_seed(1))  # many to be clipped
+    for i, value in enumerate(metrics.kernel_psnr(pred, true)):
+        expected = reference(pred[i].clamp(0, 1), true[i].clamp(0, 1), data_range=1.0)
+        assert value.item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_psnr_closed_forms():
