@@ -230,7 +230,7 @@ def test_again_gives_the_same_bytes_and_leaves_no_other_files(three, tmp_path):
     report(three, tmp_path / "out", title="Table 1")
     first = content()
     report(three, tmp_path / "out", title="Table 1")
-    assert content() == first and len(first) == 3 + 9
+    assert content() == first and len(first) == 4 + 9
     assert (tmp_path / "out" / "report.md").read_text().startswith("# Table 1\n")
 
 

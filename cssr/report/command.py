@@ -1,0 +1,33 @@
+"""The command line of reports."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cssr.report.columns import find_reference
+from cssr.report.facts import caveats
+from cssr.report.files import write
+from cssr.report.markdown import image_table
+from cssr.results import load
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    options = _parser().parse_args(arguments)
+    try:
+        results = load(options.results)
+        base = find_reference(results, options.reference)
+        path = write(results, base, options.out, options.title)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(image_table(results, base), *caveats(results), f"written to {path}", sep="\n\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Results side by side, as Markdown, LaTeX, CSV and curves."
+    parser = argparse.ArgumentParser(prog="python -m cssr.report", description=about)
+    parser.add_argument("results", nargs="+", type=Path, help="results.json files, or run or evaluation directories")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the report's files")
+    parser.add_argument("--title", help="heading of the report")
+    parser.add_argument("--reference", help="result whose IoU_max is 100 %% (default: the only HR upper bound)")
+    return parser

@@ -1,0 +1,125 @@
+"""How results were evaluated, why they may not be compared, and what each number is; in any style."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from cssr.report.columns import DETECTION_COLUMNS, INTERVAL, PER_IMAGE, share_label, shown
+from cssr.report.styles import MARKDOWN, Style
+from cssr.results import Result, component_name
+
+KEYS = ("model", "networks", "checkpoint", "data", "images", "scale", "degradation", "resampler", "seed", "tile")
+_SEEN = ("scale", "degradation", "resampler")  # facts in which an HR upper bound differs from the rest
+_QUOTED = ("model", "data", "degradation")  # facts shown as code: paths and YAML
+
+
+class Definition(NamedTuple):
+    """What a number is; `names`: of the results that define it so, where not all do."""
+
+    label: str
+    names: list[str]
+    text: str
+
+
+def fact(result: Result, key: str, say: Style = MARKDOWN) -> str:
+    """One of `KEYS`; `-` where the file has none."""
+    value = result.data.get(key)
+    if key == "networks":
+        value = " + ".join(component_name(result.data, part) for part in ("sr", "seg"))
+    if key == "degradation" and value is not None:
+        component = {"name": value} if isinstance(value, str) else value
+        value = yaml.safe_dump(component, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    text = "-" if value is None else str(value)
+    return say.code(text) if key in _QUOTED else say.text(text)
+
+
+def split_facts(results: Sequence[Result]) -> tuple[list[str], list[str]]:
+    """The keys that all results share, and those in which they differ."""
+    shared = [key for key in KEYS if len({fact(result, key) for result in results}) == 1]
+    return shared, [key for key in KEYS if key not in shared]
+
+
+def caveats(results: Sequence[Result], say: Style = MARKDOWN) -> list[str]:
+    """Lines that say why the results may not be compared, and what differs as it should."""
+    systems = [result for result in results if not result.bound] or list(results)
+    found = [_difference(results, key, say) for key in ("data", "images")]
+    found += [_difference(systems, key, say) for key in (*_SEEN, "seed")]
+    if not any(found) and _other_images(results):
+        found = ["the images themselves (names, sizes or masks)"]
+    lines, warning = [], say.strong("WARNING:")
+    if any(found):
+        lines.append(f"{warning} not comparable: the results differ in {'; '.join(filter(None, found))}.")
+    if keys := [label for label, texts in _defined(results).items() if len(texts) > 1]:
+        lines.append(f"{warning} the results define these differently (see Definitions): {', '.join(keys)}.")
+    return lines + _expected(results, systems, say)
+
+
+def _expected(results: Sequence[Result], systems: Sequence[Result], say: Style) -> list[str]:
+    """A line on the facts in which upper bounds alone differ."""
+    expected = " and ".join(key for key in _SEEN if _difference(results, key, say) != _difference(systems, key, say))
+    if not expected:
+        return []
+    bounds = ", ".join(say.text(result.name) for result in results if result.bound)
+    return [f"HR upper bound: {bounds} segments the HR image itself; another {expected} is expected there."]
+
+
+def _difference(results: Sequence[Result], key: str, say: Style) -> str:
+    """The values of a fact and who has them; empty where all have the same."""
+    owners = _grouped((fact(result, key, say), say.text(result.name)) for result in results)
+    if len(owners) == 1:
+        return ""
+    values = "; ".join(f"{value}: {', '.join(names)}" for value, names in owners.items())
+    if key == "data" and not _other_images(results):
+        values += "; though names and crack areas of the images are the same"
+    return f"{'number of images' if key == 'images' else key} ({values})"
+
+
+def _other_images(results: Sequence[Result]) -> bool:
+    """Whether images differ in name, size or crack pixels: a path alone does not tell what lies there."""
+    sets = [result.data["per_image"] for result in results if result.data.get("per_image")]
+    counted = all("tp" in row for rows in sets for row in rows)
+    return len({frozenset(_identity(row, counted) for row in rows) for rows in sets}) > 1
+
+
+def _identity(row: dict[str, Any], counted: bool) -> tuple[Any, ...]:
+    return row["key"], row["pixels"], row["tp"][0] + row["fn"][0] if counted else None
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
+def definitions(results: Sequence[Result], base: Result | None) -> list[Definition]:
+    """What each shown number is, plain; twice where results differ in it."""
+    found = [
+        Definition(label, names if len(texts) > 1 else [], text)
+        for label, texts in _defined(results).items()
+        for text, names in texts.items()
+    ]
+    share = [Definition(share_label(base), [], f"IoU_max in percent of that of {base.name}")] if base else []
+    return found + share
+
+
+def _defined(results: Sequence[Result]) -> dict[str, dict[str, list[str]]]:
+    """By what is shown: its definitions, and the names of the results that have each."""
+    labels = {key: key.replace("image", "per image") for key in ("image", "pooled", "thresholds")}
+    labels |= {
+        column.key: column.label.split(" (")[0].split(" [")[0]
+        for column in shown(results, (*PER_IMAGE, *DETECTION_COLUMNS))
+    }
+    labels |= {"iou_max_threshold": "threshold", "per_image.iou": "IoU in the pictures", "segmentation": "segmentation"}
+    labels |= {"intervals": INTERVAL}
+    found = {label: _grouped(_texts(results, key)) for key, label in labels.items()}
+    return {label: texts for label, texts in found.items() if texts}
+
+
+def _texts(results: Sequence[Result], key: str) -> Iterator[tuple[str, str]]:
+    """A definition and the name of its result; a result without segmentation leaves out what it does not measure."""
+    for result in results:
+        text = result.data["definitions"].get(key)
+        if text is not None or (result.segmented and key != "segmentation"):
+            yield text or "not in the file", result.name

@@ -1,0 +1,63 @@
+"""The report as Markdown: tables that are also aligned as plain text."""
+
+from collections.abc import Sequence
+
+from cssr.report.columns import NOTE, Cell, Table, image_measures, pooled_measures, with_intervals
+from cssr.report.facts import Definition, caveats, definitions, fact, split_facts
+from cssr.report.styles import MARKDOWN
+from cssr.results import Result
+
+
+def image_table(results: Sequence[Result], base: Result | None) -> str:
+    """The Markdown table per image; what not every evaluation measures where any result has it, shares with a
+    reference.
+    """
+    return _measures(image_measures(results, base))
+
+
+def compose(results: Sequence[Result], base: Result | None, title: str, pictures: Sequence[str]) -> str:
+    """The whole report; `pictures` are its blocks of them."""
+    blocks = [f"# {MARKDOWN.text(title)}", "## Per image", image_table(results, base), f"Bold: {NOTE}"]
+    blocks += ["## Pooled over all pixels", _measures(pooled_measures(results))]
+    blocks += ["## How it was evaluated", *caveats(results), _facts(results)]
+    if any(result.segmented for result in results):
+        blocks += ["## IoU over the threshold", "![IoU over the threshold, per image and pooled](curves.png)"]
+    blocks += ["## Pictures", *pictures] if pictures else []
+    lines = "\n".join(map(_definition, definitions(results, base)))
+    blocks += ["## Definitions", f"<details><summary>What each number is</summary>\n\n{lines}\n\n</details>"]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _measures(table: Table) -> str:
+    heads, rows = with_intervals(table)
+    names = [MARKDOWN.text(result.name) for result in table.results]
+    lines = [[name, *map(_cell, row)] for name, row in zip(names, rows)]
+    return _markdown(["result", *map(MARKDOWN.text, heads)], lines)
+
+
+def _cell(cell: Cell) -> str:
+    return (MARKDOWN.strong(cell.text) if cell.best else cell.text) + cell.after
+
+
+def _facts(results: Sequence[Result]) -> str:
+    """What all results share as a list, the rest as a table."""
+    shared, own = split_facts(results)
+    blocks = ["\n".join(f"- {key}: {fact(results[0], key)}" for key in shared)] if shared else []
+    if own:
+        rows = [[MARKDOWN.text(result.name), *(fact(result, key) for key in own)] for result in results]
+        blocks += ["These differ:", _markdown(["result", *own], rows, numeric=False)]
+    return "\n\n".join(blocks)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = True) -> str:
+    """A table; numbers to the right."""
+    widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
+    right = [numeric and i > 0 for i in range(len(head))]
+    rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right)]
+    lines = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)] for row in [head, *rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+
+
+def _definition(found: Definition) -> str:
+    names = f" ({', '.join(map(MARKDOWN.text, found.names))})" if found.names else ""
+    return f"- **{MARKDOWN.text(found.label)}**{names}: {MARKDOWN.text(found.text)}"
