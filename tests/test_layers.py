@@ -17,7 +17,7 @@ FLOORS = [
     {"sets", "models", "losses", "groups", "distances", "topology", "consolidate", "claim"}
     | {"inspection", "crack_files"},
     {"data", "task", "optim", "log", "visualize", "checkpoint", "results"},
-    {"checks", "snapshot", "guard", "stepper", "measuring"},
+    {"checks", "snapshot", "guard", "stepper", "measuring", "samples"},
     {"validation", "pictured"},
     {"evaluate"},
     {"train", "predict", "measure", "report", "convert", "demo"},

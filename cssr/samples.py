@@ -1,0 +1,151 @@
+"""Sample images beside a result, for reports: small files under `pictures/samples`, and an index of them.
+
+`samples/NN-KEY/` holds `lq.png`, `sr.webp`, `hr.webp` and, where cracks are sought, `prob.png` and `mask.png`; a large
+photograph is cut to the window that shows most crack. `prob.png` has the probability in 100 levels: how many of the 99
+thresholds lie below it, so that what is crack at a threshold is read from it exactly as it was evaluated.
+`index.json` names the samples, their kinds (best, median, worst), their kernels, and where the window lay.
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cssr.batch import Batch, Outputs
+from cssr.metrics import THRESHOLDS, thresholds_below
+from cssr.visualize import to_image
+
+FORMAT = "cssr-samples-1"
+SIDE = 1024  # HR pixels a side at most
+FILES = {"lq": "lq.png", "sr": "sr.webp", "hr": "hr.webp", "prob": "prob.png", "mask": "mask.png"}
+_QUALITY = 90  # of WebP: a quarter of PNG's bytes, and no difference to the eye
+_ABOUT = ("key", "scale", "size", "window", "kernel", "predicted_kernel")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image: its encoded files by the names of `FILES`, and what there is to say of it.
+
+    `about`: key; scale; size [height, width] of the HR image; window [top, left, height, width] that is shown, HR
+    pixels; kernel and predicted_kernel, rows of numbers, or None.
+    """
+
+    about: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def take_sample(batch: Batch, outputs: Outputs, index: int, segmentation: bool = True) -> Sample:
+    """A sample of a batch on any device, as it is kept; prob and mask only of `segmentation`."""
+    hr, lq = batch.hr[index], batch.lq[index]
+    scale = hr.shape[-1] // lq.shape[-1]
+    window = crack_window(batch.mask[index, 0].cpu().numpy(), SIDE // scale * scale, scale)
+    files = {"lq": _encoded(to_image(_cut(lq, [n // scale for n in window])), "png")}
+    files |= {name: _encoded(to_image(_cut(x, window)), "webp") for name, x in (("sr", outputs.sr[index]), ("hr", hr))}
+    if segmentation:
+        prob, mask = (_cut(x[index], window)[0] for x in (outputs.logits.sigmoid(), batch.mask))
+        files |= {"prob": _encoded(levels_to_grey(thresholds_below(prob).cpu().numpy()), "png")}
+        files |= {"mask": _encoded((mask > 0.5).cpu().numpy(), "png")}
+    kernels = [_numbers(kernels, index) for kernels in (batch.kernel, outputs.kernel)]
+    about = (batch.key[index], scale, list(hr.shape[-2:]), window, *kernels)
+    return Sample(dict(zip(_ABOUT, about)), files)
+
+
+def crack_window(mask: np.ndarray, side: int, step: int) -> list[int]:
+    """[top, left, height, width] of the window, `side` at most, that holds most of a mask (H, W); without crack, the
+    middle. All but the ends of the image are multiples of `step`.
+    """
+    height, width = (min(side, n) for n in mask.shape)
+    sums = np.pad((mask > 0.5).cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+    across = sums[:, width:] - sums[:, :-width]
+    held = (across[height:] - across[:-height])[::step, ::step]
+    top, left = np.unravel_index(held.argmax(), held.shape) if held.any() else (n // 2 for n in held.shape)
+    return [int(top) * step, int(left) * step, height, width]
+
+
+def levels_to_grey(levels: np.ndarray) -> np.ndarray:
+    """Levels 0..99 as uint8 grey 0..255, from which `grey_to_levels` has them back."""
+    return np.round(levels * (255 / len(THRESHOLDS))).astype(np.uint8)
+
+
+def grey_to_levels(grey: np.ndarray) -> np.ndarray:
+    """How many thresholds lie below: of uint8 grey 0..255, 0..99; crack at threshold number i (from 1) where >= i."""
+    return np.round(grey.astype(np.float64) * (len(THRESHOLDS) / 255)).astype(np.uint8)
+
+
+def _cut(x: Tensor, window: Sequence[int]) -> Tensor:
+    top, left, height, width = window
+    return x[..., top : top + height, left : left + width]
+
+
+def _encoded(pixels: np.ndarray, form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **({"quality": _QUALITY} if form == "webp" else {"optimize": True}))
+    return buffer.getvalue()
+
+
+def _numbers(kernels: Tensor | None, index: int) -> list[list[float]] | None:
+    """A kernel (of B 1 k k) with six digits."""
+    if kernels is None:
+        return None
+    return [[float(f"{value:.6g}") for value in row] for row in kernels[index, 0].to(torch.float64).tolist()]
+
+
+# ---- files ----
+
+
+def write_samples(samples: Mapping[str, Sample], kinds: Mapping[str, Sequence[str]], out: Path) -> None:
+    """Write the samples (by key) that `kinds` (kind to keys) name into `out`, in place of what is there."""
+    keys = list(dict.fromkeys(key for group in kinds.values() for key in group))
+    folders = {key: f"{number:02d}-{_plain(key)}" for number, key in enumerate(keys)}
+    temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    for key, folder in folders.items():
+        (temporary / folder).mkdir(parents=True)
+        for name, content in samples[key].files.items():
+            (temporary / folder / FILES[name]).write_bytes(content)
+    listed = [
+        {"folder": folder, **samples[key].about, "files": list(samples[key].files)} for key, folder in folders.items()
+    ]
+    index = {"format": FORMAT, "kinds": {kind: list(group) for kind, group in kinds.items()}, "samples": listed}
+    (temporary / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(temporary, out)
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", key).strip("-.")[-60:] or "sample"
+
+
+def read_samples(directory: Path) -> tuple[dict[str, list[str]], dict[str, Sample]]:
+    """Kinds (best, median, worst) to keys, and the samples by key; nothing where the directory has no index.
+
+    Raises: ValueError, one line, for an index that is damaged, or files that are missing.
+    """
+    index = directory / "index.json"
+    if not index.is_file():
+        return {}, {}
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        if found["format"] != FORMAT:
+            raise ValueError(f"its format is {found['format']!r}, expected {FORMAT!r}")
+        samples = {entry["key"]: _read(directory, entry) for entry in found["samples"]}
+        return {kind: [key for key in keys if key in samples] for kind, keys in found["kinds"].items()}, samples
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{index} is damaged, evaluate again: {reason}") from None
+
+
+def _read(directory: Path, entry: Mapping[str, Any]) -> Sample:
+    if Path(entry["folder"]).name != entry["folder"]:
+        raise ValueError(f"{entry['folder']!r} is no folder of it")
+    files = {name: (directory / entry["folder"] / FILES[name]).read_bytes() for name in entry["files"]}
+    return Sample({name: entry[name] for name in _ABOUT}, files)
