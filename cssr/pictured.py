@@ -9,6 +9,7 @@ import torch
 from cssr.batch import Batch
 from cssr.measuring import infer
 from cssr.models.joint import JointModel
+from cssr.samples import take_sample, write_samples
 from cssr.visualize import sample_panels, save_picture, strip
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst
@@ -40,8 +41,8 @@ def draw_pictures(
     batches: Iterable[Batch],
     tile: int,
 ) -> None:
-    """Strips of the best, median and worst images under `out/pictures`."""
-    rows, panels = found["per_image"], {}
+    """Strips of the best, median and worst images under `out/pictures`, and their parts in its `samples`."""
+    rows, panels, samples = found["per_image"], {}, {}
     wanted, quality = pictured_rows(rows), {row["key"]: _quality(row) for row in rows}
     segmentation = "iou" in rows[0]
     caption = "{}   IoU {:.3f}" if segmentation else "{}   PSNR {:.2f} dB"
@@ -49,6 +50,8 @@ def draw_pictures(
         if any(key in keys for keys in wanted.values() for key in batch.key):
             batch, outputs = infer(model, batch, degrade, device, tile)
             panels |= {key: sample_panels(batch, outputs, i, segmentation) for i, key in enumerate(batch.key)}
+            samples |= {key: take_sample(batch, outputs, i, segmentation) for i, key in enumerate(batch.key)}
     for name, keys in wanted.items():
         captions = [caption.format(key, quality[key]) for key in keys]
         save_picture(strip([panels[key] for key in keys], captions), out / "pictures" / f"{name}.png")
+    write_samples(samples, wanted, out / "pictures" / "samples")

@@ -64,7 +64,7 @@ def test_results_hold_what_users_rely_on(shards, export, tmp_path):
     parts = results["groups"]["blur"]
     assert sum(part["images"] for part in parts.values()) == 11 and len(parts) > 1
     assert set(parts) <= {f"{n}-{n + 1} px" for n in range(4)}
-    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"best.png", "median.png", "worst.png"}
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"best.png", "median.png", "worst.png", "samples"}
 
 
 def test_measures_equal_a_plain_loop(shards, export, tmp_path):
