@@ -230,7 +230,7 @@ def test_again_gives_the_same_bytes_and_leaves_no_other_files(three, tmp_path):
     report(three, tmp_path / "out", title="Table 1")
     first = content()
     report(three, tmp_path / "out", title="Table 1")
-    assert content() == first and len(first) == 4 + 9
+    assert content() == first and len(first) == 5 + 9
     assert (tmp_path / "out" / "report.md").read_text().startswith("# Table 1\n")
 
 
@@ -286,4 +286,4 @@ def test_command_prints_the_table_and_the_place(three, tmp_path, capsys):
     main([*map(str, three), "--out", str(tmp_path / "deep" / "out")])
     printed = capsys.readouterr().out
     assert table(printed) == table((tmp_path / "deep" / "out" / "report.md").read_text())
-    assert printed.rstrip().endswith(f"written to {tmp_path / 'deep' / 'out' / 'report.md'}")
+    assert printed.rstrip().endswith("report.html (0.1 MB), report.md, table.tex, table.csv")

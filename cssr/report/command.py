@@ -20,11 +20,13 @@ def main(arguments: list[str] | None = None) -> None:
         path = write(results, base, options.out, options.title)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(image_table(results, base), *caveats(results), f"written to {path}", sep="\n\n")
+    size = path.with_suffix(".html").stat().st_size / 1e6
+    where = f"written to {path.parent}: report.html ({size:.1f} MB), report.md, table.tex, table.csv"
+    print(image_table(results, base), *caveats(results), where, sep="\n\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = "Results side by side, as Markdown, LaTeX, CSV and curves."
+    about = "Results side by side: one page of HTML that opens offline, and Markdown, LaTeX and CSV."
     parser = argparse.ArgumentParser(prog="python -m cssr.report", description=about)
     parser.add_argument("results", nargs="+", type=Path, help="results.json files, or run or evaluation directories")
     parser.add_argument("--out", type=Path, required=True, help="directory for the report's files")

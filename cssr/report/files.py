@@ -11,6 +11,7 @@ from cssr.definitions import KEYS
 from cssr.report.columns import find_reference
 from cssr.report.latex import latex_tables
 from cssr.report.markdown import compose
+from cssr.report.page import compose_page
 from cssr.report.styles import MARKDOWN
 from cssr.results import Result, load
 from cssr.visualize import Curve, iou_curves
@@ -21,7 +22,7 @@ _PICTURES = ("best", "median", "worst")
 def report(
     paths: Iterable[str | Path], out: str | Path, title: str | None = None, reference: str | None = None
 ) -> Path:
-    """Write `report.md`, `table.tex`, `table.csv`, `curves.png` (of segmentation, where measured) and `pictures/`.
+    """Write `report.html` and `report.md`, `table.tex`, `table.csv`, `curves.png` (of segmentation) and `pictures/`.
 
     Args:
         paths: results files, or directories that hold some (a run's are all taken).
@@ -38,12 +39,14 @@ def report(
 def write(results: Sequence[Result], base: Result | None, out: Path, title: str | None) -> Path:
     """As `report`, of results that were read; `base` is the reference."""
     title = title or "Evaluation"
+    page = compose_page(results, base, title)
     out.mkdir(parents=True, exist_ok=True)
     pictures = [block for result in results for block in _pictures(result, out)]
     if curves := [_curve(result) for result in results if result.segmented]:
         _replace(out / "curves.png", iou_curves(curves))
     write_atomic(out / "table.csv", _csv(results))
     write_atomic(out / "table.tex", latex_tables(results, base, title))
+    write_atomic(out / "report.html", page)
     write_atomic(out / "report.md", compose(results, base, title, pictures))
     return out / "report.md"
 

@@ -1,0 +1,355 @@
+"use strict";
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const data = JSON.parse(byId("data").textContent);
+  document.documentElement.classList.add("scripted");
+
+  const make = (name, text, more = {}) => {
+    const element = document.createElement(name);
+    if (text !== undefined) element.textContent = text;
+    return Object.assign(element, more);
+  };
+  const number = (value, decimals) => (value === null || value === undefined ? "-" : value.toFixed(decimals));
+  const percent = (level) => (level / 100).toFixed(2);
+
+  // ---- sorting: a heading's button, first to the greater end, then to the other ----
+
+  const sortRows = (table, column, down) => {
+    const body = table.tBodies[0];
+    const of = (row) => {
+      const cell = row.cells[column];
+      if (cell.dataset.value === undefined) return cell.textContent.trim();
+      return cell.dataset.value === "" ? null : Number(cell.dataset.value);
+    };
+    const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
+    const rows = [...body.rows].map((row) => [of(row), row]);
+    rows.sort(([a], [b]) => (a === null) - (b === null) || (a === null ? 0 : (down ? -1 : 1) * compare(a, b)));
+    body.append(...rows.map(([, row]) => row));
+  };
+  const turn = (heading) => {
+    const words = !heading.classList.contains("number");
+    const before = heading.getAttribute("aria-sort");
+    const now = before ? (before === "ascending" ? "descending" : "ascending") : words ? "ascending" : "descending";
+    for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", now);
+    return now === "descending";
+  };
+  for (const table of document.querySelectorAll("table.sortable")) {
+    table.tHead.addEventListener("click", (event) => {
+      const heading = event.target.closest("button")?.closest("th");
+      if (heading) sortRows(table, heading.cellIndex, turn(heading));
+    });
+  }
+
+  // ---- curves: one threshold reads all of them, set by a slider or by pointing ----
+
+  const SVG = "http://www.w3.org/2000/svg";
+  const AREA = { left: 46, right: 468, top: 10, bottom: 298, width: 480, height: 340 };
+  const draw = (name, attributes) => {
+    const element = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  };
+  const place = (x, y) => [AREA.left + x * (AREA.right - AREA.left), AREA.bottom - y * (AREA.bottom - AREA.top)];
+  const curved = data.results.filter((result) => result.curves.image);
+
+  const readCurves = (level) => {
+    byId("read").value = level;
+    byId("read").setAttribute("aria-valuetext", percent(level));
+    byId("read-at").textContent = percent(level);
+    byId("reading-caption").textContent = `At threshold ${percent(level)} (point at a curve, or move the slider)`;
+    byId("reading").tBodies[0].replaceChildren(...curved.map((result) => readingRow(result, level - 1)));
+    const [x] = place(level / 100, 0);
+    byId("plot-1").querySelector(".cursor").replaceChildren(draw("line", { x1: x, x2: x, y1: AREA.top, y2: AREA.bottom }));
+    byId("plot-2")?.querySelector(".cursor").replaceChildren(...curved.flatMap((result) => points(result, level - 1)));
+  };
+  const readingRow = ({ name, curves: { image, pooled } }, at) => {
+    const row = make("tr");
+    row.append(make("th", name, { scope: "row" }));
+    for (const curve of [image.iou, pooled.iou, image.precision, image.recall, pooled.precision, pooled.recall]) {
+      row.append(make("td", number(curve?.[at], 3), { className: "number" }));
+    }
+    return row;
+  };
+  const points = ({ curves: { image, pooled } }, at) =>
+    [image, pooled].flatMap(({ recall, precision }) => {
+      if (!recall || precision[at] === null) return [];
+      const [cx, cy] = place(recall[at], precision[at]);
+      return [draw("circle", { cx, cy, r: 4 })];
+    });
+  const pointed = (event) => {
+    const box = event.currentTarget.getBoundingClientRect();
+    return [((event.clientX - box.left) / box.width) * AREA.width, ((event.clientY - box.top) / box.height) * AREA.height];
+  };
+  const nearest = (x, y) => {
+    let best = [Infinity, 50];
+    for (const { curves: { image, pooled } } of curved) {
+      for (const { recall, precision } of [image, pooled]) {
+        recall?.forEach((value, at) => {
+          if (precision[at] === null) return;
+          const [px, py] = place(value, precision[at]);
+          const far = (px - x) ** 2 + (py - y) ** 2;
+          if (far < best[0]) best = [far, at + 1];
+        });
+      }
+    }
+    return best[1];
+  };
+  if (byId("read")) {
+    byId("read").addEventListener("input", (event) => readCurves(Number(event.target.value)));
+    byId("plot-1").addEventListener("pointermove", (event) => {
+      const share = (pointed(event)[0] - AREA.left) / (AREA.right - AREA.left);
+      readCurves(Math.min(99, Math.max(1, Math.round(share * 100))));
+    });
+    byId("plot-2")?.addEventListener("pointermove", (event) => readCurves(nearest(...pointed(event))));
+    readCurves(50);
+  }
+
+  // ---- samples ----
+
+  const LEVELS = 99; // thresholds; a pixel's grey says how many of them lie below its probability
+  const COLOURS = { hit: [0, 158, 115], false: [230, 85, 0], missed: [86, 180, 233] };
+  const SMOOTH = 1e-5; // of the IoU, as in the evaluation
+
+  const picture = async (name) => {
+    const image = new Image();
+    image.src = data.uris[name];
+    await image.decode();
+    return image;
+  };
+  const grey = (image) => {
+    const canvas = make("canvas", undefined, { width: image.naturalWidth, height: image.naturalHeight });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(image, 0, 0);
+    const { data: bytes } = context.getImageData(0, 0, canvas.width, canvas.height);
+    return Uint8Array.from({ length: bytes.length / 4 }, (_, i) => bytes[4 * i]);
+  };
+  // How many pixels, of cracks and of the rest, have at least so many thresholds below them.
+  const countUp = (levels, mask) => {
+    const cracks = new Array(LEVELS + 2).fill(0), rest = new Array(LEVELS + 2).fill(0);
+    levels.forEach((level, i) => (mask[i] ? cracks : rest)[level]++);
+    for (let level = LEVELS; level >= 0; level--) {
+      cracks[level] += cracks[level + 1];
+      rest[level] += rest[level + 1];
+    }
+    return { cracks, rest };
+  };
+  const share = (part, other, empty) => (part + other ? part / (part + other) : empty ? 1 : 0);
+  const scoresAt = ({ cracks, rest }, level) => {
+    const tp = cracks[level], fp = rest[level], fn = cracks[0] - tp;
+    return { iou: (tp + SMOOTH) / (tp + fp + fn + SMOOTH), precision: share(tp, fp, fn === 0), recall: share(tp, fn, fp === 0) };
+  };
+  const loaded = new Map();
+  const load = (sample) => {
+    if (!loaded.has(sample)) loaded.set(sample, loadNow(sample));
+    return loaded.get(sample);
+  };
+  const loadNow = async (sample) => {
+    const names = Object.keys(sample.files);
+    const images = Object.fromEntries(await Promise.all(names.map(async (name) => [name, await picture(sample.files[name])])));
+    if (!images.prob) return { images };
+    const levels = grey(images.prob).map((value) => Math.round((value * LEVELS) / 255));
+    const mask = grey(images.mask).map((value) => (value > 127 ? 1 : 0));
+    return { images, levels, mask, counts: countUp(levels, mask) };
+  };
+
+  const colourOf = (paint, found, crack) => {
+    if (paint === "errors") return found ? (crack ? COLOURS.hit : COLOURS.false) : crack ? COLOURS.missed : null;
+    return (paint === "mask" ? found : crack) ? COLOURS.false : null;
+  };
+  const paintMask = (canvas, { images, levels, mask }, { width, height }, level, under, paint) => {
+    Object.assign(canvas, { width, height });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.imageSmoothingEnabled = false;
+    context.drawImage(images[under], 0, 0, width, height);
+    if (!levels) return;
+    const frame = context.getImageData(0, 0, width, height), bytes = frame.data;
+    for (let i = 0; i < levels.length; i++) {
+      const colour = colourOf(paint, levels[i] >= level, mask[i] === 1);
+      if (colour) for (let c = 0; c < 3; c++) bytes[4 * i + c] = 0.3 * bytes[4 * i + c] + 0.7 * colour[c];
+    }
+    context.putImageData(frame, 0, 0);
+  };
+
+  const shown = { result: null, sample: null };
+  const ifCurrent = async (sample, then) => {
+    const content = await load(sample);
+    if (shown.sample === sample) then(content);
+  };
+  const showMask = () => {
+    const sample = shown.sample, level = Number(byId("threshold").value);
+    byId("threshold").setAttribute("aria-valuetext", percent(level));
+    byId("threshold-at").textContent = percent(level);
+    byId("paint-legend").hidden = byId("paint").value !== "errors";
+    return ifCurrent(sample, (content) => {
+      const { iou, precision, recall } = scoresAt(content.counts, level);
+      const words = `IoU ${iou.toFixed(3)}, precision ${precision.toFixed(3)}, recall ${recall.toFixed(3)}`;
+      byId("scores").textContent = `at ${percent(level)}: ${words}`;
+      byId("mask").setAttribute("aria-label", `${byId("paint").selectedOptions[0].text} of ${sample.key} at ${percent(level)}: ${words}`);
+      paintMask(byId("mask"), content, sample, level, byId("under").value, byId("paint").value);
+    });
+  };
+  const showWipe = () => {
+    for (const side of ["left", "right"]) {
+      const image = byId(`wipe-${side}`), chosen = byId(side).value;
+      image.src = data.uris[shown.sample.files[chosen]];
+      image.alt = `${byId(side).selectedOptions[0].text} of ${shown.sample.key}`;
+      image.classList.toggle("coarse", chosen === "lq");
+      image.width = shown.sample.width; // the LQ image as large as the others
+      image.height = shown.sample.height;
+    }
+    moveWipe();
+  };
+  const moveWipe = () => {
+    const at = Number(byId("wipe").value);
+    byId("wipe-right").style.clipPath = `inset(0 0 0 ${at}%)`;
+    byId("wipe-line").style.left = `calc(${at}% - 1px)`;
+    byId("wipe-at").textContent = `${at} %`;
+    byId("wipe").setAttribute("aria-valuetext", `${byId("left").selectedOptions[0].text} on ${at} % of the width`);
+  };
+  const paintKernel = (id, kernel, most, words) => {
+    const canvas = byId(id);
+    canvas.parentElement.hidden = !kernel;
+    if (!kernel) return;
+    Object.assign(canvas, { width: kernel[0].length, height: kernel.length });
+    const frame = new ImageData(canvas.width, canvas.height);
+    kernel.flat().forEach((value, i) => {
+      const light = Math.round(255 * Math.min(1, Math.max(0, value / most)));
+      frame.data.set([light, light, light, 255], 4 * i);
+    });
+    canvas.getContext("2d").putImageData(frame, 0, 0);
+    const text = `${words}, ${canvas.width} x ${canvas.height}, maximum ${Math.max(...kernel.flat()).toFixed(4)}`;
+    canvas.setAttribute("aria-label", text);
+    byId(`${id}-words`).textContent = text;
+  };
+  const showKernels = ({ kernel, predicted }) => {
+    byId("kernels").hidden = !kernel && !predicted;
+    const most = Math.max(...[kernel, predicted].flatMap((values) => (values ? values.flat() : [0])));
+    paintKernel("kernel-true", kernel, most, "true kernel");
+    paintKernel("kernel-predicted", predicted, most, "estimated kernel");
+  };
+  const showSample = (sample) => {
+    shown.sample = sample;
+    const [height, width] = sample.whole;
+    const part = sample.height < height || sample.width < width;
+    const cut = part ? `; shown is a part of ${sample.width} x ${sample.height} of ${width} x ${height} pixels, which the numbers below are of` : "";
+    byId("about").textContent = `${sample.key} (${sample.kinds.join(", ")}), whole image: ${sample.quality}, x${sample.scale}${cut}`;
+    byId("masking").hidden = !sample.files.prob;
+    showKernels(sample);
+    showWipe();
+    return sample.files.prob ? showMask() : undefined;
+  };
+  const card = (sample, index, level) => {
+    const label = make("label", undefined, { className: "card" }), canvas = make("canvas");
+    const radio = make("input", undefined, { type: "radio", name: "sample", value: String(index), checked: index === 0 });
+    canvas.setAttribute("aria-hidden", "true");
+    label.append(radio, canvas, make("span", `${sample.kinds.join(", ")}: ${sample.quality}`), make("span", sample.key));
+    load(sample).then((content) => paintMask(canvas, content, sample, level, "sr", "errors"));
+    return label;
+  };
+  const showResult = () => {
+    const result = data.results[Number(byId("result").value)];
+    shown.result = result;
+    const level = result.level ?? 50;
+    byId("threshold").value = level;
+    byId("cards").replaceChildren(...result.samples.map((sample, index) => card(sample, index, level)));
+    return showSample(result.samples[0]);
+  };
+  if (byId("images")) {
+    byId("result").addEventListener("change", showResult);
+    byId("cards").addEventListener("change", (event) => showSample(shown.result.samples[Number(event.target.value)]));
+    for (const id of ["threshold", "under", "paint"]) byId(id).addEventListener("input", showMask);
+    for (const id of ["left", "right"]) byId(id).addEventListener("input", showWipe);
+    byId("wipe").addEventListener("input", moveWipe);
+    const box = byId("wipe-box");
+    const drag = (event) => {
+      const edge = box.getBoundingClientRect();
+      byId("wipe").value = Math.round((100 * (event.clientX - edge.left)) / edge.width);
+      moveWipe();
+    };
+    box.addEventListener("pointerdown", (event) => {
+      event.preventDefault();
+      box.setPointerCapture(event.pointerId);
+      drag(event);
+    });
+    box.addEventListener("pointermove", (event) => box.hasPointerCapture(event.pointerId) && drag(event));
+    showResult();
+  }
+
+  // ---- every image ----
+
+  const PAGE = 50;
+  const list = { begin: 0, column: 0, down: false };
+  const viewed = () => {
+    const [what, index] = byId("view").value.split(" ");
+    const { columns, results } = data.images;
+    if (what === "result") {
+      const { keys, values } = results[index];
+      return { columns, rows: keys.map((key, i) => [key, ...columns.map((column) => values[column.key][i])]) };
+    }
+    const column = columns[index];
+    const keys = [...new Set(results.flatMap((result) => result.keys))];
+    const found = results.map(({ keys: own, values }) => new Map(own.map((key, i) => [key, values[column.key][i]])));
+    const named = data.results.map(({ name }) => ({ ...column, label: name }));
+    return { columns: named, rows: keys.map((key) => [key, ...found.map((values) => values.get(key) ?? null)]) };
+  };
+  const compareAt = (column, down) => (one, other) => {
+    const [a, b] = [one[column], other[column]];
+    if (a === null || b === null) return (a === null) - (b === null);
+    return (down ? -1 : 1) * (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
+  };
+  const heading = (label, index) => {
+    const cell = make("th", undefined, { scope: "col", className: index ? "number" : "" });
+    if (index === list.column) cell.setAttribute("aria-sort", list.down ? "descending" : "ascending");
+    cell.append(make("button", label, { type: "button", className: "sort" }));
+    return cell;
+  };
+  const listRow = ([key, ...values], columns) => {
+    const row = make("tr");
+    row.append(make("th", key, { scope: "row" }));
+    values.forEach((value, i) => row.append(make("td", number(value, columns[i].decimals), { className: "number" })));
+    return row;
+  };
+  const showList = () => {
+    const { columns, rows } = viewed(), wanted = byId("search").value.trim().toLowerCase();
+    if (list.column > columns.length) list.column = 0;
+    const kept = rows.filter(([key]) => key.toLowerCase().includes(wanted)).sort(compareAt(list.column, list.down));
+    list.begin = Math.max(0, Math.min(list.begin, PAGE * Math.floor((kept.length - 1) / PAGE)));
+    const end = Math.min(list.begin + PAGE, kept.length);
+    byId("list").tHead.rows[0].replaceChildren(...["key", ...columns.map(({ label }) => label)].map(heading));
+    byId("list").tBodies[0].replaceChildren(...kept.slice(list.begin, end).map((row) => listRow(row, columns)));
+    byId("list-caption").textContent = byId("view").selectedOptions[0].text;
+    byId("place").textContent = kept.length ? `${list.begin + 1} to ${end} of ${kept.length} images` : "no image has such a key";
+    byId("before").disabled = list.begin === 0;
+    byId("after").disabled = end >= kept.length;
+  };
+  const page = (by) => {
+    list.begin += by * PAGE;
+    showList();
+  };
+  if (byId("list")) {
+    byId("view").addEventListener("input", showList);
+    byId("search").addEventListener("input", () => page(-Infinity));
+    byId("before").addEventListener("click", () => page(-1));
+    byId("after").addEventListener("click", () => page(1));
+    byId("list").tHead.addEventListener("click", (event) => {
+      const index = event.target.closest("button")?.closest("th").cellIndex;
+      if (index === undefined) return;
+      Object.assign(list, { begin: 0, down: index === list.column ? !list.down : index > 0, column: index });
+      showList();
+      byId("list").tHead.rows[0].cells[index].firstChild.focus();
+    });
+    showList();
+  }
+
+  // ---- on paper all is unfolded ----
+
+  const folded = [];
+  addEventListener("beforeprint", () => {
+    for (const part of document.querySelectorAll("details:not([open])")) {
+      folded.push(part);
+      part.open = true;
+    }
+  });
+  addEventListener("afterprint", () => folded.splice(0).forEach((part) => (part.open = false)));
+})();

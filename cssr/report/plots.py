@@ -1,0 +1,127 @@
+"""Curves as the coordinates of SVG: IoU over the threshold, and precision over recall."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cssr.results import Result
+from cssr.scores import precision, recall
+
+WIDTH, HEIGHT = 480, 340  # of the drawing, in units that are CSS pixels where there is room
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42  # margins around the axes
+_COLOURS, _MARKERS = 6, 4
+_KINDS = ("image", "pooled")
+_TENTHS = slice(9, None, 10)  # of the 99 thresholds: 0.10, 0.20, ... 0.90
+
+
+class Line(NamedTuple):
+    """A curve of one result: "image" or "pooled", and its points as `x,y x,y`."""
+
+    kind: str
+    points: str
+
+
+class Series(NamedTuple):
+    """What is drawn of a result: its place among the colours and markers (both None of a bound), lines, maximum."""
+
+    name: str
+    colour: int | None
+    marker: int | None
+    lines: list[Line]
+    peak: tuple[float, float] | None
+
+
+class Plot(NamedTuple):
+    """A drawing: axes with their ticks (place, text), series, and what it shows in words."""
+
+    name: str
+    labels: tuple[str, str]
+    across: list[tuple[float, str]]
+    up: list[tuple[float, str]]
+    top: float  # the value at the upper end
+    series: list[Series]
+    words: str
+
+
+def curves_of(result: Result) -> dict[str, Any]:
+    """The curves of a result by name, 99 numbers each: thresholds; iou, precision and recall of `image` and `pooled`.
+
+    Precision and recall only where the file has counts of each image; None where nothing is predicted (pooled).
+    """
+    found = result.data["curves"]
+    curves: dict[str, Any] = {"thresholds": found["thresholds"]}
+    curves |= {kind: {"iou": found[f"{kind}_iou"]} for kind in _KINDS}
+    rows = [row for row in result.data.get("per_image") or [] if "tp" in row]
+    if rows:
+        counts = np.array([[row[name] for row in rows] for name in ("tp", "fp", "fn")], dtype=np.float64)  # 3 N 99
+        summed = counts.sum(1)
+        curves["image"] |= {score.__name__: score(*counts).mean(0).tolist() for score in (precision, recall)}
+        curves["pooled"] |= {score.__name__: score(*summed).tolist() for score in (precision, recall)}
+        curves["pooled"]["precision"] = [
+            value if predicted else None for value, predicted in zip(curves["pooled"]["precision"], summed[:2].sum(0))
+        ]
+    return curves
+
+
+def iou_plot(results: Sequence[Result], curves: Sequence[dict[str, Any]]) -> Plot:
+    """IoU over the threshold, the maxima per image marked; `curves` as `curves_of` gives them."""
+    top = min(1.0, math.ceil(10 * max(max(c[kind]["iou"]) for c in curves for kind in _KINDS) + 1e-9) / 10)
+    series = [
+        _series(result, place, {kind: zip(c["thresholds"], c[kind]["iou"]) for kind in _KINDS}, top, peak=True)
+        for result, place, c in zip(results, _places(results), curves)
+    ]
+    words = "; ".join(f"{result.name}: {_peaks(c)}" for result, c in zip(results, curves))
+    up = _ticks(top, top / 5 if round(top * 10) % 5 == 0 or top > 0.5 else 0.1, top, across=False)
+    return Plot("IoU over the threshold", ("threshold", "IoU"), _ticks(1, 0.2), up, top, series, f"Maxima: {words}.")
+
+
+def precision_recall_plot(results: Sequence[Result], curves: Sequence[dict[str, Any]]) -> Plot | None:
+    """Precision over recall at the 99 thresholds; None where no file has counts of each image."""
+    if not any("recall" in c["image"] for c in curves):
+        return None
+    series = [
+        _series(result, place, {k: zip(c[k]["recall"], c[k]["precision"]) for k in _KINDS if "recall" in c[k]}, 1.0)
+        for result, place, c in zip(results, _places(results), curves)
+    ]
+    words = "Each point is one of the 99 thresholds; the lower the threshold, the greater the recall."
+    across, up = _ticks(1, 0.2), _ticks(1, 0.2, across=False)
+    return Plot("Precision over recall", ("recall", "precision"), across, up, 1.0, series, words)
+
+
+def tenths(curve: Sequence[float | None]) -> list[str]:
+    """A curve of 99 numbers at 0.10, 0.20, ..., 0.90, as text."""
+    return ["-" if value is None else f"{value:.3f}" for value in curve[_TENTHS]]
+
+
+def _places(results: Sequence[Result]) -> list[int | None]:
+    """Numbers of the systems, in order; bounds have none."""
+    systems = [result.slug for result in results if not result.bound]
+    return [None if result.bound else systems.index(result.slug) for result in results]
+
+
+def _series(result: Result, place: int | None, kinds: dict[str, Iterable], top: float, peak: bool = False) -> Series:
+    drawn = {kind: [_at(x, y / top) for x, y in points if y is not None] for kind, points in kinds.items()}
+    lines = [Line(kind, " ".join(f"{x:.1f},{y:.1f}" for x, y in points)) for kind, points in drawn.items()]
+    highest = min(drawn["image"], key=lambda point: point[1]) if peak else None
+    places = (None, None) if place is None else (place % _COLOURS, place % _MARKERS)
+    return Series(result.name, *places, lines, highest)
+
+
+def _at(x: float, y: float) -> tuple[float, float]:
+    """Place in the drawing of shares of both axes."""
+    return LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM)
+
+
+def _ticks(end: float, step: float, top: float = 1.0, across: bool = True) -> list[tuple[float, str]]:
+    values = [number * step for number in range(round(end / step) + 1)]
+    return [(_at(v, 0)[0] if across else _at(0, v / top)[1], f"{v:.2f}".rstrip("0").rstrip(".")) for v in values]
+
+
+def _peaks(curves: dict[str, Any]) -> str:
+    texts = []
+    for kind, words in zip(_KINDS, ("per image", "pooled")):
+        values = curves[kind]["iou"]
+        texts.append(f"{max(values):.3f} {words} at {curves['thresholds'][values.index(max(values))]:.2f}")
+    return ", ".join(texts)
