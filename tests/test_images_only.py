@@ -290,7 +290,12 @@ def test_sr_is_measured_and_the_kernel_and_segmentation_is_not(run, masked, tmp_
     assert found["definitions"]["segmentation"].startswith("not measured (null)")
     assert not {"iou_max", "thresholds", "per_image.iou"} & found["definitions"].keys()
     assert "segmentation: not measured" in (told := capsys.readouterr().out) and "kernel_psnr" in told
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"best.png", "median.png", "worst.png", "samples"}
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
+        "best.png",
+        "median.png",
+        "worst.png",
+        "samples",
+    }
     assert image["kernel_psnr"] == pytest.approx(np.mean(_kernel_psnrs(run, masked)))
 
 
