@@ -8,7 +8,7 @@ from cssr.registry import did_you_mean
 from cssr.results import Result
 
 INTERVAL = "95 % of IoU_max"
-NOTE = "the best of each column, HR upper bounds aside. `-`: not computed, not defined, or infinite."
+NOTE = "the best of each column, HR upper bounds aside. A dash: not computed, not defined, or infinite."
 
 
 class Column(NamedTuple):
@@ -60,7 +60,15 @@ POOLED_COLUMNS = (
     *DETECTION_COLUMNS,
     *(column for column in IMAGE_COLUMNS if column.key == "psnr"),
 )
-_RARE = ("kernel_psnr", "lq_psnr", "cldice", "cliou", "boundary_f1")  # hidden where no result has them
+_RARE = (
+    "hd95_min",
+    "ahd95",
+    "kernel_psnr",
+    "lq_psnr",
+    "cldice",
+    "cliou",
+    "boundary_f1",
+)  # hidden where no result has them
 
 
 def find_reference(results: Sequence[Result], name: str | None) -> Result | None:

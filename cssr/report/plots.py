@@ -73,7 +73,7 @@ def iou_plot(results: Sequence[Result], curves: Sequence[dict[str, Any]]) -> Plo
         for result, place, c in zip(results, _places(results), curves)
     ]
     words = "; ".join(f"{result.name}: {_peaks(c)}" for result, c in zip(results, curves))
-    up = _ticks(top, top / 5 if round(top * 10) % 5 == 0 or top > 0.5 else 0.1, top, across=False)
+    up = _ticks(top, 0.1 if top <= 0.5 else 0.2, top, across=False)
     return Plot("IoU over the threshold", ("threshold", "IoU"), _ticks(1, 0.2), up, top, series, f"Maxima: {words}.")
 
 
@@ -115,7 +115,7 @@ def _at(x: float, y: float) -> tuple[float, float]:
 
 
 def _ticks(end: float, step: float, top: float = 1.0, across: bool = True) -> list[tuple[float, str]]:
-    values = [number * step for number in range(round(end / step) + 1)]
+    values = [number * step for number in range(math.floor(end / step + 1e-9) + 1)]
     return [(_at(v, 0)[0] if across else _at(0, v / top)[1], f"{v:.2f}".rstrip("0").rstrip(".")) for v in values]
 
 

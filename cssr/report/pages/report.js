@@ -52,6 +52,7 @@
   };
   const place = (x, y) => [AREA.left + x * (AREA.right - AREA.left), AREA.bottom - y * (AREA.bottom - AREA.top)];
   const curved = data.results.filter((result) => result.curves.image);
+  const looks = [...document.querySelectorAll("#plot-1 .series")].map((group) => group.getAttribute("class"));
 
   const readCurves = (level) => {
     byId("read").value = level;
@@ -61,7 +62,7 @@
     byId("reading").tBodies[0].replaceChildren(...curved.map((result) => readingRow(result, level - 1)));
     const [x] = place(level / 100, 0);
     byId("plot-1").querySelector(".cursor").replaceChildren(draw("line", { x1: x, x2: x, y1: AREA.top, y2: AREA.bottom }));
-    byId("plot-2")?.querySelector(".cursor").replaceChildren(...curved.flatMap((result) => points(result, level - 1)));
+    byId("plot-2")?.querySelector(".cursor").replaceChildren(...curved.flatMap((result, i) => points(result, level - 1, looks[i])));
   };
   const readingRow = ({ name, curves: { image, pooled } }, at) => {
     const row = make("tr");
@@ -71,11 +72,11 @@
     }
     return row;
   };
-  const points = ({ curves: { image, pooled } }, at) =>
+  const points = ({ curves: { image, pooled } }, at, look) =>
     [image, pooled].flatMap(({ recall, precision }) => {
       if (!recall || precision[at] === null) return [];
       const [cx, cy] = place(recall[at], precision[at]);
-      return [draw("circle", { cx, cy, r: 4 })];
+      return [draw("circle", { cx, cy, r: 4, class: look })];
     });
   const pointed = (event) => {
     const box = event.currentTarget.getBoundingClientRect();
