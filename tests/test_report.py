@@ -6,45 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_results import HR, facts, rows, write
 from PIL import Image
 
 from cssr.metrics import KEYS
 from cssr.report import caveats, main, report
-from cssr.results import compose, load
-
-CRACK = 100  # crack pixels of every image
-
-
-def rows(hits: int, psnr: float = 28.0, images: int = 3, **more) -> list[dict]:
-    """Images of 32x32 that find `hits` of 100 crack pixels up to threshold 0.50 and nothing above, no false ones."""
-    tp = [hits] * 50 + [0] * 49
-    row = {"tp": tp, "fp": [0] * 99, "fn": [CRACK - n for n in tp], "pixels": 1024, "ssim": 0.7, "kernel_psnr": None}
-    row |= {"psnr": psnr, "mse": 10 ** (-psnr / 10), **more}
-    return [{"key": f"image_{i}", **row} for i in range(images)]
-
-
-def facts(name: str, **more) -> dict:
-    settings = {"sr": {"name": "dbpn", "stages": 4}, "seg": {"name": "unet"}}
-    return {
-        **{"name": name, "model": f"runs/{name}", "checkpoint": "export", "data": "shards/test", "scale": 4},
-        **{"degradation": {"name": "gaussian", "sigma": [0.2, 4.0]}, "resampler": "bicubic x1/4", "seed": 0},
-        **{"tile": 0, "limit": None, "model_settings": settings},
-    } | more
-
-
-HR = {
-    **{"scale": 1, "degradation": {"name": "downsample"}, "resampler": "none (scale 1)"},
-    "model_settings": {"sr": {"name": "none"}, "seg": {"name": "unet"}},
-}
-
-
-def write(directory: Path, of: list[dict], about: dict) -> Path:
-    """An evaluation directory as `evaluate` leaves it."""
-    (directory / "pictures").mkdir(parents=True)
-    for kind in ("best", "median", "worst"):
-        Image.new("RGB", (8, 8)).save(directory / "pictures" / f"{kind}.png")
-    (directory / "results.json").write_text(json.dumps(compose(of, about)))
-    return directory
+from cssr.results import load
 
 
 @pytest.fixture

@@ -6,36 +6,15 @@ import json
 import numpy as np
 import pytest
 from browser import chromium, complaints, overflow, prefer, requested, resize  # noqa: F401
-from PIL import Image
-from test_report import HR, facts, rows, table, write
-from test_samples import draw
+from made_results import HOSTILE, HR, draw, facts, rows, spread, with_samples, write
+from test_report import table
 
 from cssr.metrics import THRESHOLDS, iou_curve, threshold_counts
 from cssr.report import report
-from cssr.samples import take_sample, write_samples
 from cssr.scores import iou, precision, recall
 
-HOSTILE = '<script>document.title="run"</script>"\'><img src=x onerror=alert(1)> & ' + "a_long_name_" * 12
 by = pytest.importorskip("selenium.webdriver.common.by", reason="needs selenium: pip install -e '.[test]'").By
 keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-
-
-def spread(best: int) -> list[dict]:
-    """Seventy images of two sources, of rising quality."""
-    found = [
-        {**rows(1 + best * i // 70, psnr=25 + i / 10)[0], "key": f"{'CFD' if i % 2 else 'rissbilder'}_{i}"}
-        for i in range(70)
-    ]
-    return [{**row, "blur_sigma": 0.5 + i % 3} for i, row in enumerate(found)]
-
-
-def with_samples(directory):
-    batch, outputs = draw(48, 64)
-    names = ["CFD_69", "rissbilder_68"]
-    samples = {key: take_sample(batch, outputs, i) for i, key in enumerate(batch.key)}
-    samples = {name: type(s)({**s.about, "key": name}, s.files) for name, s in zip(names, samples.values())}
-    write_samples(samples, {"best": names, "worst": names[:1]}, directory / "pictures" / "samples")
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +210,6 @@ def test_it_prints(page):
 def test_without_pictures_and_segmentation(chromium, tmp_path):  # noqa: F811
     plain = [{key: value for key, value in row.items() if key not in ("tp", "fp", "fn")} for row in rows(40)]
     report([write(tmp_path / "a", plain, facts("SR alone"))], tmp_path / "out")
-    Image.new("RGB", (2, 2)).save(tmp_path / "x.png")
     requested(chromium), complaints(chromium)
     chromium.get((tmp_path / "out" / "report.html").as_uri())
     assert texts(chromium, "h2") == ["Measures", "Every image", "How it was evaluated", "Definitions"]

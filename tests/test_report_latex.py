@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from test_report import HR, facts, rows, write
+from made_results import HR, facts, rows, write
 
 from cssr.report.latex import escape_latex, latex_tables
 from cssr.results import load

@@ -6,22 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from made_results import draw
 from PIL import Image
 
-from cssr.batch import Batch, Outputs
 from cssr.metrics import threshold_counts, thresholds_below
 from cssr.samples import FILES, crack_window, grey_to_levels, levels_to_grey, read_samples, take_sample, write_samples
-
-
-def draw(height: int = 24, width: int = 32, scale: int = 4, kernel: bool = True) -> tuple[Batch, Outputs]:
-    random = torch.Generator().manual_seed(0)
-    hr, sr = (torch.rand(2, 3, height, width, generator=random) for _ in "ab")
-    mask = torch.zeros(2, 1, height, width)
-    mask[:, :, 4:6, 3:] = 1
-    lq = torch.rand(2, 3, height // scale, width // scale, generator=random)
-    kernels = [torch.full((2, 1, 3, 3), 1 / 9), torch.full((2, 1, 3, 3), 1 / 8)] if kernel else [None, None]
-    logits = 3 * torch.randn(2, 1, height, width, generator=random)
-    return Batch(hr, mask, key=["a/b", "../c"], lq=lq, kernel=kernels[0]), Outputs(sr, logits, kernels[1])
 
 
 def pixels(content: bytes) -> np.ndarray:
