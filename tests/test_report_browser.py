@@ -89,7 +89,7 @@ def test_the_threshold_is_moved_by_keyboard_and_scores_are_those_of_the_evaluati
         scores = [float(f([tp], [fp], [fn])[0]) for f in (iou, precision, recall)]
         words = "at {:.2f}: IoU {:.3f}, precision {:.3f}, recall {:.3f}".format(THRESHOLDS[level - 1], *scores)
         wait(page, f"document.getElementById('scores').textContent === {json.dumps(words)}")
-    assert page.execute_script("return document.getElementById('mask').toDataURL()") != before
+    wait(page, f"document.getElementById('mask').toDataURL() !== {json.dumps(before)}")
     assert words.removeprefix("at 0.98: ") in page.find_element(by.ID, "mask").get_attribute("aria-label")
 
 
@@ -113,6 +113,7 @@ def test_the_canvas_shows_the_very_pixels_over_the_enlarged_lq_image(page, paint
         paint,
     )
     wait(page, f"document.getElementById('mask').getAttribute('aria-label').startsWith('{words}')")
+    page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
     crack = {"mask": outputs.logits[0, 0].sigmoid() > THRESHOLDS[49], "true": batch.mask[0, 0] > 0.5}[paint].numpy()
     expected = np.kron(batch.lq[0].permute(1, 2, 0).numpy() * 255, np.ones((4, 4, 1)))
     expected[crack] = 0.3 * expected[crack] + 0.7 * np.array([230, 85, 0])

@@ -165,14 +165,15 @@
     context.drawImage(images[under], 0, 0, width, height);
     if (!levels) return;
     const frame = context.getImageData(0, 0, width, height), bytes = frame.data;
+    const colours = [colourOf(paint, false, false), colourOf(paint, false, true), colourOf(paint, true, false), colourOf(paint, true, true)];
     for (let i = 0; i < levels.length; i++) {
-      const colour = colourOf(paint, levels[i] >= level, mask[i] === 1);
+      const colour = colours[(levels[i] >= level ? 2 : 0) + mask[i]];
       if (colour) for (let c = 0; c < 3; c++) bytes[4 * i + c] = 0.3 * bytes[4 * i + c] + 0.7 * colour[c];
     }
     context.putImageData(frame, 0, 0);
   };
 
-  const shown = { result: null, sample: null };
+  const shown = { result: null, sample: null, painting: 0 };
   const ifCurrent = async (sample, then) => {
     const content = await load(sample);
     if (shown.sample === sample) then(content);
@@ -187,7 +188,9 @@
       const words = `IoU ${iou.toFixed(3)}, precision ${precision.toFixed(3)}, recall ${recall.toFixed(3)}`;
       byId("scores").textContent = `at ${percent(level)}: ${words}`;
       byId("mask").setAttribute("aria-label", `${byId("paint").selectedOptions[0].text} of ${sample.key} at ${percent(level)}: ${words}`);
-      paintMask(byId("mask"), content, sample, level, byId("under").value, byId("paint").value);
+      cancelAnimationFrame(shown.painting); // a slider moves faster than a large image is painted
+      const paint = () => paintMask(byId("mask"), content, sample, level, byId("under").value, byId("paint").value);
+      shown.painting = requestAnimationFrame(paint);
     });
   };
   const showWipe = () => {
