@@ -11,6 +11,7 @@ _SPECIAL = {
     **{sign: rf"\{sign}" for sign in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"},
     **{">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}"},
+    **{sign: f"{{{sign}}}" for sign in "[*"},  # right behind a line's end, LaTeX reads them as part of it
 }
 _HEAD = (
     f"% Written by cssr {__version__}. In the preamble: \\usepackage[T1]{{fontenc}} \\usepackage{{booktabs}}\n"
@@ -21,7 +22,7 @@ _FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 def escape_latex(words: str) -> str:
     """Words as LaTeX sets them literally, on one line."""
-    return re.sub(r'[&%$#_{}\\~^<>|"`]', lambda found: _SPECIAL[found[0]], " ".join(words.split()))
+    return re.sub(r'[&%$#_{}\\~^<>|"`*[]', lambda found: _SPECIAL[found[0]], " ".join(words.split()))
 
 
 def latex_tables(results: Sequence[Result], base: Result | None, title: str) -> str:
@@ -34,7 +35,7 @@ def latex_tables(results: Sequence[Result], base: Result | None, title: str) -> 
 def _floating(table: Table, caption: str, label: str) -> str:
     heads, rows = with_intervals(table)
     lines = [[escape_latex(result.name), *map(_cell, row)] for result, row in zip(table.results, rows)]
-    body = [_line(["result", *map(escape_latex, heads)]), r"\midrule", *map(_line, lines)]
+    body = [_line(["result", *map(_heading, heads)]), r"\midrule", *map(_line, lines)]
     return "\n".join(
         [
             *(r"\begin{table}", r"\centering", rf"\caption{{{caption}.}}", rf"\label{{{label}}}", _FIT),
@@ -46,6 +47,16 @@ def _floating(table: Table, caption: str, label: str) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
+
+
+def _heading(label: str) -> str:
+    """Broken where both lines are about as long, so that columns are as narrow as their numbers."""
+    words = label.split()
+    halves = [(" ".join(words[:n]), " ".join(words[n:])) for n in range(1, len(words))]
+    if not halves:
+        return escape_latex(label)
+    upper, lower = min(halves, key=lambda lines: max(map(len, lines)))
+    return rf"\shortstack[r]{{{escape_latex(upper)}\\{escape_latex(lower)}}}"
 
 
 def _cell(cell: Cell) -> str:
