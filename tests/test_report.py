@@ -102,6 +102,16 @@ def test_centre_lines_have_columns_where_any_result_has_them(tmp_path):
     assert not set(names) & found["without"].keys()
 
 
+def test_errors_of_width_and_length_are_less_the_better(tmp_path):
+    errors = {"width_error": (1.5, 2.5), "max_width_error": (3.0, 2.0), "length_error": (12.34, 20.0)}
+    runs = [write(tmp_path / n, rows(40, **{k: v[i] for k, v in errors.items()}), facts(n)) for i, n in enumerate("ab")]
+    found = table(report(runs, tmp_path / "out").read_text())
+    names = ("width error [px]", "greatest width error [px]", "length error [px]")
+    assert [found["a"][name] for name in names] == ["**1.50**", "3.00", "**12.3**"]
+    assert [found["b"][name] for name in names] == ["2.50", "**2.00**", "20.0"]
+    assert "- **length error**: absolute error" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_reference_by_name(three, tmp_path):
     found = table(report(three, tmp_path / "out", reference="CSBSR").read_text())
     assert found["CSSR"]["share of CSBSR"] == "66.7 %"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cssr.definitions import SEGMENTATION_KEYS
+from cssr.definitions import CRACK_KEYS, LINE_KEYS, SEGMENTATION_KEYS
 from cssr.registry import did_you_mean
 from cssr.results import Result
 
@@ -48,6 +48,9 @@ IMAGE_COLUMNS = (
     Column("clDice", "cldice"),
     Column("clIoU", "cliou"),
     Column("boundary F1", "boundary_f1"),
+    Column("width error [px]", "width_error", 2, lower=True),
+    Column("greatest width error [px]", "max_width_error", 2, lower=True),
+    Column("length error [px]", "length_error", 1, lower=True),
     Column("PSNR [dB]", "psnr", 2),
     Column("SSIM", "ssim"),
     Column("kernel PSNR [dB]", "kernel_psnr", 2),
@@ -60,15 +63,7 @@ POOLED_COLUMNS = (
     *DETECTION_COLUMNS,
     *(column for column in IMAGE_COLUMNS if column.key == "psnr"),
 )
-_RARE = (
-    "hd95_min",
-    "ahd95",
-    "kernel_psnr",
-    "lq_psnr",
-    "cldice",
-    "cliou",
-    "boundary_f1",
-)  # hidden where no result has them
+_RARE = (*("hd95_min", "ahd95", "kernel_psnr", "lq_psnr"), *LINE_KEYS, *CRACK_KEYS)  # hidden where no result has them
 
 
 def find_reference(results: Sequence[Result], name: str | None) -> Result | None:

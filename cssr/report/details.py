@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cssr.definitions import CRACK_KEYS, LINE_KEYS
 from cssr.report.columns import PER_IMAGE, Column
 from cssr.results import Result
 
 _GROUPS = {"source": "By source", "blur": "By width of the blur kernel"}
 _IMAGE_COLUMNS = (
     Column("IoU", "iou"),
-    *(column for column in PER_IMAGE if column.key in ("cldice", "cliou", "boundary_f1")),
+    *(column for column in PER_IMAGE if column.key in (*LINE_KEYS, *CRACK_KEYS)),
+    Column("width bias [px]", "width_bias", 2),
+    Column("length bias [px]", "length_bias", 1),
     *(column for column in PER_IMAGE if column.key in ("psnr", "ssim", "kernel_psnr", "lq_psnr")),
     Column("blur sigma [px]", "blur_sigma", 2, lower=True),
 )
