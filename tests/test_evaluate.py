@@ -1,5 +1,6 @@
 """Evaluation as a whole: what results.json holds, and that neither batches, ranks nor tiles change it."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_shards
+from PIL import Image
 from scipy.ndimage import correlate
 
 from cssr import metrics
@@ -22,6 +24,7 @@ from cssr.measuring import evaluate, measure
 from cssr.models.joint import build_model
 from cssr.pictured import pictured_rows
 from cssr.results import compose
+from cssr.samples import grey_to_levels, read_samples
 
 ROOT = Path(__file__).parents[1]
 MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}}
@@ -65,6 +68,19 @@ def test_results_hold_what_users_rely_on(shards, export, tmp_path):
     assert sum(part["images"] for part in parts.values()) == 11 and len(parts) > 1
     assert set(parts) <= {f"{n}-{n + 1} px" for n in range(4)}
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"best.png", "median.png", "worst.png", "samples"}
+
+
+def test_samples_that_are_kept_give_the_very_numbers_of_their_rows(shards, export, tmp_path):
+    results = found(shards, export, tmp_path)
+    kinds, samples = read_samples(tmp_path / "pictures" / "samples")
+    assert kinds == pictured_rows(results["per_image"]) and len(kinds["best"]) == 3
+    rows = {row["key"]: row for row in results["per_image"]}
+    level = round(100 * results["metrics"]["image"]["iou_max_threshold"])
+    for key, sample in samples.items():
+        prob, mask = (np.asarray(Image.open(io.BytesIO(sample.files[name]))) for name in ("prob", "mask"))
+        crack = grey_to_levels(prob) >= level
+        iou = ((crack & mask).sum() + 1e-5) / ((crack | mask).sum() + 1e-5)
+        assert iou == pytest.approx(rows[key]["iou"], abs=1e-9) and np.sum(sample.about["kernel"]) == pytest.approx(1)
 
 
 def test_measures_equal_a_plain_loop(shards, export, tmp_path):

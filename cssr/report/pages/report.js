@@ -255,6 +255,7 @@
     const result = data.results[Number(byId("result").value)];
     shown.result = result;
     const level = result.level ?? 50;
+    loaded.clear(); // decoded images are large
     byId("threshold").value = level;
     byId("cards").replaceChildren(...result.samples.map((sample, index) => card(sample, index, level)));
     return showSample(result.samples[0]);
