@@ -20,6 +20,8 @@ from cssr.report.plots import curves_of, iou_plot, precision_recall_plot, tenths
 from cssr.report.styles import HTML
 from cssr.results import Result
 
+_SCRIPTS = ("base.js", "curves.js", "samples.js", "list.js")  # one script, in this order
+
 
 def compose_page(results: Sequence[Result], base: Result | None, title: str) -> str:
     """The whole page. Raises: ValueError, one line, where the samples beside a result are damaged."""
@@ -34,7 +36,7 @@ def compose_page(results: Sequence[Result], base: Result | None, title: str) -> 
         "listed": any(result.data.get("per_image") for result in results),
         "data": _data(results, shown.samples, shown.uris),
     }
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = _asset("report.css"), "".join(map(_asset, _SCRIPTS))
     return _template().render(**context, style=Markup(style), script=Markup(script), policy=_policy(style, script))
 
 
