@@ -9,6 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sources import SOURCES
+
+from cssr.degradations import DEGRADATIONS
+from cssr.degradations.blurs import BLURS
+from cssr.losses import LOSSES
+from cssr.models.seg import SEG
+from cssr.models.sr import SR
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -32,6 +39,18 @@ def golden():
 def reference_state():
     """A published model's state_dict, filled by the rule of the golden vectors' README."""
     return lambda name: filled_state(json.loads(need(SHARED / "golden" / "manifest.json").read_text()), name)
+
+
+@pytest.fixture
+def own_parts():
+    """Whatever a test registers, and the modules of `my_lab` that do, are forgotten after it."""
+    zoos = (SR, SEG, LOSSES, DEGRADATIONS, BLURS, SOURCES)
+    before = [dict(zoo._factories) for zoo in zoos]
+    yield
+    for zoo, factories in zip(zoos, before):
+        zoo._factories = factories
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
+        del sys.modules[name]
 
 
 def draw_shards(out: Path, count: int, size: int, *more: str) -> Path:

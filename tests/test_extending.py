@@ -1,4 +1,4 @@
-"""A part of the user's own, as the README shows it: one file outside the repository and one line in a recipe."""
+"""Parts of the user's own, as README.md and docs/extending.md show them: files outside the repository, and a recipe."""
 
 import json
 import re
@@ -6,33 +6,73 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import draw_shards
+from make_shards import main as make_shards
+from shard_helpers import draw, draw_mask, read
 
 from cssr.train import main
 
 ROOT = Path(__file__).parents[1]
+SMALL = ["data.crop=32", "data.workers=0", "train.batch_size=4", "train.steps=2", "train.tensorboard=false"]
 
 
-def blocks() -> list[str]:
-    """The code under the README's heading "Your own parts"."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own parts")[1].split("\n## ")[0]
-    return re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+def blocks(page: str, language: str = "python") -> list[str]:
+    """The code of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def test_the_readmes_own_network_trains_and_comes_back(tmp_path, monkeypatch):
-    module, recipe = blocks()[:2]
-    assert len([line for line in module.splitlines() if line]) <= 10
+@pytest.fixture
+def lab(tmp_path, monkeypatch, own_parts):
+    """A working directory with a folder `my_lab`, the repository's recipes, and shards."""
     (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab" / "nets.py").write_text(module)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "my.yaml").write_text(recipe)
+    draw_shards(tmp_path / "set", 40, 64)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
-    shards = draw_shards(tmp_path / "set", 40, 64)
-    small = ["data.crop=32", "data.workers=0", "train.batch_size=4", "train.steps=2", "train.tensorboard=false"]
-    main(["my.yaml", f"data.train={shards}", "train.run_dir=run", *small])
-    exported = json.loads((tmp_path / "run/export/config.json").read_text())
+    return tmp_path
+
+
+def trained(recipe: str) -> dict:
+    """The settings of the export that a short run of a recipe leaves."""
+    main([recipe, "data.train=set", "train.run_dir=run", *SMALL])
+    return json.loads(Path("run/export/config.json").read_text())
+
+
+def test_the_readmes_own_network_trains_and_comes_back(lab):
+    module = next(block for block in blocks("README.md") if "@SR.register" in block)
+    assert len([line for line in module.splitlines() if line]) <= 10
+    (lab / "my_lab/nets.py").write_text(module)
+    (lab / "my.yaml").write_text(next(block for block in blocks("README.md", "yaml") if "my_lab.nets" in block))
+    exported = trained("my.yaml")
     assert exported["model"]["sr"]["name"] == "shuffle" and exported["imports"] == ["my_lab.nets"]
     again = "from cssr import JointModel; print(type(JointModel.from_pretrained('run/export').sr).__name__)"
-    found = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True, cwd=tmp_path)
+    found = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True, cwd=lab)
     assert found.stdout.strip() == "Shuffle"
+
+
+def test_a_network_a_loss_and_a_degradation_of_ones_own_train_together(lab):
+    parts = [block for block in blocks("docs/extending.md") if "SOURCES" not in block]
+    assert len(parts) == 3
+    (lab / "my_lab/parts.py").write_text("\n".join(parts))
+    (lab / "mine.yaml").write_text(*blocks("docs/extending.md", "yaml"))
+    exported = trained("mine.yaml")
+    assert exported["model"]["seg"] == {"name": "plain", "width": 8}
+    assert exported["degradation"]["name"] == "box" and exported["degradation"]["side"] == [1, 5]
+    assert "21x21 box, zero padding" in json.dumps(exported)
+
+
+def test_a_layout_of_ones_own_is_sharded(tmp_path, own_parts, capsys):
+    (source,) = [block for block in blocks("docs/extending.md") if "SOURCES" in block]
+    exec(compile(source, "docs/extending.md", "exec"), {"__name__": "docs"})
+    for number in range(3):
+        draw(tmp_path / f"root/p{number}.jpg", seed=number)
+        draw_mask(tmp_path / f"root/p{number}_crack.png", levels=(100, 140))
+    words = ["side_by_side", "--root", tmp_path / "root", "--level", "120", "--out", tmp_path / "out", "--workers", "1"]
+    assert make_shards([str(word) for word in words]) == 0
+    assert [sample["__key__"] for sample in read(tmp_path / "out")] == ["p0", "p1", "p2"]
+    assert json.loads((tmp_path / "out/index.json").read_text())["crack_share"] == 0.25
+    (tmp_path / "root/p1_crack.png").unlink()
+    assert make_shards([str(word) for word in [*words[:-3], tmp_path / "other", *words[-2:]]]) == 2
+    assert "p1.jpg has no mask p1_crack.png" in capsys.readouterr().err
