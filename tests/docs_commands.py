@@ -28,7 +28,7 @@ from cssr.config import ModelConfig, load_config
 from cssr.models.joint import build_model
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = ("cssr", "shards", "launch", "configs", "benchmarks", "tests", "docs", "Makefile")
 MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}}
 NETS = {  # small ones in place of a recipe's own, in dry runs
@@ -312,6 +312,7 @@ RUNNERS: dict[str, Callable] = {
     "python launch/evaluate.py": dry,
     "python launch/sweep.py": dry,
     "python launch/doctor.py": real,
+    "python docs/overview.py": real,
     "python benchmarks/sizes.py": options,
     "python benchmarks/scaling.py": options,
 }

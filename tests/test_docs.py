@@ -7,7 +7,7 @@ import pytest
 import yaml
 from docs_commands import PAGES, ROOT, Place, blocks, expanded, inline_commands, inside, spans
 
-from cssr.config import load_config
+from cssr.config import Config, load_config
 from cssr.degradations import DEGRADATIONS
 from cssr.losses import LOSSES
 from cssr.models.seg import SEG
@@ -16,6 +16,7 @@ from cssr.models.sr import SR
 LANGUAGES = {"bash", "python", "yaml", "text"}
 SECTIONS = "model|data|loss|optim|train|eval|degradation"
 SETTING = re.compile(rf"({SECTIONS})(\.\w+)*=.+|phases=.+|imports=.+")
+ZOOS = {"model.sr": SR, "model.seg": SEG, "loss.sr": LOSSES, "loss.seg": LOSSES, "degradation": DEGRADATIONS}
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -108,6 +109,21 @@ def test_settings_are_known(page, setting):
     load_config(None, re.split(rf" (?=(?:{SECTIONS}|phases)[.=])", setting))
 
 
+def names_of_settings(page: Path) -> list[str]:
+    names = [span for span in spans(page) if re.fullmatch(rf"({SECTIONS})(\.\w+)+", span)]
+    return [name for name in names if name.rpartition(".")[2] not in ("py", "json", "yaml", "safetensors")]
+
+
+@pytest.mark.parametrize("page, name", of_pages(names_of_settings))
+def test_names_of_settings_are_known(page, name):
+    section, *rest = name.split(".")
+    first = getattr(Config(), section)
+    if rest and not isinstance(first, dict):
+        first = getattr(first, rest.pop(0))
+    zoo = ZOOS.get(name.removesuffix("." + rest[-1]) if rest else name)
+    assert not rest or any(rest == [setting] for part in zoo.names() for setting in zoo.parameters(part))
+
+
 def paths(page: Path) -> list[str]:
     folders = "cssr|tests|shards|launch|configs|benchmarks|docs"
     return [span for span in spans(page) if re.fullmatch(rf"({folders})/[\w./-]*", span)]
@@ -132,7 +148,7 @@ def test_functions_are_where_they_are_said_to_be(page, name):
     assert all(re.search(rf"(def|class) {part}\b", source) for part in function.split("."))
 
 
-@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
