@@ -6,13 +6,13 @@ cssr/train.py`, `make`. RUNNERS says how each is run; a command that it does not
 
 import argparse
 import configparser
-import importlib
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,13 +226,19 @@ def _in_process(start: Sequence[str], words: Sequence[str]) -> None:
     sys.argv = [start[-1], *words]
     try:
         if "-m" in start:
-            importlib.import_module(start[-1]).main([*words])
+            _run_module(start[-1])
         else:
             sys.path.insert(0, str((ROOT / start[-1]).parent))
             runpy.run_path(str(ROOT / start[-1]), run_name="__main__")
     except SystemExit as end:
         if end.code:
             pytest.fail(f"{' '.join([*start, *words])} ends with {end.code}", False)
+
+
+def _run_module(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that it has been imported before
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 class _Parsed(Exception):
