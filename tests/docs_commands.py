@@ -57,7 +57,6 @@ OTHER_RUNS = ("csbsr", "runs/other", *(f"runs/uav315/{name}" for name in ("cssr"
 
 Command = tuple[str, ...]
 
-
 # ---- finding them ----
 
 
@@ -190,17 +189,17 @@ def runner_of(words: Sequence[str]) -> tuple[Callable, list[str], list[str]]:
     path = ROOT / start[-1] if start[-1].endswith((".py", ".sh")) else None
     assert path is None or path.is_file(), f"the docs start {start[-1]}, which is not there"
     name = " ".join(start)
-    if name not in RUNNERS:
+    runner = RUNNERS.get(name) or RUNNERS.get(name.rpartition("/")[0])
+    if not runner:
         pytest.fail(HOW_TO_ADD.format(name), False)
-    return RUNNERS[name], start, arguments
+    return runner, start, arguments
 
 
 @contextmanager
-def inside(root: Path, *argv: str) -> Iterator[None]:
-    """In a directory, with these arguments; modules that scripts have imported from their own folders are forgotten."""
+def inside(root: Path) -> Iterator[None]:
+    """In a directory; arguments, and modules that scripts have imported from their own folders, are forgotten after."""
     before, known, where, paths = sys.argv, {*sys.modules}, os.getcwd(), [*sys.path]
     os.chdir(root)
-    sys.argv = [*argv] or before
     try:
         yield
     finally:
@@ -319,6 +318,5 @@ RUNNERS: dict[str, Callable] = {
     "python launch/sweep.py": dry,
     "python launch/doctor.py": real,
     "python docs/overview.py": real,
-    "python benchmarks/sizes.py": options,
-    "python benchmarks/scaling.py": options,
+    "python benchmarks": options,  # each of them
 }
