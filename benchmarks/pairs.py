@@ -1,0 +1,240 @@
+"""Pairs: the plain formulation of a thing and ours, timed in turn in one process once their results are equal.
+
+A part of the suite is a module here with
+
+    def pairs(quick: bool) -> Iterable[Pair | Result]:    # a generator: what a pair holds is let go before the next
+    if __name__ == "__main__":
+        command(__doc__, pairs)
+
+which runs alone (`python benchmarks/PART.py --quick --json FILE`) and within `run.py`, in a process of its own.
+`quick` asks for small sizes, to see that it works. What cannot be timed as two calls (memory, whole commands) is
+measured by the part itself and yielded as a `Result`.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import machine
+import numpy as np
+import torch
+from ratios import table
+
+SHORTEST = 0.02  # seconds of a turn; shorter calls are repeated within it
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What bounds one call of ours: arithmetic, memory (the slower of both), or a bare call that cannot be left out."""
+
+    flops: float = 0.0  # floating-point operations, two a multiply-accumulate
+    bytes: float = 0.0  # read and written at least once
+    precision: str = "float32"  # of the arithmetic
+    device: str = "cpu"
+    bare: Callable[[], Any] | None = None  # timed in turn with the pair, e.g. decoding alone
+    bare_name: str = ""  # what it is: "decoding", "the forward pass"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two ways to the same result; `plain` and `ours` return it, so that it can be compared."""
+
+    name: str  # what is done, with its size
+    formulation: str  # the plain way, in words
+    plain: Callable[[], Any]
+    ours: Callable[[], Any]
+    tolerance: float = 0.0  # largest difference of the results
+    differ: Callable[[Any, Any], float] | None = None  # difference of the results; None: `largest_difference`
+    asked: float | None = None  # least ratio
+    items: float = 1.0  # done by a call
+    item: str = "image"
+    limit: Limit | None = None
+    rounds: int = 7  # turns of each, of which the medians count
+    threads: int | None = None  # None: those of the command line
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured: figures of both ways, the less the better."""
+
+    name: str
+    formulation: str
+    plain: float  # of one item
+    ours: float
+    asked: float | None = None
+    unit: str = "s"
+    item: str = "image"
+    threads: int | None = None
+    rounds: Sequence[float] = ()  # ratio of each round
+    difference: float | None = None  # of the results
+    tolerance: float | None = None
+    bound: dict[str, Any] = field(default_factory=dict)  # by what, achieved, rate, share: see `bounded`
+
+    @property
+    def ratio(self) -> float:
+        """How many times as much the plain way takes."""
+        return self.plain / self.ours
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it is what is asked; None where nothing is."""
+        return None if self.asked is None else self.ratio >= self.asked
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a measurement."""
+
+    threads: int
+    clock: str = "wall"
+    quick: bool = False
+
+
+def largest_difference(plain: Any, ours: Any) -> float:
+    """Between numbers, arrays, tensors, or tuples, lists and dicts of them; infinite where their shapes differ."""
+    if isinstance(plain, dict):
+        plain, ours = list(plain.values()), [ours[key] for key in plain]
+    if isinstance(plain, (tuple, list)):
+        return max((largest_difference(a, b) for a, b in zip(plain, ours, strict=True)), default=0.0)
+    a, b = (
+        np.asarray(x.detach().cpu().double() if isinstance(x, torch.Tensor) else x, np.float64) for x in (plain, ours)
+    )
+    return float(np.abs(a - b).max(initial=0.0)) if a.shape == b.shape else math.inf
+
+
+def relative_difference(plain: Any, ours: Any) -> float:
+    """The largest difference of two tensors, relative to the largest value of the plain one."""
+    return largest_difference(plain, ours) / float(plain.abs().max())
+
+
+# ---- measuring ----
+
+
+def measure(pair: Pair, settings: Settings) -> Result:
+    """Compare the results of both, then time them in turn; ValueError where the results differ."""
+    threads, clock = pair.threads or settings.threads, settings.clock
+    use_threads(threads)
+    difference = (pair.differ or largest_difference)(pair.plain(), pair.ours())
+    if not difference <= pair.tolerance:
+        raise ValueError(f"the results differ by {difference:.3g}, allowed is {pair.tolerance:.3g}")
+    bare = pair.limit.bare if pair.limit else None
+    calls = [pair.plain, pair.ours, *([bare] if bare else [])]
+    turns = in_turn(calls, clock, min(pair.rounds, 3) if settings.quick else pair.rounds)
+    plain, ours, *alone = (median(found) / pair.items for found in turns)
+    return Result(
+        pair.name, pair.formulation, plain, ours, pair.asked, item=pair.item, threads=threads,
+        rounds=[a / b for a, b in zip(*turns[:2])], difference=difference, tolerance=pair.tolerance,
+        bound=bounded(pair.limit, ours * pair.items, alone[0] * pair.items if alone else None, clock, threads),
+    )  # fmt: skip
+
+
+def use_threads(count: int) -> None:
+    """Of torch and OpenCV; 0 would be OpenCV's way to say none beside the caller."""
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)
+
+
+def in_turn(calls: Sequence[Callable[[], Any]], clock: str, rounds: int) -> list[list[float]]:
+    """Seconds of a call in each round: A B, B A, A B, ..., so that neither always comes first; all are warm."""
+    repeats = [max(1, math.ceil(SHORTEST / max(machine.seconds(call, clock), 1e-9))) for call in calls]
+    found: list[list[float]] = [[] for _ in calls]
+    for turn in range(rounds):
+        for n in range(len(calls))[:: -1 if turn % 2 else 1]:
+            work, times = calls[n], repeats[n]
+            found[n].append(
+                machine.seconds(lambda work=work, times=times: [work() for _ in range(times)], clock) / times
+            )
+    return found
+
+
+def bounded(limit: Limit | None, seconds: float, bare: float | None, clock: str, threads: int) -> dict[str, Any]:
+    """By what a call of so many seconds is bound, what it achieves of which rate, and the share of the bound, 0..1.
+
+    `achieved` and `rate` are FLOP/s or bytes/s; where a bare call is the bound, seconds of both.
+    """
+    if limit is None:
+        return {}
+    if bare is not None:
+        return {"by": limit.bare_name, "achieved": seconds, "rate": bare, "share": bare / seconds}
+    rates = machine.rates(limit.device, clock, threads)
+    arithmetic = max(rates[f"{kind} {limit.precision}"] for kind in ("matmul", "conv"))
+    ways = {f"arithmetic, {limit.precision}": (limit.flops, arithmetic), "memory": (limit.bytes, rates["copy"])}
+    by, (amount, rate) = max(ways.items(), key=lambda way: way[1][0] / way[1][1])
+    return {"by": by, "achieved": amount / seconds, "rate": rate, "share": amount / seconds / rate}
+
+
+# ---- command ----
+
+
+def command(doc: str, pairs: Callable[[bool], Iterable[Pair | Result]], arguments: Sequence[str] | None = None) -> None:
+    """The command line of a part; exits with 1 where a pair failed."""
+    options = parser(doc).parse_args(arguments)
+    settings = Settings(options.threads, options.clock, options.quick)
+    results, failures = gather(pairs, settings)
+    found = report(results, failures, settings)
+    print("\n".join(table(found)))
+    if options.json:
+        write(found, options.json)
+    sys.exit(1 if failures else 0)
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """What all parts understand."""
+    words = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it works")
+    words.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    words.add_argument(
+        "--clock", choices=machine.CLOCKS, default="wall", help="cpu: where others use the machine too (wall)"
+    )
+    words.add_argument("--json", type=Path, metavar="FILE", help="write figures, settings, machine and versions")
+    return words
+
+
+def gather(
+    pairs: Callable[[bool], Iterable[Pair | Result]], settings: Settings
+) -> tuple[list[Result], list[dict[str, str]]]:
+    """All results of a part, and what failed with its reason; the rest goes on."""
+    results: list[Result] = []
+    failures: list[dict[str, str]] = []
+    use_threads(settings.threads)
+    found = iter(pairs(settings.quick))
+    while True:
+        pair, name = None, "what comes next"
+        try:
+            pair = next(found)
+            name = pair.name
+            results.append(pair if isinstance(pair, Result) else measure(pair, settings))
+        except StopIteration:
+            return results, failures
+        except Exception as error:
+            traceback.print_exc()
+            failures.append({"name": name, "reason": " ".join(f"{type(error).__name__}: {error}".split())})
+
+
+def report(results: Sequence[Result], failures: Sequence[dict[str, str]], settings: Settings) -> dict[str, Any]:
+    """For JSON."""
+    lines = [{**dataclasses.asdict(result), "ratio": result.ratio, "met": result.met} for result in results]
+    return {
+        "machine": machine.facts(),
+        "settings": dataclasses.asdict(settings),
+        "rates": machine.measured(),
+        "results": lines,
+        "failures": list(failures),
+    }
+
+
+def write(found: Any, path: Path) -> None:
+    """As JSON, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,63 @@
+"""Tables of what was measured, from a report (the JSON of a part, or of all): for a terminal, and for Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+UNITS = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "us")), "B": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))}
+HEADINGS = ("what", "plain formulation", "plain", "ours", "times", "rounds", "asked", "bound by", "of it")
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """Lines in columns as wide as they need, then what failed."""
+    lines = [HEADINGS, *map(cells, report["results"])]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    return [*rows, *rate_lines(report["rates"]), *failed(report["failures"])]
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
+    """The same as a Markdown table."""
+    rule = ["---", "---", *["---:"] * 5, "---", "---:"]
+    return [f"| {' | '.join(line)} |" for line in (HEADINGS, rule, *map(cells, report["results"]))]
+
+
+def cells(line: dict[str, Any]) -> tuple[str, ...]:
+    """Of a result."""
+    per = "" if line["item"] == "" else f"/{line['item']}"
+    figures = [figure(line[way], line["unit"]) + per for way in ("plain", "ours")]
+    rounds = f"{min(line['rounds']):.1f}..{max(line['rounds']):.1f}" if line["rounds"] else ""
+    asked = "" if line["asked"] is None else f"{line['asked']:g}{'' if line['met'] else ' MISSED'}"
+    bound = line["bound"]
+    share = f"{100 * bound['share']:.0f} %" if bound else ""
+    by = f"{bound['by']} ({speed(bound['achieved'], bound['by'])})" if bound else ""
+    return line["name"], line["formulation"], *figures, f"{line['ratio']:.1f}", rounds, asked, by, share
+
+
+def figure(value: float, unit: str) -> str:
+    """With three digits, in the largest unit in which it is 1 at least, or in the smallest."""
+    units = UNITS.get(unit, ((1, unit),))
+    size, name = next((u for u in units if value >= u[0]), units[-1])
+    return f"{value / size:.3g} {name}"
+
+
+def speed(achieved: float, by: str) -> str:
+    """What a bound's `achieved` is, in words."""
+    if by == "memory":
+        return f"{achieved / 1e9:.3g} GB/s"
+    return f"{achieved / 1e9:.3g} GFLOP/s" if by.startswith("arithmetic") else figure(achieved, "s")
+
+
+def rate_lines(rates: Sequence[dict[str, Any]]) -> list[str]:
+    """What the machine reaches, a line for each device and number of threads."""
+    return [f"{rate['device']}, {rate['threads']} threads: " + ", ".join(spoken(rate)) for rate in rates]
+
+
+def spoken(rate: dict[str, Any]) -> list[str]:
+    """`copy 20 GB/s`, `matmul float32 300 GFLOP/s`, ..."""
+    kinds = [key for key in rate if key.split()[0] in ("copy", "matmul", "conv")]
+    return [f"{kind} {speed(rate[kind], 'memory' if kind == 'copy' else 'arithmetic')}" for kind in kinds]
+
+
+def failed(failures: Sequence[dict[str, str]]) -> list[str]:
+    """A line for each failure."""
+    return [f"FAILED {failure['name']}: {failure['reason']}" for failure in failures]
