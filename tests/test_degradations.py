@@ -2,6 +2,7 @@
 
 import math
 
+import kornia.filters
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
@@ -277,3 +278,21 @@ def test_gradients_pass_through(name):
     hr = images(1).requires_grad_()
     build(name)(hr, seeds(1))[0].sum().backward()
     assert hr.grad.abs().sum() > 0
+
+
+# ---- weights of next to nothing ----
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.5])
+def test_tails_of_a_kernel_do_not_reach_the_convolution_but_have_their_gradient(monkeypatch, sigma):
+    """Denormal numbers slow a convolution down several times; a gradient belongs to every weight all the same."""
+    kernel = gaussian_kernel(torch.tensor([[sigma, sigma, 0.0]]), 21).float().requires_grad_()
+    assert ((kernel > 0) & (kernel < 1e-20)).any()
+    seen, real = [], kornia.filters.filter2d
+    monkeypatch.setattr(kornia.filters, "filter2d", lambda x, k, **rest: seen.append(k) or real(x, k, **rest))
+    hr = images(1).double()
+    result = blur(hr, kernel)
+    assert len(seen) == 1 and not ((seen[0] > 0) & (seen[0] < 1e-20)).any() and (seen[0] > 0).any()
+    torch.testing.assert_close(result, real(hr, kernel[:, 0].double(), border_type="constant"), rtol=0, atol=1e-15)
+    result.sum().backward()
+    assert (kernel.grad > 100).all()

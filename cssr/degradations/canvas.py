@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cssr.degradations.draws import Rngs, normal
-from cssr.degradations.pixels import jpeg
+from cssr.degradations.pixels import jpeg, without_denormals
 
 METHODS = ("area", "bilinear", "bicubic")  # as `F.interpolate` without antialias
 LUMA = (0.299, 0.587, 0.114)
@@ -38,7 +38,7 @@ def blur(canvas: Canvas, kernel: Tensor) -> Canvas:
     """Correlate each picture with its kernel (B k k), the border reflected."""
     half = kernel.shape[-1] // 2
     padded = _extended(canvas, half, _reflected)
-    kernel = kernel.to(padded.device, padded.dtype)
+    kernel = without_denormals(kernel).to(padded.device, padded.dtype)
     return canvas._replace(pixels=kornia.filters.filter2d(padded, kernel, padding="valid"))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 Method = Literal["bicubic", "bilinear", "area", "strided"]
 Padding = Literal["zero", "reflect", "replicate"]
 _BORDER = {"zero": "constant", "reflect": "reflect", "replicate": "replicate"}
+_NOTHING = 1e-20  # a kernel's weight below this is lost in any sum of float32
 
 
 def blur(hr: Tensor, kernel: Tensor, padding: Padding = "zero") -> Tensor:
@@ -22,7 +23,15 @@ def blur(hr: Tensor, kernel: Tensor, padding: Padding = "zero") -> Tensor:
         padding: beyond the border; `zero` darkens it, as the published systems do.
     """
     check_padding(padding)
-    return kornia.filters.filter2d(hr, kernel[:, 0].to(hr.dtype), border_type=_BORDER[padding])
+    return kornia.filters.filter2d(hr, without_denormals(kernel[:, 0]).to(hr.dtype), border_type=_BORDER[padding])
+
+
+def without_denormals(kernel: Tensor) -> Tensor:
+    """The kernel without weights of next to nothing: the tails of a narrow Gaussian.
+
+    Among them are denormal numbers, with which a processor calculates several times more slowly. The gradient passes.
+    """
+    return kernel - torch.where(kernel.abs() < _NOTHING, kernel, 0).detach()
 
 
 def blur_strided(hr: Tensor, kernel: Tensor, padding: Padding, scale: int) -> Tensor:
@@ -32,7 +41,7 @@ def blur_strided(hr: Tensor, kernel: Tensor, padding: Padding, scale: int) -> Te
     batch, channels, height, width = hr.shape
     half = kernel.shape[-1] // 2
     padded = F.pad(hr, (half,) * 4, mode=_BORDER[padding])
-    weight = kernel.to(hr.dtype).repeat_interleave(channels, 0)  # B*C 1 k k
+    weight = without_denormals(kernel).to(hr.dtype).repeat_interleave(channels, 0)  # B*C 1 k k
     found = F.conv2d(padded.flatten(0, 1)[None], weight, stride=scale, groups=batch * channels)
     return found.view(batch, channels, height // scale, width // scale)
 
