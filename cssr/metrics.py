@@ -25,6 +25,7 @@ from cssr.definitions import definitions as definitions
 from cssr.scores import accuracy, average_precision, f1, iou, precision, recall, specificity
 
 THRESHOLDS = torch.tensor([i * 0.01 for i in range(1, 100)], dtype=torch.float32)
+_FRAMED = torch.cat([torch.tensor([-torch.inf]), THRESHOLDS, torch.tensor([torch.inf])])  # threshold i at place i
 
 
 # ---- counts and what follows from them ----
@@ -41,8 +42,13 @@ class Counts(NamedTuple):
 
 def thresholds_below(prob: torch.Tensor) -> torch.Tensor:
     """How many thresholds lie strictly below each value, 0..99 as int32: crack at threshold i where this exceeds i."""
-    # A comparison with NaN is false, so NaN is background; bucketize alone would place it above every threshold.
-    return torch.bucketize(prob.detach().float().nan_to_num(nan=0.0), THRESHOLDS.to(prob.device), out_int32=True)
+    # A comparison with NaN is false, so NaN is background. Thresholds lie so evenly that the nearest one follows from
+    # the value, and one comparison with it decides: a third of a binary search's time.
+    prob = prob.detach().float().contiguous().nan_to_num(nan=0.0).clamp_(0, 1)
+    place = torch.add(0.5, prob, alpha=100)
+    nearest = place.to(torch.int32)
+    torch.index_select(_FRAMED.to(prob.device), 0, nearest.flatten(), out=place.view(-1))
+    return nearest.add_(prob <= place, alpha=-1)
 
 
 def same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -60,9 +66,8 @@ def threshold_counts(prob: torch.Tensor, mask: torch.Tensor) -> Counts:
     same_shape(prob, mask)
     batch, bins = len(prob), len(THRESHOLDS) + 1
     first = 2 * bins * torch.arange(batch, dtype=torch.int32, device=prob.device).view(-1, 1)
-    index = (
-        thresholds_below(prob).flatten(1).add_(mask.flatten(1) > 0.5, alpha=bins).add_(first)
-    )  # level, class, sample
+    cracks = (mask if mask.dtype == torch.bool else mask > 0.5).flatten(1)
+    index = thresholds_below(prob).flatten(1).add_(cracks, alpha=bins).add_(first)  # level, class, sample
     histogram = torch.bincount(index.flatten(), minlength=2 * batch * bins).view(batch, 2, bins)
     above = histogram.flip(-1).cumsum(-1).flip(-1)  # B 2 100; entry k: pixels with at least k thresholds below them
     (fp, tp), (negatives, positives) = above[..., 1:].unbind(1), above[..., :1].unbind(1)

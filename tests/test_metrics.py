@@ -513,3 +513,26 @@ def test_both_ends_of_the_pipeline_agree():
     curve = metrics.iou(counts.tp, counts.fp, counts.fn).mean(0)
     assert image["iou_max"] == pytest.approx(curve.max().item()) and image["aiu"] == pytest.approx(curve.mean().item())
     assert image["hd95_min"] == pytest.approx(found["hd95"].mean(0).min()) and image["psnr"] is None
+
+
+# ---- the nearest threshold ----
+
+
+def test_thresholds_below_are_those_of_a_search_around_every_threshold():
+    t = metrics.THRESHOLDS
+    steps = [torch.nextafter(t, torch.full_like(t, end)) for end in (-9, 9)]
+    odd = torch.tensor([0, 1, -1, 2, torch.inf, -torch.inf, 1e30, 1e-40])
+    prob = torch.cat([t, *steps, odd, torch.rand(10_000, generator=torch.Generator().manual_seed(0))])
+    expected = torch.from_numpy(np.searchsorted(t.numpy(), prob.numpy())).int()
+    assert torch.equal(metrics.thresholds_below(prob), expected)
+    assert metrics.thresholds_below(torch.tensor([torch.nan])).item() == 0
+
+
+def test_counts_of_an_image_in_any_layout_and_mask_of_any_type():
+    prob = torch.rand(2, 1, 6, 5, generator=torch.Generator().manual_seed(0))
+    mask = prob > 0.3
+    expected = metrics.threshold_counts(prob, mask)
+    turned = prob.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
+    assert not turned.is_contiguous()
+    for kind in (mask.float(), mask.to(torch.uint8), mask.double()):
+        assert all(map(torch.equal, metrics.threshold_counts(turned, kind), expected))
