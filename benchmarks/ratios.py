@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 UNITS = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "us")), "B": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))}
-HEADINGS = ("what", "plain formulation", "plain", "ours", "times", "rounds", "asked", "bound by", "of it")
+HEADINGS = ("what", "plain formulation", "plain", "ours", "times", "rounds", "asked", "threads", "bound by", "of it")
 
 
 def table(report: dict[str, Any]) -> list[str]:
@@ -17,7 +17,7 @@ def table(report: dict[str, Any]) -> list[str]:
 
 def markdown(report: dict[str, Any]) -> list[str]:
     """The same as a Markdown table."""
-    rule = ["---", "---", *["---:"] * 5, "---", "---:"]
+    rule = ["---", "---", *["---:"] * 6, "---", "---:"]
     return [f"| {' | '.join(line)} |" for line in (HEADINGS, rule, *map(cells, report["results"]))]
 
 
@@ -30,7 +30,17 @@ def cells(line: dict[str, Any]) -> tuple[str, ...]:
     bound = line["bound"]
     share = f"{100 * bound['share']:.0f} %" if bound else ""
     by = f"{bound['by']} ({speed(bound['achieved'], bound['by'])})" if bound else ""
-    return line["name"], line["formulation"], *figures, f"{line['ratio']:.1f}", rounds, asked, by, share
+    return (
+        line["name"],
+        line["formulation"],
+        *figures,
+        f"{line['ratio']:.3g}",
+        rounds,
+        asked,
+        str(line["threads"] or ""),
+        by,
+        share,
+    )
 
 
 def figure(value: float, unit: str) -> str:

@@ -1,0 +1,98 @@
+"""All benchmarks: `python benchmarks/run.py [--only PART ...] [--quick] [--out DIR]`, one table of ratios.
+
+Each part runs in a process of its own, in which each pair, the plain formulation of a thing and ours, is timed in turn
+once their results are equal. DIR (default: benchmarks/results) gets report.json, with machine, versions, revision and
+settings, and ratios.png. A part that fails is named, the rest goes on, and the exit status is 1.
+
+    --markdown [FILE]   only print the tables of docs/speed.md, from FILE (default: DIR/report.json)
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+from pairs import parser, write
+from picture import draw
+from ratios import markdown, table
+
+HERE = Path(__file__).parent
+PARTS = (
+    "roofline", "startup", "decode", "loading", "degradation", "losses", "step", "evaluation", "prediction",
+    "sharding", "opening", "scaling",
+)  # fmt: skip
+PATIENCE = 3600  # seconds for a part
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    options = read(arguments)
+    if options.markdown:
+        print("\n".join(markdown(json.loads(options.markdown.read_text(encoding="utf-8")))))
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    whole: dict[str, Any] = {"machine": machine.facts(), "settings": {}, "rates": [], "results": [], "failures": []}
+    for part in options.only or PARTS:
+        print(f"---- {part}", flush=True)
+        add(whole, part, run(part, words(options)))
+        write(whole, options.out / "report.json")
+    draw(whole, options.out / "ratios.png")
+    print("\n".join(["", *table(whole), "", f"{options.out}/report.json, {options.out}/ratios.png"]))
+    return 1 if whole["failures"] else 0
+
+
+def read(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
+    found = parser(__doc__)
+    found.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    found.add_argument("--out", type=Path, default=HERE / "results", help="directory (benchmarks/results)")
+    found.add_argument("--markdown", nargs="?", type=Path, const=Path(), metavar="FILE", help="see above")
+    options = found.parse_args(arguments)
+    if options.markdown == Path():
+        options.markdown = options.out / "report.json"
+    if options.markdown and not options.markdown.is_file():
+        found.error(f"--markdown: no {options.markdown}; run the benchmarks first, or name a report")
+    return options
+
+
+def words(options: argparse.Namespace) -> list[str]:
+    """What each part is told."""
+    quick = ["--quick"] if options.quick else []
+    return [*quick, "--threads", str(options.threads), "--clock", options.clock]
+
+
+def run(part: str, words: Sequence[str]) -> dict[str, Any]:
+    """The report of a part; where it left none, one with that failure."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = Path(scratch) / "found.json"
+        command = [sys.executable, str(HERE / f"{part}.py"), *words, "--json", str(found)]
+        try:
+            status = f"exit status {subprocess.run(command, timeout=PATIENCE).returncode}"
+        except subprocess.TimeoutExpired:
+            status = f"not done after {PATIENCE} s"
+        if found.is_file():
+            return json.loads(found.read_text(encoding="utf-8"))
+    reason = f"no report ({status})"
+    return {"settings": {}, "rates": [], "results": [], "failures": [{"name": part, "reason": reason}]}
+
+
+def add(whole: dict[str, Any], part: str, found: dict[str, Any]) -> None:
+    """Take a part's report into that of all."""
+    whole["settings"] |= found["settings"]
+    whole["rates"] += [rate for rate in found["rates"] if not any(same(rate, other) for other in whole["rates"])]
+    whole["results"] += [{"part": part, **line} for line in found["results"]]
+    whole["failures"] += [{"part": part, **line} for line in found["failures"]]
+
+
+def same(rate: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both are of one device, clock and number of threads; the first one measured is shown."""
+    return all(rate[key] == other[key] for key in ("device", "clock", "threads"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
