@@ -50,7 +50,7 @@ def normalized(kernel: Tensor) -> Tensor:
     """Kernels (B 1 k k) divided by their sums, float32; one whose sum is 0 stays as it is."""
     kernel = kernel.float()
     total = kernel.sum((2, 3), keepdim=True)
-    return kernel / total.where(total != 0, 1)
+    return kernel / (total + (total == 0))  # exactly the sum, or 1; a number to choose would be sent to the device
 
 
 def blur_and_reduce(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
@@ -180,7 +180,7 @@ class Stage(nn.Module):
         self.error = layers.enlarge(3) if error_space == "hr" else None
 
     def forward(
-        self, low: Tensor, highs: list[Tensor], lq: Tensor, kernel: Tensor, given: Tensor | None
+        self, low: Tensor, highs: tuple[Tensor, ...], lq: Tensor, kernel: Tensor, given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         high = self.up(low)
         sr = self.image(torch.cat((*highs, high), 1))
@@ -190,7 +190,7 @@ class Stage(nn.Module):
 
 
 class Back(nn.Module):
-    """The way to the next stage: all HR features so far -> new LQ features; then all of these, modulated.
+    """The way to the next stage: all HR features so far -> new LQ features, joined to all of these, and modulated.
 
     Args:
         kernel_size: side of the kernel that modulates them; 0 leaves them as they are.
@@ -202,14 +202,14 @@ class Back(nn.Module):
         self.error = nn.Conv2d(3, layers.width, 3, padding=1, bias=False) if error_space == "lq" else None
         self.sft = Modulation(number * layers.width, kernel_size**2) if kernel_size else None
 
-    def forward(self, highs: list[Tensor], error: Tensor) -> Tensor:
-        low = self.down(torch.cat(highs, 1))
-        return low if self.error is None else low + self.error(error)
-
-    def modulate(self, lows: list[Tensor], kernel: Tensor) -> Tensor:
-        """All LQ features so far, under SFT by the kernel where there is one."""
-        low = torch.cat(lows, 1)
-        return low if self.sft is None else self.sft(low, kernel)
+    def forward(
+        self, highs: tuple[Tensor, ...], lows: tuple[Tensor, ...], error: Tensor, kernel: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The new LQ features, and all so far, under SFT by the kernel where there is one."""
+        new = self.down(torch.cat(highs, 1))
+        new = new if self.error is None else new + self.error(error)
+        low = torch.cat((*lows, new), 1)
+        return new, low if self.sft is None else self.sft(low, kernel)
 
 
 class KBPN(nn.Module):
@@ -228,6 +228,11 @@ class KBPN(nn.Module):
         self.kernel_size = predictor.resize.kernel_size
         init_kaiming(self)
 
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """What is recomputed at a time, under `train.recompute`."""
+        return self.head, self.predictor, *self.stages, *self.backs
+
     def forward(self, lq: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """SR image and kernel (B 1 k k float32, sum 1).
 
@@ -239,14 +244,14 @@ class KBPN(nn.Module):
         given = None if kernel is None else self._checked(kernel, len(lq))
         low = self.head(lq)
         kernel = predicted_or(given, self.predictor, low)
-        highs: list[Tensor] = []
-        lows: list[Tensor] = []
+        highs: tuple[Tensor, ...] = ()  # not lists: a block that is recomputed must find what it was given
+        lows: tuple[Tensor, ...] = ()
         for stage, back in zip(self.stages, (*self.backs, None)):
             high, kernel, error = stage(low, highs, lq, kernel, given)
-            highs.append(high)
+            highs = (*highs, high)
             if back is not None:
-                lows.append(back(highs, error))
-                low = back.modulate(lows, kernel)
+                new, low = back(highs, lows, error, kernel)
+                lows = (*lows, new)
         sr = self.tail(torch.cat(highs, 1)) + 0 * error.mean()  # the last error is in the graph in any space
         return (sr + F.interpolate(lq, scale_factor=self.scale, mode="bicubic") if self.residual else sr), kernel
 

@@ -1,0 +1,69 @@
+"""Activation checkpointing: blocks of a network keep their inputs only, and compute the rest again when it is needed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+_WEIGHTY = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+def recompute_blocks(network: nn.Module) -> list[str]:
+    """Have the blocks of a network recomputed in the backward pass; returns their names.
+
+    Results are those without, BatchNorm's statistics and dropout too. Where no gradients are asked for nothing changes.
+    """
+    names = {module: name for name, module in network.named_modules()}
+    found = list(blocks_of(network))
+    for block in found:
+        block.forward = partial(_recomputed, block, block.forward)
+    return [names[block] for block in found]
+
+
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The blocks that are recomputed one by one.
+
+    Those that a module names itself, as the property `blocks`; else the smallest ones of two or more layers with
+    weights.
+    """
+    if hasattr(module, "blocks"):
+        yield from module.blocks
+        return
+    inner = [block for child in module.children() for block in blocks_of(child)]
+    alone = not inner and _weighty(module) > 1 and type(module) not in (nn.ModuleList, nn.ModuleDict)
+    yield from [module] if alone else inner
+
+
+def _weighty(module: nn.Module) -> int:
+    return sum(isinstance(layer, _WEIGHTY) for layer in module.modules())
+
+
+def _recomputed(block: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    if torch.compiler.is_compiling():  # the compiler computes again what is pure, and lets the rest be
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
+
+
+def _contexts(block: nn.Module) -> tuple[Any, Any]:
+    """Around the first computation, and around the second."""
+    return nullcontext(), _buffers_kept(block)
+
+
+@contextmanager
+def _buffers_kept(block: nn.Module) -> Iterator[None]:
+    """Let what layers count in training go to copies: BatchNorm's statistics see each batch once."""
+    layers = [layer for layer in block.modules() if layer.training and layer._buffers]
+    own = [dict(layer._buffers) for layer in layers]
+    for layer in layers:
+        layer._buffers.update({name: value if value is None else value.clone() for name, value in layer._buffers.items()})
+    try:
+        yield
+    finally:
+        for layer, buffers in zip(layers, own):
+            layer._buffers.update(buffers)
