@@ -84,10 +84,12 @@ def _fill(model: nn.Module, optimizer: torch.optim.Optimizer, by_name: Mapping[s
 
 
 def _part(value: Any, parameter: nn.Parameter) -> Any:
-    """A moment as its parameter is: in parts, or whole."""
-    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+    """A moment as its parameter is: in parts, or whole and in the same order in memory, as fused updates need it."""
+    if not isinstance(value, Tensor) or not value.dim() or value.shape != parameter.shape:
+        return value
+    if isinstance(parameter, DTensor):
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 # ---- DeepSpeed ----
@@ -137,7 +139,9 @@ def _fill_zero(model: nn.Module, zero: Any, by_name: Mapping[str, dict[str, Any]
 def _blank(key: str, value: Tensor, flat: Tensor, zero: Any) -> Any:
     if value.dim():
         return torch.zeros_like(flat)
-    return int(value) if "DeepSpeed" in type(zero.optimizer).__name__ else value.clone()  # its own Adam counts in ints
+    if "DeepSpeed" in type(zero.optimizer).__name__:  # its own Adam counts in ints
+        return int(value)
+    return value.to(flat.device if zero.optimizer.defaults.get("fused") else value.device, copy=True)
 
 
 def _set_moment(parameter: nn.Parameter, key: str, value: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Optimizer, learning rates and what holds a parameter group still."""
 
+from typing import Any
+
 import timm.optim
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,15 @@ from cssr.registry import did_you_mean
 from cssr.schedules import SCHEDULES, Progress, warmed_up
 
 
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # with an update in one call, on CPUs and GPUs
+_WAYS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that choose how the update is computed
+
+
 def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
-    """The optimizer of the settings, one parameter group for each of the model's groups that has parameters."""
+    """The optimizer of the settings, one parameter group for each of the model's groups that has parameters.
+
+    It is the fused one where there is one, unless `optim.arguments` chooses (`fused: false`).
+    """
     settings, parameters = config.optim, dict(model.named_parameters())
     groups = [
         {"params": [parameters[name] for name in names], "group": group}
@@ -25,10 +34,16 @@ def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
         )
     try:
         return timm.optim.create_optimizer_v2(
-            groups, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, **settings.arguments
+            groups, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, **_arguments(config)
         )
     except (TypeError, ValueError, ImportError, AssertionError) as error:
         raise ValueError(f"optim: {settings.optimizer} refuses its settings: {' '.join(str(error).split())}") from error
+
+
+def _arguments(config: Config) -> dict[str, Any]:
+    kind = timm.optim.get_optimizer_class(config.optim.optimizer, bind_defaults=False)
+    chosen = config.optim.arguments
+    return {"fused": True, **chosen} if kind in _FUSED and not _WAYS & chosen.keys() else chosen
 
 
 class LearningRate:
