@@ -7,6 +7,13 @@ import torch
 from torch import Tensor
 
 
+def send(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on `device`, as `dtype`, without waiting for it: the host goes on, what uses it comes after."""
+    tensor, device = tensor.to(dtype=dtype), torch.device(device)
+    leaves = tensor.device.type == "cpu" and device.type == "cuda"
+    return (tensor.pin_memory() if leaves else tensor).to(device, non_blocking=True)
+
+
 @dataclass
 class Batch:
     """A batch of samples; B samples, H x W pixels at high resolution, h = H / scale, w = W / scale.
@@ -28,7 +35,7 @@ class Batch:
         """The batch on `device`, images and masks as float32 (0..1)."""
         names = ("hr", "mask", "distance", "lq", "kernel")
         there = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in there.items()}
+        moved = {name: send(tensor, device) for name, tensor in there.items()}
         for name in {"hr", "lq"} & moved.keys():
             moved[name] = moved[name].float() / 255 if moved[name].dtype == torch.uint8 else moved[name]
         return replace(self, **{**moved, "mask": moved["mask"].float()})

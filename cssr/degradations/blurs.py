@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cssr.batch import send
 from cssr.degradations import DEGRADATIONS
 from cssr.degradations.draws import JPEG, NOISE, Rngs, check_range, generators, normal, uniform
 from cssr.degradations.pixels import Method, Padding, blur, blur_strided, check_padding, jpeg, resampler
@@ -69,7 +70,8 @@ def _degradation(
     strided = method == "strided"
 
     def degrade(hr: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        kernel = blurring.kernels(generators(seeds))[:, None].to(hr.device, torch.float32)
+        kernel = blurring.kernels(generators(seeds))[:, None]
+        kernel = send(kernel, hr.device, torch.float32)
         with torch.autocast(hr.device.type, enabled=False):
             blurred = blur_strided(hr, kernel, padding, scale) if strided else blur(hr, kernel, padding)
             lq = blurred if strided or scale == 1 else reduce(blurred)
@@ -100,7 +102,7 @@ def _noised(lq: Tensor, rngs: Rngs, level: Sequence[float]) -> Tensor:
     size = tuple(lq.shape[-2:])
     deviation = uniform(rngs, level).float()[..., None, None]  # B 1 1 1
     noise = normal(rngs, [size] * len(rngs), size, [False] * len(rngs))
-    return (lq + (deviation * noise).to(lq.device)).clamp(0, 1)
+    return (lq + send(deviation * noise, lq.device)).clamp(0, 1)
 
 
 def check_size(name: str, size: int) -> None:

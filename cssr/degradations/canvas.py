@@ -12,6 +12,7 @@ import kornia.filters
 import torch
 from torch import Tensor
 
+from cssr.batch import send
 from cssr.degradations.draws import Rngs, normal
 from cssr.degradations.pixels import jpeg, without_denormals
 
@@ -38,7 +39,7 @@ def blur(canvas: Canvas, kernel: Tensor) -> Canvas:
     """Correlate each picture with its kernel (B k k), the border reflected."""
     half = kernel.shape[-1] // 2
     padded = _extended(canvas, half, _reflected)
-    kernel = without_denormals(kernel).to(padded.device, padded.dtype)
+    kernel = send(without_denormals(kernel), padded.device, padded.dtype)
     return canvas._replace(pixels=kornia.filters.filter2d(padded, kernel, padding="valid"))
 
 
@@ -68,9 +69,10 @@ def add_noise(canvas: Canvas, rngs: Rngs, level: Tensor, poisson: Tensor, gray: 
     """
     x = canvas.pixels
     sizes = list(zip(canvas.heights.tolist(), canvas.widths.tolist()))
-    noise = normal(rngs, sizes, tuple(x.shape[-2:]), gray.tolist()).to(x.device)
-    level, poisson, gray = (v.to(x.device)[:, None, None, None] for v in (level.float(), poisson, gray))
-    light = torch.where(gray, (x * x.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True), x)
+    noise = send(normal(rngs, sizes, tuple(x.shape[-2:]), gray.tolist()), x.device)
+    level, poisson, gray = (send(v, x.device)[:, None, None, None] for v in (level.float(), poisson, gray))
+    luma = send(torch.tensor(LUMA, dtype=x.dtype).view(3, 1, 1), x.device)
+    light = torch.where(gray, (x * luma).sum(1, keepdim=True), x)
     count = light.clamp(min=1 / LEVELS)  # the root has no gradient at 0
     deviation = torch.where(poisson, (count / LEVELS).sqrt(), torch.ones_like(count)) * level
     return canvas._replace(pixels=(x + deviation * noise).clamp(0, 1))
@@ -78,7 +80,7 @@ def add_noise(canvas: Canvas, rngs: Rngs, level: Tensor, poisson: Tensor, gray: 
 
 def select(condition: Tensor, first: Canvas, second: Canvas) -> Canvas:
     """`first` where `condition` (B bool, CPU), else `second`; both on canvases of one size."""
-    pixels = torch.where(condition.to(first.pixels.device)[:, None, None, None], first.pixels, second.pixels)
+    pixels = torch.where(send(condition, first.pixels.device)[:, None, None, None], first.pixels, second.pixels)
     sizes = (torch.where(condition, a, b) for a, b in zip(first[1:], second[1:]))
     return Canvas(pixels, *sizes)
 
@@ -92,13 +94,13 @@ def resize_matrices(
     """
     first, last, weights = _taps(before, after, methods, shape[0])
     column = torch.arange(shape[1], device=device)
-    first, last, weights = first.to(device), last.to(device), weights.to(device, torch.float32)
+    first, last, weights = send(first, device), send(last, device), send(weights, device, torch.float32)
     share = 1 / (last - first + 1)
     area = ((column >= first[..., None]) & (column <= last[..., None])) * share[..., None]
     taps = (first[..., None] + torch.arange(4, device=device)).clamp(min=0)
-    taps = taps.minimum((before.to(device) - 1)[:, None, None])  # the border repeated
+    taps = taps.minimum((send(before, device) - 1)[:, None, None])  # the border repeated
     points = sum(weights[..., t, None] * (column == taps[..., t, None]) for t in range(4))
-    is_area = torch.tensor([method == "area" for method in methods], device=device)
+    is_area = send(torch.tensor([method == "area" for method in methods]), device)
     return torch.where(is_area[:, None, None], area, points)
 
 
@@ -127,8 +129,8 @@ def _cubic(distance: Tensor, a: float = -0.75) -> Tensor:
 def _extended(canvas: Canvas, margin: int, border: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Each picture continued by its border to its whole canvas and `margin` pixels around."""
     x, device = canvas.pixels, canvas.pixels.device
-    rows = border(torch.arange(-margin, x.shape[2] + margin), canvas.heights[:, None]).to(device)
-    columns = border(torch.arange(-margin, x.shape[3] + margin), canvas.widths[:, None]).to(device)
+    rows = send(border(torch.arange(-margin, x.shape[2] + margin), canvas.heights[:, None]), device)
+    columns = send(border(torch.arange(-margin, x.shape[3] + margin), canvas.widths[:, None]), device)
     return x.take_along_dim(rows[:, None, :, None], 2).take_along_dim(columns[:, None, None, :], 3)
 
 
