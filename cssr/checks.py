@@ -1,6 +1,10 @@
 """What is checked before work starts: images without masks, models that find no cracks, blur kernels that fit."""
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +77,29 @@ def check_strategy(config: Config, in_parts: bool, device: str) -> None:
         )
     if config.optim.batch_norm == "sync" and device == "cpu":
         raise ValueError("optim.batch_norm=sync needs GPUs: set optim.batch_norm=rank or held")
+    if config.train.compile:
+        _check_compile(in_parts, device)
+
+
+def _check_compile(in_parts: bool, device: str) -> None:
+    """torch.compile writes C++ on a CPU, and C that launches its kernels on a GPU, against Python's headers."""
+    if in_parts:
+        raise ValueError(
+            "train.compile=true does not go with ZeRO-3 or FSDP, which fetch weights between layers: "
+            "launch with launch/zero2.yaml or launch/multi_gpu.yaml, or set train.compile=false"
+        )
+    variable, usual = ("CXX", "g++") if device == "cpu" else ("CC", "gcc")
+    compiler = os.environ.get(variable, usual).split()[0]
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"train.compile=true needs a compiler, {compiler} is not here: apt-get install g++, name another one in "
+            f"{variable}, or set train.compile=false"
+        )
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise ValueError(
+            "train.compile=true needs Python's headers, Python.h is not here: apt-get install python3-dev, or set "
+            "train.compile=false"
+        )
 
 
 def check_degradation(config: Config, degrade: Callable, task: Task) -> None:

@@ -111,6 +111,9 @@ class TrainConfig:
     steps: int = 100_000  # optimizer steps
     batch_size: int = 6  # samples a step over all processes
     micro_batch: int | None = None  # samples a forward pass per process; null: batch_size / processes (no accumulation)
+    recompute: bool = False  # blocks compute their activations again in the backward pass: less memory, a third slower
+    compile: bool = False  # torch.compile of the network in training steps: minutes at the start; needs a compiler
+    channels_last: bool | None = None  # order of weights and images in memory; null: under mixed precision, as it pays
     seed: int = 0  # of the weights, the order, the crops, the degradations
     init_from: str | None = None  # run, export or .safetensors file to start from (fine-tuning)
     log_every: int = 10  # steps

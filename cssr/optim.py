@@ -11,7 +11,6 @@ from cssr.models.joint import JointModel
 from cssr.registry import did_you_mean
 from cssr.schedules import SCHEDULES, Progress, warmed_up
 
-
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # with an update in one call, on CPUs and GPUs
 _WAYS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that choose how the update is computed
 

@@ -17,6 +17,7 @@ from cssr import engine as engines
 from cssr.batch import Batch
 from cssr.config import Config
 from cssr.lanes import draw_seed
+from cssr.models.recompute import recompute_blocks
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.schedules import Progress
 from cssr.task import Task
@@ -51,6 +52,8 @@ class Stepper:
     ):
         self.task, self.model, self._config, self._engine = task, task.model, config, engine
         self._degrade, self._accumulation, self._any_rank = degrade, accumulation, any_rank
+        self._layout = engines.memory_layout(engine, config.train.channels_last)
+        engines.lay_out(self.model, self._layout)
         optimizer = build_optimizer(self.model, config)
         engines.configure_deepspeed(engine, optimizer, micro_batch, accumulation, config.optim.clip_norm)
         self.module, self.optimizer = engine.prepare(task, optimizer)
@@ -59,6 +62,10 @@ class Stepper:
         decay, warmup = config.optim.ema, config.optim.ema_warmup
         self._average = ModelEmaV3(self.model, decay=decay, use_warmup=warmup) if decay else None
         self.lr, self.waited = 0.0, 0.0  # of the last step; seconds spent waiting for data so far
+        if config.train.recompute:  # after the average is copied, which never is in a backward pass
+            recompute_blocks(self.model)
+        if config.train.compile:
+            task.compile_model()
 
     @property
     def ema(self) -> nn.Module | None:
@@ -85,11 +92,12 @@ class Stepper:
         batch = next(stream)
         self.waited += time.monotonic() - began
         batch = batch.to(self._engine.device)
-        if batch.lq is not None:
-            return batch
-        with torch.no_grad():
-            lq, kernel = self._degrade(batch.hr, batch.seed)
-        return dataclasses.replace(batch, lq=lq, kernel=kernel)
+        if batch.lq is None:
+            with torch.no_grad():
+                lq, kernel = self._degrade(batch.hr, batch.seed)
+            batch = dataclasses.replace(batch, lq=lq, kernel=kernel)
+        hr, lq = (image.contiguous(memory_format=self._layout) for image in (batch.hr, batch.lq))
+        return dataclasses.replace(batch, hr=hr, lq=lq)
 
     def _begin_phase(self, progress: Progress) -> None:
         phase = self.task.phase(progress)

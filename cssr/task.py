@@ -31,6 +31,7 @@ class Task(nn.Module):
         self.extra = [_weighted(entry) for entry in config.loss.extra]
         betas = [config.loss.beta if phase.beta is None else phase.beta for phase in config.phases]
         self._beta = {phase.until: build_schedule(beta) for phase, beta in zip(config.phases, betas)}
+        self._compiled: Callable | None = None  # the model's forward pass, where it is compiled
         self._held: frozenset[str] = frozenset()
         self._holds_batch_norm = config.optim.batch_norm == "held"
         self._check_phases(config.phases)
@@ -56,7 +57,8 @@ class Task(nn.Module):
         ones by name; float32.
         """
         phase = self.phase(progress)
-        outputs = self.model(batch.lq, batch.kernel if phase.true_kernel else None).float()
+        network = self._compiled or self.model
+        outputs = network(batch.lq, batch.kernel if phase.true_kernel else None).float()
         with torch.autocast(batch.lq.device.type, enabled=False):
             sr = self.sr_losses[phase.until](outputs, batch, progress)
             seg = self.seg_loss(outputs, batch, progress)
@@ -68,6 +70,14 @@ class Task(nn.Module):
         for name, weight, _ in self.extra:
             total = total + weight(progress) * extra[name]
         return {"loss": total, "sr_loss": sr, "seg_loss": seg, **extra}
+
+    def compile_model(self, **arguments: Any) -> None:
+        """Have the task's own forward pass run the model compiled; `arguments` of `torch.compile`.
+
+        The model itself stays as it is, with the names of its weights: validation and copies run it as ever, at any
+        size. Micro-batches are of one size; a phase that holds other groups still is compiled anew.
+        """
+        self._compiled = torch.compile(self.model.forward, dynamic=False, **arguments)
 
     def phase(self, progress: Progress) -> PhaseConfig:
         """The phase in which the run is."""

@@ -18,7 +18,10 @@ MODELS = [
     {"sr": {"name": "dbpn", "stages": 2, "width": 4, "features": 4}, "seg": UNET},
     {"sr": {**KBPN, "error_space": "lq", "sft": False}, "seg": {"name": "blur_skip", "net": PSPNET, "kernel_size": 5}},
     {"sr": "bicubic", "seg": {"name": "hrnet_ocr", "encoder": "hrnet_w18_small", "width": 8, "hidden": 8}},
-    {"sr": {"name": "srcnet", "groups": 2, "blocks": 2, "width": 4, "enlarged": 8}, "seg": {"name": "segnet", "encoder": "vgg11_bn"}},
+    {
+        "sr": {"name": "srcnet", "groups": 2, "blocks": 2, "width": 4, "enlarged": 8},
+        "seg": {"name": "segnet", "encoder": "vgg11_bn"},
+    },
 ]  # fmt: skip
 
 
@@ -54,6 +57,21 @@ def test_statistics_count_each_batch_once():
     for _ in range(3):
         net[0](torch.rand(2, 1, 4, 4)).sum().backward()
     assert net[0][1].num_batches_tracked == 3
+
+
+def test_compiled_statistics_count_each_batch_once():
+    """The compiler recomputes by itself what has no effect on anything else."""
+    plain = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 1, 1))
+    other, x = nn.ModuleList([copy.deepcopy(plain)]), torch.rand(2, 1, 4, 4)
+    assert recompute_blocks(other) == ["0"]
+    compiled = torch.compile(other[0].forward, fullgraph=True, backend="aot_eager")
+    for run in (plain, compiled):
+        for _ in range(2):
+            run(x).square().sum().backward()
+    for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad)
+    torch.testing.assert_close(dict(other[0].named_buffers()), dict(plain.named_buffers()))
+    torch._dynamo.reset()
 
 
 def test_what_is_kept_shrinks():

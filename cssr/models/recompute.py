@@ -1,4 +1,4 @@
-"""Activation checkpointing: blocks of a network keep their inputs only, and compute the rest again when it is needed."""
+"""Activation checkpointing: blocks of a network keep their inputs only, and compute the rest again when needed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -60,8 +60,8 @@ def _buffers_kept(block: nn.Module) -> Iterator[None]:
     """Let what layers count in training go to copies: BatchNorm's statistics see each batch once."""
     layers = [layer for layer in block.modules() if layer.training and layer._buffers]
     own = [dict(layer._buffers) for layer in layers]
-    for layer in layers:
-        layer._buffers.update({name: value if value is None else value.clone() for name, value in layer._buffers.items()})
+    for layer, buffers in zip(layers, own):
+        layer._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
     try:
         yield
     finally:

@@ -1,0 +1,173 @@
+"""What a training step does beside its arithmetic: waiting, layouts, compiled and recomputed networks, all the same."""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cssr import engine as engines
+from cssr.batch import Batch, send
+from cssr.checks import check_strategy
+from cssr.config import Config, load_config
+from cssr.degradations import DEGRADATIONS
+from cssr.models.joint import build_model
+from cssr.schedules import Progress
+from cssr.stepper import Stepper
+from cssr.task import Task
+
+CSBSR = [
+    "model.sr={name: kbpn, stages: 2, width: 4, features: 4, kernel_size: 7, predicted_size: 3}",
+    "model.seg={name: pspnet, encoder: resnet10t, width: 4, sizes: [1, 2]}",
+    "loss.sr=blind", "degradation={name: gaussian, size: 7, sigma: [0.2, 1.5]}",
+]  # fmt: skip
+CSSR = [
+    "model.sr={name: dbpn, stages: 2, width: 4, features: 4}",
+    "model.seg={name: unet, encoder: resnet10t, width: 4, encoder_args: {channels: [8, 8, 16, 16]}}",
+]
+COMMON = ["optim.clip_norm=1.0", "optim.ema=0.9", "optim.lr=1e-3", "train.batch_size=2", "data.crop=32"]
+WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
+
+
+def batches(device: str = "cpu"):
+    """As the loader gives them."""
+    draws = torch.Generator().manual_seed(0)
+    for number in itertools.count():
+        hr = torch.randint(0, 256, (2, 3, 32, 32), generator=draws, dtype=torch.uint8)
+        mask = (torch.rand(2, 1, 32, 32, generator=draws) > 0.9).to(torch.uint8)
+        distance = 10 * torch.randn(2, 1, 32, 32, generator=draws)
+        yield Batch(hr, mask, distance, torch.tensor([2 * number, 2 * number + 1]), ["a", "b"])
+
+
+def a_stepper(*overrides: str, recipe: list[str] = CSBSR) -> Stepper:
+    config: Config = load_config(None, [*recipe, *COMMON, *overrides])
+    engine = engines.start_engine()
+    torch.manual_seed(0)
+    task = Task(build_model(config.model), config).train()
+    degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
+    return Stepper(task, config, engine, degrade, 2, 1, engines.AnyRank(engine))
+
+
+def taken(stepper: Stepper, count: int = 2) -> list[float]:
+    """The losses of some steps."""
+    stream, total = batches(), Progress(0, 100).total
+    return [stepper.step(stream, Progress(2 * n, total), n + 1)["loss"].item() for n in range(count)]
+
+
+# ---- waiting ----
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that make the host wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        self.found += [name] if name in WAITS else []
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recipe", [CSBSR, CSSR], ids=["csbsr", "cssr"])
+def test_a_step_waits_for_one_number(recipe):
+    """Degradation, losses, clipping, fused update and average included: the flag that the loss is finite."""
+    stepper, stream = a_stepper(recipe=recipe), batches()
+    stepper.step(stream, Progress(0, 100), 1)
+    with Operations() as operations:
+        stepper.step(stream, Progress(2, 100), 2)
+    assert operations.found == ["_local_scalar_dense"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("recipe", [CSBSR, CSSR], ids=["csbsr", "cssr"])
+def test_a_step_on_a_gpu_waits_for_one_number(recipe, monkeypatch):
+    """CUDA itself refuses to wait, but where the loss is looked at."""
+    stepper, stream, item = a_stepper(recipe=recipe), batches(), torch.Tensor.item
+
+    def allowed(tensor):
+        torch.cuda.set_sync_debug_mode("default")
+        value = item(tensor)
+        torch.cuda.set_sync_debug_mode("error")
+        return value
+
+    for number in range(2):
+        stepper.step(stream, Progress(2 * number, 100), number + 1)
+    monkeypatch.setattr(torch.Tensor, "item", allowed)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stepper.step(stream, Progress(4, 100), 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_is_sent_arrives_as_asked():
+    tensor = torch.arange(4.0, dtype=torch.float64)
+    assert send(tensor, "cpu") is tensor
+    torch.testing.assert_close(send(tensor, torch.device("cpu"), torch.float32), tensor.float())
+
+
+# ---- the same numbers, however they are computed ----
+
+
+@pytest.mark.parametrize("override", ["train.recompute=true", "train.channels_last=true"])
+def test_losses_are_those_of_the_plain_step(override):
+    assert taken(a_stepper(override)) == pytest.approx(taken(a_stepper()), rel=1e-4)
+
+
+def test_channels_last_reaches_weights_images_and_average():
+    stepper = a_stepper("train.channels_last=true")
+    batch = stepper.next(batches())
+    weights = [p for m in (stepper.model, stepper.ema) for p in m.parameters() if p.dim() == 4]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in (batch.hr, batch.lq, *weights))
+    assert not all(p.is_contiguous() for p in weights)
+
+
+@pytest.mark.parametrize("precision, chosen, last", [
+    ("no", None, False), ("bf16", None, True), ("no", True, True), ("bf16", False, False),
+])  # fmt: skip
+def test_the_layout_follows_the_precision_unless_it_is_chosen(precision, chosen, last, monkeypatch):
+    monkeypatch.setattr(engines, "precision", lambda engine: precision)
+    assert (engines.memory_layout(None, chosen) is torch.channels_last) == last
+
+
+def test_weights_of_any_dimension_are_laid_out():
+    layers = torch.nn.ModuleList([torch.nn.Conv2d(2, 3, 3), torch.nn.Conv3d(1, 2, 3), torch.nn.Linear(2, 3)])
+    engines.lay_out(layers, torch.channels_last)
+    assert layers[0].weight.is_contiguous(memory_format=torch.channels_last) and layers[1].weight.is_contiguous()
+
+
+# ---- compiled ----
+
+
+@pytest.mark.parametrize("recipe", [CSBSR, CSSR], ids=["csbsr", "cssr"])
+def test_the_network_compiles_without_a_break(recipe, monkeypatch):
+    """One graph for the whole of it (else `fullgraph` raises), whose losses and statistics are those without."""
+    compile_model = Task.compile_model
+    monkeypatch.setattr(Task, "compile_model", lambda task: compile_model(task, fullgraph=True, backend="eager"))
+    plain, compiled = a_stepper(recipe=recipe), a_stepper("train.compile=true", recipe=recipe)
+    assert taken(compiled) == pytest.approx(taken(plain), rel=1e-4)
+    ours, others = (dict(stepper.model.named_buffers()) for stepper in (compiled, plain))
+    torch.testing.assert_close(ours, others, rtol=1e-4, atol=1e-5)
+    assert compiled.module.state_dict().keys() == plain.module.state_dict().keys()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "in_parts, device, missing, message",
+    [
+        (True, "cpu", "", "train.compile=true does not go with ZeRO-3 or FSDP"),
+        (False, "cpu", "g++", "train.compile=true needs a compiler, g\\+\\+ is not here"),
+        (False, "cuda", "gcc", "train.compile=true needs a compiler, gcc is not here"),
+        (False, "cpu", "Python.h", "train.compile=true needs Python's headers"),
+    ],
+)
+def test_what_compilation_lacks_is_named(in_parts, device, missing, message, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("cssr.checks.shutil.which", lambda name: None if name == missing else name)
+    monkeypatch.setattr("cssr.checks.Path.is_file", lambda path: path.name != missing)
+    with pytest.raises(ValueError, match=message) as caught:
+        check_strategy(load_config(None, ["train.compile=true"]), in_parts, device)
+    assert "\n" not in str(caught.value)
