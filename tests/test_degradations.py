@@ -7,7 +7,8 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from cssr.degradations import DEGRADATIONS
+from cssr.degradations import DEGRADATIONS, blur_reduced
+from cssr.degradations.blur_reduced import blurring
 from cssr.degradations.gaussian import gaussian_kernel
 from cssr.degradations.pixels import blur, resampler
 
@@ -148,7 +149,7 @@ def test_what_a_seed_draws_stays():
     hr, degrade = images(), build("gaussian")
     lq, kernel = degrade(hr, seeds(5, 2**62 - 1))
     assert torch.equal(kernel, gaussian_kernel(parameters, 21).float())
-    assert torch.equal(lq, resampler(4, "bicubic", True)[0](blur(hr, kernel)))
+    torch.testing.assert_close(lq, resampler(4, "bicubic", True)[0](blur(hr, kernel)), rtol=0, atol=3e-6)
     assert degrade.resampler == f"21x21 Gaussian, zero padding, then {resampler(4, 'bicubic', True)[1]}"
 
 
@@ -296,3 +297,42 @@ def test_tails_of_a_kernel_do_not_reach_the_convolution_but_have_their_gradient(
     torch.testing.assert_close(result, real(hr, kernel[:, 0].double(), border_type="constant"), rtol=0, atol=1e-15)
     result.sum().backward()
     assert (kernel.grad > 100).all()
+
+
+# ---- blur and reduction in one ----
+
+
+def in_one_and_one_by_one(method: str, antialias: bool, padding: str, scale: int, hr: torch.Tensor, size: int = 11):
+    """LQ by both ways, and the kernels, which ask for gradients."""
+    parameters = torch.tensor([[0.7, 2.2, 30.0], [1.5, 0.4, 110.0]], dtype=torch.float64)[: len(hr)]
+    kernel = gaussian_kernel(parameters, size).to(hr.dtype).requires_grad_()
+    reduce, _ = resampler(scale, method, antialias)
+    return blurring(scale, reduce, padding)(hr, kernel), reduce(blur(hr, kernel, padding)), kernel
+
+
+@pytest.mark.parametrize("padding", ["zero", "reflect", "replicate"])
+@pytest.mark.parametrize(
+    "method, antialias", [("bicubic", True), ("bicubic", False), ("bilinear", True), ("area", False)]
+)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_in_one_is_one_after_the_other(method, antialias, padding, scale, monkeypatch):
+    """Up to the border, and not by way of it: the image is large enough that the inner part exists."""
+    seen = []
+    monkeypatch.setattr(blur_reduced, "_correlate", lambda *a, real=blur_reduced._correlate: seen.append(1) or real(*a))
+    found, expected, _ = in_one_and_one_by_one(method, antialias, padding, scale, images(2, 72, 96).double())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert len(seen) == 1
+
+
+def test_in_one_passes_the_same_gradients():
+    hr = images(2, 96, 72).double().requires_grad_()
+    found, expected, kernel = in_one_and_one_by_one("bicubic", True, "zero", 4, hr)
+    weight = torch.rand(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
+    for inputs in (hr, kernel):
+        ours, plain = (torch.autograd.grad((x * weight).sum(), inputs, retain_graph=True)[0] for x in (found, expected))
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_an_image_without_an_inner_part_is_done_the_plain_way():
+    found, expected, _ = in_one_and_one_by_one("bicubic", True, "zero", 4, images(1, 32, 96))
+    assert torch.equal(found, expected)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cssr.batch import send
 from cssr.degradations import DEGRADATIONS
+from cssr.degradations.blur_reduced import blurring
 from cssr.degradations.draws import JPEG, NOISE, Rngs, check_range, generators, normal, uniform
 from cssr.degradations.pixels import Method, Padding, blur, blur_strided, check_padding, jpeg, resampler
 from cssr.registry import Registry
@@ -65,20 +66,28 @@ def _degradation(
         jpeg: range of the quality, 1 to 100. After noise or JPEG, `lq` is clipped to 0..1.
     """
     check_padding(padding)
-    reduce, resampled = resampler(scale, method, antialias)
+    lower, resampled = _lowering(scale, method, antialias, padding)
     spoil, spoilt = _spoiler(name, noise, jpeg)
-    strided = method == "strided"
 
     def degrade(hr: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         kernel = blurring.kernels(generators(seeds))[:, None]
         kernel = send(kernel, hr.device, torch.float32)
         with torch.autocast(hr.device.type, enabled=False):
-            blurred = blur_strided(hr, kernel, padding, scale) if strided else blur(hr, kernel, padding)
-            lq = blurred if strided or scale == 1 else reduce(blurred)
+            lq = lower(hr, kernel)
         return spoil(lq, seeds), kernel
 
     degrade.resampler = f"{blurring.size}x{blurring.size} {blurring.label}, {padding} padding, then {resampled}{spoilt}"
     return degrade
+
+
+def _lowering(scale: int, method: Method, antialias: bool, padding: Padding) -> tuple[Callable, str]:
+    """(hr, kernel) -> blurred and reduced, and the resampler's name."""
+    reduce, resampled = resampler(scale, method, antialias)
+    if scale == 1:
+        return lambda hr, kernel: blur(hr, kernel, padding), resampled
+    if method == "strided":
+        return lambda hr, kernel: blur_strided(hr, kernel, padding, scale), resampled
+    return blurring(scale, reduce, padding), resampled
 
 
 def _spoiler(name: str, noise: Sequence[float] | None, quality: Sequence[float] | None) -> tuple[Callable, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Method = Literal["bicubic", "bilinear", "area", "strided"]
 Padding = Literal["zero", "reflect", "replicate"]
-_BORDER = {"zero": "constant", "reflect": "reflect", "replicate": "replicate"}
+BORDERS = {"zero": "constant", "reflect": "reflect", "replicate": "replicate"}
 _NOTHING = 1e-20  # a kernel's weight below this is lost in any sum of float32
 
 
@@ -23,7 +23,7 @@ def blur(hr: Tensor, kernel: Tensor, padding: Padding = "zero") -> Tensor:
         padding: beyond the border; `zero` darkens it, as the published systems do.
     """
     check_padding(padding)
-    return kornia.filters.filter2d(hr, without_denormals(kernel[:, 0]).to(hr.dtype), border_type=_BORDER[padding])
+    return kornia.filters.filter2d(hr, without_denormals(kernel[:, 0]).to(hr.dtype), border_type=BORDERS[padding])
 
 
 def without_denormals(kernel: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def blur_strided(hr: Tensor, kernel: Tensor, padding: Padding, scale: int) -> Te
     _reduced(hr, scale)
     batch, channels, height, width = hr.shape
     half = kernel.shape[-1] // 2
-    padded = F.pad(hr, (half,) * 4, mode=_BORDER[padding])
+    padded = F.pad(hr, (half,) * 4, mode=BORDERS[padding])
     weight = without_denormals(kernel).to(hr.dtype).repeat_interleave(channels, 0)  # B*C 1 k k
     found = F.conv2d(padded.flatten(0, 1)[None], weight, stride=scale, groups=batch * channels)
     return found.view(batch, channels, height // scale, width // scale)
@@ -48,8 +48,8 @@ def blur_strided(hr: Tensor, kernel: Tensor, padding: Padding, scale: int) -> Te
 
 def check_padding(padding: str) -> None:
     """Refuse a padding that `blur` does not know."""
-    if padding not in _BORDER:
-        raise ValueError(f"degradation: padding must be one of {', '.join(_BORDER)}, found {padding!r}")
+    if padding not in BORDERS:
+        raise ValueError(f"degradation: padding must be one of {', '.join(BORDERS)}, found {padding!r}")
 
 
 def resampler(scale: int, method: Method, antialias: bool) -> tuple[Callable[[Tensor], Tensor], str]:
