@@ -292,6 +292,11 @@ def _check_phases(phases: Sequence[PhaseConfig]) -> None:
         raise ValueError(f"phases: until must rise from phase to phase, in samples, found {ends[:-1]}")
 
 
+def described(doc: str) -> str:
+    """What `--help` prints: a command's docstring and all settings."""
+    return f"{doc}\nSettings, their defaults and meaning:\n\n{describe()}"
+
+
 def describe(cls: type = Config, indent: int = 0) -> str:
     """The tree of settings as commented YAML: name, default, meaning."""
     comments, lines = _field_comments(cls), []

@@ -2,10 +2,16 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether a command line that takes settings asks what there is."""
+    return not arguments or not {"-h", "--help"}.isdisjoint(arguments)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -12,6 +12,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from cssr.config import Config, changed_settings, described, load_config, save_config, to_dict
+from cssr.settings import wants_help
+
+if __name__ == "__main__" and wants_help(sys.argv[1:]):  # without the imports below, which take seconds
+    print(described(__doc__))
+    sys.exit()
+
 import torch
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor
@@ -21,7 +28,6 @@ from cssr import engine as engines
 from cssr.batch import Batch
 from cssr.checks import check_best, check_degradation, check_strategy, check_training, measures_segmentation
 from cssr.claim import Claim
-from cssr.config import Config, changed_settings, describe, load_config, save_config, to_dict
 from cssr.data import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.engine import AnyRank, start_engine
@@ -42,8 +48,8 @@ from cssr.validation import Validation, is_better, record
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\nSettings, their defaults and meaning:\n\n{describe()}")
+    if wants_help(arguments):
+        print(described(__doc__))
         return
     try:
         recipe = None if "=" in arguments[0] else arguments[0]

@@ -1,0 +1,53 @@
+"""What a command need not import it does not: seconds vary, the modules imported do not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "deepspeed",
+    "transformers",
+    "kornia",
+    "matplotlib",
+    "scipy",
+    "cv2",
+)
+# A module's main part runs as the interpreter runs it; whatever ends it, what was imported is told.
+PROGRAM = """
+import atexit, runpy, sys
+atexit.register(lambda: print(*(m for m in {heavy} if m in sys.modules), file=sys.stderr))
+sys.argv = {arguments}
+sys.path.insert(0, {folder!r})
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+def heavy_modules(code: str) -> tuple[str, set[str]]:
+    """What a program prints, and what it imported of HEAVY."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout, set(done.stderr.split())
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = f"import sys, cssr; print(*(m for m in {HEAVY} if m in sys.modules), file=sys.stderr)"
+    assert heavy_modules(code)[1] == set()
+
+
+@pytest.mark.parametrize("script, allowed, said", [
+    ("cssr/train.py", set(), "batch_size: 6"),
+    ("shards/make_shards.py", {"cv2", "scipy"}, "SOURCE"),
+])  # fmt: skip
+def test_help_needs_none_of_them(script, allowed, said):
+    path = ROOT / script
+    code = PROGRAM.format(heavy=HEAVY, arguments=[str(path), "--help"], folder=str(path.parent), path=str(path))
+    text, found = heavy_modules(code)
+    assert said in text and found <= allowed
