@@ -1,42 +1,43 @@
-"""Measures at 99 thresholds, against doing each threshold anew: `python benchmarks/evaluation.py [--images 8]`.
+"""Measures at 99 thresholds, against doing each threshold anew: `python benchmarks/evaluation.py`.
 
 Drawn cracks of 448x448 pixels with soft probabilities, so that every threshold gives another prediction. The plain way
-binarises, counts, and computes two exact distance transforms (scipy) at each threshold. Both must give the same values,
-to 1e-4 px; what is printed is CPU time of this process, which other processes hardly change.
+binarises, counts, and computes two exact distance transforms (scipy) at each threshold. By one thread.
 """
 
-import argparse
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
 import torch
+from pairs import Limit, Pair, command
 from scipy.ndimage import correlate, distance_transform_edt
 
 from cssr import metrics
 from cssr.distances import LENGTHS, surface_distances
 from cssr.scores import SMOOTH
-from cssr.topology import topology
 
 THRESHOLDS = metrics.THRESHOLDS.numpy()
 CODE = np.array([[8, 4], [2, 1]])  # of the four pixels around a corner
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=8, help="how many (8)")
-    parser.add_argument("--size", type=int, default=448, help="pixels a side (448)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    pairs = [drawn(seed, options.size) for seed in range(options.images)]
-    compare("IoU at 99 thresholds", pairs, plain_iou, shared_iou, 1e-12)
-    compare("HD95 and MSD at 99 thresholds", pairs, plain_distances, shared_distances, 1e-4)
-    seconds = timed(lambda: [topology(*tensors(*pair)) for pair in pairs])[0] / len(pairs)
-    print(f"clDice, clIoU and boundary F1 at one threshold: {1e3 * seconds:.1f} ms an image")
+def pairs(quick: bool) -> Iterable[Pair]:
+    """The IoU sweep, then HD95 and MSD."""
+    side, images = (96, 2) if quick else (448, 8)
+    drawings = [drawn(seed, side) for seed in range(images)]
+    yield Pair(
+        f"IoU at 99 thresholds, {side} x {side}", "numpy, a threshold at a time",
+        plain=lambda: [plain_iou(*drawing) for drawing in drawings],
+        ours=lambda: [shared_iou(*drawing) for drawing in drawings],
+        tolerance=1e-12, asked=None if quick else 10, items=images, threads=1,
+        limit=Limit(bytes=5.0 * side**2 * images),
+    )  # fmt: skip
+    few = drawings[:1] if quick else drawings[:2]
+    yield Pair(
+        f"HD95 and MSD at 99 thresholds, {side} x {side}", "scipy's maps at each threshold",
+        plain=lambda: [plain_distances(*drawing) for drawing in few],
+        ours=lambda: [shared_distances(*drawing) for drawing in few],
+        tolerance=1e-4, asked=None if quick else 8, items=len(few), rounds=3, threads=1,
+    )  # fmt: skip
 
 
 def drawn(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,27 +57,6 @@ def drawn(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 def tensors(prob: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """As the package takes them, (1, 1, H, W) both."""
     return torch.from_numpy(prob)[None, None], torch.from_numpy(mask)[None, None]
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of the process, and what the work returns."""
-    began = time.process_time()
-    found = work()
-    return time.process_time() - began, found
-
-
-def compare(name: str, pairs: list, plain: Callable, shared: Callable, tolerance: float) -> None:
-    """Time both ways on the same images and print the ratio; SystemExit where their values differ."""
-    shared(*pairs[0])  # what is done once in a process is not counted
-    slow, expected = timed(lambda: [plain(*pair) for pair in pairs])
-    fast, found = timed(lambda: [shared(*pair) for pair in pairs])
-    worst = float(np.abs(np.subtract(found, expected)).max())
-    if not worst <= tolerance:
-        raise SystemExit(f"{name}: the values differ by up to {worst:.3g}")
-    a, b = (1e3 * seconds / len(pairs) for seconds in (slow, fast))
-    print(
-        f"{name}: {a:.1f} ms an image one by one, {b:.2f} ms together, {slow / fast:.1f} times; differ by {worst:.1g}"
-    )
 
 
 def plain_iou(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -124,4 +104,4 @@ def shared_distances(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, pairs)
