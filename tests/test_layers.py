@@ -10,15 +10,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cssr"
 FLOORS = [
     {"settings", "remote", "index", "members", "decode", "distance_map", "scores", "definitions"}
-    | {"thinning", "pieces", "atomic"},
-    {"config", "registry", "batch", "cache", "contents", "loader", "centre_paths"},
+    | {"thinning", "pieces", "atomic", "ahead", "geotiff"},
+    {"config", "registry", "batch", "cache", "contents", "loader", "centre_paths", "photographs"}
+    | {"rasters", "scratch"},
     {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"}
     | {"intervals", "cracks"},
-    {"sets", "models", "losses", "groups", "distances", "topology", "consolidate", "claim"}
-    | {"inspection", "crack_files"},
+    {"sets", "models", "losses", "groups", "distances", "topology", "consolidate", "claim", "inspection"}
+    | {"crack_files"},
     {"data", "task", "optim", "log", "visualize", "checkpoint", "results"},
-    {"checks", "snapshot", "guard", "stepper", "measuring", "samples"},
-    {"validation", "pictured"},
+    {"checks", "snapshot", "guard", "stepper", "measuring", "samples", "done"},
+    {"validation", "pictured", "inputs", "measured_files", "streaming"},
     {"evaluate"},
     {"train", "predict", "measure", "report", "convert", "demo"},
 ]

@@ -1,0 +1,99 @@
+"""Work of two threads side by side: reading ahead of use, and writing behind it, a bounded number of items apart."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+_END = object()
+
+
+class _Failure:
+    """What went wrong in the other thread."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+
+def read_ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
+    """`items`, made by a thread of their own, `count` of them at most ahead of use; 0: as they are asked for.
+
+    What is raised there is raised here. The thread ends when this iterator is closed or forgotten.
+    """
+    if not count:
+        yield from items
+        return
+    line: queue.Queue[Any] = queue.Queue(count)
+    stop = threading.Event()
+    thread = threading.Thread(target=_fill, args=(items, line, stop), daemon=True)
+    thread.start()
+    try:
+        while (item := line.get()) is not _END:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        stop.set()
+        _empty(line)  # a thread that waits for room goes on, and sees that it is to stop
+        thread.join()
+
+
+def _fill(items: Iterable[Any], line: queue.Queue, stop: threading.Event) -> None:
+    try:
+        for item in items:
+            if stop.is_set():
+                return
+            line.put(item)
+            del item  # while the next one is made
+        line.put(_END)
+    except BaseException as error:
+        line.put(_Failure(error))
+
+
+def _empty(line: queue.Queue) -> None:
+    while True:
+        try:
+            line.get_nowait()
+        except queue.Empty:
+            return
+
+
+class WriteBehind:
+    """Calls that one thread makes, in the order in which they were given, `count` of them at most waiting.
+
+    `with WriteBehind(2) as later: later(function, argument)`; what a call raises is raised by the next one, or at the
+    end of the block.
+    """
+
+    def __init__(self, count: int):
+        self._line: queue.Queue[Any] = queue.Queue(count)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "WriteBehind":
+        self._thread.start()
+        return self
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have `function(*arguments)` called; waits while too many calls do."""
+        self._line.put((function, arguments))
+        self._raise()
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        self._line.put(_END)
+        self._thread.join()
+        if kind is None:
+            self._raise()
+
+    def _work(self) -> None:
+        while (call := self._line.get()) is not _END:
+            if self._error is None:  # else the rest is thrown away
+                try:
+                    call[0](*call[1])
+                except BaseException as error:
+                    self._error = error
+            del call  # what it was given, while this thread waits
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
