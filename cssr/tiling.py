@@ -1,47 +1,162 @@
-"""A function of an image, applied to an image of any size in overlapping tiles whose results are blended."""
+"""A function of an image, applied to an image of any size in overlapping tiles whose results are blended.
 
-from collections.abc import Callable, Iterable
+The image may be one that is never in memory as a whole: it is read by windows, and the result comes in rows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cssr.ahead import read_ahead
+
+Function = Callable[[Tensor], Tensor]
+_PIECE = 64  # rows that are given on at once
+
+
+class Windows(Protocol):
+    """An image that is read by windows."""
+
+    shape: tuple[int, int]  # height, width
+
+    def read(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """B C height width, from a window that lies in the image."""
+
+
+class Whole:
+    """A tensor, B C H W, to be read by windows."""
+
+    def __init__(self, x: Tensor):
+        self._x, self.shape = x, (x.shape[-2], x.shape[-1])
+
+    def read(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """A view."""
+        return self._x[..., top : top + height, left : left + width]
+
+
+class Kept:
+    """Rows of a result, B C n W each, kept in memory as they come from the top down, to be read by windows."""
+
+    def __init__(self) -> None:
+        self.shape = (0, 0)
+        self._rows: list[Tensor] = []
+        self._starts: list[int] = []
+
+    def append(self, rows: Tensor) -> None:
+        """The next rows."""
+        self._rows.append(rows)
+        self._starts.append(self.shape[0])
+        self.shape = (self.shape[0] + rows.shape[-2], rows.shape[-1])
+
+    def read(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """A copy."""
+        found = [
+            rows[..., max(top - start, 0) : max(top + height - start, 0), left : left + width]
+            for start, rows in zip(self._starts, self._rows)
+        ]
+        return torch.cat(found, -2)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How an image is cut: tiles of `side` pixels that overlap by `overlap`, less than half of it.
+
+    `batch` tiles are worked at once. `progress` wraps the iteration over tiles. `ahead` batches at most are read by a
+    thread before their turn.
+    """
+
+    side: int
+    overlap: int
+    batch: int = 1
+    progress: Callable[[Iterable], Iterable] = iter
+    ahead: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= 2 * self.overlap < self.side:
+            raise ValueError(
+                f"tiles of {self.side} pixels need an overlap below {(self.side + 1) // 2}, found {self.overlap}"
+            )
+
+    def enlarged(self, scale: int) -> "Tiles":
+        """The same tiles on an image that is larger by `scale`."""
+        return Tiles(self.side * scale, self.overlap * scale, self.batch, self.progress, self.ahead)
+
+    def places(self, shape: tuple[int, int]) -> list[tuple[int, int]]:
+        """(top, left) of every tile of an image of height and width, row by row."""
+        tops, lefts = (starts(length, self.side, self.overlap) for length in shape)
+        return [(top, left) for top in tops for left in lefts]
+
+    def results(self, function: Function, image: Windows) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """(top, left) and what `function` makes of it, B ..., for every tile."""
+        places = self.places(image.shape)
+        groups = [places[at : at + self.batch] for at in range(0, len(places), self.batch)]
+        told = iter(self.progress(places))
+        for group, x in read_ahead(((group, self._stack(image, group)) for group in groups), self.ahead):
+            parts = function(x)
+            del x
+            yield from ((next(told), part) for part in parts.chunk(len(group)))
+        next(told, None)  # lets a progress bar end
+
+    def _stack(self, image: Windows, places: list[tuple[int, int]]) -> Tensor:
+        height, width = (min(self.side, length) for length in image.shape)
+        return torch.cat([image.read(top, left, height, width) for top, left in places])
+
+    def rows(self, function: Function, image: Windows, scale: int = 1) -> Iterator[Tensor]:
+        """The blended result of `function` (B C h w -> B C' h*scale w*scale) in rows from the top down.
+
+        Yields: B C' n W*scale, rows that no later tile changes, 64 at most. float16 and bfloat16 are summed as float32.
+            The outer quarter of an overlap has weight 0 and its middle half a linear ramp, so the result equals the
+            untiled one where `overlap / 4` reaches as far as the function sees (the radius of its receptive field).
+        """
+        height, width = image.shape
+        down, across = (_Shares(length, self.side, self.overlap, scale) for length in image.shape)
+        total: Tensor | None = None
+        above = 0  # first row of `total`
+        for (top, left), part in self.results(function, image):
+            if total is None:
+                size = (min(self.side, height) * scale, width * scale)
+                total = part.new_zeros(*part.shape[:-2], *size, dtype=torch.promote_types(part.dtype, torch.float32))
+            if top > above:
+                done, above = (top - above) * scale, top
+                yield from _pieces(total[..., :done, :], part.dtype)
+                _move_up(total, done)
+            share = down.of(top, total)[:, None] * across.of(left, total)
+            total[..., left * scale : left * scale + part.shape[-1]].addcmul_(part.to(total.dtype), share)
+        yield from _pieces(total, part.dtype)
+
+
+def _pieces(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Copies, few rows each: the memory of rows that are done is used again."""
+    for piece in rows.split(_PIECE, -2):
+        yield piece.to(dtype, copy=True)
+
+
+def _move_up(total: Tensor, done: int) -> None:
+    """Make place for tiles below: what those above have left there goes to the top, and zeros below it."""
+    rest = total[..., done:, :].clone()
+    total[..., : rest.shape[-2], :] = rest
+    total[..., rest.shape[-2] :, :] = 0
+
 
 def tiled(
-    function: Callable[[Tensor], Tensor],
+    function: Function,
     x: Tensor,
     tile: int,
     overlap: int,
     scale: int = 1,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Tensor:
-    """`function(x)`, tile by tile.
+    """`function(x)`, tile by tile: the blended rows of `Tiles.rows` in one piece, B C' H*scale W*scale.
 
     Args:
         function: B C h w -> B C' h*scale w*scale.
         x: B C H W.
         tile: side of a tile, input pixels. overlap: of neighbouring tiles, input pixels, less than half of `tile`.
         progress: wraps the iteration over tiles.
-    Returns: B C' H*scale W*scale. The outer quarter of an overlap has weight 0 and its middle half a linear ramp, so
-        the result equals the untiled one where `overlap / 4` reaches as far as the function sees (the radius of its
-        receptive field).
     """
-    if not 0 <= 2 * overlap < tile:
-        raise ValueError(f"tiles of {tile} pixels need an overlap below {(tile + 1) // 2}, found {overlap}")
-    height, width = x.shape[-2:]
-    places = [(y, x0) for y in starts(height, tile, overlap) for x0 in starts(width, tile, overlap)]
-    total = weight = None
-    for top, left in progress(places):
-        part = function(x[..., top : top + tile, left : left + tile])
-        if total is None:
-            total = part.new_zeros(*part.shape[:-2], height * scale, width * scale)
-            weight = part.new_zeros(height * scale, width * scale)
-        share = _window(top, height, tile, overlap, scale, part)[:, None] * _window(
-            left, width, tile, overlap, scale, part
-        )
-        rows, columns = (slice(at * scale, at * scale + n) for at, n in zip((top, left), part.shape[-2:]))
-        total[..., rows, columns] += part * share
-        weight[rows, columns] += share
-    return total / weight
+    return torch.cat(list(Tiles(tile, overlap, progress=progress).rows(function, Whole(x), scale)), -2)
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -50,10 +165,30 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, last, tile - overlap), last]
 
 
-def _window(start: int, length: int, tile: int, overlap: int, scale: int, like: Tensor) -> Tensor:
+class _Shares:
+    """Weights of the tiles along one side, which sum to 1 at every pixel."""
+
+    def __init__(self, length: int, tile: int, overlap: int, scale: int):
+        windows = {start: _window(start, length, tile, overlap, scale) for start in starts(length, tile, overlap)}
+        total = torch.zeros(length * scale, dtype=torch.float64)
+        for start, window in windows.items():
+            total[start * scale : start * scale + len(window)] += window
+        self._shares = {
+            start: window / total[start * scale : start * scale + len(window)] for start, window in windows.items()
+        }
+
+    def of(self, start: int, like: Tensor) -> Tensor:
+        """Of the tile that begins at a pixel, in the precision and on the device of a tensor."""
+        share = self._shares[start]
+        if share.device != like.device or share.dtype != like.dtype:
+            share = self._shares[start] = share.to(like.dtype).to(like.device)
+        return share
+
+
+def _window(start: int, length: int, tile: int, overlap: int, scale: int) -> Tensor:
     """Weight along one side of a tile: 0, a rising ramp, 1, a falling ramp, 0; no ramp at the image's own border."""
     size = min(tile, length)
-    place = (torch.arange(size * scale, dtype=like.dtype, device=like.device) + 0.5) / scale
+    place = (torch.arange(size * scale, dtype=torch.float64) + 0.5) / scale
     window = torch.ones_like(place)
     if not overlap:
         return window

@@ -11,7 +11,8 @@ from torch import nn
 
 from cssr.config import ModelConfig
 from cssr.models.joint import SRThenSeg, build_model
-from cssr.tiling import starts, tiled
+from cssr.models.moments import Moments
+from cssr.tiling import Kept, Tiles, Whole, starts, tiled
 
 SIZES = [(64, 64), (65, 64), (64, 129), (100, 77), (17, 90), (90, 5), (1, 1), (200, 66)]
 
@@ -95,6 +96,43 @@ def test_other_precisions_lose_no_more_than_their_rounding(dtype):
     torch.testing.assert_close(found.double(), x.double(), rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("batch", [2, 5, 100])
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_tiles_worked_at_once_give_what_they_give_one_by_one(batch, ahead):
+    """Also where a batch of tiles goes on in the next row of them, for two images each."""
+    conv = nn.Conv2d(2, 3, 5, padding=2).requires_grad_(False)
+    x = image(100, 130)
+    rows = Tiles(40, 8, batch, ahead=ahead).rows(conv, Whole(x))
+    torch.testing.assert_close(torch.cat(list(rows), -2), tiled(conv, x, 40, 8), rtol=0, atol=1e-6)
+
+
+def test_rows_come_as_soon_as_no_tile_changes_them():
+    sizes = [rows.shape[-2] for rows in Tiles(40, 8).rows(lambda part: part, Whole(image(100, 50)))]
+    assert sizes == [32, 28, 40]  # tiles begin at rows 0, 32 and 60
+
+
+@pytest.mark.parametrize("window", [(0, 0, 5, 7), (3, 2, 30, 1), (31, 0, 2, 50), (59, 10, 41, 40), (0, 0, 100, 50)])
+def test_kept_rows_are_read_by_windows(window):
+    x, kept = image(100, 50), Kept()
+    for rows in x.split([32, 28, 40], -2):
+        kept.append(rows)
+    top, left, height, width = window
+    assert kept.shape == (100, 50)
+    assert torch.equal(kept.read(*window), x[..., top : top + height, left : left + width])
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    """Also of values far from 0, where a sum of squares in float32 would have lost the variance."""
+    x = 1000 + 0.1 * image(100, 50)
+    moments = Moments()
+    for rows in x.split([1, 39, 60], -2):
+        moments.add(rows)
+    mean, variance = moments.result()
+    expected = torch.var_mean(x.double(), (-2, -1), correction=0, keepdim=True)
+    torch.testing.assert_close(mean.double(), expected[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.double(), expected[0], rtol=1e-3, atol=0)
+
+
 # ---- the joint model ----
 
 
@@ -123,6 +161,19 @@ def test_the_joint_model_in_tiles_equals_the_whole(normalize):
     torch.testing.assert_close(parts.sr, whole.sr, rtol=0, atol=1e-5)
     torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
     assert whole.logits.std() > 1e-3  # something is there to differ
+
+
+@pytest.mark.parametrize("normalize", ["none", "dataset", "instance"])
+def test_an_image_read_by_windows_gives_what_the_tensor_gives(normalize):
+    """In batches, from 8 bit, ahead of use."""
+    net = model(normalize=normalize)
+    lq = torch.randint(0, 256, (1, 3, 140, 98), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    expected = net.infer(lq / 255, tile=70, overlap=30)
+    found: dict[str, list[torch.Tensor]] = {"sr": [], "logits": []}
+    for name, rows in net.infer_rows(Whole(lq), Tiles(70, 30, batch=4, ahead=2), Kept()):
+        found[name].append(rows)
+    torch.testing.assert_close(torch.cat(found["sr"], -2), expected.sr, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(found["logits"], -2), expected.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_small_image_is_not_cut():

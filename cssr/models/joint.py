@@ -1,7 +1,7 @@
 """The joint model: LQ image -> SR image and crack logits, in one of the forms in which the two networks are joined."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ from cssr.models.blocks import pad_to_multiple
 from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
 from cssr.models.export import WEIGHTS, assign_state, load_weights, read_export, write_export  # noqa: F401
+from cssr.models.moments import Moments
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
 from cssr.registry import Registry
-from cssr.tiling import tiled
+from cssr.tiling import Kept, Tiles, Whole, Windows
 
 FORMS = Registry("form of the joint model")
 _GROUPS = {
     "kernel": ".predictor.",
     "blur_skip": ".blur_skip.",
 }  # parameter groups beside `sr` and `seg`, by module name
+_EPSILON = 1e-5  # added to variances
 _LOGIT_BOUND = 1e-6  # probabilities of a super-resolved mask are kept this far from 0 and 1
 
 
@@ -52,10 +54,15 @@ class JointModel(nn.Module):
             return sr.clamp(0, 1)
         return sr
 
-    def normalize(self, image: Tensor) -> Tensor:
-        """An image as segmentation takes it: per image and channel, by data-set statistics, or as it is."""
+    def normalize(self, image: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """An image as segmentation takes it: per image and channel, by data-set statistics, or as it is.
+
+        `moments`: mean and variance (B 3 1 1 each) of the image of which this is a part.
+        """
+        if self.config.normalize == "instance" and moments is not None:
+            return (image.float() - moments[0]) * (moments[1] + _EPSILON).rsqrt()
         if self.config.normalize == "instance":
-            return F.instance_norm(image.float(), eps=1e-5)
+            return F.instance_norm(image.float(), eps=_EPSILON)
         if self.config.normalize == "dataset":
             return (image - self.mean) / self.std
         return image
@@ -78,17 +85,40 @@ class JointModel(nn.Module):
         """
         if not tile or max(lq.shape[-2:]) <= tile:
             return self(lq)
-        return self.infer_tiled(lq, tile, overlap, progress)
+        found: dict[str, list[Tensor]] = {}
+        for name, rows in self.infer_rows(Whole(lq), Tiles(tile, overlap, progress=progress), Kept()):
+            found.setdefault(name, []).append(rows)
+        return Outputs(**{name: torch.cat(rows, -2) for name, rows in found.items()})
 
-    def infer_tiled(self, lq: Tensor, tile: int, overlap: int, progress: Callable) -> Outputs:
-        """Each tile by itself, SR and logits blended."""
+    @torch.no_grad()
+    def infer_rows(self, lq: Windows, tiles: Tiles, kept: Kept) -> Iterator[tuple[str, Tensor]]:
+        """`infer` in tiles for an image that is read by windows, whose results come in rows.
+
+        Args:
+            lq: gives B 3 h w, uint8 0..255 or float 0..1, on any device.
+            tiles: LQ pixels.
+            kept: takes the rows of the SR image, and gives windows of it.
+        Yields: `sr` and `logits` (B C n W rows from the top down) and at once, where there is one, `kernel` (B 1 k k).
+        """
 
         def both(part: Tensor) -> Tensor:
-            outputs = self(part)
+            outputs = self(self._taken(part))
             return torch.cat((outputs.sr, outputs.logits), 1)
 
-        found = tiled(both, lq, tile, overlap, self.scale, progress)
-        return Outputs(sr=found[:, :3], logits=found[:, 3:])
+        for rows in tiles.rows(both, lq, self.scale):
+            kept.append(rows[:, :3])
+            yield "sr", rows[:, :3]
+            yield "logits", rows[:, 3:]
+
+    @property
+    def rounds(self) -> int:
+        """How often `infer_rows` goes over the tiles."""
+        return 1
+
+    def _taken(self, part: Tensor) -> Tensor:
+        """A part of an image as the networks take it: on their device, float, 0..1."""
+        part = part.to(self.mean.device, non_blocking=True)
+        return part.float() / 255 if part.dtype == torch.uint8 else part
 
     def groups(self) -> dict[str, list[str]]:
         """Parameter names by the group that phases weigh and hold still.
@@ -135,28 +165,47 @@ class SRThenSeg(JointModel):
         logits, *aux = self.segment(self.normalize(sr), predicted)
         return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux))
 
-    def infer_tiled(self, lq: Tensor, tile: int, overlap: int, progress: Callable) -> Outputs:
+    @torch.no_grad()
+    def infer_rows(self, lq: Windows, tiles: Tiles, kept: Kept) -> Iterator[tuple[str, Tensor]]:
         """A predicted kernel is the mean over the tiles' kernels; the normalisation sees the whole SR image."""
-        kernel = self._global_kernel(lq, tile, overlap, progress)
-        sr = self.clip(tiled(lambda x: self.sr(x, kernel)[0], lq, tile, overlap, self.scale, progress))
-        x = self.normalize(sr)
-        side, margin = tile * self.scale, overlap * self.scale
-        logits = tiled(lambda part: self.segment(part, kernel)[0], x, side, margin, 1, progress)
-        return Outputs(sr=sr, logits=logits, kernel=kernel)
+        kernel, moments = None, Moments()
+        if self._predicts_kernel:
+            kernel = self._global_kernel(lq, tiles)
+            yield "kernel", kernel
+        for rows in tiles.rows(lambda x: self._super_resolved(x, kernel), lq, self.scale):
+            rows = self.clip(rows)
+            moments.add(rows)
+            kept.append(rows)
+            yield "sr", rows
+        found = moments.result()
+        for rows in tiles.enlarged(self.scale).rows(lambda x: self._segmented(x, found, kernel), kept):
+            yield "logits", rows
 
-    def _global_kernel(self, lq: Tensor, tile: int, overlap: int, progress: Callable) -> Tensor | None:
-        kernels: list[Tensor] = []
+    @property
+    def rounds(self) -> int:
+        """One for the kernel, where it is predicted, one for the SR image, one for the cracks in it."""
+        return 2 + self._predicts_kernel
 
-        def collect(part: Tensor) -> Tensor:
-            kernel = self.sr(part)[1]
-            if kernel is not None:
-                kernels.append(kernel)
-            return part
+    @property
+    def _predicts_kernel(self) -> bool:
+        return getattr(self.sr, "predicts_kernel", False)
 
-        if not getattr(self.sr, "predicts_kernel", False):
-            return None
-        tiled(collect, lq, tile, overlap, 1, progress)
+    def _super_resolved(self, part: Tensor, kernel: Tensor | None) -> Tensor:
+        return self.sr(self._taken(part), _for_each_tile(kernel, part))[0]
+
+    def _segmented(self, part: Tensor, moments: tuple[Tensor, Tensor], kernel: Tensor | None) -> Tensor:
+        part = self._taken(part)
+        mean, variance = (_for_each_tile(moment, part) for moment in moments)
+        return self.segment(self.normalize(part, (mean, variance)), _for_each_tile(kernel, part))[0]
+
+    def _global_kernel(self, lq: Windows, tiles: Tiles) -> Tensor:
+        kernels = [kernel for _, kernel in tiles.results(lambda x: self.sr(self._taken(x))[1], lq)]
         return torch.stack(kernels).mean(0)
+
+
+def _for_each_tile(value: Tensor | None, part: Tensor) -> Tensor | None:
+    """What belongs to each of B images, repeated for a stack of tiles of each of them."""
+    return None if value is None else value.repeat(len(part) // len(value), *[1] * (value.dim() - 1))
 
 
 class SegThenSR(JointModel):
