@@ -1,0 +1,167 @@
+"""TIFF files by windows, georeferenced or not, of any size: with rasterio (extra `large`), imported where it is used.
+
+GDAL, which does the work, keeps at most 64 MiB of blocks in memory.
+"""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+BLOCK = 256  # pixels a side of the blocks that are written
+CACHE = 64 << 20  # bytes of blocks that GDAL keeps
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of Pillow, by bands
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a raster lies on the map."""
+
+    crs: Any  # of rasterio; None: unknown
+    transform: Any  # affine, pixel (column, row) to map coordinates
+
+    def enlarged(self, scale: float) -> "Place":
+        """Of the same area in smaller pixels."""
+        return Place(self.crs, self.transform * self.transform.scale(1 / scale))
+
+
+def there() -> bool:
+    """Whether rasterio is installed."""
+    return find_spec("rasterio") is not None
+
+
+def is_tiff(path: Path) -> bool:
+    """By its first bytes; classic or BigTIFF."""
+    with open(path, "rb") as file:
+        return file.read(4) in _MAGIC
+
+
+@contextmanager
+def _gdal() -> Iterator[Any]:
+    """rasterio, whose complaints become exceptions and are not printed."""
+    os.environ.setdefault("GDAL_CACHEMAX", str(CACHE >> 20))  # read once, at GDAL's first use
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with rasterio.Env(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield rasterio
+
+
+class TiffFile:
+    """A TIFF to be read by windows, as it lies in the file.
+
+    Raises: OSError if it cannot be read, ValueError for values other than 8 or 16 bit.
+    """
+
+    def __init__(self, path: Path):
+        self._lock = threading.Lock()
+        with _gdal() as rasterio:
+            self._file = rasterio.open(path)
+            plain = self._file.transform.is_identity and self._file.crs is None
+            self.place = None if plain else Place(self._file.crs, self._file.transform)
+        self.size = (self._file.width, self._file.height)
+        self._colours = [colour.name for colour in self._file.colorinterp]
+        if self._file.dtypes[0] not in ("uint8", "uint16"):
+            self.close()
+            raise ValueError(f"its values are {self._file.dtypes[0]}: save it with 8 or 16 bit")
+
+    def part(self, left: int, top: int, right: int, bottom: int) -> Image.Image:
+        """A window, in one of Pillow's modes, 8 bit."""
+        with self._lock, _gdal() as rasterio:
+            window = rasterio.windows.Window(left, top, right - left, bottom - top)
+            values = self._file.read(self._bands(), window=window)
+        if values.dtype == np.uint16:
+            values = (values / np.float32(257)).round().astype(np.uint8)
+        return self._picture(values)
+
+    def _bands(self) -> list[int]:
+        """Those that make a picture: of a file with many, the first three."""
+        count = self._file.count
+        extra = count > 4 or (count == 4 and "alpha" not in self._colours and not self._cmyk)
+        return list(range(1, 4 if extra else count + 1))
+
+    @property
+    def _cmyk(self) -> bool:
+        return self._colours[:1] == ["cyan"]
+
+    def _picture(self, values: np.ndarray) -> Image.Image:
+        mode = "CMYK" if self._cmyk else _MODES[len(values)]
+        if self._colours == ["palette"]:
+            table = np.zeros((256, 4), np.uint8)
+            for number, colour in self._file.colormap(1).items():
+                table[number] = colour
+            return Image.fromarray(table[values[0]], "RGBA")
+        if self._file.photometric is not None and self._file.photometric.name == "white":
+            values = 255 - values
+        layers = values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
+        return Image.frombuffer(mode, layers.shape[1::-1], layers, "raw", mode, 0, 1)
+
+    def close(self) -> None:
+        """The file."""
+        self._file.close()
+
+
+class TiffRows:
+    """A TIFF that is written from the top down, in compressed blocks; a BigTIFF where it may become larger than 4 GB.
+
+    Args:
+        bands: 1 or 3. dtype: uint8 or float32. place: on the map.
+    Raises: OSError if it cannot be written, a full disk included.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], bands: int, dtype: str, place: Place | None):
+        self._path, self._shape, self._bands = path, shape, bands
+        self._waiting: list[np.ndarray] = []
+        self._top = 0
+        how = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "pixel"}
+        # One thread: with several, GDAL 3.10 says nothing of a full disk.
+        how |= {"compress": "deflate", "zlevel": 1, "predictor": 3 if dtype == "float32" else 2}
+        how |= {"bigtiff": "if_safer", "photometric": "rgb" if bands == 3 else "minisblack"}
+        how |= {} if place is None else {"crs": place.crs, "transform": place.transform}
+        with _gdal() as rasterio:
+            self._file = rasterio.open(path, "w", height=shape[0], width=shape[1], count=bands, dtype=dtype, **how)
+
+    def write(self, rows: np.ndarray) -> None:
+        """The next rows, n W or n W bands."""
+        self._waiting.append(rows)
+        there = sum(map(len, self._waiting))
+        if there >= BLOCK:
+            rows = np.concatenate(self._waiting)
+            whole = there // BLOCK * BLOCK
+            self._waiting = [rows[whole:].copy()]
+            self._put(rows[:whole])
+
+    def _put(self, rows: np.ndarray) -> None:
+        layers = rows[None] if self._bands == 1 else rows.transpose(2, 0, 1)
+        with _gdal() as rasterio:
+            window = rasterio.windows.Window(0, self._top, self._shape[1], len(rows))
+            self._file.write(layers, window=window)
+        self._top += len(rows)
+
+    def finish(self) -> None:
+        """The rest, to the disk; then the file is read where it ends, as errors on closing go unsaid."""
+        rest = np.concatenate(self._waiting) if self._waiting else np.empty(0)
+        if len(rest):
+            self._put(rest)
+        self.close()
+        with open(self._path, "rb+") as file:
+            os.fsync(file.fileno())
+        with _gdal() as rasterio, rasterio.open(self._path) as file:
+            height, width = self._shape
+            top = (height - 1) // BLOCK * BLOCK
+            file.read(1, window=rasterio.windows.Window(0, top, width, height - top))
+
+    def close(self) -> None:
+        """The file, whole or not."""
+        with _gdal():
+            self._file.close()
