@@ -79,6 +79,11 @@ class WriteBehind:
         self._line.put((function, arguments))
         self._raise()
 
+    def wait(self) -> None:
+        """Until all that was asked for is done."""
+        self._line.join()
+        self._raise()
+
     def __exit__(self, kind: type | None, *_: Any) -> None:
         self._line.put(_END)
         self._thread.join()
@@ -93,6 +98,7 @@ class WriteBehind:
                 except BaseException as error:
                     self._error = error
             del call  # what it was given, while this thread waits
+            self._line.task_done()
 
     def _raise(self) -> None:
         if self._error is not None:

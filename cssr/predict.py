@@ -1,28 +1,36 @@
-"""Cracks in photographs: `python -m cssr.predict RUN_OR_EXPORT IMAGE|FOLDER --out DIR`.
+"""Cracks in photographs: `python -m cssr.predict RUN_OR_EXPORT PHOTOGRAPHS... --out DIR`.
 
 A photograph is taken as the low-resolution image: what is written is larger by the model's scale along each side.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cssr import done, geotiff, inputs
 from cssr.checkpoint import load_model
 from cssr.checks import segments
 from cssr.config import TILE_OVERLAP, check_tile
+from cssr.inputs import Source, photographs
 from cssr.models.joint import JointModel
-from cssr.visualize import overlay, save_picture, to_image
+from cssr.photographs import Photograph, read_photograph
+from cssr.rasters import Files
+from cssr.streaming import RESULTS, Found, Wanted, memory, predict_rows
+from cssr.tiling import Tiles
+from cssr.visualize import to_image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TILE = 256  # LQ pixels
+_GIB = 1 << 30
+_AHEAD = 2  # batches of tiles that are read before their turn
 
 
 @dataclass
@@ -47,7 +55,7 @@ def predict(
     overlap: int = TILE_OVERLAP,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Prediction:
-    """Super-resolve a photograph and find its cracks, as far as the model does.
+    """Super-resolve a photograph and find its cracks, as far as the model does, in memory.
 
     Args:
         model: in evaluation mode, on any device.
@@ -70,106 +78,142 @@ def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> Tensor:
     return torch.tensor(array).permute(2, 0, 1)[None].float() / 255
 
 
-def read_photograph(image: Image.Image | str | Path) -> np.ndarray:
-    """A photograph as H W 3 uint8: upright by EXIF, grey and palette to RGB, alpha on white, 16 to 8 bit.
-
-    Raises: ValueError, one line, if it cannot be read.
-    """
-    try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode.startswith("I"):  # 16-bit grey
-            upright = Image.fromarray((np.asarray(upright).clip(0, 65535) / 257).round().astype(np.uint8))
-        if "A" in upright.mode or "transparency" in upright.info:
-            layer = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return np.asarray(upright.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(f"cannot read {image} as a photograph: {' '.join(str(error).split())}") from None
-
-
-def write_prediction(found: Prediction, stem: Path, threshold: float, as_float: bool) -> None:
-    """`stem_sr.png`, `_prob.png` (8 bit) or `.npy` (float32), `_mask.png` (1 bit), `_overlay.png`, `_kernel.npy`.
-
-    What the model does not give is not written.
-    """
-    save_picture(found.sr, stem.with_name(f"{stem.name}_sr.png"))
-    if found.prob is not None:
-        _write_cracks(found, stem, threshold, as_float)
-    if found.kernel is not None:
-        np.save(stem.with_name(f"{stem.name}_kernel.npy"), found.kernel)
-        save_picture(
-            (found.kernel / found.kernel.max() * 255).clip(0, 255).astype(np.uint8),
-            stem.with_name(f"{stem.name}_kernel.png"),
-        )
-
-
-def _write_cracks(found: Prediction, stem: Path, threshold: float, as_float: bool) -> None:
-    mask = found.mask(threshold)
-    save_picture(Image.fromarray(mask), stem.with_name(f"{stem.name}_mask.png"))
-    save_picture(overlay(found.sr, mask), stem.with_name(f"{stem.name}_overlay.png"))
-    if as_float:
-        np.save(stem.with_name(f"{stem.name}_prob.npy"), found.prob)
-    else:
-        save_picture((found.prob * 255).round().astype(np.uint8), stem.with_name(f"{stem.name}_prob.png"))
-
-
-def photographs(source: Path) -> dict[str, Path]:
-    """The photographs of a file or folder (with its subfolders) by the stem under which their results are written."""
-    if source.is_file():
-        return {source.stem: source}
-    if not source.is_dir():
-        raise ValueError(f"no photograph or folder at {source}")
-    found: dict[str, Path] = {}
-    for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
-        relative = path.relative_to(source)
-        stem = str(relative.with_suffix(""))
-        found[str(relative) if stem in found else stem] = path
-    if not found:
-        raise ValueError(f"no photograph in {source}: none of its files ends with {' '.join(SUFFIXES)}")
-    return found
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = _parser().parse_args(arguments)
     try:
-        if not 0 <= options.threshold <= 1:
-            raise ValueError(f"--threshold must lie in 0..1, found {options.threshold}")
-        check_tile(options.tile, "--tile")
-        sources = photographs(options.source)
+        _check(options)
+        found = photographs(options.source, apart=options.out)
         model = load_model(options.model, options.checkpoint).to(_device(options.device))
-        failed = _predict_all(model, sources, options)
+        _make_directory(options.out)
+        run = _Run(model, options)
+        run.work(inputs.each(found, options.every), inputs.count(found, options.every))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"{len(sources) - len(failed)} photographs: {_written(model)} in {options.out}")
-    if failed:
-        sys.exit(f"error: {len(failed)} of {len(sources)} photographs could not be read: {', '.join(failed[:5])}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: give the same command again to go on")
+    again = f" ({run.skipped} of them were there already)" if run.skipped else ""
+    print(f"{run.count - len(run.failed)} photographs: {_written(model, run.wanted)} in {options.out}{again}")
+    if run.failed:
+        names = ", ".join(run.failed[:5])
+        sys.exit(f"error: {len(run.failed)} of {run.count} photographs could not be read or written: {names}")
 
 
-def _written(model: JointModel) -> str:
-    if segments(model.config):
-        return "SR image, probability, mask and overlay"
-    kernel = " and blur kernel" if getattr(model.sr, "predicts_kernel", False) else ""
-    return f"SR image{kernel} only, as the model finds no cracks (model.seg=none),"
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be meant; ValueError names the option."""
+    if not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold must lie in 0..1, found {options.threshold}")
+    check_tile(options.tile, "--tile")
+    for name in ("batch", "every"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
+    if not options.memory > 0:
+        raise ValueError(f"--memory must be above 0 (GiB), found {options.memory}")
+    if options.format == "tiff" and not geotiff.there():
+        raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
 
 
-def _predict_all(model: JointModel, sources: dict[str, Path], options: argparse.Namespace) -> list[str]:
-    failed = []
-    bar = tqdm(sources.items(), unit="photo", disable=not sys.stderr.isatty())
-    for stem, path in bar:
-        try:
-            image = read_photograph(path)
-        except ValueError as error:
-            tqdm.write(str(error), file=sys.stderr)
-            failed.append(path.name)
-            continue
-        found = predict(model, image, options.tile)
-        write_prediction(found, options.out / stem, options.threshold, options.float)
-        crack = "" if found.prob is None else f", crack {found.mask(options.threshold).mean():.2%}"
-        height, width = image.shape[:2]
-        tqdm.write(f"{path}: {width}x{height} -> {found.sr.shape[1]}x{found.sr.shape[0]}{crack}")
-    return failed
+def _make_directory(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with Files(out / "try") as files:
+            files.new("").touch()
+            files.discard()
+    except OSError as error:
+        raise ValueError(f"--out: cannot write to {out}: {error.strerror}") from None
+
+
+def _written(model: JointModel, wanted: Wanted) -> str:
+    names = {"sr": "SR image", "prob": "probability"}
+    if not segments(model.config):
+        kernel = " and blur kernel" if getattr(model.sr, "predicts_kernel", False) else ""
+        return f"SR image{kernel} only, as the model finds no cracks (model.seg=none),"
+    there = [name for name in wanted.results if name != "kernel" or getattr(model.sr, "predicts_kernel", False)]
+    *most, last = [names.get(name, name) for name in there] or ["nothing"]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+class _Run:
+    """Photographs, one after the other, those that are done left out."""
+
+    def __init__(self, model: JointModel, options: argparse.Namespace):
+        self._model, self._options = model, options
+        self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
+        self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
+        self.failed: list[str] = []
+        self.count = self.skipped = 0
+
+    def work(self, sources: Iterator[Source], expected: int) -> None:
+        """What cannot be read or written is told of, and the rest is done."""
+        with self._bar(total=expected, unit="photo", desc="all") as bar:
+            for source in sources:
+                self.count += 1
+                try:
+                    self._one(source)
+                except (ValueError, OSError, torch.OutOfMemoryError) as error:
+                    tqdm.write(_told(source, error), file=sys.stderr)
+                    self.failed.append(source.path.name)
+                bar.update()
+
+    def _one(self, source: Source) -> None:
+        record = self._options.out / f"{source.stem}{done.ENDING}"
+        facts = {**self._facts, "photograph": source.facts()}
+        if done.is_done(record, facts):
+            self.skipped += 1
+            return
+        with source.open() as photograph:
+            self._check_memory(photograph)
+            old = done.read(record)
+            record.unlink(missing_ok=True)  # from here on nothing looks whole
+            with Files(self._options.out / source.stem) as files:
+                found = self._predict(photograph, files)
+        done.remove_others(record, old, files.sizes)
+        done.write(record, facts, files.sizes, {"width": found.width, "height": found.height, "crack": found.crack})
+        self._say(source, photograph, found)
+
+    def _predict(self, photograph: Photograph, files: Files) -> Found:
+        side, overlap = self._options.tile, TILE_OVERLAP
+        if not side:
+            side, overlap = max(photograph.shape), 0
+        count = len(Tiles(side, overlap).places(photograph.shape)) * self._model.rounds
+        with self._bar(total=count, unit="tile", desc="photograph", leave=False, position=1) as bar:
+
+            def told(places: Iterable) -> Iterator:
+                for place in places:
+                    yield place
+                    bar.update()
+
+            tiles = Tiles(side, overlap, self._options.batch, told, _AHEAD)
+            return predict_rows(self._model, photograph, files, self.wanted, tiles)
+
+    def _check_memory(self, photograph: Photograph) -> None:
+        need = memory(self._model, photograph, self.wanted, self._options.tile)
+        if need <= self._options.memory * _GIB:
+            return
+        remedy = f"a --tile below {self._options.tile}" if self._options.tile else "--tile 256"
+        large = "" if geotiff.there() else ", pip install 'cssr[large]' for TIFFs by windows"
+        raise ValueError(
+            f"needs {need / _GIB:.1f} GiB beside the networks, above --memory {self._options.memory:g}: choose more, "
+            f"{remedy}, --size photo or less to --write{large}"
+        )
+
+    def _say(self, source: Source, photograph: Photograph, found: Found) -> None:
+        height, width = photograph.shape
+        crack = "" if found.crack is None else f", crack {found.crack:.2%}"
+        note = f" ({photograph.note})" if photograph.note else ""
+        tqdm.write(f"{source.name}: {width}x{height}{note} -> {found.width}x{found.height}{crack}")
+
+    @staticmethod
+    def _bar(**how: Any) -> tqdm:
+        return tqdm(disable=not sys.stderr.isatty(), dynamic_ncols=True, **how)
+
+
+def _told(source: Source, error: Exception) -> str:
+    """One line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{source.name}: the device's memory does not suffice: choose a smaller --batch or --tile"
+    text = " ".join(str(error.__cause__ or error).split())
+    return text if source.name in text else f"{source.name}: {text}"
 
 
 def _device(name: str) -> torch.device:
@@ -183,14 +227,25 @@ def _device(name: str) -> torch.device:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cssr.predict", description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="run directory or export directory")
-    parser.add_argument("source", type=Path, help="a photograph, or a folder of them")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write to")
-    parser.add_argument("--threshold", type=float, default=0.5, help="probability above which a pixel is crack (0.5)")
-    parser.add_argument("--float", action="store_true", help="probabilities as float32 .npy instead of 8-bit PNG")
-    parser.add_argument("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE}; 0: whole)")
-    parser.add_argument("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (auto: an accelerator where there is one)")
+    add = parser.add_argument
+    add("model", type=Path, help="run directory or export directory")
+    add("source", type=Path, nargs="+", help="photographs, folders of them, quoted patterns ('pier/*.jpg'), videos")
+    add("--out", type=Path, required=True, help="directory to write to; what is done there is not done again")
+    add("--write", nargs="+", choices=RESULTS, default=list(RESULTS), help="what is written (default: all)")
+    add("--size", choices=("sr", "photo"), default="sr", help="of probability, mask and overlay: the SR image's or the "
+        "photograph's own, probabilities averaged (sr)")  # fmt: skip
+    add("--format", choices=("auto", "png", "tiff"), default="auto", help="auto: PNG; TIFF above 64 megapixels and for "
+        "georeferenced photographs, whose georeference they keep (extra `large`)")  # fmt: skip
+    add("--threshold", type=float, default=0.5, help="probability above which a pixel is crack (0.5)")
+    add("--float", action="store_true", help="probabilities as float32 (.npy, or TIFF) instead of 8 bit")
+    add("--every", type=int, default=1, metavar="N", help="of videos, each N-th frame (1)")
+    add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE}; 0: whole)")
+    add("--batch", type=int, default=1, help="tiles worked at once (1); more keep a GPU busy")
+    add("--memory", type=float, default=4.0, metavar="GIB", help="that a photograph may take beside the networks and "
+        "what they compute of a batch (4): 4 bytes a pixel, by windows 64 MiB, and 12 bytes x scale^2 x width x tile, "
+        "and the results that are PNGs")  # fmt: skip
+    add("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
+    add("--device", default="auto", help="cpu, cuda, ... (auto: an accelerator where there is one)")
     return parser
 
 

@@ -375,7 +375,8 @@ def test_a_report_of_both_kinds(tmp_path):
 def test_prediction_writes_the_sr_image_and_the_kernel_only(run, tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(png(coordinates(0, 12, 16)))
     predict_main([str(run), str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--device", "cpu"])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a_sr.png", "a_kernel.npy", "a_kernel.png"}
+    written = {"a_sr.png", "a_kernel.npy", "a_kernel.png", "a_prediction.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
     assert cv2.imread(str(tmp_path / "out" / "a_sr.png")).shape == (48, 64, 3)
     told = capsys.readouterr()
     assert "SR image and blur kernel only, as the model finds no cracks" in told.out

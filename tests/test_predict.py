@@ -89,7 +89,7 @@ def test_unreadable_photographs_are_named_and_the_rest_is_done(export, photograp
     (tmp_path / "in").mkdir()
     Image.fromarray(photograph).save(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
-    with pytest.raises(SystemExit, match="1 of 2 photographs could not be read: bad.jpg"):
+    with pytest.raises(SystemExit, match="1 of 2 photographs could not be read or written: bad.jpg"):
         main([str(export), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert (tmp_path / "out" / "good_mask.png").is_file()
 

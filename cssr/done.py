@@ -1,0 +1,60 @@
+"""What is done: a record beside the results of each photograph, written last, so that a run that stopped goes on."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cssr import __version__
+from cssr.checkpoint import write_atomic
+
+ENDING = "_prediction.json"
+
+
+def model_digest(model: nn.Module) -> str:
+    """sha256 of the weights and of this package's version."""
+    digest = hashlib.sha256(__version__.encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """By which a photograph is known again: size and time of change."""
+    found = path.stat()
+    return {"bytes": found.st_size, "changed": found.st_mtime_ns}
+
+
+def is_done(record: Path, facts: dict[str, Any]) -> bool:
+    """Whether the results were made from these facts (model, options, photograph) and are all there."""
+    found = read(record)
+    if found is None or found["facts"] != json.loads(json.dumps(facts)):
+        return False
+    return all(_bytes(record.with_name(name)) == size for name, size in found["files"].items())
+
+
+def read(record: Path) -> dict[str, Any] | None:
+    """{"facts", "files": {name: bytes}, "found"}; None if there is none, or it is not a whole one."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        return found if {"facts", "files", "found"} <= found.keys() and isinstance(found["files"], dict) else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def write(record: Path, facts: dict[str, Any], files: dict[str, int], found: dict[str, Any]) -> None:
+    """Say that all is done: `files` by size, `found`: what is told of the photograph."""
+    write_atomic(record, json.dumps({"facts": facts, "files": files, "found": found}, indent=1))
+
+
+def remove_others(record: Path, old: dict[str, Any] | None, files: dict[str, int]) -> None:
+    """Of what an earlier record names, remove the files that have not been written anew."""
+    for name in (old or {"files": {}})["files"].keys() - files.keys():
+        record.with_name(Path(name).name).unlink(missing_ok=True)
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1

@@ -1,0 +1,144 @@
+"""Results of a photograph as files: written by rows, a set of them appearing together once all are whole."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from cssr import geotiff
+
+PNG_PIXELS = 64_000_000  # of a PNG, which is in memory until it is written; larger results are TIFFs
+PARTIAL = ".partial"
+
+
+class Rows(Protocol):
+    """A file that is written from the top down."""
+
+    def write(self, rows: np.ndarray) -> None:
+        """The next rows, n W or n W 3; OSError if there is no room."""
+
+    def finish(self) -> None:
+        """All is written: have it on the disk."""
+
+    def close(self) -> None:
+        """Let go of it, whole or not."""
+
+
+class Files:
+    """The files of one photograph, which get their names when all of them are whole.
+
+    Args:
+        stem: their common path, to which `_sr.png` and the like are added. Its directory is made.
+    """
+
+    def __init__(self, stem: Path):
+        self._stem = stem
+        self._open: list[Rows] = []
+        self._names: list[str] = []
+        stem.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def directory(self) -> Path:
+        """Where they are."""
+        return self._stem.parent
+
+    def final(self, ending: str) -> Path:
+        """The path that a file will have."""
+        return self._stem.with_name(self._stem.name + ending)
+
+    def new(self, ending: str) -> Path:
+        """The path under which a file that ends so is to be written until then."""
+        self._names.append(ending)
+        return self._partial(ending)
+
+    def _partial(self, ending: str) -> Path:
+        return self._stem.with_name(f".{self._stem.name}{ending}{PARTIAL}")
+
+    def rows(self, make: Callable[[Path], Rows], ending: str) -> Rows:
+        """A file to be written by rows."""
+        made = make(self.new(ending))
+        self._open.append(made)
+        return made
+
+    def discard(self) -> None:
+        """None of them is wanted."""
+        for ending in self._names:
+            self._partial(ending).unlink(missing_ok=True)
+        self._names.clear()
+
+    def __enter__(self) -> "Files":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            for rows in self._open:
+                with suppress(OSError):  # of a full disk, which has been told of
+                    rows.close()
+            self.discard()
+
+    def _publish(self) -> None:
+        for rows in self._open:
+            rows.finish()
+        self.sizes = {self.final(ending).name: self._partial(ending).stat().st_size for ending in self._names}
+        for ending in self._names:
+            os.replace(self._partial(ending), self.final(ending))
+
+
+class _InMemory:
+    """Rows that are collected, and saved at the end."""
+
+    def __init__(self, path: Path, save: Callable[[Path, np.ndarray], None]):
+        self._path, self._save = path, save
+        self._rows: list[np.ndarray] = []
+
+    def write(self, rows: np.ndarray) -> None:
+        """The next rows."""
+        self._rows.append(rows)
+
+    def finish(self) -> None:
+        """Save them."""
+        self._save(self._path, np.concatenate(self._rows))
+
+    def close(self) -> None:
+        """Forget them."""
+        self._rows.clear()
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """H W 3 or H W uint8, or H W bool as 1 bit, whatever the path ends with."""
+    Image.fromarray(pixels).save(path, format="PNG")
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """As .npy, whatever the path ends with."""
+    with open(path, "wb") as file:
+        np.save(file, values)
+
+
+def picture_rows(files: Files, name: str, shape: tuple[int, int], bands: int, tiff: bool, place: geotiff.Place | None):
+    """Rows of `_NAME.png` or `.tif`: uint8 colours or grey, or bool (1 bit, in TIFF 0 and 255)."""
+    if tiff:
+        return files.rows(lambda path: _ByteRows(path, shape, bands, "uint8", place), f"_{name}.tif")
+    return files.rows(lambda path: _InMemory(path, save_png), f"_{name}.png")
+
+
+def float_rows(files: Files, name: str, shape: tuple[int, int], tiff: bool, place: geotiff.Place | None) -> Rows:
+    """Rows of `_NAME.npy` or `.tif`, float32."""
+    if tiff:
+        return files.rows(lambda path: geotiff.TiffRows(path, shape, 1, "float32", place), f"_{name}.tif")
+    return files.rows(lambda path: _InMemory(path, save_array), f"_{name}.npy")
+
+
+class _ByteRows(geotiff.TiffRows):
+    """Where bool is 0 and 255."""
+
+    def write(self, rows: np.ndarray) -> None:
+        """The next rows."""
+        super().write(rows.astype(np.uint8) * 255 if rows.dtype == bool else rows)

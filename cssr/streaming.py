@@ -1,0 +1,215 @@
+"""Prediction of photographs and results that are larger than the memory.
+
+A photograph goes through the model in rounds over its tiles: the blur kernel (where it is predicted), the SR image and
+its statistics, the cracks. Between rounds the SR image lies in a temporary file beside the results (12 bytes a pixel of
+it, float32), as computing it again would take longer than reading it, and rounding it would change the cracks. Tiles
+are read ahead of use and results written behind by threads, a few batches apart.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cssr import geotiff
+from cssr.ahead import WriteBehind
+from cssr.checks import segments
+from cssr.models.joint import JointModel
+from cssr.photographs import Photograph
+from cssr.rasters import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
+from cssr.scratch import Scratch
+from cssr.tiling import Tiles
+from cssr.visualize import overlay
+
+RESULTS = ("sr", "prob", "mask", "overlay", "kernel")
+_AHEAD = 2  # batches of tiles, and pieces of results, that wait
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be written of a photograph."""
+
+    results: tuple[str, ...] = RESULTS
+    size: str = "sr"  # of prob, mask and overlay: `sr`, or `photo`, the photograph's own
+    threshold: float = 0.5
+    as_float: bool = False  # probabilities as float32
+    format: str = "auto"  # `png`, `tiff`, or by size and place
+
+
+@dataclass
+class Found:
+    """What is told of a photograph."""
+
+    width: int  # of prob and mask, or of the SR image
+    height: int
+    crack: float | None = None  # share of the pixels; None where none are looked for
+    mask: np.ndarray | None = field(default=None, repr=False)  # H W bool, where it is kept
+
+
+def predict_rows(
+    model: JointModel,
+    photograph: Photograph,
+    files: Files,
+    wanted: Wanted,
+    tiles: Tiles,
+    keep_mask: bool = False,
+) -> Found:
+    """Write a photograph's results by rows.
+
+    Args:
+        tiles: photograph pixels.
+        keep_mask: whether the mask is wanted in memory as well, a byte a pixel.
+    Raises: OSError for a file that ends too early, or a disk that is full.
+    """
+    with ExitStack() as stack:
+        scratch = stack.enter_context(Scratch(files.directory))
+        pictures, cracks = (stack.enter_context(WriteBehind(_AHEAD)) for _ in range(2))
+        sr = _SR(model, photograph, files, wanted)
+        needed = segments(model.config) and (keep_mask or {"prob", "mask", "overlay"} & set(wanted.results))
+        found = _Cracks(model, photograph, scratch, files, wanted, keep_mask) if needed else None
+        for name, rows in model.infer_rows(photograph, tiles, scratch):
+            if name == "kernel" and "kernel" in wanted.results:
+                write_kernel(files, rows[0, 0].float().cpu().numpy())
+            elif name == "sr":
+                pictures(sr.write, rows)
+            elif name == "logits" and found is not None:
+                cracks(found.write, rows)
+            elif name == "logits" and model.rounds > 1:
+                break  # nobody wants what is to come
+    if found is None:
+        return Found(*sr.shape[::-1])
+    return Found(*found.shape[::-1], found.crack_pixels / (found.shape[0] * found.shape[1]), found.mask)
+
+
+def write_kernel(files: Files, kernel: np.ndarray) -> None:
+    """`_kernel.npy` (k k float32) and `_kernel.png`, its largest value white."""
+    save_array(files.new("_kernel.npy"), kernel)
+    save_png(files.new("_kernel.png"), (kernel / kernel.max() * 255).clip(0, 255).astype(np.uint8))
+
+
+def as_tiff(wanted: Wanted, photograph: Photograph, scale: int) -> bool:
+    """Whether results are TIFFs: where they are too large for PNGs, or lie on the map; without rasterio they cannot."""
+    if wanted.format != "auto":
+        return wanted.format == "tiff"
+    height, width = photograph.shape
+    return geotiff.there() and (photograph.place is not None or height * width * scale**2 > PNG_PIXELS)
+
+
+class _SR:
+    """The SR image, to its file."""
+
+    def __init__(self, model: JointModel, photograph: Photograph, files: Files, wanted: Wanted):
+        scale = model.scale
+        self.shape = (photograph.shape[0] * scale, photograph.shape[1] * scale)
+        self._rows: Rows | None = None
+        if "sr" in wanted.results:
+            tiff = as_tiff(wanted, photograph, scale)
+            self._rows = picture_rows(files, "sr", self.shape, 3, tiff, _enlarged(photograph.place, scale))
+
+    def write(self, rows: Tensor) -> None:
+        """The next rows, 1 3 n W."""
+        if self._rows is not None:
+            self._rows.write(_bytes(rows[0].permute(1, 2, 0)))
+
+
+class _Cracks:
+    """Probabilities, mask and overlay, to their files."""
+
+    def __init__(
+        self,
+        model: JointModel,
+        photograph: Photograph,
+        scratch: Scratch,
+        files: Files,
+        wanted: Wanted,
+        keep_mask: bool,
+    ):
+        self._wanted, self._scratch, self._photograph = wanted, scratch, photograph
+        self._reduce = model.scale if wanted.size == "photo" else 1
+        scale = model.scale // self._reduce
+        self.shape = (photograph.shape[0] * scale, photograph.shape[1] * scale)
+        self.mask = np.empty(self.shape, bool) if keep_mask else None
+        self.crack_pixels, self._top = 0, 0
+        self._left: Tensor | None = None  # rows that are too few to be averaged
+        where = {"shape": self.shape, "tiff": as_tiff(wanted, photograph, scale)}
+        where["place"] = _enlarged(photograph.place, scale)
+        self._rows: dict[str, Rows] = {}
+        if "prob" in wanted.results:
+            make = float_rows if wanted.as_float else _grey_rows
+            self._rows["prob"] = make(files, "prob", **where)
+        for name, bands in (("mask", 1), ("overlay", 3)):
+            if name in wanted.results:
+                self._rows[name] = picture_rows(files, name, bands=bands, **where)
+
+    def write(self, logits: Tensor) -> None:
+        """The next rows, 1 1 n W of the SR image's size."""
+        prob = self._reduced(logits.float().sigmoid())[0, 0]
+        if len(prob):
+            self._write(prob.cpu().numpy())
+
+    def _reduced(self, prob: Tensor) -> Tensor:
+        """Means over the pixels of the SR image that make one of the photograph; what is left waits for more rows."""
+        if self._reduce == 1:
+            return prob
+        prob = prob if self._left is None else torch.cat((self._left, prob), -2)
+        whole = prob.shape[-2] // self._reduce * self._reduce
+        self._left = prob[..., whole:, :]
+        return F.avg_pool2d(prob[..., :whole, :], self._reduce) if whole else prob[..., :0, :]
+
+    def _write(self, prob: np.ndarray) -> None:
+        mask = prob > self._wanted.threshold
+        self.crack_pixels += int(mask.sum())
+        if self.mask is not None:
+            self.mask[self._top : self._top + len(mask)] = mask
+        for name, rows in self._rows.items():
+            rows.write({"prob": self._shown, "mask": lambda *_: mask, "overlay": self._overlaid}[name](prob, mask))
+        self._top += len(mask)
+
+    def _shown(self, prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return prob if self._wanted.as_float else (prob * 255).round().astype(np.uint8)
+
+    def _overlaid(self, prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        window = (self._top, 0, *mask.shape)
+        if self._wanted.size == "photo":
+            return overlay(self._photograph.pixels(*window), mask)
+        return overlay(_bytes(torch.from_numpy(self._scratch.pixels(*window))), mask)
+
+
+def _grey_rows(files: Files, name: str, **where: Any) -> Rows:
+    return picture_rows(files, name, bands=1, **where)
+
+
+def _bytes(image: Tensor) -> np.ndarray:
+    """Float, 0..1, as uint8, clipped and rounded."""
+    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _enlarged(place: geotiff.Place | None, scale: int) -> geotiff.Place | None:
+    return None if place is None else place.enlarged(scale)
+
+
+def memory(model: JointModel, photograph: Photograph, wanted: Wanted, side: int, keep_mask: bool = False) -> int:
+    """Bytes that a photograph needs at most, beside the networks and what they compute of a batch of tiles.
+
+    The photograph as it is held; of the SR image a row of tiles (float32, 3 channels) and pieces on their way; results
+    that become PNGs, and the last blocks of those that become TIFFs. `side` of the tiles, 0: the whole photograph.
+    """
+    height, width = photograph.shape
+    row = width * model.scale * 12  # bytes of a row of the SR image
+    tiles = min(side or height, height) * model.scale * row
+    pieces = 64 * row * 12
+    results = sum(_held(name, photograph, wanted, model.scale) for name in wanted.results if name != "kernel")
+    mask = height * width * (1 if wanted.size == "photo" else model.scale**2) if keep_mask else 0
+    return photograph.held + geotiff.CACHE + tiles + pieces + results + mask
+
+
+def _held(name: str, photograph: Photograph, wanted: Wanted, scale: int) -> int:
+    """Bytes of a result in memory: of a TIFF rows of blocks, of a PNG all; as pieces, in one, and while it is saved."""
+    scale = 1 if name != "sr" and wanted.size == "photo" else scale
+    height, width = (side * scale for side in photograph.shape)
+    pixel = 3 if name in ("sr", "overlay") else 4 if name == "prob" and wanted.as_float else 1
+    return 3 * pixel * width * (2 * geotiff.BLOCK if as_tiff(wanted, photograph, scale) else height)
