@@ -1,0 +1,143 @@
+"""Photographs as files: every kind of them, upright, by windows."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from cssr import geotiff, photographs
+from cssr.photographs import open_photograph, read_photograph
+
+ORIENTATION = 0x0112
+WINDOW = (3, 5, 20, 11)
+needs_rasterio = pytest.mark.skipif(not geotiff.there(), reason="needs rasterio: pip install 'cssr[large]'")
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 255, (40, 30, 3)).astype(np.uint8)
+
+
+@pytest.fixture(params=["png", "tif", pytest.param("windows", marks=needs_rasterio)])
+def ending(request, monkeypatch):
+    """Decoded PNG and TIFF, and a TIFF that is read by windows."""
+    if request.param == "windows":
+        monkeypatch.setattr(photographs, "_SMALL", 0)
+    return "png" if request.param == "png" else "tif"
+
+
+def window(array: np.ndarray) -> np.ndarray:
+    top, left, height, width = WINDOW
+    return array[top : top + height, left : left + width]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_upright_as_a_whole_and_by_windows(orientation, ending, pixels, tmp_path):
+    picture = Image.fromarray(pixels)
+    exif = picture.getexif()
+    exif[ORIENTATION] = orientation
+    picture.save(tmp_path / f"a.{ending}", exif=exif)
+    with Image.open(tmp_path / f"a.{ending}") as saved:
+        expected = np.asarray(ImageOps.exif_transpose(saved))
+    assert np.array_equal(read_photograph(tmp_path / f"a.{ending}"), expected)
+    with open_photograph(tmp_path / f"a.{ending}") as photograph:
+        assert photograph.shape == expected.shape[:2]
+        assert np.array_equal(photograph.pixels(*WINDOW), window(expected))
+        tensor = photograph.read(*WINDOW)
+        assert np.array_equal(tensor[0].permute(1, 2, 0), window(expected)) and tensor.shape[:2] == (1, 3)
+
+
+@needs_rasterio
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_a_tiff_by_windows_is_what_pillow_makes_of_it(mode, compression, pixels, tmp_path, monkeypatch):
+    picture = Image.fromarray(pixels).convert(mode)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.fromarray(pixels[..., 1]))
+    picture.save(tmp_path / "a.tif", compression=compression)
+    expected = read_photograph(tmp_path / "a.tif")
+    monkeypatch.setattr(photographs, "_SMALL", 0)
+    with open_photograph(tmp_path / "a.tif") as photograph:
+        assert isinstance(photograph._source, geotiff.TiffFile)
+        assert np.array_equal(photograph.pixels(*WINDOW), window(expected))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_is_scaled_to_8(channels, ending, pixels, tmp_path):
+    wide = pixels.astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / f"a.{ending}"), wide if channels == 3 else wide[..., 0])
+    found = read_photograph(tmp_path / f"a.{ending}")
+    assert np.array_equal(
+        found[..., ::-1] if channels == 3 else found[..., 0], pixels if channels == 3 else wide[..., 0] // 257
+    )
+
+
+def test_cmyk(pixels, tmp_path):
+    Image.new("CMYK", (6, 4), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
+    assert np.abs(read_photograph(tmp_path / "a.jpg")[0, 0].astype(int) - (255, 0, 0)).max() < 5
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "tif", "png"])
+def test_of_several_frames_the_first_is_taken_and_that_is_said(ending, tmp_path):
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
+    with open_photograph(tmp_path / f"a.{ending}") as photograph:
+        assert photograph.note == "the first of its 2 frames"
+        assert np.abs(photograph.pixels(0, 0, 1, 1)[0, 0].astype(int) - (255, 0, 0)).max() < 5
+
+
+def test_a_preview_beside_a_camera_s_photograph_is_no_frame(tmp_path):
+    frames = [Image.new("RGB", size, "red") for size in ((20, 10), (10, 5))]
+    frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    with open_photograph(tmp_path / "a.jpg") as photograph:
+        assert not photograph.note and photograph.shape == (10, 20)
+
+
+def test_more_pixels_than_pillow_takes_for_a_bomb(tmp_path):
+    Image.new("1", (14000, 13000), 1).save(tmp_path / "a.png")
+    limit = Image.MAX_IMAGE_PIXELS
+    with open_photograph(tmp_path / "a.png") as photograph:
+        assert photograph.shape == (13000, 14000) and photograph.held == 182_000_000
+        assert photograph.pixels(12000, 13000, 2, 2).tolist() == [[[255] * 3] * 2] * 2
+    assert limit == Image.MAX_IMAGE_PIXELS  # it is other people's too
+
+
+def bad(tmp_path, pixels, kind: str):
+    path = tmp_path / "a.jpg"
+    if kind == "floats":
+        path = tmp_path / "a.tif"
+        Image.fromarray(pixels[..., 0].astype(np.float32)).save(path)
+        return path
+    Image.fromarray(np.repeat(np.repeat(pixels, 8, 0), 8, 1)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"no picture", "cut": whole[: len(whole) // 2], "whole": whole}[kind])
+    return path
+
+
+@pytest.mark.parametrize("kind, message", [("empty", "cannot identify"), ("text", "cannot identify"),
+                                           ("cut", "truncated"), ("floats", "8 or 16 bit")])  # fmt: skip
+def test_what_cannot_be_read_is_said_in_one_line(kind, message, pixels, tmp_path):
+    path = bad(tmp_path, pixels, kind)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_photograph(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_limit_of_pixels_is_said(pixels, tmp_path):
+    with pytest.raises(ValueError, match="its 240 x 320 pixels are above the limit of 1,000"):
+        open_photograph(bad(tmp_path, pixels, "whole"), pixels=1000)
+
+
+@needs_rasterio
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_tiff_that_ends_too_early(share, tmp_path, monkeypatch):
+    """Its directory comes first, as GDAL writes it, so only a window shows it."""
+    rows = np.random.default_rng(0).integers(0, 255, (600, 500, 3)).astype(np.uint8)
+    written = geotiff.TiffRows(tmp_path / "a.tif", (600, 500), 3, "uint8", None)
+    written.write(rows)
+    written.finish()
+    whole = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(whole[: int(share * len(whole))])
+    monkeypatch.setattr(photographs, "_SMALL", 0)
+    with pytest.raises(ValueError, match="cannot read .*a.tif as a photograph: "):
+        read_photograph(tmp_path / "a.tif")
