@@ -1,0 +1,242 @@
+"""The command on files: what is written, what is done already, and what goes wrong."""
+
+import errno
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import one_convolution  # noqa: F401, registers
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from cssr import JointModel, done, rasters
+from cssr.config import ModelConfig
+from cssr.models.joint import build_model
+from cssr.predict import main, predict
+
+MODEL = {"scale": 2, "sr": {"name": "bicubic"}, "seg": {"name": "one_convolution"}}
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    out = tmp_path_factory.mktemp("model") / "export"
+    build_model(ModelConfig(**MODEL)).save_pretrained(out)
+    return out
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two photographs of a dark line each."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(120, 200, (70, 93, 3)).astype(np.uint8)
+        cv2.line(pixels, (5, 10), (80, 50 + number), (20, 20, 20), 3)
+        Image.fromarray(pixels).save(folder / f"{'ab'[number]}.png")
+    return folder
+
+
+def run(export, *arguments) -> None:
+    main([str(export), *map(str, arguments), "--device", "cpu", "--tile", "65"])
+
+
+def names(out: Path) -> set[str]:
+    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+def test_masks_of_the_photograph_s_size_are_of_averaged_probabilities(export, photos, tmp_path):
+    run(export, photos / "a.png", "--out", tmp_path / "out", "--size", "photo", "--float")
+    found = predict(JointModel.from_pretrained(export), photos / "a.png", tile=65)
+    expected = F.avg_pool2d(torch.from_numpy(found.prob)[None], 2)[0].numpy()
+    prob = np.load(tmp_path / "out" / "a_prob.npy")
+    np.testing.assert_allclose(prob, expected, atol=1e-6)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_mask.png")), prob > 0.5) and (prob > 0.5).any()
+    photograph, overlay = (np.asarray(Image.open(p)) for p in (photos / "a.png", tmp_path / "out" / "a_overlay.png"))
+    assert np.array_equal(overlay[prob <= 0.5], photograph[prob <= 0.5])
+    assert (overlay[prob > 0.5] != photograph[prob > 0.5]).any(1).all()
+    assert Image.open(tmp_path / "out" / "a_sr.png").size == (186, 140)
+
+
+@pytest.mark.parametrize("batch", ["1", "3"])
+def test_what_is_written_by_rows_is_what_is_predicted_in_memory(export, photos, tmp_path, batch):
+    run(export, photos / "a.png", "--out", tmp_path / "out", "--float", "--batch", batch)
+    found = predict(JointModel.from_pretrained(export), photos / "a.png", tile=65)
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "a_prob.npy"), found.prob, atol=1e-6)
+    sr = np.asarray(Image.open(tmp_path / "out" / "a_sr.png"))
+    assert np.abs(sr.astype(int) - found.sr).max() <= 1 and (sr != found.sr).mean() < 1e-3
+
+
+@pytest.mark.parametrize("wanted", [["mask"], ["sr"], ["prob", "overlay"], ["kernel"]])
+def test_only_what_is_wanted_is_written(export, photos, tmp_path, wanted):
+    run(export, photos / "a.png", "--out", tmp_path / "out", "--write", *wanted)
+    there = {f"a_{name}.png" for name in wanted if name != "kernel"}  # bicubic predicts none
+    assert names(tmp_path / "out") == there | {"a_prediction.json"}
+
+
+def test_frames_of_a_video_are_photographs(export, tmp_path, capsys):
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
+    for number in range(5):
+        writer.write(np.full((48, 64, 3), 30 * number, np.uint8))
+    writer.release()
+    run(export, tmp_path / "v.avi", "--out", tmp_path / "out", "--every", "2", "--write", "sr")
+    assert {n for n in names(tmp_path / "out") if n.endswith("png")} == {f"v_{n:06d}_sr.png" for n in (0, 2, 4)}
+    assert "v.avi frame 4: 64x48 -> 128x96" in capsys.readouterr().out
+
+
+# ---- done already ----
+
+
+def test_what_is_done_is_not_done_again(export, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(export, photos / "a.png", "--out", out)
+    before = {name: (out / name).stat().st_mtime_ns for name in names(out)}
+    run(export, photos, "--out", out)
+    told = capsys.readouterr().out
+    assert "2 photographs" in told and "(1 of them were there already)" in told
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+
+
+def again(export, photos, out, capsys, *more) -> bool:
+    """Whether a second run predicts the photograph anew."""
+    capsys.readouterr()
+    run(export, photos / "a.png", "--out", out, *more)
+    return "there already" not in capsys.readouterr().out
+
+
+def test_other_options_are_done_again_and_leave_no_other_result(export, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(export, photos / "a.png", "--out", out)
+    assert again(export, photos, out, capsys, "--float", "--write", "prob")
+    assert names(out) == {"a_prob.npy", "a_prediction.json"}
+    assert not again(export, photos, out, capsys, "--float", "--write", "prob", "--batch", "2")
+
+
+def test_other_weights_are_done_again(export, photos, tmp_path, capsys):
+    run(export, photos / "a.png", "--out", tmp_path / "out")
+    model = JointModel.from_pretrained(export)
+    with torch.no_grad():
+        model.seg.head.bias.sub_(1)
+    model.save_pretrained(tmp_path / "other")
+    assert again(tmp_path / "other", photos, tmp_path / "out", capsys)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "record", "photograph"])
+def test_what_is_no_longer_whole_is_done_again(export, photos, tmp_path, capsys, damage):
+    out = tmp_path / "out"
+    run(export, photos / "a.png", "--out", out)
+    if damage == "gone":
+        (out / "a_mask.png").unlink()
+    elif damage == "cut":
+        (out / "a_sr.png").write_bytes((out / "a_sr.png").read_bytes()[:-5])
+    elif damage == "record":
+        (out / "a_prediction.json").write_text("[1]")
+    else:
+        Image.new("RGB", (70, 66)).save(photos / "a.png")
+    assert again(export, photos, out, capsys)
+    assert not again(export, photos, out, capsys)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("place", ["in the middle", "between the files", "before the record"])
+def test_a_stop_leaves_nothing_that_looks_whole(export, photos, tmp_path, capsys, monkeypatch, place):
+    out, calls = tmp_path / "out", []
+
+    def stop(*_, **__):
+        calls.append(1)
+        if len(calls) > (1 if place == "between the files" else 0):
+            raise Killed
+        return original(*_, **__)
+
+    spot = {"in the middle": (rasters._InMemory, "write"), "between the files": (rasters, "save_png"),
+            "before the record": (done, "write_atomic")}[place]  # fmt: skip
+    original = getattr(*spot)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(*spot, stop)
+        run(export, photos / "a.png", "--out", out)
+    assert calls and "a_prediction.json" not in names(out) and not any("partial" in name for name in names(out))
+    assert again(export, photos, out, capsys)
+
+
+# ---- what goes wrong ----
+
+
+def test_each_bad_file_is_one_line_and_the_rest_is_done(export, photos, tmp_path, capsys):
+    whole = (photos / "a.png").read_bytes()
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "text.jpg").write_text("no picture")
+    Image.new("RGB", (1, 1), "red").save(photos / "dot.png")
+    with pytest.raises(
+        SystemExit, match="error: 3 of 6 photographs could not be read or written: cut.png, empty.jpg, "
+    ):
+        run(export, photos, "--out", tmp_path / "out")
+    told = capsys.readouterr()
+    lines = told.err.splitlines()
+    assert len(lines) == 3 and all(any(name in line for line in lines) for name in ("empty", "cut", "text"))
+    assert "dot.png: 1x1 -> 2x2" in told.out
+    stems = {name.split("_")[0] for name in names(tmp_path / "out")}
+    assert stems == {"a", "b", "dot"} and not any("partial" in name for name in names(tmp_path / "out"))
+
+
+def test_a_full_disk_is_one_line_a_photograph(export, photos, tmp_path, capsys, monkeypatch):
+    def full(path, pixels):
+        path.write_bytes(b"part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="2 of 2 photographs"):
+        patch.setattr(rasters, "save_png", full)
+        run(export, photos, "--out", tmp_path / "out")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("No space left on device" in line for line in lines)
+    assert names(tmp_path / "out") == set()
+
+
+def test_too_little_memory_is_said_before_work(export, photos, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1 of 1"):
+        run(export, photos / "a.png", "--out", tmp_path / "out", "--memory", "0.001")
+    assert "a.png: needs 0.1 GiB beside the networks, above --memory 0.001: choose more, a --tile below 65" in (
+        capsys.readouterr().err
+    )
+
+
+def test_no_place_to_write(export, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="error: --out: cannot write to .*file/out: Not a directory"):
+        run(export, photos, "--out", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--batch", "0"], "--batch must be 1 or more"),
+        (["--every", "-1"], "--every must be 1 or more"),
+        (["--memory", "0"], "--memory must be above 0"),
+    ],
+)
+def test_options_that_cannot_be_meant(export, photos, tmp_path, more, message):
+    with pytest.raises(SystemExit, match=message):
+        run(export, photos, "--out", tmp_path / "out", *more)
+
+
+def test_a_damaged_export_is_one_line(export, photos, tmp_path):
+    spoiled = tmp_path / "spoiled"
+    spoiled.mkdir()
+    (spoiled / "config.json").write_bytes((export / "config.json").read_bytes())
+    (spoiled / "model.safetensors").write_bytes((export / "model.safetensors").read_bytes()[:-3])
+    with pytest.raises(SystemExit, match="error: .*model.safetensors") as caught:
+        run(spoiled, photos, "--out", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_record_says_what_was_found(export, photos, tmp_path):
+    run(export, photos / "a.png", "--out", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "a_prediction.json").read_text())
+    mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
+    assert record["found"] == {"width": 186, "height": 140, "crack": pytest.approx(mask.mean())}
+    assert record["files"] == {p: (tmp_path / "out" / p).stat().st_size for p in record["files"]}
