@@ -21,6 +21,7 @@ from cssr.checkpoint import load_model
 from cssr.checks import segments
 from cssr.config import TILE_OVERLAP, check_tile
 from cssr.inputs import Source, photographs
+from cssr.measured_files import Measured, write_measures
 from cssr.models.joint import JointModel
 from cssr.photographs import Photograph, read_photograph
 from cssr.rasters import Files
@@ -86,6 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
         found = photographs(options.source, apart=options.out)
         model = load_model(options.model, options.checkpoint).to(_device(options.device))
         _make_directory(options.out)
+        if options.measure and not segments(model.config):
+            raise ValueError("--measure: the model finds no cracks (model.seg=none)")
         run = _Run(model, options)
         run.work(inputs.each(found, options.every), inputs.count(found, options.every))
     except ValueError as error:
@@ -109,6 +112,10 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
     if not options.memory > 0:
         raise ValueError(f"--memory must be above 0 (GiB), found {options.memory}")
+    if options.mm_per_pixel is not None and not 0 < options.mm_per_pixel < float("inf"):
+        raise ValueError(f"--mm-per-pixel must be above 0, found {options.mm_per_pixel}")
+    if options.mm_per_pixel is not None and not options.measure:
+        raise ValueError("--mm-per-pixel is for --measure, which is not given")
     if options.format == "tiff" and not geotiff.there():
         raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
 
@@ -116,9 +123,8 @@ def _check(options: argparse.Namespace) -> None:
 def _make_directory(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with Files(out / "try") as files:
-            files.new("").touch()
-            files.discard()
+        with Files(out / "try"):
+            pass
     except OSError as error:
         raise ValueError(f"--out: cannot write to {out}: {error.strerror}") from None
 
@@ -139,7 +145,9 @@ class _Run:
     def __init__(self, model: JointModel, options: argparse.Namespace):
         self._model, self._options = model, options
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
+        self._measured = Measured(options.mm_per_pixel) if options.measure else None
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
+        self._facts["measured"] = asdict(self._measured) if self._measured else None
         self.failed: list[str] = []
         self.count = self.skipped = 0
 
@@ -167,8 +175,10 @@ class _Run:
             record.unlink(missing_ok=True)  # from here on nothing looks whole
             with Files(self._options.out / source.stem) as files:
                 found = self._predict(photograph, files)
+                if self._measured:
+                    found.cracks = write_measures(files, found.mask, photograph, self._measured)
         done.remove_others(record, old, files.sizes)
-        done.write(record, facts, files.sizes, {"width": found.width, "height": found.height, "crack": found.crack})
+        done.write(record, facts, files.sizes, found.told())
         self._say(source, photograph, found)
 
     def _predict(self, photograph: Photograph, files: Files) -> Found:
@@ -184,10 +194,10 @@ class _Run:
                     bar.update()
 
             tiles = Tiles(side, overlap, self._options.batch, told, _AHEAD)
-            return predict_rows(self._model, photograph, files, self.wanted, tiles)
+            return predict_rows(self._model, photograph, files, self.wanted, tiles, self._measured is not None)
 
     def _check_memory(self, photograph: Photograph) -> None:
-        need = memory(self._model, photograph, self.wanted, self._options.tile)
+        need = memory(self._model, photograph, self.wanted, self._options.tile, self._measured is not None)
         if need <= self._options.memory * _GIB:
             return
         remedy = f"a --tile below {self._options.tile}" if self._options.tile else "--tile 256"
@@ -200,6 +210,7 @@ class _Run:
     def _say(self, source: Source, photograph: Photograph, found: Found) -> None:
         height, width = photograph.shape
         crack = "" if found.crack is None else f", crack {found.crack:.2%}"
+        crack += "" if found.cracks is None else f" in {found.cracks} pieces"
         note = f" ({photograph.note})" if photograph.note else ""
         tqdm.write(f"{source.name}: {width}x{height}{note} -> {found.width}x{found.height}{crack}")
 
@@ -238,6 +249,9 @@ def _parser() -> argparse.ArgumentParser:
         "georeferenced photographs, whose georeference they keep (extra `large`)")  # fmt: skip
     add("--threshold", type=float, default=0.5, help="probability above which a pixel is crack (0.5)")
     add("--float", action="store_true", help="probabilities as float32 (.npy, or TIFF) instead of 8 bit")
+    add("--measure", action="store_true", help="each crack's length, width and direction: _cracks.csv, _cracks.geojson "
+        "(map coordinates where there are) and _cracks.png")  # fmt: skip
+    add("--mm-per-pixel", type=float, metavar="X", help="width of a pixel of the photograph, for measures in mm")
     add("--every", type=int, default=1, metavar="N", help="of videos, each N-th frame (1)")
     add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE}; 0: whole)")
     add("--batch", type=int, default=1, help="tiles worked at once (1); more keep a GPU busy")

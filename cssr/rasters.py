@@ -1,6 +1,7 @@
 """Results of a photograph as files: written by rows, a set of them appearing together once all are whole."""
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,31 +33,29 @@ class Files:
     """The files of one photograph, which get their names when all of them are whole.
 
     Args:
-        stem: their common path, to which `_sr.png` and the like are added. Its directory is made.
+        stem: their common path, to which `_sr.png` and the like are added. Its directory is made on entering.
     """
 
     def __init__(self, stem: Path):
         self._stem = stem
         self._open: list[Rows] = []
         self._names: list[str] = []
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        self.sizes: dict[str, int] = {}  # bytes by name, once they are there
 
     @property
     def directory(self) -> Path:
         """Where they are."""
         return self._stem.parent
 
-    def final(self, ending: str) -> Path:
-        """The path that a file will have."""
-        return self._stem.with_name(self._stem.name + ending)
-
     def new(self, ending: str) -> Path:
         """The path under which a file that ends so is to be written until then."""
         self._names.append(ending)
-        return self._partial(ending)
+        return self._room / (self._stem.name + ending)
 
-    def _partial(self, ending: str) -> Path:
-        return self._stem.with_name(f".{self._stem.name}{ending}{PARTIAL}")
+    @property
+    def _room(self) -> Path:
+        """Where they are until then; also what GDAL may put beside them."""
+        return self._stem.with_name(f".{self._stem.name}{PARTIAL}")
 
     def rows(self, make: Callable[[Path], Rows], ending: str) -> Rows:
         """A file to be written by rows."""
@@ -66,11 +65,12 @@ class Files:
 
     def discard(self) -> None:
         """None of them is wanted."""
-        for ending in self._names:
-            self._partial(ending).unlink(missing_ok=True)
+        shutil.rmtree(self._room, ignore_errors=True)
         self._names.clear()
 
     def __enter__(self) -> "Files":
+        self.discard()  # what a kill has left
+        self._room.mkdir(parents=True)
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -86,9 +86,10 @@ class Files:
     def _publish(self) -> None:
         for rows in self._open:
             rows.finish()
-        self.sizes = {self.final(ending).name: self._partial(ending).stat().st_size for ending in self._names}
-        for ending in self._names:
-            os.replace(self._partial(ending), self.final(ending))
+        paths = [self._room / (self._stem.name + ending) for ending in self._names]
+        self.sizes = {path.name: path.stat().st_size for path in paths}
+        for path in paths:
+            os.replace(path, self._stem.with_name(path.name))
 
 
 class _InMemory:

@@ -48,6 +48,11 @@ class Found:
     height: int
     crack: float | None = None  # share of the pixels; None where none are looked for
     mask: np.ndarray | None = field(default=None, repr=False)  # H W bool, where it is kept
+    cracks: int | None = None  # pieces, where they are measured
+
+    def told(self) -> dict[str, Any]:
+        """All but the mask."""
+        return {"width": self.width, "height": self.height, "crack": self.crack, "cracks": self.cracks}
 
 
 def predict_rows(

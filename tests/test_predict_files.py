@@ -1,5 +1,6 @@
 """The command on files: what is written, what is done already, and what goes wrong."""
 
+import csv
 import errno
 import json
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_frames_of_a_video_are_photographs(export, tmp_path, capsys):
     run(export, tmp_path / "v.avi", "--out", tmp_path / "out", "--every", "2", "--write", "sr")
     assert {n for n in names(tmp_path / "out") if n.endswith("png")} == {f"v_{n:06d}_sr.png" for n in (0, 2, 4)}
     assert "v.avi frame 4: 64x48 -> 128x96" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["sr", "photo"])
+def test_cracks_are_measured_in_pixels_and_millimetres_of_the_photograph(export, photos, tmp_path, size, capsys):
+    """The line of the first photograph: from (5, 10) to (80, 50), three pixels thick as it was drawn."""
+    how = ["--measure", "--mm-per-pixel", "0.5", "--size", size, "--write", "mask"]
+    run(export, photos / "a.png", "--out", tmp_path / "out", *how)
+    assert names(tmp_path / "out") == {f"a_cracks.{e}" for e in ("csv", "geojson", "png")} | {
+        "a_mask.png",
+        "a_prediction.json",
+    }
+    with open(tmp_path / "out" / "a_cracks.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    length = float(rows[0]["length_px"])
+    assert length == pytest.approx(85, rel=0.05) and float(rows[0]["length_mm"]) == pytest.approx(length / 2, abs=1e-3)
+    assert 2 < float(rows[0]["mean_width_px"]) < 5
+    assert f"in {len(rows)} pieces" in capsys.readouterr().out
+    lines = json.loads((tmp_path / "out" / "a_cracks.geojson").read_text())
+    assert len(lines["features"]) == len(rows) and lines["name"] == "a_cracks"
 
 
 # ---- done already ----
@@ -217,6 +237,8 @@ def test_no_place_to_write(export, photos, tmp_path):
         (["--batch", "0"], "--batch must be 1 or more"),
         (["--every", "-1"], "--every must be 1 or more"),
         (["--memory", "0"], "--memory must be above 0"),
+        (["--mm-per-pixel", "2"], "--mm-per-pixel is for --measure"),
+        (["--measure", "--mm-per-pixel", "-2"], "--mm-per-pixel must be above 0"),
     ],
 )
 def test_options_that_cannot_be_meant(export, photos, tmp_path, more, message):
@@ -238,5 +260,5 @@ def test_the_record_says_what_was_found(export, photos, tmp_path):
     run(export, photos / "a.png", "--out", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "a_prediction.json").read_text())
     mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
-    assert record["found"] == {"width": 186, "height": 140, "crack": pytest.approx(mask.mean())}
+    assert record["found"] == {"width": 186, "height": 140, "crack": pytest.approx(mask.mean()), "cracks": None}
     assert record["files"] == {p: (tmp_path / "out" / p).stat().st_size for p in record["files"]}

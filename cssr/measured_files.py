@@ -1,0 +1,53 @@
+"""The cracks of a predicted mask as files: a table, lines on the map, and a picture."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from cssr.crack_files import Georeference, Units, write_geojson, write_picture, write_table
+from cssr.cracks import measure_cracks
+from cssr.geotiff import Place
+from cssr.photographs import Photograph
+from cssr.rasters import Files
+
+_BACKGROUND = 32_000_000  # pixels of a mask above which the picture shows the mask, not the photograph
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How cracks are measured."""
+
+    mm_per_pixel: float | None = None  # of the photograph
+
+
+def write_measures(files: Files, mask: np.ndarray, photograph: Photograph, how: Measured) -> int:
+    """`_cracks.csv`, `_cracks.geojson` and `_cracks.png` of a mask (H W bool), larger than the photograph by any scale.
+
+    The lines' coordinates are the map's where the photograph lies on one, else the photograph's pixels.
+    Returns: how many cracks there are.
+    """
+    cracks = measure_cracks(mask)
+    scale = mask.shape[0] / photograph.shape[0]
+    units = Units(scale, how.mm_per_pixel)
+    write_table(cracks, files.new("_cracks.csv"), units)
+    place = None if photograph.place is None else georeference(photograph.place.enlarged(scale))
+    write_geojson(cracks, files.new("_cracks.geojson"), units, place)
+    write_picture(_background(mask, photograph), cracks, files.new("_cracks.png"), units)
+    return len(cracks)
+
+
+def georeference(place: Place) -> Georeference:
+    """The same for files of lines; maps without an EPSG number are named by their definition."""
+    if place.crs is None:
+        return Georeference(tuple(place.transform)[:6])
+    number = place.crs.to_epsg()
+    name = place.crs.to_wkt() if number is None else f"urn:ogc:def:crs:EPSG::{number}"
+    return Georeference(tuple(place.transform)[:6], name)
+
+
+def _background(mask: np.ndarray, photograph: Photograph) -> np.ndarray:
+    if mask.size > _BACKGROUND:
+        return mask
+    pixels = np.ascontiguousarray(photograph.pixels(0, 0, *photograph.shape))
+    return cv2.resize(pixels, mask.shape[::-1], interpolation=cv2.INTER_CUBIC)
