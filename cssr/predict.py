@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _check(options)
         found = photographs(options.source, apart=options.out)
-        model = load_model(options.model, options.checkpoint).to(_device(options.device))
+        model = load_model(options.model, options.checkpoint).to(device_named(options.device))
         _make_directory(options.out)
         if options.measure and not segments(model.config):
             raise ValueError("--measure: the model finds no cracks (model.seg=none)")
@@ -227,7 +227,8 @@ def _told(source: Source, error: Exception) -> str:
     return text if source.name in text else f"{source.name}: {text}"
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """`cpu`, `cuda`, ..., or `auto`: an accelerator where there is one; ValueError where it cannot be used."""
     if name != "auto":
         try:
             return torch.zeros(1, device=name).device
