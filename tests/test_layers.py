@@ -21,7 +21,8 @@ FLOORS = [
     {"checks", "snapshot", "guard", "stepper", "measuring", "samples", "done"},
     {"validation", "pictured", "inputs", "measured_files", "streaming"},
     {"evaluate"},
-    {"train", "predict", "measure", "report", "convert", "demo"},
+    {"train", "predict", "measure", "report", "convert"},
+    {"demo"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

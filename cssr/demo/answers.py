@@ -1,0 +1,89 @@
+"""What the page's server answers with: a photograph read from bytes, and a prediction as pictures in bytes."""
+
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cssr.models.joint import JointModel
+from cssr.predict import Prediction, predict, read_photograph
+
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
+PNG_PIXELS = 20_000_000  # a larger SR image goes as JPEG, which takes a tenth of the bytes
+_MEGA = 1_000_000
+
+
+class Part(NamedTuple):
+    """A picture of the answer."""
+
+    name: str  # lq, sr, prob or kernel
+    type: str  # media type
+    data: bytes
+
+
+def open_photograph(body: bytes, most: int) -> tuple[np.ndarray, list[str]]:
+    """The photograph in `body` as H W 3 uint8, upright, and what is to be said of it.
+
+    Raises: ValueError, one sentence for the page, for what is no photograph, is damaged, or has more than `most`
+        pixels, before pixels are decoded where the head of the file tells.
+    """
+    with warnings.catch_warnings(), io.BytesIO(body) as file:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `most` is the limit here
+        opened = _open(file)
+        _check_pixels(opened.size, most)
+        try:
+            frames = getattr(opened, "n_frames", 1)
+            image = read_photograph(opened)
+        except Exception:  # decoders raise many kinds of errors on damaged files, and the server is to live on
+            raise ValueError("The file is a damaged or unusual picture: it cannot be decoded.") from None
+    if frames > 1 and opened.format != "MPO":  # a camera's JPEG with a preview behind it
+        return image, [f"The file has {frames} pictures; the first one is taken."]
+    return image, []
+
+
+def _open(file: io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError("The picture has far too many pixels.") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"The file is no picture of a kind that can be read: {', '.join(FORMATS)}.") from None
+    except Exception:  # as above
+        raise ValueError("The file is a damaged or unusual picture: its head cannot be read.") from None
+
+
+def _check_pixels(size: tuple[int, int], most: int) -> None:
+    width, height = size
+    if width * height > most:
+        raise ValueError(
+            f"The photograph has {width} x {height} = {width * height / _MEGA:.1f} million pixels, and this page takes "
+            f"{most / _MEGA:g} million: choose a part of it, or use python -m cssr.predict for the whole."
+        )
+
+
+def predicted(model: JointModel, image: np.ndarray, tile: int, progress) -> list[Part]:
+    """The pictures of a prediction: the photograph as it was taken in (lq), SR, and what else the model gives."""
+    found = predict(model, image, tile, progress=progress)
+    return [Part("lq", "image/png", _encode(image)), *_parts(found)]
+
+
+def _parts(found: Prediction) -> list[Part]:
+    lossless = found.sr.shape[0] * found.sr.shape[1] <= PNG_PIXELS
+    kind = "PNG" if lossless else "JPEG"
+    parts = [Part("sr", f"image/{kind.lower()}", _encode(found.sr, kind))]
+    if found.prob is not None:
+        parts.append(Part("prob", "image/png", _encode((found.prob * 255).round().astype(np.uint8))))
+    if found.kernel is not None:
+        grey = (found.kernel / max(found.kernel.max(), 1e-12) * 255).clip(0, 255).astype(np.uint8)
+        parts.append(Part("kernel", "image/png", _encode(grey)))
+    return parts
+
+
+def _encode(image: np.ndarray, kind: str = "PNG") -> bytes:
+    """A picture's bytes; little compression, as most answers stay on this machine."""
+    buffer = io.BytesIO()
+    options = {"compress_level": 1} if kind == "PNG" else {"quality": 95, "subsampling": 0}
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,0 +1,104 @@
+"""Work in turn: one piece at a time, on its own thread, with bounds on those who wait and on the time it takes."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+TICK = 0.25  # seconds between looks at the work
+
+
+class Full(Exception):
+    """As many as may wait are waiting already."""
+
+
+class Stopped(Exception):
+    """The work has been told to end."""
+
+
+class Job:
+    """One piece of work; what its thread says of it, and how it is told to end."""
+
+    def __init__(self) -> None:
+        self.future: Future = Future()
+        self.began: float | None = None  # time.monotonic() at which its turn came
+        self.stage = self.done = self.of = 0  # rounds over the tiles so far; tiles done in this one, and all of them
+        self._end = threading.Event()
+
+    def progress(self, steps: Iterable) -> Iterator:
+        """`steps`, counted; raises Stopped between two of them once the work is told to end."""
+        steps = steps if isinstance(steps, Sequence) else list(steps)
+        self.stage, self.done, self.of = self.stage + 1, 0, len(steps)
+        for step in steps:
+            self.check()
+            yield step
+            self.done += 1
+
+    def check(self) -> None:
+        """Raises Stopped once the work is told to end."""
+        if self._end.is_set():
+            raise Stopped
+
+    def stop(self) -> None:
+        """Leave the queue, or end at the next check; nothing if it is done."""
+        self._end.set()
+        self.future.cancel()
+
+
+class Turns:
+    """A queue before one thread.
+
+    Args:
+        waiting: how many may wait while one is worked on.
+        seconds: how long a piece may take, from its turn on.
+    """
+
+    def __init__(self, waiting: int, seconds: float):
+        self.waiting, self.seconds, self.taken = waiting, seconds, 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="turns")
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, to be taken before anything is read into memory; raises Full where there is none."""
+        if self.taken > self.waiting:
+            raise Full
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+    def start(self, work: Callable[[Job], Any]) -> Job:
+        """Line up `work(job)`."""
+        job = Job()
+
+        def run() -> Any:
+            job.began = time.monotonic()
+            job.check()
+            return work(job)
+
+        job.future = self._thread.submit(run)
+        return job
+
+    async def follow(self, job: Job) -> AsyncIterator[None]:
+        """A tick now and then until the work is done; left early, for any reason, it stops the work.
+
+        Raises: TimeoutError once the work has taken its `seconds`. A tile that is being worked on is finished first,
+            and the next piece waits for that; the one who asked does not.
+        """
+        done = asyncio.wrap_future(job.future)
+        try:
+            while not job.future.done():
+                await asyncio.wait([done], timeout=TICK)
+                if job.began and time.monotonic() - job.began > self.seconds and not job.future.done():
+                    raise TimeoutError
+                yield
+        finally:
+            job.stop()
+
+    def close(self) -> None:
+        """Let the thread go; what waits is dropped."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
