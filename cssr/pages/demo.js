@@ -74,7 +74,8 @@ function cancel() {
 async function predict(body, stem) {
   const own = work = new AbortController(), began = Date.now();
   const clock = setInterval(() => {
-    $("elapsed").textContent = `${Math.round((Date.now() - began) / 1000)} s`;
+    const { max, value, position } = $("progress"), tiles = position < 0 ? "" : `, ${value} of ${max} tiles`;
+    $("elapsed").textContent = `${Math.round((Date.now() - began) / 1000)} s${tiles}`;
   }, 250);
   tell("Sending the photograph");
   $("elapsed").textContent = "0 s";
@@ -100,7 +101,7 @@ function tell(text, done, of) {
 function progress({ began, stage, done, of }) {
   if (!began) tell("Waiting for other photographs");
   else if (!of) tell("Working");
-  else tell(`Working, round ${stage} over ${of} tiles`, done, of);
+  else tell(`Working, round ${stage} over the photograph`, done, of);
 }
 
 // Lines of JSON, then behind the last of them the bytes of the parts that it lists.

@@ -18,7 +18,8 @@ export class Part {
     Object.assign(this, { picture, take, x: (picture.width - this.wide) >> 1, y: (picture.height - this.tall) >> 1 });
     this.text.textContent = `The photograph has ${picture.width} x ${picture.height} pixels, more than this page takes at `
       + `once. Move the frame of ${this.wide} x ${this.tall} pixels with the pointer or the arrow keys.`;
-    this.canvas.style.aspectRatio = `${picture.width} / ${picture.height}`;
+    const ratio = picture.width / picture.height;
+    Object.assign(this.canvas.style, { aspectRatio: ratio, width: `min(100%, ${70 * ratio}vh)` });
     this.section.hidden = false;
     this.#draw();
     this.canvas.focus();
