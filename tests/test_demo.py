@@ -264,7 +264,7 @@ def test_as_many_wait_as_may_and_the_next_is_told():
 
 
 def test_a_body_that_does_not_come_is_given_up(page, monkeypatch):
-    monkeypatch.setattr("cssr.demo.app.UPLOAD", 0.2)
+    monkeypatch.setattr("cssr.demo.endpoints.UPLOAD", 0.2)
     connection = http.client.HTTPConnection(urlsplit(page).netloc, timeout=10)
     connection.putrequest("POST", "/predict")
     connection.putheader("Content-Length", "1000")

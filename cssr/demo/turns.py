@@ -1,4 +1,4 @@
-"""Work in turn: one piece at a time, on its own thread, with bounds on those who wait and on the time it takes."""
+"""Work in turn: one piece at a time, with bounds on those who wait and on the time it takes."""
 
 import asyncio
 import threading
@@ -48,17 +48,11 @@ class Job:
         self.future.cancel()
 
 
-class Turns:
-    """A queue before one thread.
+class Places:
+    """A queue's places: one for whose turn it is, and `waiting` others."""
 
-    Args:
-        waiting: how many may wait while one is worked on.
-        seconds: how long a piece may take, from its turn on.
-    """
-
-    def __init__(self, waiting: int, seconds: float):
-        self.waiting, self.seconds, self.taken = waiting, seconds, 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="turns")
+    def __init__(self, waiting: int):
+        self.waiting, self.taken = waiting, 0
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -70,6 +64,20 @@ class Turns:
             yield
         finally:
             self.taken -= 1
+
+
+class Turns(Places):
+    """A queue before one thread.
+
+    Args:
+        waiting: how many may wait while one is worked on.
+        seconds: how long a piece may take, from its turn on.
+    """
+
+    def __init__(self, waiting: int, seconds: float):
+        super().__init__(waiting)
+        self.seconds = seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="turns")
 
     def start(self, work: Callable[[Job], Any]) -> Job:
         """Line up `work(job)`."""

@@ -181,6 +181,7 @@ function remeasure(wait = PAUSE) {
   measuring?.abort();
   clearTimeout(pause);
   $("table").setAttribute("aria-busy", "true");
+  $("summary").textContent = "Measuring …";
   result.measured = null;
   offer();
   pause = setTimeout(measure, wait);
@@ -241,9 +242,7 @@ function results() { // [name, Blob] each
   const files = pictures.map(([name, blob]) => [`${stem}_${name}.${blob.type.split("/")[1].replace("jpeg", "jpg")}`, blob]);
   if (!measured) return files;
   const mask = Uint8Array.from(atob(measured.mask), (letter) => letter.charCodeAt(0));
-  return [...files, [`${at}_mask.png`, new Blob([mask], { type: "image/png" })],
-    [`${at}_cracks.csv`, new Blob([measured.csv], { type: "text/csv" })],
-    [`${at}_cracks.geojson`, new Blob([measured.geojson], { type: "application/geo+json" })]];
+  return [...files, [`${at}_mask.png`, new Blob([mask], { type: "image/png" })]];
 }
 
 function offer() {

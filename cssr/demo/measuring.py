@@ -1,0 +1,81 @@
+"""Cracks of a probability picture at a threshold, as a process of its own: `python -m cssr.demo.measuring`.
+
+How long it takes depends on how ragged the mask is, and a process can be ended at any moment. It reads a PNG from its
+input and writes JSON to its output: what `measured` gives, or {"error": one sentence}.
+"""
+
+import argparse
+import base64
+import io
+import json
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cssr.cracks import Crack, measure_cracks
+
+
+def read_probability(body: bytes, most: int) -> np.ndarray:
+    """H W uint8, 255 for a probability of 1; ValueError, one sentence, for anything but an 8-bit grey PNG."""
+    wrong = ValueError("The probability must be the 8-bit grey PNG that came with the prediction.")
+    with warnings.catch_warnings(), io.BytesIO(body) as file:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `most` is the limit here
+        try:
+            opened = Image.open(file, formats=("PNG",))
+            if opened.mode != "L" or opened.width * opened.height > most:
+                raise wrong
+            return np.asarray(opened)
+        except Exception:  # decoders raise many kinds of errors on damaged files
+            raise wrong from None
+
+
+def measured(prob: np.ndarray, threshold: float, scale: int, mm: float | None) -> dict[str, Any]:
+    """The cracks where a probability (H W uint8) exceeds a threshold (0..1), and the mask, as JSON takes them.
+
+    Lengths are pixels of the SR image, or millimetres where `mm`, a photograph's pixel, is given; boxes are pixels.
+    """
+    mask = prob > threshold * 255  # as the page colours it
+    cracks = measure_cracks(mask)
+    unit = mm / scale if mm else 1.0
+    return {
+        "unit": "mm" if mm else "px",
+        "share": float(mask.mean()),
+        "total": unit * sum(crack.length for crack in cracks),
+        "widest": unit * max((crack.max_width for crack in cracks), default=0.0),
+        "cracks": [_row(crack, unit) for crack in cracks],
+        "mask": base64.b64encode(_mask_png(mask)).decode(),
+    }
+
+
+def _row(crack: Crack, unit: float) -> dict[str, Any]:
+    lengths = {name: unit * getattr(crack, name) for name in ("length", "mean_width", "max_width")}
+    return {"number": crack.number, **lengths, "orientation": crack.orientation, "box": list(crack.box)}
+
+
+def _mask_png(mask: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m cssr.demo.measuring", description=__doc__.splitlines()[0])
+    parser.add_argument("--threshold", type=float, required=True, help="0..1; crack where the probability exceeds it")
+    parser.add_argument("--scale", type=int, required=True, help="SR pixels per pixel of the photograph")
+    parser.add_argument("--mm", type=float, help="millimetres per pixel of the photograph")
+    parser.add_argument("--most", type=int, required=True, help="pixels that are taken")
+    options = parser.parse_args(arguments)
+    try:
+        prob = read_probability(sys.stdin.buffer.read(), options.most)
+        answer = measured(prob, options.threshold, options.scale, options.mm)
+    except ValueError as error:
+        answer = {"error": str(error)}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
