@@ -1,7 +1,9 @@
 """POST /measure: cracks of a probability picture at a threshold, and what is refused."""
 
 import base64
+import csv
 import io
+import json
 import time
 
 import numpy as np
@@ -14,7 +16,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install -e '.[test
 
 from demo_server import dark_model, encoded, serving_page  # noqa: E402
 
-from cssr.demo.measuring import read_probability  # noqa: E402
+from cssr.demo.measuring import measured, read_probability  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +42,43 @@ def test_cracks_are_measured_at_the_threshold(page):
     both, one, none = (post(page, f"?threshold={t}").json() for t in (0.3, 0.5, 0.8))
     assert [len(found["cracks"]) for found in (both, one, none)] == [2, 1, 0]
     level, upright = both["cracks"]
-    assert level["length"] == pytest.approx(100, abs=1) and level["mean_width"] == pytest.approx(6, abs=0.1)
-    assert upright["length"] == pytest.approx(40, abs=1) and upright["max_width"] == pytest.approx(4, abs=0.5)
+    assert level["length"] == pytest.approx(50, abs=0.5) and level["mean_width"] == pytest.approx(3, abs=0.05)
+    assert upright["length"] == pytest.approx(20, abs=0.5) and upright["max_width"] == pytest.approx(2, abs=0.25)
     assert (level["number"], upright["number"]) == (1, 2) and upright["orientation"] == pytest.approx(90, abs=1)
     assert level["box"] == [30, 20, 130, 26]
-    assert both["total"] == pytest.approx(140, abs=2) and both["unit"] == "px"
+    assert both["total"] == pytest.approx(70, abs=1) and both["unit"] == "px"
     assert both["share"] == pytest.approx((600 + 160) / (120 * 160)) and none["share"] == none["widest"] == 0
 
 
 def test_millimetres_are_those_of_the_photographs_pixels(page):
     found = post(page, "?threshold=0.5&mm=0.3").json()
     assert found["unit"] == "mm" and found["cracks"][0]["box"] == [30, 20, 130, 26]
-    assert found["cracks"][0]["length"] == found["total"] == pytest.approx(100 * 0.3 / 2, abs=0.15)
-    assert found["widest"] == pytest.approx(6 * 0.3 / 2, abs=0.1)
+    assert found["cracks"][0]["length"] == found["total"] == pytest.approx(50 * 0.3, abs=0.15)
+    assert found["widest"] == pytest.approx(3 * 0.3, abs=0.1)
+
+
+def test_the_files_say_the_same_in_pixels_of_the_photograph():
+    found = measured(drawn(), 0.3, 2, 0.3)
+    level, upright = csv.DictReader(io.StringIO(found["csv"]))
+    assert float(level["length_mm"]) == pytest.approx(found["cracks"][0]["length"], abs=1e-3)
+    assert float(level["length_mm"]) == pytest.approx(0.3 * float(level["length_px"]), abs=1e-3)
+    assert [float(upright[side]) for side in ("left", "top", "right", "bottom")] == [25, 30, 27, 50]
+    feature = json.loads(found["geojson"])["features"][1]
+    assert feature["properties"]["orientation_deg"] == pytest.approx(90, abs=1)
+    x, y = np.concatenate([np.array(line) for line in _lines(feature["geometry"])]).T
+    assert (
+        np.abs(x - 26).max() < 0.5 and y.min() == pytest.approx(30, abs=0.5) and y.max() == pytest.approx(50, abs=0.5)
+    )
+
+
+def _lines(geometry: dict) -> list:
+    return geometry["coordinates"] if geometry["type"] == "MultiLineString" else [geometry["coordinates"]]
+
+
+def test_a_picture_without_cracks_has_files_without_rows():
+    found = measured(np.zeros((8, 8), np.uint8), 0.5, 2, None)
+    assert found["csv"].startswith("number") and len(found["csv"].splitlines()) == 1
+    assert json.loads(found["geojson"])["features"] == []
 
 
 def test_the_mask_is_what_was_measured(page):

@@ -1,7 +1,9 @@
 """The page in headless Chromium: a photograph goes in, its cracks are seen, measured and saved."""
 
 import base64
+import csv
 import io
+import json
 import time
 import zipfile
 
@@ -81,14 +83,14 @@ def test_the_threshold_moves_by_keyboard_and_the_table_follows(page):
     page.give(encoded(fainter()))
     page.measured(2)
     first, second = page.rows()
-    assert first[0] == "1" and float(first[1]) == pytest.approx(160, abs=2) and first[4] == "0°"
-    assert float(first[2]) == pytest.approx(10, abs=0.5) and float(second[1]) == pytest.approx(60, abs=2)
+    assert first[0] == "1" and float(first[1]) == pytest.approx(80, abs=1) and first[4] == "0°"
+    assert float(first[2]) == pytest.approx(5, abs=0.2) and float(second[1]) == pytest.approx(30, abs=1)
     page.press("threshold", Keys.ARROW_RIGHT, 45)
     page.measured(1)
     assert page["threshold-shown"].text == "0.95" and page["summary"].text.startswith("1 crack, ")
     page["mm"].send_keys("0.5")
     page.until(lambda: "mm" in page["summary"].text)
-    assert float(page.rows()[0][1]) == pytest.approx(160 / 2 * 0.5, abs=0.5)
+    assert float(page.rows()[0][1]) == pytest.approx(80 * 0.5, abs=0.5)
     assert complaints(page.driver) == []
 
 
@@ -138,11 +140,13 @@ def test_results_are_saved_one_by_one_and_as_a_zip(page, tmp_path):
         assert found.testzip() is None
         files = {name: found.read(name) for name in found.namelist()}
     stem = "pier.7_0.5"
-    written = (f"{stem}_mask.png",)
+    written = (f"{stem}_mask.png", f"{stem}_cracks.csv", f"{stem}_cracks.geojson")
     assert set(files) == {"pier.7_sr.png", "pier.7_prob.png", *written}
     sr, prob, mask = (Image.open(io.BytesIO(data)) for name, data in files.items() if name.endswith("png"))
     assert sr.size == prob.size == mask.size == (160, 120) and mask.mode == "1"
     assert np.array_equal(mask, np.asarray(prob) > 127)
+    assert len(list(csv.DictReader(io.StringIO(files[f"{stem}_cracks.csv"].decode())))) == 2
+    assert len(json.loads(files[f"{stem}_cracks.geojson"])["features"]) == 2
     page.driver.find_element(By.PARTIAL_LINK_TEXT, "mask").click()
     assert saved(tmp_path, f"{stem}_mask.png") == files[f"{stem}_mask.png"]
 
@@ -166,7 +170,7 @@ def test_of_a_large_photograph_a_part_is_chosen_by_keyboard(page):
     page.press("part-canvas", Keys.ENTER)
     page.measured(1)
     assert page["notes"].text.startswith("141 x 141 pixels, super-resolved to 282 x 282")
-    assert page.rows()[0][1] == "282.0" and "pier.7_x29_y0_sr.png" in page["downloads"].text
+    assert page.rows()[0][1] == "141.0" and "pier.7_x29_y0_sr.png" in page["downloads"].text
 
 
 def test_the_page_fits_a_phone_and_asks_nobody_else(page, address):

@@ -59,7 +59,7 @@ def create_app(model: JointModel, limits: Limits, name: str = "", names: tuple[s
 
 
 def _page(file: str) -> Route:
-    content, kind = files("cssr").joinpath("pages", file).read_bytes(), _KINDS[Path(file).suffix]
+    content, kind = files("cssr.demo").joinpath("pages", file).read_bytes(), _KINDS[Path(file).suffix]
     path = "/" if kind == "text/html" else f"/{file}"
     return Route(path, lambda request: Response(content, media_type=kind))
 

@@ -98,6 +98,7 @@ class Turns(Places):
             and the next piece waits for that; the one who asked does not.
         """
         done = asyncio.wrap_future(job.future)
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody asks for what is left
         try:
             while not job.future.done():
                 await asyncio.wait([done], timeout=TICK)

@@ -206,7 +206,7 @@ async function measure() {
 }
 
 function list({ cracks, unit, total, widest, share }) {
-  const digits = unit === "mm" ? 2 : 1, number = (value) => value.toFixed(digits);
+  const number = (value) => value.toFixed(value < 100 ? 2 : 1);
   $("summary").textContent = !cracks.length ? "No crack at this threshold."
     : `${cracks.length} ${cracks.length === 1 ? "crack" : "cracks"}, ${number(total)} ${unit} long together, `
       + `at most ${number(widest)} ${unit} wide; ${(share * 100).toFixed(2)} % of the picture.`;
@@ -215,7 +215,7 @@ function list({ cracks, unit, total, widest, share }) {
   $("table").removeAttribute("aria-busy");
   $("table").hidden = !cracks.length;
   $("more").textContent = (cracks.length > ROWS ? `The first ${ROWS} of ${cracks.length}; the files have all. ` : "")
-    + (cracks.length && unit === "px" ? "Pixels are those of the super-resolved image." : "");
+    + (cracks.length && unit === "px" ? "Pixels are those of the photograph." : "");
   view.boxes = cracks.slice(0, ROWS).map((crack) => crack.box);
   view.draw();
 }
@@ -242,7 +242,9 @@ function results() { // [name, Blob] each
   const files = pictures.map(([name, blob]) => [`${stem}_${name}.${blob.type.split("/")[1].replace("jpeg", "jpg")}`, blob]);
   if (!measured) return files;
   const mask = Uint8Array.from(atob(measured.mask), (letter) => letter.charCodeAt(0));
-  return [...files, [`${at}_mask.png`, new Blob([mask], { type: "image/png" })]];
+  return [...files, [`${at}_mask.png`, new Blob([mask], { type: "image/png" })],
+    [`${at}_cracks.csv`, new Blob([measured.csv], { type: "text/csv" })],
+    [`${at}_cracks.geojson`, new Blob([measured.geojson], { type: "application/geo+json" })]];
 }
 
 function offer() {
