@@ -1,6 +1,7 @@
 """What a training step does beside its arithmetic: waiting, layouts, compiled and recomputed networks, all the same."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ CSSR = [
     "model.seg={name: unet, encoder: resnet10t, width: 4, encoder_args: {channels: [8, 8, 16, 16]}}",
 ]
 COMMON = ["optim.clip_norm=1.0", "optim.ema=0.9", "optim.lr=1e-3", "train.batch_size=2", "data.crop=32"]
+ROOT = Path(__file__).parents[1]
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
 
 
@@ -136,6 +138,17 @@ def test_weights_of_any_dimension_are_laid_out():
     layers = torch.nn.ModuleList([torch.nn.Conv2d(2, 3, 3), torch.nn.Conv3d(1, 2, 3), torch.nn.Linear(2, 3)])
     engines.lay_out(layers, torch.channels_last)
     assert layers[0].weight.is_contiguous(memory_format=torch.channels_last) and layers[1].weight.is_contiguous()
+
+
+def test_the_plain_formulation_of_the_benchmark_gives_our_losses_and_gradients(monkeypatch):
+    """Kernel maps at full size, scipy's distances, samples one by one, an update of one tensor after the other."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from steps import SMALL, Step
+
+    plain, ours = (Step(name, SMALL, count=2, keep=True)() for name in ("plain", "float32"))
+    gradients, others = plain.pop("gradients"), ours.pop("gradients")
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+    assert (gradients - others).norm() < 5e-3 * gradients.norm()
 
 
 # ---- compiled ----
