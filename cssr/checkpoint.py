@@ -23,6 +23,7 @@ from cssr.atomic import PARTIAL as PARTIAL
 from cssr.atomic import write_atomic as write_atomic
 from cssr.config import Config, from_dict
 from cssr.models.export import assign_state, load_weights, read_export, read_tensors
+from cssr.models.from_hub import fetch, is_hub_name
 from cssr.models.joint import JointModel, build_model
 
 _DAMAGED = ".damaged"
@@ -181,7 +182,7 @@ def load_model(path: str | Path, which: str = "export") -> JointModel:
     """The model of a run or of an export, in evaluation mode; nothing is downloaded.
 
     Args:
-        path: run directory or export directory.
+        path: run directory, export directory, or `owner/name` of a model in this machine's cache of the Hub.
         which: of a run: `export`, `best`, `last`, or a step; a checkpoint gives the weights that it would export.
     """
     path = Path(path)
@@ -239,6 +240,8 @@ def degradation_of(path: str | Path, which: str = "export") -> Mapping[str, Any]
 
 
 def _export_in(path: Path) -> Path:
+    if is_hub_name(path):
+        return fetch(str(path))
     if not path.exists():
         raise ValueError(f"no run or export at {path}")
     if not (path / "config.json").is_file() and (path / "config.yaml").is_file() and not (path / "export").is_dir():

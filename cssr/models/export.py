@@ -1,7 +1,15 @@
-"""The two files of an export, `model.safetensors` (float32) and `config.json`, and weights that fit or say why not."""
+"""The two files of an export, `model.safetensors` (float32) and `config.json`, and weights that fit or say why not.
 
+`config.json` carries the number of its format, the version of cssr that wrote it, and the sha256 of the weights, which
+is compared whenever they are read. Exports from before there were these are read without.
+"""
+
+import hashlib
 import json
+import os
+import warnings
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +20,118 @@ from torch import Tensor, nn
 from cssr import __version__
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+FORMAT = 1  # of config.json; higher for a change that older versions would misread
+
+_LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
+_BLOCK = 1 << 22  # bytes hashed at once
+_DAMAGE = (
+    RecursionError,
+    OverflowError,
+    ValueError,
+    KeyError,
+    TypeError,
+)  # what a config.json can make its readers stumble over
 
 
 def write_export(model: nn.Module, settings: Mapping[str, Any], directory: str | Path) -> None:
-    """Write the weights and the settings, to which the version is added, to `directory`, which is made."""
+    """Write the weights and the settings to `directory`, which is made; each file appears whole or not at all.
+
+    What is added to the settings: `format`, `cssr_version`, `sha256` (of the weights).
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file({name: v.float() if v.is_floating_point() else v for name, v in weights.items()}, directory / WEIGHTS)
-    text = json.dumps({**settings, "cssr_version": __version__}, indent=2)
-    (directory / SETTINGS).write_text(text + "\n", encoding="utf-8")
+    partial = directory / f"{WEIGHTS}.partial-{os.getpid()}"
+    try:
+        save_file({name: v.float() if v.is_floating_point() else v for name, v in weights.items()}, partial)
+        facts = {"format": FORMAT, "cssr_version": __version__, "sha256": sha256_of(partial)}
+        os.replace(partial, directory / WEIGHTS)
+    finally:
+        partial.unlink(missing_ok=True)
+    replace_text(directory / SETTINGS, json.dumps({**settings, **facts}, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is either the old or the new one, never a part."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_export(directory: str | Path) -> dict[str, Any]:
-    """The `config.json` of an export; ValueError if it is not there or damaged."""
+    """The `config.json` of an export.
+
+    Raises: ValueError, one line, if it is not there, damaged, or of a format that this version does not know. One of a
+    newer version in a format that it knows is read with a warning.
+    """
     path = Path(directory) / SETTINGS
     if not path.is_file():
         raise ValueError(f"no export in {directory} ({SETTINGS} is missing)")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        return {**settings, "model": dict(settings["model"])}
-    except (ValueError, KeyError, TypeError):
+        settings = json.loads(_text(path))
+        settings = {**settings, "model": dict(settings["model"])}
+        number, version = int(settings.get("format", 0)), str(settings.get("cssr_version", "unknown"))[:40]
+    except _DAMAGE:
         raise ValueError(f"{path} is damaged: it holds no model settings") from None
+    _check_version(path, number, version)
+    return settings
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > _LARGEST_SETTINGS:
+        raise ValueError("too large")
+    return path.read_text(encoding="utf-8")
+
+
+def _check_version(path: Path, number: int, version: str) -> None:
+    if number > FORMAT:
+        raise ValueError(
+            f"{path} is of format {number}, written by cssr {version}; cssr {__version__} reads formats up to "
+            f"{FORMAT}: install a newer cssr (pip install --upgrade cssr)"
+        )
+    if _release(version) > _release(__version__):
+        warnings.warn(
+            f"{path} was written by cssr {version}, newer than the installed {__version__}: if its settings are "
+            "refused, install a newer cssr (pip install --upgrade cssr)",
+            stacklevel=3,
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(1, 2, 0) of `1.2.0` or `1.2.0.dev3`; () of what is no version."""
+    return tuple(map(int, takewhile(str.isdecimal, version.split("."))))
+
+
+def load_export(model: nn.Module, directory: str | Path, sha256: str | None) -> None:
+    """Fill `model` from the weights of an export, whose `config.json` gives their sha256 (or, an older one, does not).
+
+    Raises: ValueError, one line: weights that are missing, damaged, not those of the settings, or not finite.
+    """
+    path = Path(directory) / WEIGHTS
+    load_weights(model, path)
+    if sha256 is not None and sha256_of(path) != sha256:
+        raise ValueError(
+            f"{path} is damaged or was changed: its sha256 is not the one in {SETTINGS}; export or download it again"
+        )
+    bad = next((name for name, value in model.named_parameters() if not value.isfinite().all()), None)
+    if bad is not None:
+        raise ValueError(f"{path} holds weights that are not finite ({bad}): export another checkpoint of the run")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill `model` from a safetensors file; ValueError names the keys that are missing, extra or misshapen."""
+    """Fill `model` from a safetensors file; ValueError names the keys that are missing or do not fit."""
     assign_state(model, read_tensors(path), str(path))
 
 
@@ -47,21 +141,22 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"no weights at {path}")
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from None
 
 
 def assign_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """`load_state_dict` with an error of one line; nothing is loaded unless everything fits."""
+    """`load_state_dict` with an error of one line; nothing is loaded unless everything fits.
+
+    Floating-point numbers of any precision go for one another, but not for whole numbers.
+    """
     own = model.state_dict()
+    both = [(key, state[key], value) for key, value in own.items() if key in state]
     faults = {
         "missing": sorted(own.keys() - state.keys()),
         "extra": sorted(state.keys() - own.keys()),
-        "misshapen": [
-            f"{k} {list(state[k].shape)} instead of {list(v.shape)}"
-            for k, v in own.items()
-            if k in state and state[k].shape != v.shape
-        ],
+        "misshapen": [f"{k} {list(x.shape)} instead of {list(v.shape)}" for k, x, v in both if x.shape != v.shape],
+        "mistyped": [f"{k} {_type(x)} instead of {_type(v)}" for k, x, v in both if _kind(x) != _kind(v)],
     }
     if any(faults.values()):
         parts = [
@@ -71,3 +166,11 @@ def assign_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         ]
         raise ValueError(f"{source} is of another architecture than the settings: {'; '.join(parts)}")
     model.load_state_dict(state)
+
+
+def _kind(value: Tensor) -> tuple[bool, bool]:
+    return value.is_floating_point(), value.is_complex()
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -14,7 +14,8 @@ from cssr.config import TILE_OVERLAP, ModelConfig, from_dict
 from cssr.models.blocks import pad_to_multiple
 from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
-from cssr.models.export import WEIGHTS, assign_state, load_weights, read_export, write_export  # noqa: F401
+from cssr.models.export import load_export, read_export, write_export
+from cssr.models.from_hub import came_from_hub, fetch, is_hub_name
 from cssr.models.moments import Moments
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
@@ -138,14 +139,34 @@ class JointModel(nn.Module):
         write_export(self, {"model": settings, **facts}, directory)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> "JointModel":
-        """The model of an export, in evaluation mode; nothing is downloaded.
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        download: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        trust: bool = False,
+    ) -> "JointModel":
+        """The model of an export, in evaluation mode; nothing is downloaded unless `download` says so.
 
-        Raises: ValueError, one line, for a missing or damaged file or weights of another architecture.
+        Args:
+            source: directory of an export, or `owner/name` on the Hugging Face Hub, in this machine's cache of it.
+            download: whether to fetch from the Hub: `config.json` and `model.safetensors`, never any code.
+            revision, token: of the Hub: branch, tag or commit; for private models.
+            trust: whether modules that an export from the Hub names in `imports` are imported, which runs their code.
+        Raises: ValueError, one line, for a missing, damaged or changed file, one of a newer version, weights of another
+            architecture, a model that is not in the cache.
         """
+        directory = fetch(str(source), download, revision, token) if is_hub_name(source) else Path(source)
         settings = read_export(directory)
-        model = build_model(from_dict({"model": settings["model"], "imports": settings.get("imports", [])}).model)
-        load_weights(model, Path(directory) / WEIGHTS)
+        imports = settings.get("imports", [])
+        if imports and came_from_hub(directory) and not trust:
+            raise ValueError(
+                f"{source} comes from the Hub and wants to import {imports}, which runs their code: "
+                "if you have these modules and trust them, pass trust=True"
+            )
+        model = build_model(from_dict({"model": settings["model"], "imports": imports}).model)
+        load_export(model, directory, settings.get("sha256"))
         return model.eval()
 
 
