@@ -21,7 +21,7 @@ FLOORS = [
     {"checks", "snapshot", "guard", "stepper", "measuring", "samples", "done"},
     {"validation", "pictured", "inputs", "measured_files", "streaming"},
     {"evaluate"},
-    {"train", "predict", "measure", "report", "convert"},
+    {"train", "predict", "measure", "report", "convert", "deploy", "hub"},
     {"demo"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

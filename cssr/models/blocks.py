@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former from torch 2.7 on
+
 
 def conv_prelu(
     inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0, bias: bool = True, slope: float = 0.25
@@ -58,10 +60,14 @@ def init_kaiming(module: nn.Module) -> nn.Module:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """B C H W, extended at the right and bottom by its edge pixels to multiples of `multiple`."""
+    """B C H W, extended at the right and bottom by its edge pixels to multiples of `multiple`.
+
+    What is exported has one course for all sizes: there it pads by 0 where nothing is missing.
+    """
     height, width = x.shape[-2:]
     pad = (-width % multiple, -height % multiple)
-    return F.pad(x, (0, pad[0], 0, pad[1]), mode="replicate") if any(pad) else x
+    padded = multiple > 1 and (exporting() or any(pad))
+    return F.pad(x, (0, pad[0], 0, pad[1]), mode="replicate") if padded else x
 
 
 def constant_map(vector: Tensor, size: tuple[int, int], border: int) -> Tensor:

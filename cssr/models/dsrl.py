@@ -144,7 +144,7 @@ class DSRL(nn.Module):
                 f"found {height} x {width}; pad it, and crop what comes out"
             )
         of_means = self.aspp.convs[-1][2]  # a SyncBatchNorm, which is another class, sees other processes' samples too
-        if len(lq) == 1 and of_means.training and isinstance(of_means, nn.BatchNorm2d):
+        if of_means.training and len(lq) == 1 and isinstance(of_means, nn.BatchNorm2d):
             raise ValueError(
                 "network 'dsrl': training needs at least 2 samples per process, since it normalises the means of whole "
                 "images over the samples; found 1: raise the batch size"

@@ -57,7 +57,7 @@ def _told(name: str, download: bool, revision: str | None, error: Exception) -> 
         return f"{name} is not on {where}, or is private: check the name, pass token=..., or log in (hf auth login)"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision {revision}: give a branch, a tag or a commit of it"
-    if isinstance(error, errors.RemoteEntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"{what} is no export of cssr: it lacks {SETTINGS} or {WEIGHTS}"
     return f"{what} cannot be fetched from {constants.ENDPOINT}: {reason(error)}"
 

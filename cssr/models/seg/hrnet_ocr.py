@@ -47,7 +47,7 @@ class ObjectContext(nn.Module):
 
     def _check_batch(self, images: int) -> None:
         norm = self.down[1]
-        if images < 2 and norm.training and isinstance(norm, nn.BatchNorm2d):  # not one that is synchronised
+        if norm.training and images < 2 and isinstance(norm, nn.BatchNorm2d):  # not one that is synchronised
             raise ValueError(
                 "segmentation network 'hrnet_ocr': training needs 2 images or more in a forward pass (BatchNorm takes "
                 f"its statistics of one value per image), found {images}; set train.micro_batch accordingly"

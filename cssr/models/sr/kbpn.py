@@ -36,6 +36,7 @@ from cssr.models.blocks import (
     conv_prelu,
     conv_relu,
     deconv_prelu,
+    exporting,
     init_kaiming,
 )
 from cssr.models.sr import SR
@@ -56,8 +57,21 @@ def normalized(kernel: Tensor) -> Tensor:
 def blur_and_reduce(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
     """Correlate each image (B C H W) with its kernel (B 1 k k, k odd) at every `scale`-th pixel, zeros outside."""
     weight = kernel.to(image.dtype)
+    if exporting():
+        return _blur_patches(image, weight, scale)
     folded = image.transpose(0, 1)  # C B H W: the samples are the groups
     return F.conv2d(folded, weight, stride=scale, padding=kernel.shape[-1] // 2, groups=len(kernel)).transpose(0, 1)
+
+
+def _blur_patches(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
+    """`blur_and_reduce` by patches, for exports: the groups of a convolution are a fixed number there.
+
+    A convolution by unit kernels gives each reduced pixel the k*k pixels around it.
+    """
+    batch, side = len(image), kernel.shape[-1]
+    units = torch.eye(side * side, dtype=image.dtype, device=image.device).view(side * side, 1, side, side)
+    patches = F.conv2d(image.flatten(0, 1).unsqueeze(1), units, stride=scale, padding=side // 2)  # B*C k*k h w
+    return (patches.unflatten(0, (batch, -1)) * kernel.view(batch, 1, side * side, 1, 1)).sum(2)
 
 
 def predicted_or(given: Tensor | None, predict: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
