@@ -117,11 +117,13 @@ def names_of_settings(page: Path) -> list[str]:
 @pytest.mark.parametrize("page, name", of_pages(names_of_settings))
 def test_names_of_settings_are_known(page, name):
     section, *rest = name.split(".")
-    first = getattr(Config(), section)
-    if rest and not isinstance(first, dict):
-        first = getattr(first, rest.pop(0))
-    zoo = ZOOS.get(name.removesuffix("." + rest[-1]) if rest else name)
-    assert not rest or any(rest == [setting] for part in zoo.names() for setting in zoo.parameters(part))
+    value = getattr(Config(), section)
+    if rest and not isinstance(value, dict):
+        assert hasattr(value, rest[0]), f"no setting is called {name}"
+        rest = rest[1:]
+    if rest:
+        zoo = ZOOS[name.rpartition(".")[0]]
+        assert any(rest == [setting] for part in zoo.names() for setting in zoo.parameters(part)), name
 
 
 def paths(page: Path) -> list[str]:
