@@ -19,12 +19,14 @@ class Path:
     """A part of a centre line between two nodes.
 
     points: N 2 float64 (x, y), pixel centres at .5, smoothed. radius: half the width in its middle, pixels.
-    loose: whether its first and last point are ends of the line; else they are junctions, or the path is closed.
+    loose: whether its first and last point are ends of the line. joined: whether they are at junctions. A closed path
+    has neither.
     """
 
     points: np.ndarray
     radius: float
     loose: tuple[bool, bool]
+    joined: tuple[bool, bool] = (False, False)
 
     @property
     def length(self) -> float:
@@ -124,18 +126,27 @@ def _own(chain: list[int], graph: _Graph) -> list[int]:
 
 
 def _paths(graph: _Graph, radius: np.ndarray) -> tuple[list[Path], list[int]]:
-    points = graph.pixels.points
-    paths, numbers = [], [n for chain in graph.chains for n in (graph.junction[chain[0]], graph.junction[chain[-1]])]
+    points, junction = graph.pixels.points, graph.junction
+    middles = {n: points[chosen].mean(0) for n, chosen in _members(junction).items()}
+    paths, meeting = [], dict.fromkeys(middles, 0)
     for chain in graph.chains:
-        ends = [points[graph.junction == n].mean(0) if n >= 0 else None for n in graph.junction[[chain[0], chain[-1]]]]
-        closed = chain[0] == chain[-1] and len(chain) > 1 and ends[0] is None
-        middle = float(np.median(radius[chain]))
-        placed = points[chain]
+        ends = [int(n) for n in junction[[chain[0], chain[-1]]]]
+        closed = chain[0] == chain[-1] and len(chain) > 1 and ends[0] < 0
+        placed, middle = points[chain], float(np.median(radius[chain]))
         for place, end in zip((0, -1), ends):
-            placed[place] = placed[place] if end is None else end
-        loose = tuple(end is None and not closed for end in ends)
-        paths.append(Path(_smoothed(placed, max(_LEAST_SIGMA, middle / 2), closed), middle, loose))
-    return paths, [numbers.count(n) for n in set(numbers) if n >= 0]
+            if end >= 0:
+                placed[place], meeting[end] = middles[end], meeting[end] + 1
+        loose, joined = tuple(end < 0 and not closed for end in ends), tuple(end >= 0 for end in ends)
+        paths.append(Path(_smoothed(placed, max(_LEAST_SIGMA, middle / 2), closed), middle, loose, joined))
+    return paths, list(meeting.values())
+
+
+def _members(junction: np.ndarray) -> dict[int, np.ndarray]:
+    """The pixels of each junction."""
+    order = np.argsort(junction, kind="stable")
+    order = order[junction[order] >= 0]
+    numbers, first = np.unique(junction[order], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(order, first[1:])))
 
 
 def _smoothed(points: np.ndarray, sigma: float, closed: bool) -> np.ndarray:

@@ -6,7 +6,6 @@ and continued to where the crack ends, which thinning falls short of. A mean wid
 is measured across the line.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from cssr.pieces import Piece, Runs, pieces
 _STEP = 0.1  # pixels between the points at which a line across the crack is looked at
 _APART = 0.37  # pixels between the places at which the width is measured
 _STRETCH = 5  # pixels along the line over which a width is averaged
+_AT_ONCE = 1 << 15  # places looked at together
 _THICK = 24  # pixels that a crack keeps of its mean width where it is reduced
 _LARGE = 1 << 20  # pixels above which a thick crack is reduced
 
@@ -120,9 +120,9 @@ def _degrees(axis: np.ndarray) -> float:
 
 def _to_its_ends(path: Path, piece: Piece) -> np.ndarray:
     points = path.points
-    for side, loose in zip((1, -1), path.loose):
-        if loose:
-            points = _prolonged(points[::side][::-1], path.radius, piece)[::-1][::side]
+    for loose in path.loose:
+        points = points[::-1]  # its first point comes last, then its last
+        points = _prolonged(points, path.radius, piece) if loose else points
     return points
 
 
@@ -159,42 +159,48 @@ def _arc(points: np.ndarray) -> np.ndarray:
 
 def _widest(piece: Piece, paths: list[Path], outside: cKDTree) -> tuple[float, tuple[float, float]]:
     """The greatest width across the paths, mean over a short stretch, and where it is."""
-    best = (0.0, (0.0, 0.0))
-    for path in paths:
-        for points, widths in _stretches(path, piece, outside):
-            at = int(widths.argmax())
-            best = max(best, (float(widths[at]), tuple(points[at].tolist())))
-    if best[0]:
-        return best
-    points = np.concatenate([path.points for path in paths])  # junctions all over
+    lines = [_finer(path.points) for path in paths]
+    points, cuts = np.concatenate(lines), np.cumsum([len(line) for line in lines])[:-1]
     inner = outside.query(points)[0]
-    return float(2 * inner.max() - 1), tuple(points[inner.argmax()].tolist())
+    across = _across(points, np.concatenate([_normals(line) for line in lines]), inner, piece)
+    places, widths = [], []
+    for path, line, width, near in zip(paths, lines, np.split(across, cuts), np.split(inner, cuts)):
+        kept = _away_from_junctions(path, line, near)
+        if kept.any():
+            places.append(line[kept])
+            widths.append(uniform_filter1d(width[kept], round(_STRETCH / _APART), mode="nearest"))
+    if not places:  # junctions all over
+        return float(2 * inner.max() - 1), tuple(points[inner.argmax()].tolist())
+    at = np.concatenate(widths).argmax()
+    return float(np.concatenate(widths)[at]), tuple(np.concatenate(places)[at].tolist())
 
 
-def _stretches(path: Path, piece: Piece, outside: cKDTree) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Points of a path away from junctions, and the widths there."""
-    line = _finer(path.points)
-    inner, arc = outside.query(line)[0], _arc(line)
-    begin = 0 if path.loose[0] else inner[0]
-    end = 0 if path.loose[1] else inner[-1]
-    kept = (arc >= begin) & (arc <= arc[-1] - end)
-    if len(arc) > 1 and kept.any():
-        normal, points, inner = _normals(line)[kept], line[kept], inner[kept]
-        widths = sum(_reach(points, side * normal, inner, piece) for side in (1, -1))
-        yield points, uniform_filter1d(widths, round(_STRETCH / _APART), mode="nearest")
+def _away_from_junctions(path: Path, line: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Which points of a line lie outside the greatest discs within the crack around its junctions."""
+    arc = _arc(line)
+    begin, end = (near if joined else 0 for joined, near in zip(path.joined, inner[[0, -1]]))
+    return (arc >= begin) & (arc <= arc[-1] - end)
 
 
 def _finer(points: np.ndarray) -> np.ndarray:
     """The same line with points so near each other that all places between the pixels' middles are met alike."""
     arc = _arc(points)
-    at = np.append(np.arange(0, arc[-1], _APART), arc[-1])
+    at = np.append(np.arange(0, arc[-1], _APART), arc[-1:])
     return np.stack([np.interp(at, arc, values) for values in points.T], 1)
 
 
 def _normals(points: np.ndarray) -> np.ndarray:
+    if len(points) < 2:
+        return np.array([[0.0, 1.0]])
     along = np.gradient(points, axis=0)
     along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
     return np.stack([-along[:, 1], along[:, 0]], 1)
+
+
+def _across(points: np.ndarray, normal: np.ndarray, inner: np.ndarray, piece: Piece) -> np.ndarray:
+    """The width at each point to both sides along its normal, N; `inner`: the distance to the nearest pixel outside."""
+    parts = [np.array_split(values, len(points) // _AT_ONCE + 1) for values in (points, normal, inner)]
+    return np.concatenate([_reach(p, n, r, piece) + _reach(p, -n, r, piece) for p, n, r in zip(*parts)])
 
 
 def _reach(points: np.ndarray, direction: np.ndarray, inner: np.ndarray, piece: Piece) -> np.ndarray:
