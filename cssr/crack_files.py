@@ -65,19 +65,24 @@ def record(crack: Crack, units: Units) -> dict[str, float]:
     return {name: round(value, _PLACES) for name, value in found.items()}
 
 
-def write_table(cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:
-    """A CSV file with a row for each crack, under a row of names; see `record`."""
+def table(cracks: Sequence[Crack], units: Units = Units()) -> str:
+    """CSV with a row for each crack, under a row of names; see `record`."""
     names = list(record(Crack(0, 0, 0, 0, 0, (0, 0, 0, 0), 0, (), (0, 0)), units))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(record(crack, units) for crack in cracks)
-    return _write(path, text.getvalue())
+    return text.getvalue()
 
 
-def write_geojson(
-    cracks: Sequence[Crack], path: Path, units: Units = Units(), georeference: Georeference | None = None
-) -> Path:
+def write_table(cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:
+    """What `table` gives, as a file."""
+    return _write(path, table(cracks, units))
+
+
+def geojson(
+    cracks: Sequence[Crack], name: str, units: Units = Units(), georeference: Georeference | None = None
+) -> str:
     """A FeatureCollection: centre lines (LineString, or MultiLineString where there are branches), properties as in
     `record`.
 
@@ -93,10 +98,17 @@ def write_geojson(
         }
         for crack in cracks
     ]
-    whole: dict[str, Any] = {"type": "FeatureCollection", "name": path.stem}
+    whole: dict[str, Any] = {"type": "FeatureCollection", "name": name}
     if georeference and georeference.crs:
         whole["crs"] = {"type": "name", "properties": {"name": georeference.crs}}
-    return _write(path, json.dumps(whole | {"features": features}))
+    return json.dumps(whole | {"features": features})
+
+
+def write_geojson(
+    cracks: Sequence[Crack], path: Path, units: Units = Units(), georeference: Georeference | None = None
+) -> Path:
+    """What `geojson` gives, as a file."""
+    return _write(path, geojson(cracks, path.stem, units, georeference))
 
 
 def _geometry(crack: Crack, units: Units, georeference: Georeference | None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ input and writes JSON to its output: what `measured` gives, or {"error": one sen
 
 import argparse
 import base64
-import csv
 import io
 import json
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cssr.crack_files import Units, geojson, table
 from cssr.cracks import Crack, measure_cracks
 
 _LENGTHS = ("length", "mean_width", "max_width")
@@ -42,7 +42,7 @@ def measured(prob: np.ndarray, threshold: float, scale: int, mm: float | None) -
     pixel, is given; boxes are SR pixels, for the page to show.
     """
     mask = prob > threshold * 255  # as the page colours it
-    cracks = measure_cracks(mask)
+    cracks, units = measure_cracks(mask), Units(scale, mm)
     unit = (mm or 1.0) / scale
     return {
         "unit": "mm" if mm else "px",
@@ -51,43 +51,14 @@ def measured(prob: np.ndarray, threshold: float, scale: int, mm: float | None) -
         "widest": unit * max((crack.max_width for crack in cracks), default=0.0),
         "cracks": [_row(crack, unit) for crack in cracks],
         "mask": base64.b64encode(_mask_png(mask)).decode(),
-        "csv": _csv(cracks, scale, mm),
-        "geojson": _geojson(cracks, scale, mm),
+        "csv": table(cracks, units),
+        "geojson": geojson(cracks, "cracks", units),
     }
 
 
 def _row(crack: Crack, unit: float) -> dict[str, Any]:
     lengths = {name: unit * getattr(crack, name) for name in _LENGTHS}
     return {"number": crack.number, **lengths, "orientation": crack.orientation, "box": list(crack.box)}
-
-
-def _facts(crack: Crack, scale: int, mm: float | None) -> dict[str, float]:
-    """What the files say of a crack: in pixels of the photograph, and in millimetres where they are known."""
-    found: dict[str, float] = {"number": crack.number}
-    found |= {f"{name}_px": getattr(crack, name) / scale for name in _LENGTHS}
-    found |= {"orientation_deg": crack.orientation, "area_px": crack.area / scale**2}
-    found |= {name: value / scale for name, value in zip(("left", "top", "right", "bottom"), crack.box)}
-    found |= {f"{name}_mm": getattr(crack, name) * mm / scale for name in _LENGTHS} if mm else {}
-    return {name: round(value, 3) for name, value in found.items()}
-
-
-def _csv(cracks: list[Crack], scale: int, mm: float | None) -> str:
-    file = io.StringIO()
-    rows = [_facts(crack, scale, mm) for crack in cracks]
-    writer = csv.DictWriter(file, list(rows[0]) if rows else ["number"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
-
-
-def _geojson(cracks: list[Crack], scale: int, mm: float | None) -> str:
-    """Centre lines in pixels of the photograph, x to the right and y down."""
-    features = []
-    for crack in cracks:
-        lines = [(line / scale).round(3).tolist() for line in crack.lines]
-        geometry = {"type": "MultiLineString", "coordinates": lines}
-        features.append({"type": "Feature", "properties": _facts(crack, scale, mm), "geometry": geometry})
-    return json.dumps({"type": "FeatureCollection", "features": features})
 
 
 def _mask_png(mask: np.ndarray) -> bytes:
