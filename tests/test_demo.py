@@ -91,9 +91,9 @@ def test_progress_is_told_tile_by_tile():
         body = encoded(cracked(100, 150))
         with httpx.stream("POST", f"{address}/predict", content=body, timeout=30) as answer:
             lines = (json.loads(line) for line in answer.iter_lines())
-            seen = next(line for line in lines if line["stage"] == 2)
+            seen = next(line for line in lines if line["done"] == 4)  # of SR, before the first of cracks
             held.go.set()
-            assert (seen["done"], seen["of"], seen["began"]) == (0, 4, True)
+    assert seen == {"event": "progress", "began": True, "done": 4, "of": 8}
 
 
 def test_a_large_sr_image_comes_as_jpeg(page, monkeypatch):
@@ -238,7 +238,7 @@ def test_who_leaves_ends_the_work():
     held = Held()
     with serving_page(dark_model(held), tile=TILE) as address:
         with httpx.stream("POST", f"{address}/predict", content=encoded(cracked(100, 150)), timeout=30) as answer:
-            next(line for line in map(json.loads, answer.iter_lines()) if line["stage"] == 2)
+            next(line for line in map(json.loads, answer.iter_lines()) if line["done"] == 4)
         time.sleep(0.6)  # for the server to see it
         held.go.set()
         assert unpacked(post(address, encoded(cracked())).content)[0][-1]["event"] == "result"

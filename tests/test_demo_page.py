@@ -167,7 +167,7 @@ def test_of_a_large_photograph_a_part_is_chosen_by_keyboard(page):
     page.press("part-canvas", Keys.ENTER)
     page.measured(1)
     assert page["notes"].text.startswith("141 x 141 pixels, super-resolved to 282 x 282")
-    assert page.rows()[0][1] == "141.0" and "pier.7_x29_y0_sr.png" in page["downloads"].text
+    assert float(page.rows()[0][1]) == pytest.approx(141, abs=0.5) and "pier.7_x29_y0_sr.png" in page["downloads"].text
 
 
 def test_the_page_fits_a_phone_and_asks_nobody_else(page, address):
@@ -185,8 +185,8 @@ def test_cancel_ends_the_work(chromium):  # noqa: F811
     with serving_page(dark_model(held), tile=96) as address:
         page = Page(chromium, address)
         page.give(encoded(cracked(100, 150)))
-        page.until(lambda: "round 2" in page["state"].text and held.tiles == 1)
-        assert "0 of 4 tiles" in page["elapsed"].text or page["elapsed"].text.startswith("0 s")
+        page.until(lambda: "4 of 8 tiles" in page["elapsed"].text and held.tiles == 1)
+        assert page["state"].text == "Working"
         page["cancel"].click()
         assert not page["work"].is_displayed() and not page["error"].is_displayed()
         time.sleep(0.6)  # for the server to see it

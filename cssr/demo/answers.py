@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cssr.models.joint import JointModel
-from cssr.predict import Prediction, predict, read_photograph
+from cssr.photographs import read_photograph
+from cssr.predict import Prediction, predict
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 PNG_PIXELS = 20_000_000  # a larger SR image goes as JPEG, which takes a tenth of the bytes

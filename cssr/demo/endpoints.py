@@ -53,7 +53,7 @@ class Predict:
         try:
             async with aclosing(self.turns.follow(job)) as ticks:
                 async for _ in ticks:
-                    yield _line(event="progress", began=job.began is not None, **_place(job))
+                    yield _line(event="progress", **self._place(job))
             parts = result_of(job)
         except TimeoutError:
             yield _line(event="error", error=f"It took longer than {self.turns.seconds:g} seconds, the limit here.")
@@ -65,9 +65,10 @@ class Predict:
             for part in parts:
                 yield part.data
 
-
-def _place(job: Job) -> dict[str, int]:
-    return {"stage": job.stage, "done": job.done, "of": job.of}
+    def _place(self, job: Job) -> dict[str, Any]:
+        """How far the work is: tiles done, of those of all rounds; none are known of what is worked as a whole."""
+        of = self.model.rounds * job.of
+        return {"began": job.began is not None, "done": job.before + job.done, "of": of}
 
 
 def _line(**fields: Any) -> bytes:

@@ -25,17 +25,17 @@ class Job:
     def __init__(self) -> None:
         self.future: Future = Future()
         self.began: float | None = None  # time.monotonic() at which its turn came
-        self.stage = self.done = self.of = 0  # rounds over the tiles so far; tiles done in this one, and all of them
+        self.before = self.done = self.of = 0  # tiles of the rounds before; those done of this round, and all of it
         self._end = threading.Event()
 
     def progress(self, steps: Iterable) -> Iterator:
-        """`steps`, counted; raises Stopped between two of them once the work is told to end."""
+        """`steps`, each asked for when a tile is done; raises Stopped instead once the work is told to end."""
         steps = steps if isinstance(steps, Sequence) else list(steps)
-        self.stage, self.done, self.of = self.stage + 1, 0, len(steps)
+        self.before, self.done, self.of = self.before + self.of, 0, len(steps)
         for step in steps:
             self.check()
-            yield step
             self.done += 1
+            yield step
 
     def check(self) -> None:
         """Raises Stopped once the work is told to end."""

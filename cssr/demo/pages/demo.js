@@ -98,10 +98,9 @@ function tell(text, done, of) {
   else $("progress").removeAttribute("value"); // it only moves
 }
 
-function progress({ began, stage, done, of }) {
+function progress({ began, done, of }) {
   if (!began) tell("Waiting for other photographs");
-  else if (!of) tell("Working");
-  else tell(`Working, round ${stage} over the photograph`, done, of);
+  else tell("Working", done, of);
 }
 
 // Lines of JSON, then behind the last of them the bytes of the parts that it lists.
