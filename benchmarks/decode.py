@@ -1,21 +1,21 @@
-"""From bytes to a training sample: `python benchmarks/decode.py [FOLDER]`, FOLDER/images and FOLDER/masks of 448 x 448.
+"""From bytes to a training sample: `python benchmarks/decode.py [--folder FOLDER]`, of images/ and masks/ of 448 x 448.
 
-Pairs a second on one core, by this process's CPU time, so that other work on the machine matters little: JPEG and mask
-read from a shard and decoded, crop of 224 x 224, flip, distance map of the crop; the share of each part; and the ratio
-to the same by PIL and scipy over plain files. Without a folder, photographs are drawn. No crop is without a crack, as
-an empty one has no distance to compute; `--any` takes them as they come.
+By one thread: JPEG and mask read from a shard and decoded, crop of 224 x 224, flip, distance map of the crop; against
+the same by PIL and scipy over plain files. Each part by itself follows. Without a folder, photographs are drawn. No
+crop is without a crack, as an empty one has no distance to compute; `--any` takes them as they come.
 """
 
 import argparse
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
+from machine import ROOT
+from pairs import Limit, Pair, command
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
@@ -28,24 +28,17 @@ from cssr.distance_map import signed_distance
 from cssr.lanes import MixedPlan, rng
 from cssr.tars import ShardSet, read_sample
 
-ROOT = Path(__file__).parents[1]
 SIDE, CROP, SEED = 448, 224, 0
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="folder with images/ and masks/")
-    parser.add_argument("--count", type=int, default=48, help="pairs (48)")
-    parser.add_argument("--repeat", type=int, default=7, help="rounds, of which the fastest counts (7)")
-    parser.add_argument("--any", action="store_true", help="crops without cracks too")
-    options = parser.parse_args()
-    cv2.setNumThreads(0)
+def pairs(quick: bool, folder: Path | None = None, count: int = 48, every: bool = False) -> Iterable[Pair]:
+    """A whole sample, then its parts."""
+    count = min(count, 6) if quick else count
     with tempfile.TemporaryDirectory() as scratch:
-        folder = chosen(options.folder or drawn(Path(scratch) / "drawn", options.count), options.count, Path(scratch))
-        shards = sharded(folder, Path(scratch) / "shards")
-        data = DataConfig(crop=CROP, crack_share=0.0 if options.any else 1.0)
-        report(*measure(folder, shards, data, options.repeat))
+        place = Path(scratch)
+        files = chosen(folder or drawn(place / "drawn", count), count, place)
+        data = DataConfig(crop=CROP, crack_share=0.0 if every else 1.0)
+        yield from measured(files, sharded(files, place / "shards"), data)
 
 
 def drawn(folder: Path, count: int) -> Path:
@@ -85,25 +78,59 @@ def sharded(folder: Path, out: Path) -> ShardSet:
     return ShardSet.open(out, "FOLDER")
 
 
-def measure(folder: Path, shards: ShardSet, data: DataConfig, repeat: int) -> tuple[dict[str, float], float, float]:
-    """Seconds a pair: of each part, of a whole sample, of the same by PIL and scipy."""
+def measured(folder: Path, shards: ShardSet, data: DataConfig) -> Iterable[Pair]:
+    """The plain way draws its own crops; what both decode is compared, whole images and masks."""
     places = range(len(shards))
     samples = [read_sample(shards, *at(shards, n)) for n in places]
     paths = [sorted((folder / part).iterdir()) for part in ("images", "masks")]
     stored = [stored_files(shards, *at(shards, n)) for n in places]
     crops = [augment(sample.image, sample.mask, data, rng(SEED, n)) for n, sample in enumerate(samples)]
-    plan = MixedPlan([shards.counts], [1], 1, SEED, 10**6)
-    stream = _TrainSamples([shards], plan, data, SEED, range(0), True)
-    work = {
-        "JPEG": lambda n: decode_image(stored[n][0], print),
-        "mask": lambda n: decode_mask(stored[n][1]),
-        "crop, flip": lambda n: augment(samples[n].image, samples[n].mask, data, rng(SEED, n)),
-        "distance": lambda n: signed_distance(crops[n][1]),
-        "whole": stream.load,
-        "plain": lambda n: by_pil_and_scipy(paths[0][n], paths[1][n], n),
-    }
-    parts = fastest(work, places, repeat)
-    return parts, parts.pop("whole"), parts.pop("plain")
+    stream = _TrainSamples([shards], MixedPlan([shards.counts], [1], 1, SEED, 10**6), data, SEED, range(0), True)
+    each = partial(pair, places)
+    bare = Limit(bare=lambda: [both(stored[n]) for n in places], bare_name="decoding")
+    yield each(
+        "training sample, read to distance", "PIL and scipy over plain files",
+        lambda n: by_pil_and_scipy(paths[0][n], paths[1][n], n), stream.load, differ=lambda a, b: 0.0, limit=bare,
+    )  # fmt: skip
+    yield each("JPEG, 448 x 448", "PIL", lambda n: by_pil(paths[0][n]), lambda n: decode_image(stored[n][0], print), 8)
+    yield each("mask, 448 x 448", "PIL", lambda n: mask_by_pil(paths[1][n]), lambda n: decode_mask(stored[n][1]))
+    yield each(
+        "distance map of a crop", "scipy", lambda n: by_scipy(crops[n][1]), lambda n: signed_distance(crops[n][1]), 1e-4
+    )
+
+
+def pair(
+    places: range,
+    name: str,
+    formulation: str,
+    plain: Callable[[int], object],
+    ours: Callable[[int], object],
+    tolerance: float = 0.0,
+    **rest: object,
+) -> Pair:
+    """Of two ways to do something with each sample."""
+    calls = [lambda work=work: [work(n) for n in places] for work in (plain, ours)]
+    return Pair(name, formulation, *calls, tolerance=tolerance, items=len(places), item="sample", threads=1, **rest)
+
+
+def both(stored: tuple[bytes, bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask."""
+    return decode_image(stored[0], print), decode_mask(stored[1])
+
+
+def by_pil(path: Path) -> np.ndarray:
+    """H W 3 uint8; decoders of JPEG may round differently, by a few levels."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def mask_by_pil(path: Path) -> np.ndarray:
+    """H W, 1 on cracks."""
+    return (np.asarray(Image.open(path)) > 0).astype(np.uint8)
+
+
+def by_scipy(mask: np.ndarray) -> np.ndarray:
+    """Signed distance of a mask with a crack."""
+    return (distance_transform_edt(mask == 0) - distance_transform_edt(mask)).astype(np.float32)
 
 
 def stored_files(shards: ShardSet, shard: int, index: int) -> tuple[bytes, bytes]:
@@ -124,35 +151,24 @@ def at(shards: ShardSet, number: int) -> tuple[int, int]:
 def by_pil_and_scipy(image: Path, mask: Path, seed: int) -> tuple[np.ndarray, ...]:
     """A sample as it is usually made: a pair of files, a crop with cracks, mirrored in half of the cases, distances."""
     draws = rng(SEED, seed)
-    photo, cracks = np.asarray(Image.open(image).convert("RGB")), np.asarray(Image.open(mask)) > 0
+    photo, cracks = by_pil(image), mask_by_pil(mask)
     found = np.argwhere(cracks)
     row, column = np.clip(found[draws.integers(len(found))] - CROP // 2, 0, SIDE - CROP) if len(found) else (0, 0)
     photo, cracks = photo[row : row + CROP, column : column + CROP], cracks[row : row + CROP, column : column + CROP]
     if draws.random() < 0.5:
         photo, cracks = photo[:, ::-1], cracks[:, ::-1]
-    distance = distance_transform_edt(~cracks) - distance_transform_edt(cracks) if cracks.any() else cracks
+    distance = by_scipy(cracks) if cracks.any() else cracks
     return np.ascontiguousarray(photo.transpose(2, 0, 1)), cracks[None].copy(), distance[None].astype(np.float32)
 
 
-def fastest(work: dict[str, Callable[[int], object]], places: range, repeat: int) -> dict[str, float]:
-    """Seconds of CPU time for a call of each, in the fastest of its rounds; they take turns, as conditions change."""
-    seconds = dict.fromkeys(work, float("inf"))
-    for _ in range(repeat):
-        for name, call in work.items():
-            began = time.process_time()
-            for n in places:
-                call(n)
-            seconds[name] = min(seconds[name], (time.process_time() - began) / len(places))
-    return seconds
-
-
-def report(parts: dict[str, float], whole: float, plain: float) -> None:
-    """Print the table."""
-    rest = {"reading, drawing, planes": max(0.0, whole - sum(parts.values()))}
-    for name, seconds in (parts | rest).items():
-        print(f"{name:<26}{1e6 * seconds:6.0f} us  {100 * seconds / whole:3.0f} %")
-    print(f"{'a sample':<26}{1e6 * whole:6.0f} us  {1 / whole:.0f} pairs/s on one core")
-    print(f"{'by PIL and scipy':<26}{1e6 * plain:6.0f} us  {1 / plain:.0f} pairs/s: {plain / whole:.2f} times as long")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    words = argparse.ArgumentParser(add_help=False)
+    words.add_argument("--folder", type=Path, help="folder with images/ and masks/")
+    words.add_argument("--count", type=int, default=48, help="samples (48)")
+    words.add_argument("--any", action="store_true", help="crops without cracks too")
+    options, rest = words.parse_known_args(arguments)
+    command(__doc__, partial(pairs, folder=options.folder, count=options.count, every=options.any), rest, [words])
 
 
 if __name__ == "__main__":

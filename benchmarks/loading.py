@@ -1,21 +1,23 @@
 """How fast the loader is, and what waiting for it costs: `python benchmarks/loading.py`.
 
 First a step that takes no time: batches of 8 crops of 224 pixels from drawn photographs of 448 x 448, with distance
-maps, by 0, 1 and 2 workers. Then the CPU recipes as they are: the share of a step that is spent waiting for data.
+maps, by 1 and 2 workers against loading in the training process. Then the CPU recipes as they are: the time of a step
+against what of it is spent waiting for data.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-import cv2
-from decode import ROOT, drawn, sharded
+from decode import drawn, sharded
+from machine import ROOT
+from pairs import Result, command
 
 from cssr.config import DataConfig
 from cssr.data import train_stream
@@ -23,21 +25,18 @@ from cssr.data import train_stream
 RECIPES = ("tiny", "uav315_cpu", "uav315_csbsr_cpu")
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, default=150, help="of the step that takes no time (150)")
-    parser.add_argument("--steps", type=int, default=30, help="of each recipe (30)")
-    options = parser.parse_args()
-    cv2.setNumThreads(0)
+def pairs(quick: bool) -> Iterable[Result]:
+    """By workers, then by recipes."""
+    batches, steps, recipes = (20, 6, RECIPES[:1]) if quick else (150, 30, RECIPES)
     with tempfile.TemporaryDirectory() as scratch:
         shards = Path(scratch) / "shards"
-        sharded(drawn(Path(scratch) / "drawn", 200), shards)
-        for workers in (0, 1, 2):
-            print(f"no step, {workers} workers  {limit(shards, workers, options.batches):6.0f} images/s")
-        for recipe in RECIPES:
-            wait, seconds = waiting(recipe, shards, Path(scratch) / recipe, options.steps)
-            print(f"{recipe:<18} {100 * wait / seconds:5.2f} % of a step of {seconds:.3f} s is waiting for data")
+        sharded(drawn(Path(scratch) / "drawn", 40 if quick else 200), shards)
+        none, one, two = (1 / limit(shards, workers, batches) for workers in (0, 1, 2))
+        for name, seconds in (("one worker", one), ("two workers", two)):
+            yield Result(f"loader alone, {name}", "in the training process", none, seconds)
+        for recipe in recipes:
+            wait, seconds = waiting(recipe, shards, Path(scratch) / recipe, steps)
+            yield Result(f"waiting for data, {recipe}", "the whole step", seconds, max(wait, 1e-6), item="step")
 
 
 def limit(shards: Path, workers: int, batches: int) -> float:
@@ -66,4 +65,4 @@ def waiting(recipe: str, shards: Path, run_dir: Path, steps: int) -> tuple[float
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, pairs)

@@ -134,7 +134,7 @@ def measure(pair: Pair, settings: Settings) -> Result:
     return Result(
         pair.name, pair.formulation, plain, ours, pair.asked, item=pair.item, threads=threads,
         rounds=[a / b for a, b in zip(*turns[:2])], difference=difference, tolerance=pair.tolerance,
-        bound=bounded(pair.limit, ours * pair.items, alone[0] * pair.items if alone else None, clock, threads),
+        bound=bounded(pair, ours, alone[0] if alone else None, clock, threads),
     )  # fmt: skip
 
 
@@ -157,28 +157,36 @@ def in_turn(calls: Sequence[Callable[[], Any]], clock: str, rounds: int) -> list
     return found
 
 
-def bounded(limit: Limit | None, seconds: float, bare: float | None, clock: str, threads: int) -> dict[str, Any]:
-    """By what a call of so many seconds is bound, what it achieves of which rate, and the share of the bound, 0..1.
+def bounded(pair: Pair, ours: float, bare: float | None, clock: str, threads: int) -> dict[str, Any]:
+    """By what a pair is bound, what ours achieves of which rate, and the share of the bound, 0..1.
 
-    `achieved` and `rate` are FLOP/s or bytes/s; where a bare call is the bound, seconds of both.
+    `ours` and `bare` are seconds of an item. `achieved` and `rate` are FLOP/s or bytes/s; where a bare call is the
+    bound, seconds of an item by ours and by it.
     """
+    limit = pair.limit
     if limit is None:
         return {}
     if bare is not None:
-        return {"by": limit.bare_name, "achieved": seconds, "rate": bare, "share": bare / seconds}
+        return {"by": limit.bare_name, "achieved": ours, "rate": bare, "share": bare / ours}
     rates = machine.rates(limit.device, clock, threads)
     arithmetic = max(rates[f"{kind} {limit.precision}"] for kind in ("matmul", "conv"))
     ways = {f"arithmetic, {limit.precision}": (limit.flops, arithmetic), "memory": (limit.bytes, rates["copy"])}
     by, (amount, rate) = max(ways.items(), key=lambda way: way[1][0] / way[1][1])
-    return {"by": by, "achieved": amount / seconds, "rate": rate, "share": amount / seconds / rate}
+    achieved = amount / (ours * pair.items)
+    return {"by": by, "achieved": achieved, "rate": rate, "share": achieved / rate}
 
 
 # ---- command ----
 
 
-def command(doc: str, pairs: Callable[[bool], Iterable[Pair | Result]], arguments: Sequence[str] | None = None) -> None:
-    """The command line of a part; exits with 1 where a pair failed."""
-    options = parser(doc).parse_args(arguments)
+def command(
+    doc: str,
+    pairs: Callable[[bool], Iterable[Pair | Result]],
+    arguments: Sequence[str] | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> None:
+    """The command line of a part; exits with 1 where a pair failed. `parents`: its own options, read already."""
+    options = parser(doc, parents).parse_args(arguments)
     settings = Settings(options.threads, options.clock, options.quick)
     results, failures = gather(pairs, settings)
     found = report(results, failures, settings)
@@ -188,9 +196,10 @@ def command(doc: str, pairs: Callable[[bool], Iterable[Pair | Result]], argument
     sys.exit(1 if failures else 0)
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
+def parser(doc: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
     """What all parts understand."""
-    words = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    how = argparse.RawDescriptionHelpFormatter
+    words = argparse.ArgumentParser(description=doc, formatter_class=how, parents=parents)
     words.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it works")
     words.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     words.add_argument(

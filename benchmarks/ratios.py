@@ -29,7 +29,7 @@ def cells(line: dict[str, Any]) -> tuple[str, ...]:
     asked = "" if line["asked"] is None else f"{line['asked']:g}{'' if line['met'] else ' MISSED'}"
     bound = line["bound"]
     share = f"{100 * bound['share']:.0f} %" if bound else ""
-    by = f"{bound['by']} ({speed(bound['achieved'], bound['by'])})" if bound else ""
+    by = f"{bound['by']} ({reached(bound)})" if bound else ""
     return (
         line["name"],
         line["formulation"],
@@ -50,11 +50,15 @@ def figure(value: float, unit: str) -> str:
     return f"{value / size:.3g} {name}"
 
 
-def speed(achieved: float, by: str) -> str:
-    """What a bound's `achieved` is, in words."""
-    if by == "memory":
-        return f"{achieved / 1e9:.3g} GB/s"
-    return f"{achieved / 1e9:.3g} GFLOP/s" if by.startswith("arithmetic") else figure(achieved, "s")
+def reached(bound: dict[str, Any]) -> str:
+    """What is achieved of a rate; or the seconds that a bare call takes."""
+    kind = bound["by"].split(",")[0]
+    return speed(bound["achieved"], kind) if kind in ("memory", "arithmetic") else figure(bound["rate"], "s")
+
+
+def speed(value: float, kind: str) -> str:
+    """Of memory or arithmetic."""
+    return f"{value / 1e9:.3g} {'GB/s' if kind == 'memory' else 'GFLOP/s'}"
 
 
 def rate_lines(rates: Sequence[dict[str, Any]]) -> list[str]:

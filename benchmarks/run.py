@@ -24,7 +24,7 @@ from ratios import markdown, table
 HERE = Path(__file__).parent
 PARTS = (
     "roofline", "startup", "decode", "loading", "degradation", "losses", "step", "evaluation", "prediction",
-    "sharding", "opening", "scaling",
+    "sharding", "processes",
 )  # fmt: skip
 PATIENCE = 3600  # seconds for a part
 

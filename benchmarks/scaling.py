@@ -11,10 +11,8 @@ GPU for configs/csbsr_pspnet.yaml. `--strategies` takes ZeRO-1, 2 and 3 along (D
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,13 +23,13 @@ from statistics import mean, median
 from typing import Any
 
 import torch
+from machine import ROOT, facts
+from pairs import write
 from prediction import exchanged, markdown, predict, sent
 from sizes import sizes
-from traffic import write
 
 from cssr.config import load_config
 
-ROOT = Path(__file__).parents[1]
 PARAMETERS = 89.3e6  # of csbsr_pspnet
 SKIP = 2  # first steps: memory is allocated, DDP arranges its buckets
 PATIENCE = 3600  # seconds for a run
@@ -83,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except RuntimeError as error:
             sys.exit(f"error: {error}")
     if options.json:
-        write({"measured": found, "settings": workplace.settings, "machine": machine()}, options.json)
+        write({"measured": found, "settings": workplace.settings, "machine": facts()}, options.json)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -269,27 +267,6 @@ def differences(way: str, one: Sequence[float], two: Sequence[float]) -> dict[st
     )
     print(f"their mean over the last 20 steps by {late:.2g}")
     return found
-
-
-# ---- circumstances ----
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on and with."""
-    names = ("torch", "torchvision", "accelerate", "deepspeed", "timm", "cssr")
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    return {
-        "processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg(), "system": platform.platform(),
-        "device": torch.accelerator.current_accelerator().type if on_device() else "cpu",
-        "versions": {"python": platform.python_version(), **{n: installed[n] for n in names if n in installed}},
-    }  # fmt: skip
-
-
-def processor() -> str:
-    """Its name, where the system tells it."""
-    facts = Path("/proc/cpuinfo")
-    names = [line for line in facts.read_text().splitlines() if "model name" in line] if facts.is_file() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,41 +1,38 @@
-"""Sharding by one worker and by two: `python benchmarks/sharding.py [FOLDER]`, FOLDER/images and FOLDER/masks.
+"""Sharding by one worker and by two: `python benchmarks/sharding.py`.
 
-Samples a second of `make_shards.py`, start-up left out as far as a run on four images shows it; in turns, medians.
-Without a folder, photographs of 448 x 448 are drawn. The shards are compared byte for byte.
+Seconds a sample of `make_shards.py` on drawn photographs of 448 x 448, start-up left out as far as a run on four images
+shows it; in turns, medians. The shards are compared byte for byte.
 """
 
-import argparse
 import hashlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
-from decode import ROOT, drawn
+from decode import drawn
+from machine import ROOT
+from pairs import Result, command
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="folder with images/ and masks/")
-    parser.add_argument("--count", type=int, default=1500, help="drawn pairs (1500)")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds (3)")
-    options = parser.parse_args()
+def pairs(quick: bool) -> Iterable[Result]:
+    """Two workers against one."""
+    count, rounds = (40, 1) if quick else (1500, 3)
     with tempfile.TemporaryDirectory() as scratch:
-        few = drawn(Path(scratch) / "few", 4)
-        folder = options.folder or drawn(Path(scratch) / "drawn", options.count)
-        count = sum(1 for _ in (folder / "images").iterdir())
+        few, folder = (drawn(Path(scratch) / f"drawn-{number}", number) for number in (4, count))
         seconds: dict[int, list[float]] = {1: [], 2: []}
-        for number in range(options.repeat):
+        for number in range(rounds):
             for workers, found in seconds.items():
                 out = Path(scratch) / f"{workers}-{number}"
                 found.append(sharding(folder, out, workers) - sharding(few, Path(f"{out}-few"), workers))
-        same = digest(Path(scratch) / "1-0") == digest(Path(scratch) / "2-0")
-    one, two = (statistics.median(found) for found in seconds.values())
-    print(f"one worker   {count / one:7.0f} samples/s   ({one:.1f} s for {count})")
-    print(f"two workers  {count / two:7.0f} samples/s   {one / two:.2f} times; the shards are equal: {same}")
+        if digest(Path(scratch) / "1-0") != digest(Path(scratch) / "2-0"):
+            raise ValueError("the shards of one worker and of two differ")
+    one, two = (median(found) / count for found in seconds.values())
+    each = [a / b for a, b in zip(*seconds.values())]
+    yield Result("sharding by two workers", "by one", one, two, rounds=each, difference=0.0, tolerance=0.0)
 
 
 def sharding(folder: Path, out: Path, workers: int) -> float:
@@ -55,4 +52,4 @@ def digest(directory: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, pairs)

@@ -7,13 +7,13 @@ payload is written down. FILE is JSON: the number of ranks and, for each step, p
 first two DDP still arranges its buckets. What is logged between steps does not count.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pairs import write
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -82,13 +82,6 @@ def main() -> None:
     found = {"ranks": int(os.environ.get("WORLD_SIZE", "1")), "steps": CountedStepper.traffic}
     if os.environ.get("RANK", "0") == "0":
         write(found, Path(os.environ["CSSR_TRAFFIC"]))
-
-
-def write(found: Mapping[str, Any], path: Path) -> None:
-    """As JSON, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

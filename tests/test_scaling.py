@@ -11,9 +11,10 @@ import torch.distributed as dist
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import scaling
+from pairs import write
 from prediction import LINKS, Prediction, arithmetic_seconds, exchanged, markdown, predict, sent, step_seconds
 from sizes import sizes
-from traffic import Payloads, write
+from traffic import Payloads
 
 from cssr.config import load_config
 
