@@ -77,7 +77,7 @@ class BlurSkip(nn.Module):
 
     def features(self, x: Tensor, kernel: Tensor) -> tuple[Tensor, ...]:
         """Modulated features for the network's head, and its auxiliary logits (B 1 H W each)."""
-        kernel = self._reduced(self._checked(kernel, len(x)))
+        kernel = self._reduced(self._checked(kernel, x.shape[0]))
         features, *aux = self.net.features(x)
         modulated = features
         for layer in self.blur_skip:

@@ -38,7 +38,7 @@ class ObjectContext(nn.Module):
         self.merge = _conv_bn_relu(2 * channels, channels, 1).append(nn.Dropout2d(dropout))
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
-        self._check_batch(len(x))
+        self._check_batch(x.shape[0])  # exports: `len` would fix the number of images
         share = logits.float().flatten(2).softmax(2).view_as(logits)  # B 1 h w, sums to 1 over the pixels
         crack = (x * share).sum((2, 3), keepdim=True).to(x.dtype)  # B C 1 1, summed in float32
         # A full-size map all the same: BatchNorm's running variance depends on how many values there are.

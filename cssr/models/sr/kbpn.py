@@ -68,7 +68,7 @@ def _blur_patches(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
 
     A convolution by unit kernels gives each reduced pixel the k*k pixels around it.
     """
-    batch, side = len(image), kernel.shape[-1]
+    batch, side = image.shape[0], kernel.shape[-1]  # `len` would fix the number of images
     units = torch.eye(side * side, dtype=image.dtype, device=image.device).view(side * side, 1, side, side)
     patches = F.conv2d(image.flatten(0, 1).unsqueeze(1), units, stride=scale, padding=side // 2)  # B*C k*k h w
     return (patches.unflatten(0, (batch, -1)) * kernel.view(batch, 1, side * side, 1, 1)).sum(2)
