@@ -187,7 +187,7 @@ def load_model(path: str | Path, which: str = "export") -> JointModel:
     """
     path = Path(path)
     if which == "export":
-        return JointModel.from_pretrained(_export_in(path))
+        return JointModel.from_pretrained(export_in(path))
     checkpoint = choose(path, which)
     config = run_config(checkpoint)
     averaged = config.train.export_ema and (checkpoint / "ema.safetensors").is_file()
@@ -235,11 +235,12 @@ def run_config(checkpoint: Path) -> Config:
 def degradation_of(path: str | Path, which: str = "export") -> Mapping[str, Any]:
     """The degradation with which a run or export was trained."""
     if which == "export":
-        return read_export(_export_in(Path(path))).get("degradation") or {"name": "downsample"}
+        return read_export(export_in(Path(path))).get("degradation") or {"name": "downsample"}
     return run_config(choose(Path(path), which)).degradation
 
 
-def _export_in(path: Path) -> Path:
+def export_in(path: Path) -> Path:
+    """The export directory of a run, of an export, or of a model in the Hub's cache; ValueError where there is none."""
     if is_hub_name(path):
         return fetch(str(path))
     if not path.exists():

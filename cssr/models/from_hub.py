@@ -8,13 +8,14 @@ from pathlib import Path
 
 from cssr.models.export import SETTINGS, WEIGHTS
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_PATIENCE = 10  # seconds for the Hub's first answer
 _CACHED = "models--"  # how the folders of the Hub's cache begin
 
 
 def is_hub_name(source: str | Path) -> bool:
     """Whether `source` can only be a model of the Hub, `owner/name`: nothing lies at that path."""
-    return bool(_NAME.fullmatch(str(source))) and not Path(source).exists()
+    return bool(NAME.fullmatch(str(source))) and not Path(source).exists()
 
 
 def came_from_hub(directory: Path) -> bool:
@@ -32,10 +33,12 @@ def fetch(name: str, download: bool = False, revision: str | None = None, token:
         token: of a private model; None: the one with which `hf auth login` has logged in.
     Raises: ValueError, one line: what is not in the cache, not on the Hub, not to be reached.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
 
     options = {"revision": revision, "token": token, "local_files_only": not download, "library_name": "cssr"}
     try:
+        if download:  # asked once, where a file is asked for six times before the library gives up
+            HfApi(endpoint=constants.ENDPOINT, token=token).model_info(name, revision=revision, timeout=_PATIENCE)
         directory = Path(hf_hub_download(name, SETTINGS, **options)).parent
         options["revision"] = directory.name  # both files of one commit
         return Path(hf_hub_download(name, WEIGHTS, **options)).parent

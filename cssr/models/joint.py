@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from cssr.models.from_hub import came_from_hub, fetch, is_hub_name
 from cssr.models.moments import Moments
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
+from cssr.models.to_hub import push, stage
 from cssr.registry import Registry
 from cssr.tiling import Kept, Tiles, Whole, Windows
 
@@ -137,6 +139,25 @@ class JointModel(nn.Module):
         settings = dataclasses.asdict(self.config)
         settings["sr"] = getattr(self.sr, "settings", settings["sr"])  # those that need no file to start from
         write_export(self, {"model": settings, **facts}, directory)
+
+    def push_to_hub(
+        self, name: str, license: str, run: str | Path | None = None, private: bool = True, token: str | None = None
+    ) -> str:
+        """Push the weights, the settings and a model card to the Hugging Face Hub.
+
+        Args:
+            name: `owner/name` there. license: of the weights, as the Hub names it (apache-2.0, cc-by-4.0, other, ...).
+            run: run directory that these weights come from: the card is written from it.
+            private: whether only its owner sees it. token: None: the one of `hf auth login`.
+        Returns: the address of the commit.
+        Raises: ValueError, one line, for what cannot be written or is refused.
+        """
+        run = None if run is None else Path(run)
+        facts = {} if run is None else {k: v for k, v in read_export(run / "export").items() if k != "model"}
+        with TemporaryDirectory() as folder:
+            export, out = Path(folder, "export"), Path(folder, "pushed")
+            self.save_pretrained(export, **facts)
+            return push(stage(name, license, export, out, run), name, private, token)
 
     @classmethod
     def from_pretrained(

@@ -1,0 +1,76 @@
+"""An export to the Hugging Face Hub: the folder that is pushed, and the push."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cssr.model_card import without_paths, write_card
+from cssr.models.export import SETTINGS, WEIGHTS, read_export, replace_text, sha256_of
+from cssr.models.from_hub import NAME, reason
+
+SAMPLES = "samples.png"
+
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+def stage(
+    name: str, licence: str, export: Path, out: Path, run: Path | None = None, results: Iterable[Path] = ()
+) -> list[Path]:
+    """Write what is pushed to `out`: `model.safetensors`, `config.json`, `README.md`, and samples where there are some.
+
+    Paths of the machine that trained are left out of the settings.
+
+    Returns: the files.
+    Raises: ValueError, one line, for a name or licence that the Hub does not take, no export, or damaged results.
+    """
+    check(name, licence)
+    settings = read_export(export)
+    if not (export / WEIGHTS).is_file():
+        raise ValueError(f"no weights at {export / WEIGHTS}")
+    settings = {**settings, "sha256": sha256_of(export / WEIGHTS)}  # which exports of before do not carry
+    card = write_card(name, licence, settings, run, results)
+    samples = sorted((run / "samples").glob("*.png"))[-1:] if run else []
+    if samples:
+        card += f"\n## Samples\n\nValidation images: LQ, SR, HR, probability, mask.\n\n![samples]({SAMPLES})\n"
+    out.mkdir(parents=True, exist_ok=True)
+    for source, name_there in ((export / WEIGHTS, WEIGHTS), *((picture, SAMPLES) for picture in samples)):
+        shutil.copyfile(source, out / name_there)
+    replace_text(out / SETTINGS, json.dumps(without_paths(settings), indent=2) + "\n")
+    replace_text(out / "README.md", card)
+    return [out / name for name in (WEIGHTS, SETTINGS, "README.md", *[SAMPLES] * len(samples))]
+
+
+def check(name: str, licence: str) -> None:
+    """Refuse what the Hub would refuse; ValueError, one line."""
+    if not NAME.fullmatch(name) or "--" in name or ".." in name:
+        raise ValueError(f"the name on the Hub must be owner/name, of letters, digits, - _ and ., found {name!r}")
+    if not _LICENCE.fullmatch(licence):
+        raise ValueError(
+            f"the licence must be one as the Hub names them (apache-2.0, cc-by-4.0, other), found {licence!r}"
+        )
+
+
+def push(files: Sequence[Path], name: str, private: bool = True, token: str | None = None) -> str:
+    """Push the files that `stage` wrote, in one commit; the model is made if it is not there.
+
+    Args:
+        private: whether only its owner sees it. A public model that is there already is not pushed to as a private one.
+        token: None: the one with which `hf auth login` has logged in.
+    Returns: the address of the commit.
+    Raises: ValueError, one line, for what the Hub or the network refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api, folder = HfApi(token=token, library_name="cssr"), files[0].parent
+    what = {"commit_message": "Push an export of cssr", "allow_patterns": [path.name for path in files]}
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        public = private and not api.repo_info(name).private
+        if not public:
+            return str(api.upload_folder(repo_id=name, folder_path=folder, **what))
+    except Exception as error:  # of the library, of its HTTP client
+        hint = ": log in (hf auth login) or pass a token that may write" if "401" in str(error) else ""
+        raise ValueError(f"{name} cannot be pushed to the Hub{hint}: {reason(error)}") from None
+    raise ValueError(f"{name} is there already and public: choose another name, or push it as public")
