@@ -138,3 +138,11 @@ def test_a_directory_goes_before_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     build_model(ModelConfig(**MODEL)).save_pretrained("owner/name")
     assert not from_hub.is_hub_name("owner/name") and load_model("owner/name").scale == 2
+
+
+@pytest.mark.parametrize("text", ["/tmp/theirs.pth", "hf-hub:theirs/encoder", "..\\\\theirs.pt"])
+def test_settings_from_the_hub_name_no_files(text):
+    model = {**MODEL, "seg": {"name": "smp", "encoder": text, "pretrained": "/ours.pth"}}
+    with pytest.raises(ValueError, match="wants to read .*theirs.*trust=True"):
+        from_hub.check_untrusted(model, [], "owner/name")
+    from_hub.check_untrusted({**MODEL, "seg": {"name": "unet", "pretrained": "/ours.pth"}}, [], "owner/name")

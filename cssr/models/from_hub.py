@@ -4,7 +4,9 @@ Only `config.json` and `model.safetensors` are ever fetched: no pickles, no code
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cssr.models.export import SETTINGS, WEIGHTS
 
@@ -21,6 +23,31 @@ def is_hub_name(source: str | Path) -> bool:
 def came_from_hub(directory: Path) -> bool:
     """Whether a directory lies in a cache of the Hub, so that somebody else may have written what is in it."""
     return any(part.startswith(_CACHED) for part in (*directory.absolute().parts, *directory.resolve().parts))
+
+
+def check_untrusted(model: Mapping[str, Any], imports: Any, source: str) -> None:
+    """Refuse settings of somebody else's that run code or read further files; ValueError, one line, names the remedy.
+
+    Args:
+        model, imports: of the `config.json`. source: what is told of.
+    """
+    found = [text for text in _texts(model) if "/" in text or "\\" in text or ":" in text]
+    asked = f"import {imports}, which runs their code" if imports else f"read {found[0]}" if found else None
+    if asked:
+        raise ValueError(
+            f"{source} comes from the Hub and wants to {asked}: if you have looked at it and trust it, pass trust=True"
+        )
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    """The texts in settings, but for `pretrained`, which has no effect on a model that is loaded."""
+    if isinstance(settings, Mapping):
+        settings = [value for key, value in settings.items() if key != "pretrained"]
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _texts(value)
+    elif isinstance(settings, str):
+        yield settings
 
 
 def fetch(name: str, download: bool = False, revision: str | None = None, token: str | bool | None = None) -> Path:

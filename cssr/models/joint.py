@@ -16,7 +16,7 @@ from cssr.models.blocks import pad_to_multiple
 from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
 from cssr.models.export import load_export, read_export, write_export
-from cssr.models.from_hub import came_from_hub, fetch, is_hub_name
+from cssr.models.from_hub import came_from_hub, check_untrusted, fetch, is_hub_name
 from cssr.models.moments import Moments
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
@@ -174,18 +174,16 @@ class JointModel(nn.Module):
             source: directory of an export, or `owner/name` on the Hugging Face Hub, in this machine's cache of it.
             download: whether to fetch from the Hub: `config.json` and `model.safetensors`, never any code.
             revision, token: of the Hub: branch, tag or commit; for private models.
-            trust: whether modules that an export from the Hub names in `imports` are imported, which runs their code.
+            trust: whether an export from the Hub may import the modules that it names, which runs their code, and read
+                files and addresses that its settings name.
         Raises: ValueError, one line, for a missing, damaged or changed file, one of a newer version, weights of another
             architecture, a model that is not in the cache.
         """
         directory = fetch(str(source), download, revision, token) if is_hub_name(source) else Path(source)
         settings = read_export(directory)
         imports = settings.get("imports", [])
-        if imports and came_from_hub(directory) and not trust:
-            raise ValueError(
-                f"{source} comes from the Hub and wants to import {imports}, which runs their code: "
-                "if you have these modules and trust them, pass trust=True"
-            )
+        if came_from_hub(directory) and not trust:
+            check_untrusted(settings["model"], imports, str(source))
         model = build_model(from_dict({"model": settings["model"], "imports": imports}).model)
         load_export(model, directory, settings.get("sha256"))
         return model.eval()
