@@ -1,6 +1,7 @@
 // A canvas on which pictures of one size lie on each other: zoomed, moved, and divided by a line.
 
 const LABEL = "600 13px system-ui, sans-serif";
+const LABELS = 25; // numbers shown at once
 const CRACK = [255, 40, 40, 153]; // RGBA of crack pixels
 
 export class View {
@@ -101,7 +102,8 @@ export class View {
       this.#picture(context, this.layers[this.right]);
       if (this.showMask) this.#picture(context, this.mask);
     });
-    if (this.showNumbers) this.boxes.forEach((box, n) => this.#label(context, box, n + 1));
+    const taken = []; // by labels; those of the longest cracks come first, and no other covers them
+    if (this.showNumbers) this.boxes.forEach((box, n) => this.#label(context, box, n + 1, taken));
     context.fillStyle = "#fff";
     context.fillRect(line - 1.5 * this.sharp, 0, 3 * this.sharp, height);
     context.fillStyle = "#000";
@@ -124,11 +126,15 @@ export class View {
     context.drawImage(picture, this.x, this.y, this.width * this.scale, this.height * this.scale);
   }
 
-  #label(context, [left, top], number) {
+  #label(context, [left, top], number, taken) {
     const text = String(number), sharp = this.sharp;
     context.font = LABEL.replace("13", String(13 * sharp));
     const wide = context.measureText(text).width + 8 * sharp, tall = 18 * sharp;
     const x = Math.max(this.x + left * this.scale, 0), y = Math.max(this.y + top * this.scale - tall, 0);
+    const room = tall; // around a label, lest they hide the picture
+    const near = ([a, b, w]) => x < a + w + room && a < x + wide + room && Math.abs(y - b) < tall + room;
+    if (taken.length >= LABELS || taken.some(near)) return;
+    taken.push([x, y, wide]);
     context.fillStyle = "#000c";
     context.fillRect(x, y, wide, tall);
     context.fillStyle = "#fff";
