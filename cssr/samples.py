@@ -107,18 +107,21 @@ def write_samples(samples: Mapping[str, Sample], kinds: Mapping[str, Sequence[st
     """Write the samples (by key) that `kinds` (kind to keys) name into `out`, in place of what is there."""
     keys = list(dict.fromkeys(key for group in kinds.values() for key in group))
     folders = {key: f"{number:02d}-{_plain(key)}" for number, key in enumerate(keys)}
-    temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    for key, folder in folders.items():
-        (temporary / folder).mkdir(parents=True)
-        for name, content in samples[key].files.items():
-            (temporary / folder / FILES[name]).write_bytes(content)
     listed = [
         {"folder": folder, **samples[key].about, "files": list(samples[key].files)} for key, folder in folders.items()
     ]
     index = {"format": FORMAT, "kinds": {kind: list(group) for kind, group in kinds.items()}, "samples": listed}
-    (temporary / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(temporary, out)
+    temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        for key, folder in folders.items():
+            (temporary / folder).mkdir(parents=True)
+            for name, content in samples[key].files.items():
+                (temporary / folder / FILES[name]).write_bytes(content)
+        (temporary / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _plain(key: str) -> str:

@@ -35,4 +35,4 @@ python -m cssr.predict "$out/cssr" "$out/photographs" --out "$out/predictions"
 python -m cssr.report "$out/cssr" "$out/bicubic" --out "$out/report" --title "CSSR beside bicubic then segmentation"
 say "done"
 printf 'table and curves  %s\nside by side      %s\npredictions       %s\nsamples while training  %s\n' \
-  "$out/report/report.md" "$out/report/pictures" "$out/predictions" "$out/cssr/samples"
+  "$out/report/report.html" "$out/report/pictures" "$out/predictions" "$out/cssr/samples"

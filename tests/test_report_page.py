@@ -87,6 +87,13 @@ def test_warnings_stand_in_the_page(tmp_path):
     assert "<code>x&lt;y</code>: a; <code>z</code>: b" in text
 
 
+def test_what_the_page_shows_is_defined_in_it(page):
+    section = page[page.index('<section id="definitions"') :]
+    for label in ("IoU_max", "precision", "recall", "By source", "By width of the blur kernel", "blur sigma"):
+        assert section.count(f"<dt>{label}</dt>") == 1
+    assert "width bias" not in section and "not in the file" not in section
+
+
 # ---- sample images ----
 
 

@@ -84,6 +84,16 @@ def test_what_is_written_is_read_and_replaced(tmp_path):
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["samples"]
 
 
+def test_a_full_disk_leaves_what_was_there_and_nothing_half_written(tmp_path, monkeypatch):
+    samples = written(tmp_path / "p" / "samples")
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            written(tmp_path / "p" / "samples", {"best": ["a/b"]})
+    assert read_samples(tmp_path / "p" / "samples")[1] == samples
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["samples"]
+
+
 def test_missing_and_damaged_samples(tmp_path):
     assert read_samples(tmp_path) == ({}, {})
     written(tmp_path / "samples")

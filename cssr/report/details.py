@@ -14,7 +14,7 @@ _IMAGE_COLUMNS = (
     Column("width bias [px]", "width_bias", 2),
     Column("length bias [px]", "length_bias", 1),
     *(column for column in PER_IMAGE if column.key in ("psnr", "ssim", "kernel_psnr", "lq_psnr")),
-    Column("blur sigma [px]", "blur_sigma", 2, lower=True),
+    Column("blur sigma [px]", "blur_sigma", 2),
 )
 _DIGITS = 6  # significant ones, of numbers that are read to four decimals at most
 
@@ -70,7 +70,7 @@ def images_of(results: Sequence[Result]) -> dict[str, Any]:
     rows = [result.data.get("per_image") or [] for result in results]
     columns = [c for c in _IMAGE_COLUMNS if any(row.get(c.key) is not None for own in rows for row in own)]
     return {
-        "columns": [{"key": c.key, "label": c.label, "decimals": c.decimals, "lower": c.lower} for c in columns],
+        "columns": [{"key": c.key, "label": c.label, "decimals": c.decimals} for c in columns],
         "results": [
             {
                 "keys": [row["key"] for row in own],

@@ -1,6 +1,6 @@
 """How results were evaluated, why they may not be compared, and what each number is; in any style."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -93,18 +93,20 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return groups
 
 
-def definitions(results: Sequence[Result], base: Result | None) -> list[Definition]:
-    """What each shown number is, plain; twice where results differ in it."""
+def definitions(
+    results: Sequence[Result], base: Result | None, more: Mapping[str, str] | None = None
+) -> list[Definition]:
+    """What each shown number is, plain; twice where results differ in it. `more`: further keys and their labels."""
     found = [
         Definition(label, names if len(texts) > 1 else [], text)
-        for label, texts in _defined(results).items()
+        for label, texts in _defined(results, more).items()
         for text, names in texts.items()
     ]
     share = [Definition(share_label(base), [], f"IoU_max in percent of that of {base.name}")] if base else []
     return found + share
 
 
-def _defined(results: Sequence[Result]) -> dict[str, dict[str, list[str]]]:
+def _defined(results: Sequence[Result], more: Mapping[str, str] | None = None) -> dict[str, dict[str, list[str]]]:
     """By what is shown: its definitions, and the names of the results that have each."""
     labels = {key: key.replace("image", "per image") for key in ("image", "pooled", "thresholds")}
     labels |= {
@@ -112,7 +114,7 @@ def _defined(results: Sequence[Result]) -> dict[str, dict[str, list[str]]]:
         for column in shown(results, (*PER_IMAGE, *DETECTION_COLUMNS))
     }
     labels |= {"iou_max_threshold": "threshold", "per_image.iou": "IoU in the pictures", "segmentation": "segmentation"}
-    labels |= {"intervals": INTERVAL}
+    labels |= {"intervals": INTERVAL, **(more or {})}
     found = {label: _grouped(_texts(results, key)) for key, label in labels.items()}
     return {label: texts for label, texts in found.items() if texts}
 

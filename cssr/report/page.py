@@ -31,13 +31,24 @@ def compose_page(results: Sequence[Result], base: Result | None, title: str) -> 
         **_tables(results, base),
         **_curves([result for result in results if result.segmented]),
         "notes": [Markup(line) for line in caveats(results, HTML)],
-        "definitions": definitions(results, base),
+        "definitions": definitions(results, base, _shown_here(results)),
         "sampled": any(shown.samples),
         "listed": any(result.data.get("per_image") for result in results),
         "data": _data(results, shown.samples, shown.uris),
     }
     style, script = _asset("report.css"), "".join(map(_asset, _SCRIPTS))
     return _template().render(**context, style=Markup(style), script=Markup(script), policy=_policy(style, script))
+
+
+def _shown_here(results: Sequence[Result]) -> dict[str, str]:
+    """Keys of the definitions of what the page shows beyond the tables, and what it calls them."""
+    segmented = any(result.segmented for result in results)
+    groups = {kind.kind: kind.title for kind in parts_of(results)}
+    columns = {column["key"]: column["label"].split(" [")[0] for column in images_of(results)["columns"]}
+    found = {"precision": "precision", "recall": "recall"} if segmented else {}
+    found |= {f"groups.{kind}": title for kind, title in groups.items()}
+    found |= {key: columns[key] for key in ("width_bias", "length_bias") if key in columns}
+    return found | ({"per_image.blur_sigma": columns["blur_sigma"]} if "blur_sigma" in columns else {})
 
 
 def _tables(results: Sequence[Result], base: Result | None) -> dict[str, Any]:
