@@ -1,12 +1,11 @@
-"""Writing a report: its files, whole or not at all."""
+"""Writing a report: each file whole or not at all."""
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cssr.checkpoint import write_atomic
+from cssr.atomic import write_atomic
 from cssr.definitions import KEYS
 from cssr.report.columns import find_reference
 from cssr.report.latex import latex_tables
@@ -43,7 +42,7 @@ def write(results: Sequence[Result], base: Result | None, out: Path, title: str 
     out.mkdir(parents=True, exist_ok=True)
     pictures = [block for result in results for block in _pictures(result, out)]
     if curves := [_curve(result) for result in results if result.segmented]:
-        _replace(out / "curves.png", iou_curves(curves))
+        write_atomic(out / "curves.png", iou_curves(curves))
     write_atomic(out / "table.csv", _csv(results))
     write_atomic(out / "table.tex", latex_tables(results, base, title))
     write_atomic(out / "report.html", page)
@@ -63,15 +62,9 @@ def _pictures(result: Result, out: Path) -> list[str]:
         source, copy = result.path.parent / "pictures" / f"{kind}.png", f"pictures/{result.slug}/{kind}.png"
         if source.is_file():
             (out / copy).parent.mkdir(parents=True, exist_ok=True)
-            _replace(out / copy, source.read_bytes())
+            write_atomic(out / copy, source.read_bytes())
             blocks += [f"{kind.capitalize()} by {measure}:", f"![{kind} images of {name}]({copy})"]
     return [f"### {name}", *blocks] if blocks else []
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _csv(results: Sequence[Result]) -> str:
