@@ -23,9 +23,9 @@ from statistics import mean, median
 from typing import Any
 
 import torch
+from forecast import exchanged, markdown, predict, sent
 from machine import ROOT, facts
 from pairs import write
-from prediction import exchanged, markdown, predict, sent
 from sizes import sizes
 
 from cssr.config import load_config

@@ -11,8 +11,8 @@ import torch.distributed as dist
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import scaling
+from forecast import LINKS, Prediction, arithmetic_seconds, exchanged, markdown, predict, sent, step_seconds
 from pairs import write
-from prediction import LINKS, Prediction, arithmetic_seconds, exchanged, markdown, predict, sent, step_seconds
 from sizes import sizes
 from traffic import Payloads
 

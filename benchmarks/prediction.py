@@ -1,0 +1,176 @@
+"""Prediction of a large photograph beside the bare forward pass: `python benchmarks/prediction.py [--side 4000]`.
+
+A photograph is read from a TIFF, worked in tiles, and its mask and SR image written as TIFFs, in three ways in turn:
+
+    bare    the model's forward pass over as many tiles, which are there already: no reading, blending, or writing
+    plain   read as a whole, tile by tile, then written
+    ours    what `python -m cssr.predict` does: tiles in batches and read ahead, results written behind
+
+Medians of the rounds in seconds and megapixels of the photograph a second. The share of `ours` in `bare` is how busy
+the device is kept; of a model that predicts a kernel, that takes one pass over the SR network more.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from cssr import geotiff
+from cssr.checkpoint import load_model
+from cssr.config import TILE_OVERLAP, ModelConfig
+from cssr.models.joint import JointModel, build_model
+from cssr.photographs import open_photograph
+from cssr.predict import TILE, predict
+from cssr.rasters import Files
+from cssr.streaming import Wanted, predict_rows
+from cssr.tiling import Tiles
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+SMALL = {
+    "scale": 4,
+    "sr": {"name": "dbpn", "stages": 2, "width": 8, "features": 16},
+    "seg": {"name": "unet", "encoder": "resnet10t", "width": 4, "encoder_args": {"channels": [8, 8, 16, 16]}},
+}
+WANTED = Wanted(("sr", "mask"), format="tiff")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    model = (load_model(options.model) if options.model else build_model(ModelConfig(**SMALL)).eval()).to(device)
+    side = options.side or (500 if device.type == "cpu" else 4000)
+    if options.quick:
+        side, options.tile = 120, 96
+    with tempfile.TemporaryDirectory() as scratch:
+        photograph = draw(Path(scratch) / "photograph.tif", side)
+        ways = {
+            "bare": lambda: bare(model, photograph, options.tile, options.batch),
+            "plain": lambda: plain(model, photograph, options.tile),
+            "ours": lambda: ours(model, photograph, options.tile, options.batch),
+        }
+        share = equal(ways)
+        found = timed(ways, CLOCKS[options.clock], 1 if options.quick else options.rounds)
+    print("\n".join(table(found, side, f"{device}, {options.threads} threads, {options.clock} clock")))
+    if options.json:
+        name = f"prediction of {side} x {side} (batch {options.batch})"
+        options.json.write_text(json.dumps(report(name, found, share, options), indent=1), encoding="utf-8")
+
+
+def draw(path: Path, side: int) -> Path:
+    """Plaster, side x side pixels, with a crack, as a TIFF."""
+    pixels = np.random.default_rng(0).integers(120, 200, (side, side, 3)).astype(np.uint8)
+    cv2.polylines(pixels, [np.array([[0, 10], [side // 2, side // 3], [side, side - 10]])], False, (20, 20, 20), 4)
+    rows = geotiff.TiffRows(path, (side, side), 3, "uint8", None)
+    rows.write(pixels)
+    rows.finish()
+    return path
+
+
+@torch.no_grad()
+def bare(model: JointModel, path: Path, tile: int, batch: int) -> None:
+    """The forward pass alone over as many tiles of as many pixels."""
+    with open_photograph(path) as photograph:
+        shape = photograph.shape
+    count = len(Tiles(tile, TILE_OVERLAP).places(shape))
+    lq = torch.rand(batch, 3, *(min(tile, length) for length in shape), device=model.mean.device)
+    for done in range(0, count, batch):
+        outputs = model(lq[: count - done])
+    outputs.logits.mean().item()  # until the device is done
+
+
+def plain(model: JointModel, path: Path, tile: int) -> np.ndarray:
+    """One thing after the other, all in memory; the mask."""
+    found = predict(model, path, tile)
+    with tempfile.TemporaryDirectory() as out:
+        for name, pixels in (("sr", found.sr), ("mask", found.mask().astype(np.uint8) * 255)):
+            shape = pixels.shape[:2]
+            rows = geotiff.TiffRows(Path(out) / name, shape, 3 if pixels.ndim == 3 else 1, "uint8", None)
+            rows.write(pixels)
+            rows.finish()
+    return found.mask()
+
+
+def ours(model: JointModel, path: Path, tile: int, batch: int) -> np.ndarray:
+    """By rows, as the command does it; the mask."""
+    tiles = Tiles(tile, TILE_OVERLAP, batch, ahead=2)
+    with (
+        tempfile.TemporaryDirectory() as out,
+        open_photograph(path) as photograph,
+        Files(Path(out) / "photograph") as files,
+    ):
+        return predict_rows(model, photograph, files, WANTED, tiles, keep_mask=True).mask
+
+
+def equal(ways: dict[str, Callable[[], Any]]) -> float:
+    """The share of pixels in which the masks of both differ, one in 10,000 at most; all ways are warm afterwards."""
+    ways["bare"]()
+    share = float((ways["plain"]() != ways["ours"]()).mean())
+    if share > 1e-4:
+        raise SystemExit(f"error: the masks differ in {share:.2%} of the pixels")
+    return share
+
+
+def timed(ways: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in each round; the order turns from round to round."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name in list(ways)[:: -1 if turn % 2 else 1]:
+            begin = clock()
+            ways[name]()
+            found[name].append(clock() - begin)
+    return found
+
+
+def table(found: dict[str, list[float]], side: int, where: str) -> list[str]:
+    """Markdown."""
+    lines = [f"Photograph of {side} x {side}, {where}:", "", "| way | s | photographs/s | MP/s | share of bare |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    least = statistics.median(found["bare"])
+    for name, seconds in found.items():
+        middle = statistics.median(seconds)
+        rate = f"{1 / middle:.3g} | {side**2 / 1e6 / middle:.3g}"
+        lines.append(f"| {name} | {middle:.2f} | {rate} | {least / middle:.0%} |")
+    return lines
+
+
+def report(name: str, found: dict[str, list[float]], share: float, options: argparse.Namespace) -> dict[str, Any]:
+    """For JSON: settings, rates, results and failures, as the other benchmarks write them."""
+    bare, plain, ours = (statistics.median(found[way]) for way in ("bare", "plain", "ours"))
+    line = {
+        "name": name, "formulation": "whole image, tile by tile", "plain": plain, "ours": ours, "asked": None,
+        "unit": "s", "item": "image", "threads": options.threads, "difference": share, "tolerance": 1e-4,
+        "rounds": [a / b for a, b in zip(found["plain"], found["ours"])], "ratio": plain / ours, "met": None,
+        "bound": {"by": "the forward pass", "achieved": ours, "rate": bare, "share": bare / ours},
+    }  # fmt: skip
+    settings = {"threads": options.threads, "clock": options.clock, "quick": options.quick}
+    return {"settings": settings, "rates": [], "results": [line], "failures": []}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--side", type=int, help="pixels of the photograph's sides (4000; without a GPU 500)")
+    add("--model", type=Path, help="run or export (default: a small one with weights as drawn)")
+    add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE})")
+    add("--batch", type=int, default=4, help="tiles worked at once (4)")
+    add("--rounds", type=int, default=3, help="turns of each way (3)")
+    add("--quick", action="store_true", help="120 pixels, one round: whether it works")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    add("--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine too (wall)")
+    add("--json", type=Path, metavar="FILE", help="write figures")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
