@@ -8,6 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cssr.arguments import add_options as add_options
+from cssr.arguments import evaluation_parser
+
+if __name__ == "__main__":  # --help and mistakes are answered without the imports below, which take seconds
+    evaluation_parser(__doc__).parse_args()
+
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -32,46 +38,13 @@ _CHANGING = ("distances", "degradation", "batch_size", "tile", "limit", "seed") 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    options = _parser().parse_args(arguments)
+    options = evaluation_parser(__doc__).parse_args(arguments)
     try:
         engine = start_engine()
         _run(options, engine)
     except ValueError as error:
         sys.exit(f"error: {error}")
     engine.end_training()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="accelerate launch cssr/evaluate.py", description=__doc__)
-    parser.add_argument("model", type=Path, help="run directory or export directory")
-    parser.add_argument("--data", required=True, help="shard directory to evaluate on")
-    parser.add_argument("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
-    parser.add_argument("--out", type=Path, help="where results.json and pictures go (default: MODEL/evaluations/DATA)")
-    parser.add_argument("--name", help="how reports call this result (default: the model's directory)")
-    add_options(parser)
-    return parser
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of how it is evaluated, which a launcher has as well."""
-    parser.add_argument(
-        "--distances",
-        action="store_true",
-        help="also HD95 and MSD at 99 thresholds, clDice, clIoU, boundary F1, errors of crack widths, lengths (slower)",
-    )
-    parser.add_argument(
-        "--degradation",
-        help="another one than in training, or than what the shards store, as YAML: '{name: gaussian, sigma: [1, 2]}'",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=4, help="images of equal size evaluated together (%(default)s)"
-    )
-    parser.add_argument(
-        "--tile", type=int, default=0, help="LQ pixels a side of tiles for large images (0: whole images)"
-    )
-    parser.add_argument("--limit", type=int, help="evaluate the first images only")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes per rank (0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the degradation (0)")
 
 
 def check_options(options: argparse.Namespace) -> None:

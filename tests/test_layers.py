@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cssr"
 FLOORS = [
     {"settings", "remote", "index", "members", "decode", "distance_map", "scores", "definitions"}
-    | {"thinning", "pieces", "atomic", "ahead", "geotiff", "model_card"},
+    | {"thinning", "pieces", "atomic", "ahead", "geotiff", "model_card", "arguments"},
     {"config", "registry", "batch", "cache", "contents", "loader", "centre_paths", "photographs"}
     | {"rasters", "scratch"},
     {"metrics", "schedules", "tiling", "degradations", "lanes", "augment", "tars", "engine", "published"}
