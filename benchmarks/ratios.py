@@ -16,9 +16,20 @@ def table(report: dict[str, Any]) -> list[str]:
 
 
 def markdown(report: dict[str, Any]) -> list[str]:
-    """The same as a Markdown table."""
+    """Machine, rates and the same as a Markdown table."""
     rule = ["---", "---", *["---:"] * 6, "---", "---:"]
-    return [f"| {' | '.join(line)} |" for line in (HEADINGS, rule, *map(cells, report["results"]))]
+    rows = [f"| {' | '.join(line)} |" for line in (HEADINGS, rule, *map(cells, report["results"]))]
+    return [circumstances(report), "", *(f"- {line}" for line in rate_lines(report["rates"])), "", *rows]
+
+
+def circumstances(report: dict[str, Any]) -> str:
+    """Machine, versions, revision, clock."""
+    found, clock = report["machine"], report["settings"].get("clock", "wall")
+    device = f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB"
+    versions = ", ".join(
+        f"{name} {found['versions'][name]}" for name in ("python", "torch") if name in found["versions"]
+    )
+    return f"{device}, GPU: {found['gpu'] or 'none'}; {versions}; revision {found['revision']}; {clock} clock."
 
 
 def cells(line: dict[str, Any]) -> tuple[str, ...]:
