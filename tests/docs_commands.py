@@ -52,6 +52,7 @@ STANDS_FOR = {  # names that the test's directory has, and what they are there
     "UAV315/train": "PHOTOS",
     "UAV315/val": "PHOTOS",
     "folder": "PHOTOS",
+    "masks": "PHOTOS/masks",
 }
 OTHER_RUNS = ("csbsr", "runs/other", *(f"runs/uav315/{name}" for name in ("cssr", "bicubic", "independent", "hr")))
 
@@ -309,6 +310,10 @@ RUNNERS: dict[str, Callable] = {
     "python -m cssr.predict": real,
     "python -m cssr.report": real,
     "python -m cssr.convert": options,
+    "python -m cssr.measure": real,
+    "python -m cssr.demo": options,
+    "python -m cssr.deploy": options,
+    "python -m cssr.hub": options,
     "python shards/make_shards.py": real,
     "python shards/make_benchmark.py": real,
     "python shards/doctor.py": real,
