@@ -77,17 +77,18 @@ def check_strategy(config: Config, in_parts: bool, device: str) -> None:
         )
     if config.optim.batch_norm == "sync" and device == "cpu":
         raise ValueError("optim.batch_norm=sync needs GPUs: set optim.batch_norm=rank or held")
+    for setting in ("compile", "recompute"):
+        if in_parts and getattr(config.train, setting):
+            raise ValueError(
+                f"train.{setting}=true does not go with ZeRO-3 or FSDP, which fetch weights between layers: "
+                f"launch with launch/zero2.yaml or launch/multi_gpu.yaml, or set train.{setting}=false"
+            )
     if config.train.compile:
-        _check_compile(in_parts, device)
+        _check_compile(device)
 
 
-def _check_compile(in_parts: bool, device: str) -> None:
+def _check_compile(device: str) -> None:
     """torch.compile writes C++ on a CPU, and C that launches its kernels on a GPU, against Python's headers."""
-    if in_parts:
-        raise ValueError(
-            "train.compile=true does not go with ZeRO-3 or FSDP, which fetch weights between layers: "
-            "launch with launch/zero2.yaml or launch/multi_gpu.yaml, or set train.compile=false"
-        )
     variable, usual = ("CXX", "g++") if device == "cpu" else ("CC", "gcc")
     compiler = os.environ.get(variable, usual).split()[0]
     if shutil.which(compiler) is None:

@@ -65,6 +65,8 @@ class Stepper:
         if config.train.recompute:  # after the average is copied, which never is in a backward pass
             recompute_blocks(self.model)
         if config.train.compile:
+            # No cutting of the graph at the ends of DDP's buckets, which recomputed blocks do not allow.
+            torch._dynamo.config.optimize_ddp = not config.train.recompute
             task.compile_model()
 
     @property

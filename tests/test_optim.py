@@ -85,6 +85,15 @@ def test_settings_reach_the_optimizer(name, kind):
     assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.01, 0.03)}
 
 
+@pytest.mark.parametrize("name, arguments, fused", [
+    ("adam", "{}", True), ("adamw", "{betas: [0.5, 0.6]}", True), ("sgd", "{}", True),
+    ("adam", "{fused: false}", False), ("adam", "{foreach: true}", None), ("lamb", "{}", None),
+])  # fmt: skip
+def test_updates_are_fused_where_they_can_be_unless_told_otherwise(name, arguments, fused):
+    config = settings(f"optim.optimizer={name}", f"optim.arguments={arguments}")
+    assert build_optimizer(build_model(config.model), config).defaults.get("fused") is fused
+
+
 def test_further_arguments_reach_the_optimizer():
     config = settings("optim.arguments={betas: [0.5, 0.6]}")
     optimizer = build_optimizer(build_model(config.model), config)

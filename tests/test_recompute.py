@@ -18,6 +18,8 @@ MODELS = [
     {"sr": {"name": "dbpn", "stages": 2, "width": 4, "features": 4}, "seg": UNET},
     {"sr": {**KBPN, "error_space": "lq", "sft": False}, "seg": {"name": "blur_skip", "net": PSPNET, "kernel_size": 5}},
     {"sr": "bicubic", "seg": {"name": "hrnet_ocr", "encoder": "hrnet_w18_small", "width": 8, "hidden": 8}},
+    {"sr": "bicubic", "seg": {"name": "crackformer", "width": 16, "window": 3}},
+    {"sr": "bicubic", "seg": {"name": "smp", "architecture": "fpn", "encoder": "tu-resnet10t"}},
     {
         "sr": {"name": "srcnet", "groups": 2, "blocks": 2, "width": 4, "enlarged": 8},
         "seg": {"name": "segnet", "encoder": "vgg11_bn"},

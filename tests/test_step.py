@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import draw_shards
+from running import launch, losses, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cssr import engine as engines
 from cssr.batch import Batch, send
 from cssr.checks import check_strategy
 from cssr.config import Config, load_config
+from cssr.consolidate import copied, spread_moments, whole_moments
 from cssr.degradations import DEGRADATIONS
+from cssr.models.export import read_tensors
 from cssr.models.joint import build_model
 from cssr.schedules import Progress
 from cssr.stepper import Stepper
@@ -60,15 +64,14 @@ def taken(stepper: Stepper, count: int = 2) -> list[float]:
 
 
 class Operations(TorchDispatchMode):
-    """Names of the operations that make the host wait for a device."""
+    """Names of all operations."""
 
     def __init__(self):
         super().__init__()
         self.found: list[str] = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        name = operation.overloadpacket.__name__
-        self.found += [name] if name in WAITS else []
+        self.found.append(operation.overloadpacket.__name__)
         return operation(*args, **(kwargs or {}))
 
 
@@ -79,7 +82,9 @@ def test_a_step_waits_for_one_number(recipe):
     stepper.step(stream, Progress(0, 100), 1)
     with Operations() as operations:
         stepper.step(stream, Progress(2, 100), 2)
-    assert operations.found == ["_local_scalar_dense"]
+    assert [name for name in operations.found if name in WAITS] == ["_local_scalar_dense"]
+    assert operations.found.count("_foreach_lerp_") == 1  # the average
+    assert operations.found.count("_fused_adam_") == len(stepper.model.groups())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -124,6 +129,21 @@ def test_channels_last_reaches_weights_images_and_average():
     weights = [p for m in (stepper.model, stepper.ema) for p in m.parameters() if p.dim() == 4]
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in (batch.hr, batch.lq, *weights))
     assert not all(p.is_contiguous() for p in weights)
+
+
+def test_moments_come_back_in_the_order_of_their_weights():
+    """A checkpoint holds them in rows; a fused update takes memory as it comes."""
+    one, other = (a_stepper("train.channels_last=true", "optim.ema=null") for _ in range(2))
+    taken(one, 1)
+    moments, scalars = whole_moments(one.module, one.model, one.optimizer)
+    other.model.load_state_dict(one.model.state_dict())
+    spread_moments(other.module, other.model, other.optimizer, {**copied(moments), **scalars})
+    for stepper in (one, other):
+        taken(stepper, 1)
+    state = engines.base_optimizer(other.optimizer).state
+    assert all(state[p]["exp_avg"].stride() == p.stride() for p in other.model.parameters())
+    for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("precision, chosen, last", [
@@ -184,3 +204,23 @@ def test_what_compilation_lacks_is_named(in_parts, device, missing, message, mon
     with pytest.raises(ValueError, match=message) as caught:
         check_strategy(load_config(None, ["train.compile=true"]), in_parts, device)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_compiled_run_is_the_plain_one(processes, tmp_path):
+    """Phases, average, resume and export as ever; weights have their own names."""
+    shards = draw_shards(tmp_path / "shards", 24, 64)
+    phases = "phases=[{name: sr, until: 8, beta: 0, lr: {seg: 0}}, {name: joint}]"
+    network = "model.seg={name: unet, encoder: resnet10t, width: 4, encoder_args: {channels: [8, 8, 16, 16]}}"
+    found, ways = [], (["train.steps=4"], ["train.steps=4", "train.compile=true", "train.recompute=true"])
+    for number, words in enumerate(ways):
+        run_dir = tmp_path / str(number)
+        for more in ([*words[1:], "train.steps=3"], words):
+            done = launch(settings(shards, run_dir, phases, network, *more), processes)
+            assert done.returncode == 0, done.stderr
+        found.append((losses(run_dir), read_tensors(run_dir / "export" / "model.safetensors")))
+    (plain, weights), (compiled, others) = found
+    assert sorted(compiled) == [1, 2, 3, 4] and weights.keys() == others.keys()
+    for step, values in plain.items():
+        assert compiled[step] == pytest.approx(values, rel=1e-3)

@@ -18,7 +18,7 @@ def recompute_blocks(network: nn.Module) -> list[str]:
     Results are those without, BatchNorm's statistics and dropout too. Where no gradients are asked for nothing changes.
     """
     names = {module: name for name, module in network.named_modules()}
-    found = list(blocks_of(network))
+    found = list(dict.fromkeys(blocks_of(network)))
     for block in found:
         block.forward = partial(_recomputed, block, block.forward)
     return [names[block] for block in found]
@@ -27,11 +27,11 @@ def recompute_blocks(network: nn.Module) -> list[str]:
 def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
     """The blocks that are recomputed one by one.
 
-    Those that a module names itself, as the property `blocks`; else the smallest ones of two or more layers with
-    weights.
+    Those that a module names itself, as the property `recomputed`; else the smallest ones of two or more layers with
+    weights. What a block is given must stay as it is until the backward pass: tuples, no lists that grow.
     """
-    if hasattr(module, "blocks"):
-        yield from module.blocks
+    if hasattr(module, "recomputed"):
+        yield from module.recomputed
         return
     inner = [block for child in module.children() for block in blocks_of(child)]
     alone = not inner and _weighty(module) > 1 and type(module) not in (nn.ModuleList, nn.ModuleDict)

@@ -243,8 +243,8 @@ class KBPN(nn.Module):
         init_kaiming(self)
 
     @property
-    def blocks(self) -> tuple[nn.Module, ...]:
-        """What is recomputed at a time, under `train.recompute`."""
+    def recomputed(self) -> tuple[nn.Module, ...]:
+        """Blocks, under `train.recompute`."""
         return self.head, self.predictor, *self.stages, *self.backs
 
     def forward(self, lq: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, Tensor]:
