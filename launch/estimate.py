@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from cssr.batch import Batch
 from cssr.config import Config
 from cssr.models.joint import JointModel, build_model
+from cssr.models.recompute import recompute_blocks
 from cssr.schedules import Progress
 from cssr.task import Task
 
@@ -78,6 +79,8 @@ class Sketch:
         with self._mode:
             self.model: JointModel = build_model(config.model)
             self.task = Task(self.model, config).train()
+        if config.train.recompute:
+            recompute_blocks(self.model)
 
     @property
     def parameters(self) -> int:

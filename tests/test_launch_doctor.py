@@ -293,6 +293,12 @@ def test_activations_are_near_those_that_the_allocator_saw(half):
     assert estimated == pytest.approx(peak + inputs, rel=0.2)
 
 
+def test_recomputed_activations_are_fewer():
+    configs = (load_config(TINY, [f"train.recompute={on}"]) for on in ("false", "true"))
+    kept, fewer = (Sketch(config).activations(2, None, False) for config in configs)
+    assert 0 < fewer < 0.8 * kept
+
+
 def test_an_estimate_needs_no_memory_of_its_size():
     """A crop whose activations would be terabytes."""
     assert Sketch(load_config(TINY, ["data.crop=16384"])).activations(64, None, False) > 2**40
