@@ -3,10 +3,22 @@
 `columns` picks the measures, `facts` says how they came about; `markdown`, `latex` and `page` set both; `files` writes.
 """
 
-from cssr.report.columns import IMAGE_COLUMNS, find_reference
-from cssr.report.command import main
-from cssr.report.facts import caveats
-from cssr.report.files import report
-from cssr.report.markdown import image_table
+import importlib
 
-__all__ = ["IMAGE_COLUMNS", "caveats", "find_reference", "image_table", "main", "report"]
+_PUBLIC = {
+    "IMAGE_COLUMNS": "columns",
+    "caveats": "facts",
+    "find_reference": "columns",
+    "image_table": "markdown",
+    "main": "command",
+    "report": "files",
+}
+
+__all__ = [*_PUBLIC]
+
+
+def __getattr__(name: str):
+    """Public names are imported when first used, so that the command line is read before what takes seconds."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'cssr.report' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"cssr.report.{_PUBLIC[name]}"), name)

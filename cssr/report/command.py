@@ -4,16 +4,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.report.columns import find_reference
-from cssr.report.facts import caveats
-from cssr.report.files import write
-from cssr.report.markdown import image_table
-from cssr.results import load
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    options = _parser().parse_args(arguments)
+    _report(_parser().parse_args(arguments))
+
+
+def _report(options: argparse.Namespace) -> None:
+    # Imported here, as these take seconds: --help and mistakes are answered without.
+    from cssr.report.columns import find_reference
+    from cssr.report.facts import caveats
+    from cssr.report.files import write
+    from cssr.report.markdown import image_table
+    from cssr.results import load
+
     try:
         results = load(options.results)
         base = find_reference(results, options.reference)
