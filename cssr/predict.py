@@ -4,8 +4,10 @@ A photograph is taken as the low-resolution image: what is written is larger by 
 """
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from cssr.visualize import to_image
 
 TILE = 256  # LQ pixels
 _GIB = 1 << 30
+_MMAP_THRESHOLD, _LARGE = -3, 4 << 20  # of mallopt(3), bytes
 _AHEAD = 2  # batches of tiles that are read before their turn
 
 
@@ -82,6 +85,7 @@ def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = _parser().parse_args(arguments)
+    _return_memory()
     try:
         _check(options)
         found = photographs(options.source, apart=options.out)
@@ -100,6 +104,14 @@ def main(arguments: list[str] | None = None) -> None:
     if run.failed:
         names = ", ".join(run.failed[:5])
         sys.exit(f"error: {len(run.failed)} of {run.count} photographs could not be read or written: {names}")
+
+
+def _return_memory() -> None:
+    """Have glibc give large blocks back when they are freed: kept for later use, they lie between small ones that stay,
+    and a process grows with every row of tiles.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """What is read and written by windows: TIFFs, their place on the map, memory, full disks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -82,6 +83,18 @@ def test_results_keep_the_place_on_the_map(export, tmp_path, size, scale):
         assert sr.bounds == rasterio.coords.BoundingBox(691000, 5335000 - 4.5, 691006, 5335000)
 
 
+def test_cracks_lie_on_the_map(export, tmp_path):
+    """The line from the photograph's upper left to its lower right, on the map in metres."""
+    write_tiff(tmp_path / "a.tif", pixels(90, 120), photometric="rgb", **MAP)
+    how = ["--out", str(tmp_path / "out"), "--size", "photo", "--measure", "--write", "mask", "--device", "cpu"]
+    main([str(export), str(tmp_path / "a.tif"), *how])
+    lines = json.loads((tmp_path / "out" / "a_cracks.geojson").read_text())
+    assert lines["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::25832"
+    points = np.array(lines["features"][0]["geometry"]["coordinates"])
+    points = points[points[:, 0].argsort()]
+    np.testing.assert_allclose(points[[0, -1]], [[691000, 5334999.4], [691006, 5334996.4]], atol=0.15)
+
+
 def test_tiffs_hold_what_is_predicted_in_memory(export, tmp_path):
     """Over several tiles and blocks."""
     Image.fromarray(pixels(150, 171)).save(tmp_path / "a.png")
@@ -152,19 +165,37 @@ def test_the_memory_stays_below_what_is_stated(export, tmp_path):
 FULL = """
 import resource, sys
 from cssr.predict import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), int(sys.argv[4])))
-main([*sys.argv[1:3], "--out", sys.argv[3], "--device", "cpu", "--format", "tiff", "--write", *sys.argv[5:]])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+main([*sys.argv[1:3], "--out", sys.argv[3], "--device", "cpu", "--format", "tiff"])
 """
 
 
-@pytest.mark.parametrize("room, wanted", [(60_000, "mask"), (1_000_000, "mask"), (2_000_000, "sr")])
-def test_a_file_that_cannot_grow_leaves_one_line_and_nothing_else(export, tmp_path, room, wanted):
-    """As on a full disk, at the temporary file (2.1 MB) as well as at the results."""
-    side = 40 if wanted == "sr" else 105
-    Image.fromarray(pixels(side, 105)).save(tmp_path / "a.png")
-    noise = np.random.default_rng(0).integers(0, 255, (side, 105, 3)).astype(np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.png")
-    done = python(FULL, export, tmp_path / "a.png", tmp_path / "out", room if wanted != "sr" else 20_000, wanted)
+def test_files_that_cannot_grow_are_one_line_and_leave_nothing(export, tmp_path):
+    """As on a full disk."""
+    Image.fromarray(pixels(60, 70)).save(tmp_path / "a.png")
+    done = python(FULL, export, tmp_path / "a.png", tmp_path / "out")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 2 and "File too large" in done.stderr
+    assert len(done.stderr.splitlines()) == 2 and "a.png: [Errno 27] File too large" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+FULL_TIFF = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from cssr.geotiff import TiffRows
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    rows = TiffRows(Path(sys.argv[1]), (600, 500), 3, "uint8", None)
+    rows.write(np.random.default_rng(0).integers(0, 255, (600, 500, 3)).astype(np.uint8))
+    rows.finish()
+except OSError as error:
+    print("OSError")
+"""
+
+
+@pytest.mark.parametrize("room, told", [(100, "OSError"), (300_000, "OSError"), (850_000, "OSError"), (2_000_000, "")])
+def test_a_tiff_that_cannot_grow_is_an_error(tmp_path, room, told):
+    """In its first blocks, or where it ends; with room enough there is none."""
+    done = python(FULL_TIFF, tmp_path / "a.tif", room)
+    assert done.returncode == 0 and done.stdout.strip() == told, done.stderr
