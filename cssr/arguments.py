@@ -3,6 +3,9 @@
 import argparse
 from pathlib import Path
 
+RESULTS = ("sr", "prob", "mask", "overlay", "kernel")  # what a prediction writes
+TILE = 256  # LQ pixels a side of a tile of a prediction
+
 
 def evaluation_parser(doc: str) -> argparse.ArgumentParser:
     """Of cssr/evaluate.py."""
@@ -36,3 +39,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="evaluate the first images only")
     parser.add_argument("--workers", type=int, default=0, help="loader processes per rank (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the degradation (0)")
+
+
+def prediction_parser(doc: str) -> argparse.ArgumentParser:
+    """Of cssr/predict.py."""
+    parser = argparse.ArgumentParser(prog="python -m cssr.predict", description=doc.splitlines()[0])
+    add = parser.add_argument
+    add("model", type=Path, help="run directory or export directory")
+    add("source", type=Path, nargs="+", help="photographs, folders of them, quoted patterns ('pier/*.jpg'), videos")
+    add("--out", type=Path, required=True, help="directory to write to; what is done there is not done again")
+    add("--write", nargs="+", choices=RESULTS, default=list(RESULTS), help="what is written (default: all)")
+    add("--size", choices=("sr", "photo"), default="sr", help="of probability, mask and overlay: the SR image's or the "
+        "photograph's own, probabilities averaged (sr)")  # fmt: skip
+    add("--format", choices=("auto", "png", "tiff"), default="auto", help="auto: PNG; TIFF above 64 megapixels and for "
+        "georeferenced photographs, whose georeference they keep (extra `large`)")  # fmt: skip
+    add("--threshold", type=float, default=0.5, help="probability above which a pixel is crack (0.5)")
+    add("--float", action="store_true", help="probabilities as float32 (.npy, or TIFF) instead of 8 bit")
+    add("--measure", action="store_true", help="each crack's length, width and direction: _cracks.csv, _cracks.geojson "
+        "(map coordinates where there are) and _cracks.png")  # fmt: skip
+    add("--mm-per-pixel", type=float, metavar="X", help="width of a pixel of the photograph, for measures in mm")
+    add("--every", type=int, default=1, metavar="N", help="of videos, each N-th frame (1)")
+    add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE}; 0: whole)")
+    add("--batch", type=int, default=1, help="tiles worked at once (1); more keep a GPU busy")
+    add("--memory", type=float, default=4.0, metavar="GIB", help="that a photograph may take beside the networks and "
+        "what they compute of a batch (4): 4 bytes a pixel, by windows 64 MiB, and 12 bytes x scale^2 x width x tile, "
+        "and the results that are PNGs")  # fmt: skip
+    add("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
+    add("--device", default="auto", help="cpu, cuda, ... (auto: an accelerator where there is one)")
+    return parser

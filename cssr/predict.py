@@ -12,6 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cssr.arguments import TILE, prediction_parser
+
+if __name__ == "__main__":  # --help and mistakes are answered without the imports below, which take seconds
+    prediction_parser(__doc__).parse_args()
+
 import numpy as np
 import torch
 from PIL import Image
@@ -27,11 +32,10 @@ from cssr.measured_files import Measured, write_measures
 from cssr.models.joint import JointModel
 from cssr.photographs import Photograph, read_photograph
 from cssr.rasters import Files
-from cssr.streaming import RESULTS, Found, Wanted, memory, predict_rows
+from cssr.streaming import Found, Wanted, memory, predict_rows
 from cssr.tiling import Tiles
 from cssr.visualize import to_image
 
-TILE = 256  # LQ pixels
 _GIB = 1 << 30
 _MMAP_THRESHOLD, _LARGE = -3, 4 << 20  # of mallopt(3), bytes
 _AHEAD = 2  # batches of tiles that are read before their turn
@@ -84,7 +88,7 @@ def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> Tensor:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    options = _parser().parse_args(arguments)
+    options = prediction_parser(__doc__).parse_args(arguments)
     _return_memory()
     try:
         _check(options)
@@ -247,33 +251,6 @@ def device_named(name: str) -> torch.device:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cssr.predict", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("model", type=Path, help="run directory or export directory")
-    add("source", type=Path, nargs="+", help="photographs, folders of them, quoted patterns ('pier/*.jpg'), videos")
-    add("--out", type=Path, required=True, help="directory to write to; what is done there is not done again")
-    add("--write", nargs="+", choices=RESULTS, default=list(RESULTS), help="what is written (default: all)")
-    add("--size", choices=("sr", "photo"), default="sr", help="of probability, mask and overlay: the SR image's or the "
-        "photograph's own, probabilities averaged (sr)")  # fmt: skip
-    add("--format", choices=("auto", "png", "tiff"), default="auto", help="auto: PNG; TIFF above 64 megapixels and for "
-        "georeferenced photographs, whose georeference they keep (extra `large`)")  # fmt: skip
-    add("--threshold", type=float, default=0.5, help="probability above which a pixel is crack (0.5)")
-    add("--float", action="store_true", help="probabilities as float32 (.npy, or TIFF) instead of 8 bit")
-    add("--measure", action="store_true", help="each crack's length, width and direction: _cracks.csv, _cracks.geojson "
-        "(map coordinates where there are) and _cracks.png")  # fmt: skip
-    add("--mm-per-pixel", type=float, metavar="X", help="width of a pixel of the photograph, for measures in mm")
-    add("--every", type=int, default=1, metavar="N", help="of videos, each N-th frame (1)")
-    add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE}; 0: whole)")
-    add("--batch", type=int, default=1, help="tiles worked at once (1); more keep a GPU busy")
-    add("--memory", type=float, default=4.0, metavar="GIB", help="that a photograph may take beside the networks and "
-        "what they compute of a batch (4): 4 bytes a pixel, by windows 64 MiB, and 12 bytes x scale^2 x width x tile, "
-        "and the results that are PNGs")  # fmt: skip
-    add("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
-    add("--device", default="auto", help="cpu, cuda, ... (auto: an accelerator where there is one)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cssr import geotiff
 from cssr.ahead import WriteBehind
+from cssr.arguments import RESULTS
 from cssr.checks import segments
 from cssr.models.joint import JointModel
 from cssr.photographs import Photograph
@@ -25,7 +26,6 @@ from cssr.scratch import Scratch
 from cssr.tiling import Tiles
 from cssr.visualize import overlay
 
-RESULTS = ("sr", "prob", "mask", "overlay", "kernel")
 _AHEAD = 2  # batches of tiles, and pieces of results, that wait
 
 

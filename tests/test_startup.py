@@ -45,6 +45,7 @@ def test_importing_the_package_imports_nothing_heavy():
 @pytest.mark.parametrize("script, allowed, said", [
     ("cssr/train.py", set(), "batch_size: 6"),
     ("cssr/evaluate.py", set(), "--distances"),
+    ("cssr/predict.py", set(), "--mm-per-pixel"),
     ("cssr/report/__main__.py", set(), "--reference"),
     ("shards/make_shards.py", {"cv2", "scipy"}, "SOURCE"),
 ])  # fmt: skip
