@@ -53,6 +53,11 @@ def own_parts():
         del sys.modules[name]
 
 
+def shipped(zoo) -> set[str]:
+    """The names in a zoo that the package itself registers, whatever other tests have registered beside them."""
+    return {name for name in zoo.names() if zoo.get(name).__module__.startswith("cssr.")}
+
+
 def draw_shards(out: Path, count: int, size: int, *more: str) -> Path:
     """Shards of drawn photographs, written by the command."""
     script = Path(__file__).parents[1] / "shards" / "make_shards.py"

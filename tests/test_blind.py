@@ -9,7 +9,8 @@ from cssr.config import ModelConfig
 from cssr.convert import convert_joint
 from cssr.data import signed_distance
 from cssr.losses import LOSSES
-from cssr.models.joint import assign_state, build_model
+from cssr.models.export import assign_state
+from cssr.models.joint import build_model
 from cssr.schedules import Progress
 
 START = Progress(0, 100)

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import shipped
 from PIL import Image
 from torch import nn
 
@@ -187,7 +188,7 @@ def test_a_missing_library_names_the_extra(export, tmp_path, monkeypatch):
 
 
 def test_every_network_is_tried():
-    assert set(SRS) == set(SR.names()) and set(SEGS) == set(SEG.names())
+    assert set(SRS) == shipped(SR) and set(SEGS) == shipped(SEG)
 
 
 @pytest.mark.slow
