@@ -112,12 +112,6 @@ def precision(engine: Accelerator) -> str:
     return engine.mixed_precision
 
 
-def memory_layout(engine: Accelerator, channels_last: bool | None) -> torch.memory_format:
-    """The layout of weights and images: where nothing is chosen, the one in which mixed precision is fast."""
-    chosen = precision(engine) != "no" if channels_last is None else channels_last
-    return torch.channels_last if chosen else torch.contiguous_format
-
-
 def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
     """Put the weights of convolutions into this order in memory; their names, shapes and values stay."""
     for parameter in module.parameters():

@@ -65,7 +65,7 @@ class JointModel(nn.Module):
         if self.config.normalize == "instance" and moments is not None:
             return (image.float() - moments[0]) * (moments[1] + _EPSILON).rsqrt()
         if self.config.normalize == "instance":
-            return F.instance_norm(image.float(), eps=_EPSILON)
+            return _normalized(image.float())
         if self.config.normalize == "dataset":
             return (image - self.mean) / self.std
         return image
@@ -187,6 +187,15 @@ class JointModel(nn.Module):
         model = build_model(from_dict({"model": settings["model"], "imports": imports}).model)
         load_export(model, directory, settings.get("sha256"))
         return model.eval()
+
+
+def _normalized(image: Tensor) -> Tensor:
+    """B C H W, each channel of each image with mean 0 and variance 1.
+
+    `F.instance_norm` of torch 2.14 has a wrong gradient for a single image where that comes in channels_last.
+    """
+    variance, mean = torch.var_mean(image, (2, 3), correction=0, keepdim=True)
+    return (image - mean) * (variance + _EPSILON).rsqrt()
 
 
 def group_of(name: str) -> str:
