@@ -17,7 +17,7 @@ from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
 from cssr.models.export import load_export, read_export, write_export
 from cssr.models.from_hub import came_from_hub, check_untrusted, fetch, is_hub_name
-from cssr.models.moments import Moments
+from cssr.models.moments import Moments, moments_of
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
 from cssr.models.to_hub import push, stage
@@ -62,10 +62,9 @@ class JointModel(nn.Module):
 
         `moments`: mean and variance (B 3 1 1 each) of the image of which this is a part.
         """
-        if self.config.normalize == "instance" and moments is not None:
-            return (image.float() - moments[0]) * (moments[1] + _EPSILON).rsqrt()
         if self.config.normalize == "instance":
-            return _normalized(image.float())
+            mean, variance = moments or moments_of(image.float())
+            return (image.float() - mean) * (variance + _EPSILON).rsqrt()
         if self.config.normalize == "dataset":
             return (image - self.mean) / self.std
         return image
@@ -187,15 +186,6 @@ class JointModel(nn.Module):
         model = build_model(from_dict({"model": settings["model"], "imports": imports}).model)
         load_export(model, directory, settings.get("sha256"))
         return model.eval()
-
-
-def _normalized(image: Tensor) -> Tensor:
-    """B C H W, each channel of each image with mean 0 and variance 1.
-
-    `F.instance_norm` of torch 2.14 has a wrong gradient for a single image where that comes in channels_last.
-    """
-    variance, mean = torch.var_mean(image, (2, 3), correction=0, keepdim=True)
-    return (image - mean) * (variance + _EPSILON).rsqrt()
 
 
 def group_of(name: str) -> str:

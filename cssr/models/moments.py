@@ -1,7 +1,16 @@
-"""Mean and variance of an image that comes in parts."""
+"""Mean and variance of images, whole or in parts."""
 
 import torch
 from torch import Tensor
+
+
+def moments_of(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of each image and channel: B C H W to B C 1 1 twice.
+
+    `F.instance_norm` of torch 2.14 has a wrong gradient for a single image that comes in channels_last.
+    """
+    variance, mean = torch.var_mean(image, (-2, -1), correction=0, keepdim=True)
+    return mean, variance
 
 
 class Moments:
@@ -20,7 +29,7 @@ class Moments:
         squares would; in float64 where the device has it.
         """
         precise = torch.float32 if rows.device.type == "mps" else torch.float64
-        variance, mean = (x.to(precise) for x in torch.var_mean(rows.float(), (-2, -1), correction=0, keepdim=True))
+        mean, variance = (x.to(precise) for x in moments_of(rows.float()))
         count = rows.shape[-2] * rows.shape[-1]
         share = count / (self._count + count)
         self._mean, self._variance, self._count = self._mean.to(mean), self._variance.to(mean), self._count + count
