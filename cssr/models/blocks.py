@@ -65,7 +65,8 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     What is exported has one course for all sizes: there it pads by 0 where nothing is missing.
     """
     height, width = x.shape[-2:]
-    pad = (-width % multiple, -height % multiple)
+    # No remainders of negative numbers, which ONNX rounds towards 0 in what follows from these sizes.
+    pad = [(side + multiple - 1) // multiple * multiple - side for side in (width, height)]
     padded = multiple > 1 and (exporting() or any(pad))
     return F.pad(x, (0, pad[0], 0, pad[1]), mode="replicate") if padded else x
 
