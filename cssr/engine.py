@@ -105,6 +105,11 @@ def shards_parameters(engine: Accelerator) -> bool:
     return zero3 or engine.distributed_type == DistributedType.FSDP
 
 
+def flattens(engine: Accelerator) -> bool:
+    """Whether the engine makes flat pieces of the weights, which have to lie in the plain order: DeepSpeed and FSDP."""
+    return uses_deepspeed(engine) or engine.distributed_type == DistributedType.FSDP
+
+
 def precision(engine: Accelerator) -> str:
     """`no` or `bf16` or `fp16`, whoever sees to it."""
     if uses_deepspeed(engine) and "torch_autocast" in engine.deepspeed_plugin.deepspeed_config:

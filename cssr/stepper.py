@@ -53,7 +53,8 @@ class Stepper:
         self.task, self.model, self._config, self._engine = task, task.model, config, engine
         self._degrade, self._accumulation, self._any_rank = degrade, accumulation, any_rank
         self._layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        engines.lay_out(self.model, self._layout)
+        if not engines.flattens(engine):
+            engines.lay_out(self.model, self._layout)
         optimizer = build_optimizer(self.model, config)
         engines.configure_deepspeed(engine, optimizer, micro_batch, accumulation, config.optim.clip_norm)
         self.module, self.optimizer = engine.prepare(task, optimizer)
