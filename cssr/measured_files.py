@@ -19,6 +19,7 @@ class Measured:
     """How cracks are measured."""
 
     mm_per_pixel: float | None = None  # of the photograph
+    least_length: float = 0.0  # of a crack, the photograph's pixels
 
 
 def write_measures(files: Files, mask: np.ndarray, photograph: Photograph, how: Measured) -> int:
@@ -27,8 +28,8 @@ def write_measures(files: Files, mask: np.ndarray, photograph: Photograph, how: 
     The lines' coordinates are the map's where the photograph lies on one, else the photograph's pixels.
     Returns: how many cracks there are.
     """
-    cracks = measure_cracks(mask)
     scale = mask.shape[0] / photograph.shape[0]
+    cracks = measure_cracks(mask, how.least_length * scale)
     units = Units(scale, how.mm_per_pixel)
     write_table(cracks, files.new("_cracks.csv"), units)
     place = None if photograph.place is None else georeference(photograph.place.enlarged(scale))

@@ -132,6 +132,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--mm-per-pixel must be above 0, found {options.mm_per_pixel}")
     if options.mm_per_pixel is not None and not options.measure:
         raise ValueError("--mm-per-pixel is for --measure, which is not given")
+    if not 0 <= options.least_length < float("inf"):
+        raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
+    if options.least_length and not options.measure:
+        raise ValueError("--least-length is for --measure, which is not given")
     if options.format == "tiff" and not geotiff.there():
         raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
 
@@ -161,7 +165,7 @@ class _Run:
     def __init__(self, model: JointModel, options: argparse.Namespace):
         self._model, self._options = model, options
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
-        self._measured = Measured(options.mm_per_pixel) if options.measure else None
+        self._measured = Measured(options.mm_per_pixel, options.least_length) if options.measure else None
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
         self._facts["measured"] = asdict(self._measured) if self._measured else None
         self.failed: list[str] = []

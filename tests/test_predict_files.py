@@ -106,6 +106,13 @@ def test_cracks_are_measured_in_pixels_and_millimetres_of_the_photograph(export,
     assert len(lines["features"]) == len(rows) and lines["name"] == "a_cracks"
 
 
+def test_short_cracks_are_left_out(export, photos, tmp_path, capsys):
+    """85 pixels of the photograph are longer than 70, though not than 100."""
+    for least, pieces in ((70, 1), (100, 0)):
+        run(export, photos / "a.png", "--out", tmp_path / "out", "--measure", "--least-length", str(least))
+        assert f"in {pieces} pieces" in capsys.readouterr().out
+
+
 # ---- done already ----
 
 
@@ -238,6 +245,8 @@ def test_no_place_to_write(export, photos, tmp_path):
         (["--every", "-1"], "--every must be 1 or more"),
         (["--memory", "0"], "--memory must be above 0"),
         (["--mm-per-pixel", "2"], "--mm-per-pixel is for --measure"),
+        (["--least-length", "2"], "--least-length is for --measure"),
+        (["--measure", "--least-length", "-2"], "--least-length must be 0 or more"),
         (["--measure", "--mm-per-pixel", "-2"], "--mm-per-pixel must be above 0"),
     ],
 )
