@@ -1,10 +1,12 @@
 """The authors' weight files: every model of the manifest becomes an export that gives the golden outputs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import SHARED, need
 
 from cssr.config import ModelConfig
 from cssr.convert import convert_joint, convert_state, main
@@ -36,6 +38,13 @@ BLUR_SKIP = {
     "pspnet_blurskip": ["model.seg=blur_skip"],
     "pspnet_blurskip_origin": ["model.seg={name: blur_skip, modulate_by: kernel}"],
 }
+# The large ones are slow: that their converted weights give the golden outputs, their networks' own tests show too.
+FAST = {"dbpn_x2_stages2", "dbpn_x4_stages4", "unet16_pixel_shuffle", "pspnet_resnet34", "crackformer"}
+
+
+def each(names) -> list:
+    """Names as test parameters."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in names]
 
 
 @pytest.fixture
@@ -63,7 +72,8 @@ def assert_golden(found: torch.Tensor, expected: np.ndarray, largest: float = 1e
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, prefix", [*((n, "") for n in SR_NETWORKS), ("dbpn_x4_stages4", "module.sr_model.")])
+@pytest.mark.parametrize("prefix", ["", "module.sr_model."], ids=["bare", "of several GPUs"])
+@pytest.mark.parametrize("name", each(SR_NETWORKS))
 def test_sr_networks(name, prefix, golden, reference_state, convert):
     """Bare, and as an SR-only file of several GPUs has it; SR is compared before it is clipped."""
     arrays = golden(name)
@@ -72,7 +82,7 @@ def test_sr_networks(name, prefix, golden, reference_state, convert):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", SEG_NETWORKS)
+@pytest.mark.parametrize("name", each(SEG_NETWORKS))
 def test_segmentation_networks(name, golden, reference_state, convert):
     arrays = golden(name)
     model = convert(reference_state(name), *SEG_NETWORKS[name], *SEG_ALONE, "model.clip=never")
@@ -82,7 +92,7 @@ def test_segmentation_networks(name, golden, reference_state, convert):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", BLUR_SKIP)
+@pytest.mark.parametrize("name", each(BLUR_SKIP))
 def test_blur_skip_behind_kbpn(name, golden, reference_state, convert):
     arrays, state = golden(name), prefixed("sr_model.", reference_state("kbpn_x4_k7to21"))
     model = convert(state | prefixed("segmentation_model.", reference_state(name)), KBPN, *BLUR_SKIP[name])
@@ -101,6 +111,7 @@ def test_csbsr(golden, reference_state, convert):
         assert_golden(found, arrays[name])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_dsrl(golden, reference_state, convert):
     arrays = golden("dsrl_x4")
@@ -111,18 +122,26 @@ def test_dsrl(golden, reference_state, convert):
 
 
 def test_every_model_of_the_manifest_is_tried():
-    import json
-
-    from conftest import SHARED, need
-
     models = json.loads(need(SHARED / "golden" / "manifest.json").read_text())["models"]
     assert set(models) == {*SR_NETWORKS, *SEG_NETWORKS, *BLUR_SKIP, "csbsr_pspnet_joint", "dsrl_x4"}
 
 
-def test_joint_reference_checkpoint_converts(reference_state):
-    """A published joint file holds both networks' keys, with prefixes, and `module.` in front from several GPUs."""
-    state = {f"module.sr_model.{k}": v for k, v in reference_state("dbpn_x4_stages4").items()}
-    state |= {f"module.segmentation_model.{k}": v for k, v in reference_state("unet16_pixel_shuffle").items()}
+@pytest.fixture
+def joint_state():
+    """A published joint file of DBPN and U-Net: its keys and shapes, with zeros but for the last bias."""
+    models = json.loads(need(SHARED / "golden" / "manifest.json").read_text())["models"]
+    parts = {"sr_model.": "dbpn_x4_stages4", "segmentation_model.": "unet16_pixel_shuffle"}
+    state = {
+        prefix + key: torch.zeros(shape, dtype=getattr(torch, dtype))
+        for prefix, name in parts.items()
+        for key, (shape, dtype) in models[name]["state_dict"].items()
+    }
+    return state | {"sr_model.output_conv.conv.bias": torch.tensor([1.0, 2.0, 3.0])}
+
+
+def test_joint_reference_checkpoint_converts(joint_state):
+    """Both networks' keys, with prefixes, and `module.` in front from several GPUs."""
+    state = prefixed("module.", joint_state)
     model = build_model(ModelConfig(sr={"name": "dbpn", "stages": 4}))
     assign_state(model, convert_joint(state, model.config), "file")
     torch.testing.assert_close(model.sr.tail.bias, state["module.sr_model.output_conv.conv.bias"])
@@ -143,9 +162,8 @@ def test_files_that_are_no_checkpoint(content, message, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_command_line_writes_an_export(reference_state, tmp_path):
-    state = {f"module.sr_model.{k}": v for k, v in reference_state("dbpn_x4_stages4").items()}
-    state |= {f"module.segmentation_model.{k}": v for k, v in reference_state("unet16_pixel_shuffle").items()}
+def test_command_line_writes_an_export(joint_state, tmp_path):
+    state = prefixed("module.", joint_state)
     torch.save(state, tmp_path / "iteration_1.pth")
     (tmp_path / "r.yaml").write_text("model: {sr: {name: dbpn, stages: 4}}")
     main([str(tmp_path / "iteration_1.pth"), "--recipe", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out")])
@@ -172,11 +190,9 @@ def test_foreign_keys_are_named():
         (lambda s: [s.pop(k) for k in list(s) if k.startswith("sr")], "no SR network: add model.sr=bicubic"),
     ],
 )
-def test_files_that_do_not_fit_the_recipe(spoil, message, reference_state, tmp_path):
-    state = prefixed("sr_model.", reference_state("dbpn_x4_stages4"))
-    state |= prefixed("segmentation_model.", reference_state("unet16_pixel_shuffle"))
-    spoil(state)
-    torch.save(state, tmp_path / "a.pth")
+def test_files_that_do_not_fit_the_recipe(spoil, message, joint_state, tmp_path):
+    spoil(joint_state)
+    torch.save(joint_state, tmp_path / "a.pth")
     (tmp_path / "r.yaml").write_text("model: {sr: {stages: 4}}")
     with pytest.raises(SystemExit, match=message) as caught:
         main([str(tmp_path / "a.pth"), "--recipe", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out")])

@@ -75,7 +75,7 @@ def test_a_finished_run_says_so(straight, shards, capsys):
     assert "is finished: 10 steps" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stop", [3, 5])
+@pytest.mark.parametrize("stop", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_resume_equals_the_uninterrupted_run(stop, straight, shards, tmp_path):
     """Stopped between or at checkpoints, dropout and EMA on: the losses that follow are the same, bit for bit."""
     main(settings(shards, tmp_path / "run", f"train.steps={stop}"))
