@@ -102,6 +102,7 @@ def test_blur_skip_behind_kbpn(name, golden, reference_state, convert):
     assert outputs.logits.shape == (1, 1, 64, 64) and outputs.kernel.shape == (1, 1, 21, 21)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_csbsr(golden, reference_state, convert):
     arrays = golden("csbsr_pspnet_joint")

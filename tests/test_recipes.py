@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 SLOW = {"csbsr_hrnet_ocr"}  # ten seconds, where the others take one to five
-WHOLE = {"csbsr_pspnet", "cssr", "csbsr_unet", "cssr_pspnet"}  # the others train the same networks with fewer channels
+WHOLE = {"csbsr_pspnet", "cssr"}  # the others train the same networks with fewer channels
 NARROW = {
     "kbpn": {"width": 16, "features": 16, "hidden": 8},
     "dbpn": {"width": 8, "features": 16},
