@@ -78,6 +78,8 @@ def _graph(line: Piece) -> _Graph:
 
 def _junctions(links: np.ndarray, degree: np.ndarray) -> np.ndarray:
     """Pixels at which three or more meet, those next to each other being one junction."""
+    if not (degree > 2).any():
+        return np.full(len(degree), -1)
     inside = np.append(degree > 2, False)
     pixel, k = np.nonzero(inside[links] & inside[:-1, None])
     graph = coo_array((np.ones(len(pixel), bool), (pixel, links[pixel, k])), shape=(len(links), len(links)))

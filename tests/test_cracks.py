@@ -155,6 +155,20 @@ def test_the_smallest_masks():
     assert only(dots).length == pytest.approx(3 * math.sqrt(2), abs=1) and only(dots).orientation == 135
 
 
+def test_a_speck_measures_the_same_wherever_it_lies():
+    """Measures of small pieces are kept by their shape, and moved to where the next of it is."""
+    speck = np.array([[0, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
+    mask = np.zeros((20, 30), bool)
+    for left, top in ((0, 0), (7, 3), (27, 17)):
+        mask[top : top + 3, left : left + 3] = speck
+    alone, found = only(speck), measure_cracks(mask)
+    for crack, (left, top) in zip(found, ((0, 0), (7, 3), (27, 17)), strict=True):
+        assert (crack.length, crack.mean_width, crack.max_width) == (alone.length, alone.mean_width, alone.max_width)
+        assert crack.box == (left, top, left + 3, top + 3) and crack.area == 5
+        assert crack.widest == pytest.approx((alone.widest[0] + left, alone.widest[1] + top))
+        np.testing.assert_allclose(crack.lines[0], alone.lines[0] + (left, top))
+
+
 def test_pieces_below_the_least_length_are_left_out():
     mask = np.zeros((60, 60), bool)
     mask[10, 10:50] = mask[30, 10:20] = mask[50, 50] = True
