@@ -26,21 +26,20 @@ from torch import Tensor
 from cssr import checkpoint as store
 from cssr import engine as engines
 from cssr.batch import Batch
-from cssr.checks import check_best, check_degradation, check_strategy, check_training, measures_segmentation
+from cssr.checks import check_degradation
 from cssr.claim import Claim
 from cssr.data import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.engine import AnyRank, start_engine
 from cssr.guard import LeftOut, StopSignal, Watchdog, explain
-from cssr.lanes import check_split
 from cssr.log import Console, memory_gib, trackers, truncate_lines
 from cssr.models.export import load_weights
 from cssr.models.joint import build_model
+from cssr.preparation import prepare
 from cssr.schedules import Progress
-from cssr.sets import check_kernels, check_lq, is_stored, open_train_sets
+from cssr.sets import check_kernels
 from cssr.snapshot import Saver, restore, take
 from cssr.stepper import Refused, Stepper
-from cssr.tars import open_sets
 from cssr.task import Task
 from cssr.validation import Validation, is_better, record
 
@@ -59,7 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run.train()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        explained = error if isinstance(error, (ValueError, OSError)) else explain(error, run.config, run.micro_batch)
+        explained = (
+            error if isinstance(error, (ValueError, OSError)) else explain(error, run.config, run.prepared.micro_batch)
+        )
         if explained is None:
             raise
         sys.exit(f"error: {explained}")
@@ -80,28 +81,11 @@ class Run:
         )
         self.step, self.best, self.changed, self.claim, self.watchdog = 0, None, [], None, None
         self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)
-        self._check_settings()
+        self.prepared = prepare(config, self.engine)
         start = self._newest_checkpoint() if self.writes else None
         self._build(start)
         if start:
             self._resume(start)
-
-    def _check_settings(self) -> None:
-        """Find every mistake of the user that settings and data show, before anything is built or written."""
-        config, world = self.config, self.engine.num_processes
-        self.micro_batch = config.train.micro_batch or max(config.train.batch_size // world, 1)
-        check_split(config.data.lanes, config.train.batch_size, world, config.data.workers, self.micro_batch)
-        self.accumulation = config.train.batch_size // (world * self.micro_batch)
-        check_strategy(config, engines.shards_parameters(self.engine), self.engine.device.type)
-        scale = config.model.scale
-        self.lq_scale = scale if is_stored(config.degradation) else None  # of the LQ images that the shards store
-        self.train_sets = open_train_sets(config.data, self.lq_scale)[0]
-        check_training(config, self.train_sets)
-        self.validates = config.train.val_every > 0 and config.data.val is not None
-        val_sets = open_sets(config.data.val, "data.val", config.data) if self.validates else []
-        check_lq([shards for shards in val_sets if self.lq_scale or (shards.lq and scale > 1)], scale, "data.val")
-        self.segmentation = measures_segmentation(config.model, val_sets, "data.val")
-        check_best(config.train.best, self.segmentation or not self.validates)
 
     def _newest_checkpoint(self) -> Path | None:
         """Where the run goes on from; rank 0 looks which checkpoints are whole, and tells the others."""
@@ -137,15 +121,15 @@ class Run:
         self.model, self.task = model, Task(model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self._check_kernel()
-        sizes = self.micro_batch, self.accumulation
+        sizes = self.prepared.micro_batch, self.prepared.accumulation
         self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes, self.any_rank)
-        self.validation = Validation(config, self.engine, self.degrade, self.segmentation)
+        self.validation = Validation(config, self.engine, self.degrade, self.prepared.segmentation)
 
     def _check_kernel(self) -> None:
-        if self.lq_scale is None:
+        if self.prepared.lq_scale is None:
             check_degradation(self.config, self.degrade, self.task)
         elif self.task.needs_kernel:
-            check_kernels(self.train_sets, getattr(self.model.sr, "kernel_size", None), "data.train")
+            check_kernels(self.prepared.train_sets, getattr(self.model.sr, "kernel_size", None), "data.train")
 
     # ---- the run ----
 
@@ -162,7 +146,7 @@ class Run:
             while self.step < config.train.steps and not self.any_rank(bool(self.stop)):
                 self.watchdog.alive()
                 self._step(stream)
-                if self._due(config.train.val_every) and self.validates:
+                if self._due(config.train.val_every) and self.prepared.validates:
                     self._validate()
                 if self._due(config.train.save_every):
                     self._save()
@@ -303,7 +287,7 @@ class Run:
         self.console.line(
             f"{self.dir}: {config.train.steps} steps of {config.train.batch_size} samples on "
             f"{engine.num_processes} x {engine.device.type} ({engines.precision(engine)}), micro-batch "
-            f"{self.micro_batch} x {self.accumulation}; parameters: {_millions(self._sizes())}"
+            f"{self.prepared.micro_batch} x {self.prepared.accumulation}; parameters: {_millions(self._sizes())}"
         )
         if self.step:
             self.console.line(f"resumed from step {self.step}" + "".join(f"; changed: {c}" for c in self.changed))
@@ -315,13 +299,13 @@ class Run:
             config.data,
             config.train.seed,
             self._progress(self.step).samples,
-            self.micro_batch,
+            self.prepared.micro_batch,
             engine.process_index,
             engine.num_processes,
             self.task.needs_distance,
             Damage(),
             lambda message: print(f"rank {engine.process_index}: {message}", file=sys.stderr),
-            self.lq_scale,
+            self.prepared.lq_scale,
         )
 
     def _dry_run(self) -> None:
@@ -329,11 +313,12 @@ class Run:
         batch = self.stepper.next(self._stream())
         self.task.train()
         terms = self.stepper.module(batch, self.progress)
-        engines.backward(self.engine, terms["loss"], self.accumulation)
+        engines.backward(self.engine, terms["loss"], self.prepared.accumulation)
         if self.engine.is_main_process:
             tensors = {name: getattr(batch, name) for name in ("lq", "hr", "mask", "kernel")}
+            sizes = f"micro-batch {self.prepared.micro_batch} x accumulation {self.prepared.accumulation}"
             print(f"dry run: parameters {_millions(self._sizes())}")
-            print(f"  micro-batch {self.micro_batch} x accumulation {self.accumulation} on {self.engine.device}")
+            print(f"  {sizes} on {self.engine.device}")
             print("  " + "  ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t is not None))
             print("  " + "  ".join(f"{name} {value.item():.4g}" for name, value in terms.items()))
             print(f"  memory {memory_gib(self.engine.device):.2f} GiB")
