@@ -73,7 +73,7 @@ def library_fault(load: Callable[[str], Any] = __import__) -> str | None:
 
 def examine(options: argparse.Namespace) -> list[str]:
     """Print what would run; returns the faults."""
-    from jobs import find_launch_file
+    from devices import find_launch_file
     from promise import Machine, faults, notes, read_promise
 
     try:

@@ -23,19 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import (
-    Crew,
-    Job,
-    Parser,
-    add_options,
-    check_options,
-    check_writable,
-    crew,
-    distinct_names,
-    run_command,
-    run_jobs,
-)
+from devices import Crew, crew
+from jobs import Job, run_jobs
 from slurm_array import pick_task, submit
+from words import Parser, add_options, check_options, check_writable, distinct_names, run_command
 
 from cssr import evaluate as measured
 from cssr.checkpoint import degradation_of

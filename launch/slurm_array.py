@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs import ROOT
+from devices import ROOT
 
 from cssr.checkpoint import write_atomic
 

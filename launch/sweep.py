@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from devices import Crew, crew
 from evaluate import (
     Benchmark,
     Checkpoint,
@@ -31,9 +32,10 @@ from evaluate import (
     run_evaluations,
 )
 from grid import Axis, Point, points, read_grid
-from jobs import Crew, Job, Parser, add_options, check_options, check_writable, crew, run_command, run_jobs
+from jobs import Job, run_jobs
 from seed_table import Entry, write_tables
 from slurm_array import pick_task, submit
+from words import Parser, add_options, check_options, check_writable, run_command
 
 from cssr import evaluate as measured
 from cssr.checkpoint import checkpoints, write_atomic

@@ -19,7 +19,9 @@ sys.path.append(str(Path(__file__).parents[1] / "launch"))
 import evaluate as launcher
 import jobs
 import slurm_array
-from jobs import Job, crew, distinct_names, run_jobs
+from devices import crew, devices
+from jobs import Job, run_jobs
+from words import distinct_names
 
 from cssr.checkpoint import choose
 from cssr.config import ModelConfig
@@ -264,8 +266,8 @@ def test_the_environment_says_where_benchmarks_are(models, benchmarks, tmp_path,
 
 
 def lend(monkeypatch, names: list[str], variable: str | None = "CUDA_VISIBLE_DEVICES") -> None:
-    monkeypatch.setattr(jobs, "devices", lambda: names)
-    monkeypatch.setattr(jobs, "_visible", lambda: variable)
+    monkeypatch.setattr("devices.devices", lambda: names)
+    monkeypatch.setattr("devices._visible", lambda: variable)
 
 
 def test_each_job_has_devices_of_its_own(monkeypatch):
@@ -313,11 +315,11 @@ def test_devices_are_those_that_the_environment_allows(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
     monkeypatch.delenv("ZE_AFFINITY_MASK", raising=False)
-    assert jobs.devices() == ["0", "1", "2"]
+    assert devices() == ["0", "1", "2"]
     monkeypatch.setenv("ZE_AFFINITY_MASK", "4,6")
-    assert jobs.devices() == ["4", "6"]
+    assert devices() == ["4", "6"]
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert jobs.devices() == []
+    assert devices() == []
 
 
 # ---- the queue ----
@@ -371,7 +373,8 @@ def test_a_job_is_over_when_all_of_its_processes_are(tmp_path):
 QUEUE = """
 import sys; sys.path.append({launch!r})
 from pathlib import Path
-from jobs import Job, Stopped, run_command, run_jobs
+from jobs import Job, run_jobs
+from words import run_command
 def job(n):
     line = f"cd {out}; trap 'sleep 0.3; echo saved >> saved; exit 1' TERM; touch began_{{n}}; "
     line += "while true; do sleep 0.05; done"

@@ -1,0 +1,100 @@
+"""The command line that the launchers of many jobs share, and names for what they write."""
+
+import argparse
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from devices import find_launch_file
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are exceptions, so that all mistakes end alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Where and how jobs run."""
+    add = parser.add_argument
+    add("--processes", type=int, metavar="N", help="processes, and devices, of each job (1)")
+    add("--jobs", type=int, metavar="N", help="jobs at a time (as many as the devices, or the cores, are enough for)")
+    add("--config-file", metavar="FILE", help="accelerate's launch file (of launch/, by the devices at hand)")
+    add("--dry-run", action="store_true", help="print the commands, and what is done already; start and write nothing")
+    add("--slurm", action="store_true", help="submit a Slurm array, at most --jobs at a time, and a job that collects")
+    add("--sbatch-args", default="", metavar="ARGS", help="for sbatch: --sbatch-args='--gres=gpu:1 --time=2:00:00'")
+    add("--task", type=int, metavar="N", help="do this task alone, as a Slurm array does")
+    add("--collect", action="store_true", help="start nothing: report what there is")
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """ValueError, one line, for numbers and combinations that make no sense."""
+    for name in ("processes", "jobs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, found {value}")
+    if options.config_file:
+        find_launch_file(options.config_file)
+    if options.sbatch_args and not options.slurm:
+        raise ValueError("--sbatch-args is for sbatch: give --slurm as well")
+    try:
+        shlex.split(options.sbatch_args)
+    except ValueError as error:
+        raise ValueError(f"--sbatch-args {options.sbatch_args}: {error}") from None
+
+
+def check_writable(out: Path) -> None:
+    """Make `out`; ValueError, one line, if nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written: {error.strerror}; choose another folder") from None
+
+
+def run_command(work: Callable[[list[str]], int], arguments: list[str] | None) -> int:
+    """Exit status of a launcher: 0 all done, 1 something failed or is missing, 2 a mistake, 130 interrupted."""
+    try:
+        return work(sys.argv[1:] if arguments is None else arguments)
+    except (ValueError, OSError) as problem:
+        print("error:", " ".join(str(problem).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print("error:", str(stop) or "interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+# ---- names ----
+
+
+def distinct_names(paths: Sequence[Sequence[str]]) -> list[str]:
+    """A file name for each path, given by its parts: the last part, and as many before it as tell equal ones apart."""
+    paths = [[part for part in path if part != "/"] for path in paths]
+    depth = [1] * len(paths)
+    while True:
+        names = [safe_name("_".join(path[-d:])) for path, d in zip(paths, depth)]
+        equal = [n for n, name in enumerate(names) if names.count(name) > 1 and depth[n] < len(paths[n])]
+        if not equal:
+            return _numbered(names)
+        for n in equal:
+            depth[n] += 1
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """What is equal still, as names lose what a file name cannot hold, by number."""
+    taken: list[str] = []
+    for name in names:
+        choices = (name, *(f"{name}-{number}" for number in range(2, len(names) + 2)))
+        taken.append(next(choice for choice in choices if choice not in taken))
+    return taken
+
+
+def safe_name(text: str) -> str:
+    """Text as a file name."""
+    return re.sub(r"[^\w.@=,+-]+", "-", text).strip("-").lstrip(".")[:120] or "unnamed"
