@@ -33,9 +33,10 @@ def command(arguments: list[str], processes: int = 1, file: str | None = None) -
 
 
 def environment() -> dict[str, str]:
-    """One thread a process; modules of the tests can be imported, and ninja be found, which DeepSpeed compiles with."""
+    """One thread a process; this checkout and modules of the tests are imported; ninja is found, for DeepSpeed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), "PATH": path}
+    modules = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": modules, "PATH": path}
 
 
 def launch(arguments: list[str], processes: int = 1, file: str | None = None, **kwargs) -> subprocess.CompletedProcess:
