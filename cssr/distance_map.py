@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 _REACH = 6  # pixels; cracks are thin: nearly all of their pixels have a background pixel as near as that
-_SPARSE = 0.1  # share of crack pixels up to which they are looked at one by one
+_SPARSE = 0.03  # share of crack pixels in the box around them, up to which they are looked at one by one
 
 
 def _rings() -> list[tuple[float, np.ndarray]]:
@@ -35,8 +35,8 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
     distance = _distance(1 - mask)
     if cracks == mask.size:
         return distance - 1
-    if cracks > _SPARSE * mask.size or not _subtract_thin(distance, mask):
-        x, y, width, height = cv2.boundingRect(mask)
+    x, y, width, height = cv2.boundingRect(mask)
+    if cracks > _SPARSE * width * height or not _subtract_thin(distance, mask):
         near = np.s_[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]  # holds the nearest background
         distance[near] -= _distance(mask[near])
     return distance
