@@ -1,11 +1,15 @@
 """The published systems' weight files as ours: `python -m cssr.convert FILE.pth --recipe R.yaml --out DIR`."""
 
-import argparse
 import pickle
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from cssr.arguments import conversion_parser
+
+if __name__ == "__main__":  # --help and mistakes are answered without the imports below, which take seconds
+    conversion_parser(__doc__).parse_intermixed_args()
 
 import torch
 from torch import Tensor
@@ -111,12 +115,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line: a published checkpoint to an export."""
-    parser = argparse.ArgumentParser(prog="python -m cssr.convert", description=__doc__)
-    parser.add_argument("file", type=Path, help="checkpoint of the authors (.pth)")
-    parser.add_argument("--recipe", required=True, help="recipe whose model settings it has")
-    parser.add_argument("--out", type=Path, required=True, help="export directory to write")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that differ from the recipe's")
-    options = parser.parse_intermixed_args(arguments)
+    options = conversion_parser(__doc__).parse_intermixed_args(arguments)
     try:
         config = load_config(options.recipe, options.overrides)
         model = build_model(config.model)

@@ -6,7 +6,6 @@ with PyTorch at several sizes before it stays. `model.json` beside them says wha
 an example with numpy and onnxruntime alone.
 """
 
-import argparse
 import contextlib
 import copy
 import json
@@ -19,6 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cssr.arguments import TOLERANCE, deployment_parser
+
+if __name__ == "__main__":  # --help and mistakes are answered without the imports below, which take seconds
+    deployment_parser(__doc__).parse_args()
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +32,6 @@ from cssr.checks import segments
 from cssr.models.joint import JointModel
 
 OPSET = 18  # of ONNX
-TOLERANCE = 1e-3  # largest difference of a value of 0..1, a quarter of a step of 8 bits
 SMALLEST = 8  # LQ pixels a side
 SIZES = ((1, SMALLEST, 11), (1, 32, 48), (2, 37, 61), (3, 64, 24))  # images, height, width: what files are tried on
 _TRACED = (2, 3, 24, 28)  # what the model is followed on; none of SIZES
@@ -285,7 +288,7 @@ def _reason(error: Exception) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    options = _parser().parse_args(arguments)
+    options = deployment_parser(__doc__).parse_args(arguments)
     try:
         if "onnx" in options.format:
             _onnx_runtime()
@@ -299,17 +302,6 @@ def main(arguments: list[str] | None = None) -> None:
         differences = ", ".join(f"{name} {value:.1e}" for name, value in entry["largest_difference"].items())
         print(f"{options.out / entry['file']}: largest difference from PyTorch {differences}")
     print(f"{options.out / 'model.json'}: what goes in and comes out, with an example")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cssr.deploy", description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="run directory, export directory, or owner/name in the Hub's cache")
-    parser.add_argument("--format", nargs="+", choices=sorted(_FILES), default=["onnx"], help="onnx (default), or both")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write to")
-    parser.add_argument("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
-    help_tolerance = "largest difference from PyTorch with which a file stays (%(default)s)"
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=help_tolerance)
-    return parser
 
 
 if __name__ == "__main__":

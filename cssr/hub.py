@@ -9,11 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cssr.checkpoint import export_in
-from cssr.models.from_hub import fetch
-from cssr.models.joint import JointModel
-from cssr.models.to_hub import check, push, stage
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
@@ -24,7 +19,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
+# What follows imports where it begins, as that takes seconds: --help and mistakes are answered before.
+
+
 def _push(options: argparse.Namespace) -> None:
+    from cssr.checkpoint import export_in
+    from cssr.models.joint import JointModel
+    from cssr.models.to_hub import check, push, stage
+
     check(options.name, options.license)
     if options.dry_run and options.out is None:
         raise ValueError("--dry-run needs --out: where to write what would be pushed")
@@ -43,6 +45,9 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
+    from cssr.models.from_hub import fetch
+    from cssr.models.joint import JointModel
+
     directory = fetch(options.name, download=True, revision=options.revision)
     JointModel.from_pretrained(directory, trust=options.trust)
     print(f"{options.name} is in {directory}")

@@ -47,6 +47,12 @@ def test_importing_the_package_imports_nothing_heavy():
     ("cssr/evaluate.py", set(), "--distances"),
     ("cssr/predict.py", set(), "--mm-per-pixel"),
     ("cssr/report/__main__.py", set(), "--reference"),
+    ("cssr/demo/__main__.py", set(), "--max-megabytes"),
+    ("cssr/deploy.py", set(), "--tolerance"),
+    ("cssr/hub.py", set(), "pull"),
+    ("cssr/convert.py", set(), "--recipe"),
+    ("launch/evaluate.py", set(), "--benchmarks"),
+    ("launch/sweep.py", set(), "KEY=V1,V2,..."),
     ("shards/make_shards.py", {"cv2", "scipy"}, "SOURCE"),
 ])  # fmt: skip
 def test_help_needs_none_of_them(script, allowed, said):

@@ -8,10 +8,8 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from cssr.checkpoint import load_model
 from cssr.config import check_tile
 from cssr.demo.limits import Limits
-from cssr.predict import device_named
 
 CONNECTIONS = 64  # open at once; further ones get 503
 
@@ -57,6 +55,9 @@ def _app(options: argparse.Namespace) -> Any:
         from cssr.demo.app import create_app
     except ImportError as error:
         raise ValueError(f"the page needs {error.name}, which is not installed: pip install 'cssr[demo]'") from None
+    from cssr.checkpoint import load_model  # here, as it takes seconds, before which mistakes are answered
+    from cssr.predict import device_named
+
     limits = Limits(
         bytes=round(options.max_megabytes * 1e6),
         pixels=round(options.max_megapixels * 1e6),
