@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +22,8 @@ _VISIBLE = {  # the environment variable that says which devices a process sees;
 
 def devices() -> list[str]:
     """Names of the devices at hand as the environment variable of their kind lists them; none on a CPU."""
+    import torch  # here, as it takes seconds: --help needs no device
+
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.accelerator.is_available():
         return []
     listed = os.environ.get(_visible() or "", "")
@@ -30,6 +31,8 @@ def devices() -> list[str]:
 
 
 def _visible() -> str | None:
+    import torch
+
     kind = torch.accelerator.current_accelerator()
     return _VISIBLE.get(kind.type) if kind else None
 

@@ -15,7 +15,6 @@ Exit status: 0 all is evaluated, 1 something failed or is missing, 2 a mistake o
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -23,10 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from words import check_options, check_writable, distinct_names, evaluation_parser, run_command
+
+if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:  # without the imports below, which take seconds
+    evaluation_parser(__doc__).print_help()
+    sys.exit()
+
 from devices import Crew, crew
 from jobs import Job, run_jobs
 from slurm_array import pick_task, submit
-from words import Parser, add_options, check_options, check_writable, distinct_names, run_command
 
 from cssr import evaluate as measured
 from cssr.checkpoint import degradation_of
@@ -242,24 +246,9 @@ def print_commands(evaluations: Iterable[Evaluation], team: Crew) -> None:
 # ---- the command line ----
 
 
-def add_benchmark_options(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Which benchmarks, and how a checkpoint is evaluated on them."""
-    add, root = parser.add_argument, os.environ.get("CSSR_BENCHMARKS", "data/benchmarks")
-    add("--benchmarks", nargs="+", required=required, metavar="NAME", help="shard directories, or names under the root")
-    add("--benchmark-root", type=Path, default=Path(root), metavar="DIR", help=f"($CSSR_BENCHMARKS, or else {root})")
-    measured.add_options(parser)
-    parser.set_defaults(batch_size=1)
-
-
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse and check the command line; ValueError with a remedy for what makes no sense."""
-    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = Parser(prog="launch/evaluate.py", description=__doc__, **how)
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="run, export, or RUN@best, @last, @STEP")
-    parser.add_argument("--out", type=Path, default=Path("evaluations"), metavar="DIR", help="(%(default)s)")
-    add_benchmark_options(parser, required=True)
-    add_options(parser)
-    options = parser.parse_args(argv)
+    options = evaluation_parser(__doc__).parse_args(argv)
     check_options(options)
     measured.check_options(options)
     return options

@@ -21,12 +21,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from words import check_options, check_writable, run_command, sweep_parser
+
+if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:  # without the imports below, which take seconds
+    sweep_parser(__doc__).print_help()
+    sys.exit()
+
 from devices import Crew, crew
 from evaluate import (
     Benchmark,
     Checkpoint,
     Evaluation,
-    add_benchmark_options,
     find_benchmarks,
     print_commands,
     run_evaluations,
@@ -35,7 +40,6 @@ from grid import Axis, Point, points, read_grid
 from jobs import Job, run_jobs
 from seed_table import Entry, write_tables
 from slurm_array import pick_task, submit
-from words import Parser, add_options, check_options, check_writable, run_command
 
 from cssr import evaluate as measured
 from cssr.checkpoint import checkpoints, write_atomic
@@ -212,14 +216,7 @@ def print_plan(runs: Sequence[Run], benchmarks: Sequence[Benchmark], options: ar
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse and check the command line; ValueError with a remedy for what makes no sense."""
     end = argv.index("--") if "--" in argv else len(argv)
-    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = Parser(prog="launch/sweep.py", description=__doc__, **how)
-    parser.add_argument("recipe", metavar="RECIPE", help="what is trained, a YAML of configs/")
-    parser.add_argument("settings", nargs="+", metavar="KEY=V1,V2,...", help="what is swept")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of the runs and the table (runs/sweep_RECIPE)")
-    add_benchmark_options(parser, required=False)
-    add_options(parser)
-    options = parser.parse_intermixed_args(argv[:end])
+    options = sweep_parser(__doc__).parse_intermixed_args(argv[:end])
     options.fixed = list(argv[end + 1 :])
     options.out = options.out or Path("runs") / f"sweep_{Path(options.recipe).stem}"
     check_options(options)

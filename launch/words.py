@@ -1,6 +1,7 @@
-"""The command line that the launchers of many jobs share, and names for what they write."""
+"""The command lines of the launchers of many jobs, and names for what they write; nothing here takes long to import."""
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -11,6 +12,10 @@ from typing import NoReturn
 
 from devices import find_launch_file
 
+from cssr.arguments import add_options as add_evaluation_options
+
+_HOW = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are exceptions, so that all mistakes end alike."""
@@ -19,7 +24,37 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; `{self.prog} --help` lists the options")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def evaluation_parser(doc: str) -> Parser:
+    """Of launch/evaluate.py."""
+    parser = Parser(prog="launch/evaluate.py", description=doc, **_HOW)
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="run, export, or RUN@best, @last, @STEP")
+    parser.add_argument("--out", type=Path, default=Path("evaluations"), metavar="DIR", help="(%(default)s)")
+    _add_benchmark_options(parser, required=True)
+    _add_options(parser)
+    return parser
+
+
+def sweep_parser(doc: str) -> Parser:
+    """Of launch/sweep.py, whose settings may stand among the options: `parse_intermixed_args`."""
+    parser = Parser(prog="launch/sweep.py", description=doc, **_HOW)
+    parser.add_argument("recipe", metavar="RECIPE", help="what is trained, a YAML of configs/")
+    parser.add_argument("settings", nargs="+", metavar="KEY=V1,V2,...", help="what is swept")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="of the runs and the table (runs/sweep_RECIPE)")
+    _add_benchmark_options(parser, required=False)
+    _add_options(parser)
+    return parser
+
+
+def _add_benchmark_options(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Which benchmarks, and how a checkpoint is evaluated on them."""
+    add, root = parser.add_argument, os.environ.get("CSSR_BENCHMARKS", "data/benchmarks")
+    add("--benchmarks", nargs="+", required=required, metavar="NAME", help="shard directories, or names under the root")
+    add("--benchmark-root", type=Path, default=Path(root), metavar="DIR", help=f"($CSSR_BENCHMARKS, or else {root})")
+    add_evaluation_options(parser)
+    parser.set_defaults(batch_size=1)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     """Where and how jobs run."""
     add = parser.add_argument
     add("--processes", type=int, metavar="N", help="processes, and devices, of each job (1)")
