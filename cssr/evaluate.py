@@ -3,7 +3,9 @@
 import argparse
 import hashlib
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from cssr.engine import start_engine
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel
 from cssr.pictured import draw_pictures
-from cssr.results import compose
+from cssr.results import compose, load
 from cssr.sets import is_stored, recorded, stored_or
 from cssr.settings import parse_value
 from cssr.tars import ShardSet, open_sets
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         engine = start_engine()
         _run(options, engine)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     engine.end_training()
 
@@ -77,11 +79,43 @@ def _files_in(model: Path, which: str) -> Path:
     return model / "export" if (model / "export").is_dir() else model
 
 
+def _own_folder(options: argparse.Namespace, sha256: str) -> Path:
+    """MODEL/evaluations/DATA[@CHECKPOINT]; DATA with as many folders before it as part it from other data's results."""
+    parts = [part for part in str(options.data).split("://")[-1].split("/") if part not in ("", ".", "..")]
+    suffix = "" if options.checkpoint == "export" else f"@{options.checkpoint}"
+    for depth in range(1, len(parts) + 1):
+        folder = options.model / "evaluations" / ("_".join(parts[-depth:]) + suffix)
+        if not of_other_data(folder, options.data, sha256):
+            return folder
+    raise ValueError(f"{folder} holds the result of other data: give --out")
+
+
+def of_other_data(folder: Path, data: str, sha256: str) -> bool:
+    """Whether a folder has a result of another path and other contents; a damaged one is nobody's."""
+    try:
+        found = load([folder / "results.json"])[0].data
+    except ValueError:
+        return False
+    return os.path.realpath(found["data"]) != os.path.realpath(data) and found.get("data_sha256") != sha256
+
+
+def check_writable(out: Path) -> None:
+    """Make `out`; ValueError, one line, if nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written: {error.strerror}; choose another folder") from None
+
+
 def _run(options: argparse.Namespace, engine: Accelerator) -> None:
     check_options(options)
     model = load_model(options.model, options.checkpoint).to(engine.device)
     sets = open_sets(options.data, "--data")
-    made_from = origin(options, sets) if engine.is_main_process else {}
+    made_from = origin(options, sets)
+    out = options.out or _own_folder(options, made_from["data_sha256"])
+    check_writable(out)
     component = (
         parse_value(options.degradation, "--degradation")
         if options.degradation
@@ -117,9 +151,8 @@ def _run(options: argparse.Namespace, engine: Accelerator) -> None:
         return
     if not rows:
         raise ValueError(f"--data: no samples in {options.data}")
-    out = options.out or options.model / "evaluations" / Path(options.data).name
     found = compose(rows, {**_facts(options, model, component, degrade, sets), **made_from})
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").unlink(missing_ok=True)  # whatever interrupts this, no result stands beside other pictures
     draw_pictures(found, out, model, degrade, engine.device, stream(0, 1), options.tile)
     write_atomic(out / "results.json", json.dumps(found, indent=1))
     print(summary(found, out))

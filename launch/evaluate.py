@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from words import check_options, check_writable, distinct_names, evaluation_parser, run_command
+from words import check_options, distinct_names, evaluation_parser, run_command
 
 if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:  # without the imports below, which take seconds
     evaluation_parser(__doc__).print_help()
@@ -83,6 +83,14 @@ class Evaluation:
             return _difference(found, json.loads(json.dumps(self._origin())))
         except (ValueError, OSError) as problem:
             return str(problem)
+
+    def check(self) -> None:
+        """ValueError, one line, where the folder holds the result of another path and other data."""
+        if measured.of_other_data(self.folder, self.benchmark.data, self._origin()["data_sha256"]):
+            raise ValueError(
+                f"--out: {self.folder} holds a result of other data than {self.benchmark.data}: choose another folder, "
+                "or give both sets in one command"
+            )
 
     def _origin(self) -> dict[str, Any]:
         whole = {**vars(self.options), "model": self.checkpoint.path, "checkpoint": self.checkpoint.which}
@@ -259,7 +267,10 @@ def plan(options: argparse.Namespace) -> list[Evaluation]:
     benchmarks = find_benchmarks(options.benchmarks, options.benchmark_root)
     checkpoints = find_checkpoints(options.checkpoints)
     pairs = [(checkpoint, benchmark) for benchmark in benchmarks for checkpoint in checkpoints]
-    return [Evaluation(c, b, options.out / c.name / b.name, options) for c, b in pairs]
+    evaluations = [Evaluation(c, b, options.out / c.name / b.name, options) for c, b in pairs]
+    for evaluation in evaluations:
+        evaluation.check()
+    return evaluations
 
 
 def launch(argv: list[str]) -> int:
@@ -269,7 +280,7 @@ def launch(argv: list[str]) -> int:
     if options.dry_run:
         print_commands(evaluations, _team(options))
         return 0
-    check_writable(options.out)
+    measured.check_writable(options.out)
     if options.task is not None:
         task = evaluations[pick_task(options, len(evaluations))]
         return min(1, run_evaluations([task], _team(options), options.out))

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from words import check_options, check_writable, run_command, sweep_parser
+from words import check_options, run_command, sweep_parser
 
 if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:  # without the imports below, which take seconds
     sweep_parser(__doc__).print_help()
@@ -233,7 +233,7 @@ def launch(argv: list[str]) -> int:
     if options.dry_run:
         print_plan(runs, benchmarks, options)
         return 0
-    check_writable(options.out)
+    measured.check_writable(options.out)
     if options.task is not None:
         return _do_task(runs[pick_task(options, len(runs))], benchmarks, options)
     tasks = [n for n, run in enumerate(runs) if _left(run, benchmarks, options)]

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -81,16 +80,6 @@ def check_options(options: argparse.Namespace) -> None:
         shlex.split(options.sbatch_args)
     except ValueError as error:
         raise ValueError(f"--sbatch-args {options.sbatch_args}: {error}") from None
-
-
-def check_writable(out: Path) -> None:
-    """Make `out`; ValueError, one line, if nothing can be written there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise ValueError(f"--out {out} cannot be written: {error.strerror}; choose another folder") from None
 
 
 def run_command(work: Callable[[list[str]], int], arguments: list[str] | None) -> int:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,27 @@ def test_results_hold_what_users_rely_on(shards, export, tmp_path):
     assert sum(part["images"] for part in parts.values()) == 11 and len(parts) > 1
     assert set(parts) <= {f"{n}-{n + 1} px" for n in range(4)}
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"best.png", "median.png", "worst.png", "samples"}
+
+
+def test_results_of_sets_of_one_name_and_of_checkpoints_lie_apart(shards, export, tmp_path):
+    """`val` of two sets lie apart; the same set again takes the place of its own result."""
+    model, others = shutil.copytree(export, tmp_path / "model"), draw_shards(tmp_path / "other" / "val", 3, 48)
+    for data in (shards, others, others):
+        main([str(model), "--data", str(data), "--limit", "2"])
+    assert {path.name for path in (model / "evaluations").iterdir()} == {"val", "other_val"}
+    assert json.loads((model / "evaluations/val/results.json").read_text())["data"] == str(shards)
+
+
+def test_no_result_stands_beside_the_pictures_of_another(shards, export, tmp_path, monkeypatch):
+    found(shards, export, tmp_path, "--limit", "2")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cssr.evaluate.write_atomic", full)
+    with pytest.raises(SystemExit, match="error: .*No space left on device"):
+        found(shards, export, tmp_path, "--limit", "3")
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_samples_that_are_kept_give_the_very_numbers_of_their_rows(shards, export, tmp_path):
@@ -186,11 +209,13 @@ def test_infinite_values_are_null():
     (["EXPORT", "--data", "SHARDS", "--degradation", "3"], "a degradation is a name"),
     (["EXPORT", "--data", "SHARDS", "--checkpoint", "best"], "no checkpoint 'best'"),
     (["EXPORT", "--data", "SHARDS", "--tile", "16"], "--tile must be 0 or exceed"),
+    (["EXPORT", "--data", "SHARDS", "--out", "SHARDS/index.json"], "cannot be written: File exists; choose another"),
+    (["EXPORT", "--data", "SHARDS", "--out", "SHARDS/index.json/x"], "cannot be written: Not a directory"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(arguments, message, shards, export):
     places = {"EXPORT": str(export), "SHARDS": str(shards)}
     with pytest.raises(SystemExit) as caught:
-        main([places.get(argument, argument) for argument in arguments])
+        main([re.sub("^(EXPORT|SHARDS)", lambda m: places[m[0]], argument) for argument in arguments])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 

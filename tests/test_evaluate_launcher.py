@@ -145,6 +145,16 @@ def test_other_options_and_other_data_are_computed_anew(models, benchmarks, tmp_
     assert in_process[1:] == ["a on one", "a on two"] and "limit was None, is 2" in capsys.readouterr().out
 
 
+def test_the_result_of_another_set_of_the_same_name_is_not_overwritten(
+    models, benchmarks, tmp_path, in_process, no_report, capsys
+):
+    other = draw_shards(tmp_path / "other" / "one", 2, 48, "--seed", "7")
+    where = ["--out", str(tmp_path / "out"), "--benchmarks"]
+    assert launcher.main([str(models[0]), *where, str(benchmarks / "one")]) == 0
+    assert launcher.main([str(models[0]), *where, str(other)]) == 2 and in_process == ["a on one"]
+    assert "out/a/one holds a result of other data than" in capsys.readouterr().err
+
+
 def test_a_result_that_does_not_say_what_it_came_from_is_computed_anew(
     models, benchmarks, tmp_path, in_process, no_report, capsys
 ):
