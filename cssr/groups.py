@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,15 @@ def breakdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> dict[s
     sources, blurs = _grouped(rows, _source), _grouped(rows, _blur)
     kept = {"source": sources if len(sources) <= MOST_SOURCES else {}, "blur": blurs}
     return {
-        kind: {name: _part(found[name], threshold) for name in sorted(found)} if len(found) > 1 else None
+        kind: {name: _part(found[name], threshold) for name in in_order(found)} if len(found) > 1 else None
         for kind, found in kept.items()
     }
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names as they are shown: by the number that they begin with, as blurs do, then as text."""
+    number = {name: re.match(r"\d+", name) for name in names}
+    return sorted(number, key=lambda name: (int(number[name][0]) if number[name] else math.inf, name))
 
 
 def _grouped(rows: Sequence[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:

@@ -126,8 +126,8 @@ _MEANS = ("ssim", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)  # of image
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of those neither None nor infinite, exactly the same in any order; None where there is none."""
-    kept = [v for v in values if v is not None and v != math.inf]
+    """Mean of those that are finite numbers, exactly the same in any order; None where there is none."""
+    kept = [v for v in values if v is not None and math.isfinite(v)]
     return math.fsum(kept) / len(kept) if kept else None
 
 

@@ -94,15 +94,32 @@ class Result:
         """Whether segmentation was measured."""
         return self.data["metrics"]["image"]["iou_max"] is not None
 
+    def of_same_images(self, other: "Result") -> bool:
+        """Whether both are of one set: by the sets' hash, or else by the images' names, sizes and crack pixels."""
+        hashes = [result.data.get("data_sha256") for result in (self, other)]
+        if all(hashes) and hashes[0] == hashes[1]:
+            return True
+        sets = [result.data.get("per_image") for result in (self, other)]
+        counted = all("tp" in row for rows in sets for row in rows or ())
+        first, second = (frozenset(_identity(row, counted) for row in rows or ()) for rows in sets)
+        return not all(sets) or first == second
+
     def interval(self, aggregation: str, measure: str) -> list[float] | None:
         """[low, high]; None where the file has none: of an older version, or of a single image."""
         return ((self.data.get("intervals") or {}).get(aggregation) or {}).get(measure)
 
     def numbers(self, aggregation: str, base: "Result | None" = None) -> dict[str, float | None]:
-        """The measures of an aggregation ("image" or "pooled"), and the IoU_max as a share of base's, in percent."""
+        """The measures of an aggregation ("image" or "pooled"), and the IoU_max as a share of base's, in percent.
+
+        Of other images than base's there is no share.
+        """
         values = self.data["metrics"][aggregation]
-        whole = base.data["metrics"][aggregation]["iou_max"] if base else None
+        whole = base.data["metrics"][aggregation]["iou_max"] if base and self.of_same_images(base) else None
         return {**values, "share": 100 * values["iou_max"] / whole if whole and self.segmented else None}
+
+
+def _identity(row: dict[str, Any], counted: bool) -> tuple[Any, ...]:
+    return row["key"], row["pixels"], row["tp"][0] + row["fn"][0] if counted else None
 
 
 def component_name(data: dict[str, Any], part: str) -> str:

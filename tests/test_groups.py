@@ -7,7 +7,7 @@ from test_intervals import rows_of
 
 from cssr import metrics
 from cssr.degradations.gaussian import gaussian_kernel
-from cssr.groups import blur_sigma, breakdown
+from cssr.groups import blur_sigma, breakdown, in_order
 from cssr.results import compose
 
 
@@ -70,3 +70,8 @@ def test_width_of_other_kernels():
     found = blur_sigma(torch.stack([delta, pair, moved, sharpening]))
     np.testing.assert_allclose(found, [0, np.sqrt(2), np.sqrt(2), 0], atol=1e-7)
     assert found.dtype == torch.float64
+
+
+def test_groups_are_in_the_order_of_their_numbers():
+    names = ["unknown", "10-11 px", "2-3 px", "CFD", "1-2 px"]
+    assert in_order(names) == ["1-2 px", "2-3 px", "10-11 px", "CFD", "unknown"]

@@ -432,6 +432,11 @@ def test_aggregate_by_hand():
     assert all(pooled[k] is None for k in ("ssim", "kernel_psnr", "hd95_min", "ahd95", "msd_min", "amsd"))
 
 
+def test_a_number_that_is_none_is_left_out_of_a_mean():
+    found = metrics._mean([30.0, math.nan, None, math.inf, 31.0])
+    assert found == 30.5 and metrics._mean([math.nan]) is None
+
+
 def test_infinite_psnr_is_left_out_and_counted():
     rows = two_rows()
     for infinite in (math.inf, None):  # None as read back from a results file; the mse of 0 tells

@@ -264,3 +264,18 @@ def test_command_prints_the_table_and_the_place(three, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert table(printed) == table((tmp_path / "deep" / "out" / "report.md").read_text())
     assert printed.rstrip().endswith("report.html (0.1 MB), report.md, table.tex, table.csv")
+
+
+def test_no_share_is_taken_of_a_bound_on_other_images(tmp_path):
+    """Nor is one refused where the bound sees the pixels at the edges that the scale cuts off."""
+    bound = write(tmp_path / "hr", [row | {"pixels": 1056} for row in rows(80)], facts("hr", **HR, data_sha256="a"))
+    same = write(tmp_path / "same", rows(40), facts("same", data_sha256="a"))
+    other = write(tmp_path / "other", rows(60, images=4), facts("other", data_sha256="b", data="shards/else"))
+    hr, one, two = load([bound, same, other])
+    assert one.numbers("image", hr)["share"] == pytest.approx(50) and two.numbers("image", hr)["share"] is None
+    assert caveats([hr, one])[0].startswith("HR upper bound") and "not comparable" in caveats([hr, two])[0]
+
+
+def test_other_tiles_are_told(tmp_path):
+    results = load([write(tmp_path / str(tile), rows(40), facts(str(tile), tile=tile)) for tile in (0, 64)])
+    assert caveats(results) == ["**WARNING:** not comparable: the results differ in tile (0: 0; 64: 64)."]

@@ -205,7 +205,11 @@ def test_published_shares_are_those_of_the_paper():
         ({"data": "shards/uav"}, False),
         ({"data": "shards/khanhha/test", "scale": 2}, False),
         ({"data": "shards/khanhha/test", "degradation": {"name": "gaussian", "sigma": [0.2, 1.3]}}, False),
-        ({"data": "shards/khanhha/test", "degradation": "gaussian"}, False),
+        ({"data": "shards/khanhha/test", "degradation": "gaussian"}, True),  # its defaults are the paper's
+        ({"data": "shards/khanhha/test", "degradation": {"name": "gaussian", "isotropic": True}}, False),
+        ({"data": "shards/khanhha/test", "degradation": {"name": "gaussian", "theta": [0, 10]}}, False),
+        ({"data": "shards/khanhha/test", "limit": 5}, False),
+        ({"data": "shards/khanhha/train"}, False),
     ],
 )
 def test_published_figures_stand_apart_whatever_the_setting(tmp_path, about, alike):

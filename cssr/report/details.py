@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cssr.definitions import CRACK_KEYS, LINE_KEYS
+from cssr.groups import in_order
 from cssr.report.columns import PER_IMAGE, Column
 from cssr.results import Result
 
@@ -53,7 +54,7 @@ def parts_of(results: Sequence[Result]) -> list[Parts]:
 def _parts(results: Sequence[Result], kind: str, title: str, segmented: bool) -> Parts:
     groups = [result.data["groups"][kind] for result in results]
     parts = []
-    for name in sorted(set().union(*groups)):
+    for name in in_order(set().union(*groups)):
         images = next(of[name]["images"] for of in groups if name in of)
         parts.append(Part(name, images, [_value(of.get(name), segmented) for of in groups]))
     values = [value for part in parts for value in part.values if value is not None]

@@ -1,7 +1,7 @@
 """How results were evaluated, why they may not be compared, and what each number is; in any style."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -44,7 +44,7 @@ def caveats(results: Sequence[Result], say: Style = MARKDOWN) -> list[str]:
     """Lines that say why the results may not be compared, and what differs as it should."""
     systems = [result for result in results if not result.bound] or list(results)
     found = [_difference(results, key, say) for key in ("data", "images")]
-    found += [_difference(systems, key, say) for key in (*_SEEN, "seed")]
+    found += [_difference(systems, key, say) for key in (*_SEEN, "seed", "tile")]
     if not any(found) and _other_images(results):
         found = ["the images themselves (names, sizes or masks)"]
     lines, warning = [], say.strong("WARNING:")
@@ -76,14 +76,8 @@ def _difference(results: Sequence[Result], key: str, say: Style) -> str:
 
 
 def _other_images(results: Sequence[Result]) -> bool:
-    """Whether images differ in name, size or crack pixels: a path alone does not tell what lies there."""
-    sets = [result.data["per_image"] for result in results if result.data.get("per_image")]
-    counted = all("tp" in row for rows in sets for row in rows)
-    return len({frozenset(_identity(row, counted) for row in rows) for rows in sets}) > 1
-
-
-def _identity(row: dict[str, Any], counted: bool) -> tuple[Any, ...]:
-    return row["key"], row["pixels"], row["tp"][0] + row["fn"][0] if counted else None
+    """Whether images differ: a path alone does not tell what lies there."""
+    return not all(result.of_same_images(results[0]) for result in results)
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -21,7 +21,15 @@ APART = (
     "CSSR's own paper (Kondo and Ukita, MVA 2021) reports 97.3 % of the HR IoU: bicubic x4 without blur, U-Net, "
     "another setting again, which is why it is not in this table."
 )
-_BLUR = {"name": "gaussian", "sigma": [0.2, 4.0]}
+_BLUR = {  # of the paper, which is what `gaussian` does unless told otherwise
+    "sigma": [0.2, 4.0],
+    "theta": [0.0, 180.0],
+    "isotropic": False,
+    "size": 21,
+    "method": "bicubic",
+    "antialias": True,
+    "padding": "zero",
+}
 
 
 class Figure(NamedTuple):
@@ -57,11 +65,18 @@ FIGURES = (
 
 
 def same_protocol(results: Sequence[Result]) -> list[Result]:
-    """The results whose files say the paper's degradation and scale, on data whose path names khanhha's set."""
-    return [result for result in results if _degraded_alike(result) and "khanhha" in str(result.data["data"]).lower()]
+    """The results whose files say the paper's degradation and scale, on all of what may be khanhha's test set."""
+    return [result for result in results if _degraded_alike(result) and _of_its_test_set(result)]
+
+
+def _of_its_test_set(result: Result) -> bool:
+    """By its path, all that a file tells of it."""
+    path = str(result.data["data"]).lower().rstrip("/")
+    return "khanhha" in path and not path.endswith(("train", "val")) and result.data.get("limit") is None
 
 
 def _degraded_alike(result: Result) -> bool:
     degradation = result.data.get("degradation")
-    named = isinstance(degradation, dict) and _BLUR.items() <= degradation.items()
-    return result.data.get("scale") == 4 and component_name(result.data, "sr") != "none" and named
+    settings = {"name": degradation} if isinstance(degradation, str) else dict(degradation or {})
+    alike = settings.pop("name", None) == "gaussian" and {**_BLUR, **settings} == _BLUR
+    return result.data.get("scale") == 4 and component_name(result.data, "sr") != "none" and alike
