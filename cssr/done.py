@@ -50,6 +50,16 @@ def write(record: Path, facts: dict[str, Any], files: dict[str, int], found: dic
     write_atomic(record, json.dumps({"facts": facts, "files": files, "found": found}, indent=1))
 
 
+def begin(record: Path) -> dict[str, Any] | None:
+    """Say that nothing is done any more, but which files there were. Returns what the record held."""
+    old = read(record)
+    if old is None:
+        record.unlink(missing_ok=True)
+    else:
+        write(record, {}, old["files"], {})
+    return old
+
+
 def remove_others(record: Path, old: dict[str, Any] | None, files: dict[str, int]) -> None:
     """Of what an earlier record names, remove the files that have not been written anew."""
     for name in (old or {"files": {}})["files"].keys() - files.keys():

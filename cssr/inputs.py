@@ -1,6 +1,7 @@
 """Which photographs are meant: by files, folders, patterns, and the frames of videos."""
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,13 @@ import numpy as np
 
 from cssr.done import file_facts
 from cssr.photographs import Photograph, open_photograph
+from cssr.stems import free
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".mts")
+
+
+_WHOLE = 0.95  # of the frames that a video says it has, which is an estimate for some formats
 
 
 @dataclass
@@ -26,6 +31,7 @@ class Source:
     path: Path
     frame: int | None = None  # from 0
     image: np.ndarray | None = None  # H W 3 uint8, of a frame
+    problem: str = ""  # why it cannot be opened
 
     @property
     def name(self) -> str:
@@ -34,6 +40,8 @@ class Source:
 
     def open(self) -> Photograph:
         """To be read; ValueError, one line, if it cannot be."""
+        if self.problem:
+            raise ValueError(self.problem)
         return open_photograph(self.path if self.image is None else self.image)
 
     def facts(self) -> dict[str, Any]:
@@ -42,54 +50,73 @@ class Source:
 
 
 def photographs(sources: Path | Sequence[Path], apart: Path | None = None) -> dict[str, Path]:
-    """The photographs (and videos) of files, folders with their subfolders, and patterns such as `pier/*.jpg`.
+    """The photographs of files, folders with their subfolders, and patterns as `pier/*.jpg`; videos but of folders.
 
-    By the stem under which their results are written: a file's own, below a folder or a pattern its path there; where
-    two would be the same, with the suffix. What lies in `apart` is left out.
-    Raises: ValueError, one line, where there is none.
+    By the stem under which their results are written: a file's own, below a folder or a pattern its path there, below
+    several the path from the folder that holds them all; where two would be the same, with the suffix, or numbered.
+    What a folder or pattern has in `apart` is left out.
+    Raises: ValueError, one line, where there is none, or results of a photograph and of a frame would be the same.
     """
     found: dict[str, Path] = {}
-    for path, name in _named([sources] if isinstance(sources, Path) else list(sources)):
-        if apart is not None and apart.resolve() in path.resolve().parents:
-            continue
-        stem = str(name.with_suffix(""))
-        found[str(name) if found.get(stem, path) != path else stem] = path
+    for path, name in _named([sources] if isinstance(sources, Path) else list(sources), apart):
+        if path not in found.values():
+            found[free(name, found)] = path
     if not found:
         raise ValueError(f"no photograph in {_first(sources)} but in the directory of results")
+    _check_frames(found)
     return found
 
 
-def _named(sources: list[Path]) -> Iterator[tuple[Path, Path]]:
+def _check_frames(found: dict[str, Path]) -> None:
+    """No photograph may be called like a frame of a video."""
+    for stem, path in found.items():
+        video = found.get(re.sub(r"_\d{6,}$", "", stem))
+        if video is not None and video != path and is_video(video):
+            raise ValueError(f"results of {path} and of a frame of {video} would have one name: predict them apart")
+
+
+def _named(sources: list[Path], apart: Path | None) -> Iterator[tuple[Path, Path]]:
     """(file, the name that its results take) of all that is meant."""
     alone = [source for source in sources if source.is_file()]
     same = len({source.stem for source in alone}) < len(alone)
-    root = Path(os.path.commonpath([source.absolute().parent for source in alone])) if same else None
+    root = _holding([source.absolute().parent for source in alone]) if same else None
+    folders = [_root(source).absolute() for source in sources if not source.is_file()]
+    above = _holding(folders) if len({*folders}) > 1 else None
     for source in sources:
         if source.is_file():
             yield source, source.absolute().relative_to(root) if root else Path(source.name)
-        else:
-            yield from _below(source)
+            continue
+        for path, name in _below(source):
+            if apart is None or apart.resolve() not in path.resolve().parents:
+                yield path, path.absolute().relative_to(above) if above else name
+
+
+def _holding(folders: Sequence[Path]) -> Path:
+    """The folder that holds them all."""
+    return Path(os.path.commonpath(folders))
 
 
 def _below(source: Path) -> Iterator[tuple[Path, Path]]:
     """What a folder or a pattern holds."""
+    root = _root(source)
     if source.is_dir():
-        root, paths = source, [path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES]
+        paths = [path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES]
     elif glob.has_magic(str(source)):
-        root, paths = _fixed_part(source), [Path(path) for path in glob.glob(str(source), recursive=True)]
+        paths = [Path(path) for path in glob.glob(str(source), recursive=True)]
         paths = [path for path in paths if path.suffix.lower() in SUFFIXES + VIDEOS]
     else:
         raise ValueError(f"no photograph or folder at {source}")
     if not paths:
-        raise ValueError(f"no photograph in {source}: none of its files ends with {' '.join(SUFFIXES)}")
+        videos = "; videos are given by name or pattern" if source.is_dir() else ""
+        raise ValueError(f"no photograph in {source}: none of its files ends with {' '.join(SUFFIXES)}{videos}")
     yield from ((path, path.relative_to(root)) for path in sorted(paths))
 
 
-def _fixed_part(pattern: Path) -> Path:
-    """The folder in which a pattern begins."""
-    parts = pattern.parts
-    count = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    return Path(*parts[:count])
+def _root(source: Path) -> Path:
+    """A folder itself, or the one in which a pattern begins."""
+    if source.is_dir():
+        return source
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), source.parts))
 
 
 def is_video(path: Path) -> bool:
@@ -105,9 +132,14 @@ def count(found: dict[str, Path], every: int) -> int:
 def _frames(path: Path, every: int) -> int:
     capture = cv2.VideoCapture(str(path))
     try:
-        return max(1, -(-int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) // every))
+        return max(1, -(-_promised(capture) // every))
     finally:
         capture.release()
+
+
+def _promised(capture: cv2.VideoCapture) -> int:
+    """How many frames a video says it has, about."""
+    return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
 
 def each(found: dict[str, Path], every: int) -> Iterator[Source]:
@@ -120,19 +152,23 @@ def each(found: dict[str, Path], every: int) -> Iterator[Source]:
 
 
 def frames(stem: str, path: Path, every: int) -> Iterator[Source]:
-    """The frames of a video; if it has none, itself, which cannot be opened as a photograph."""
+    """The frames of a video; if it has none or breaks off, last itself, which cannot be opened as a photograph."""
     capture = cv2.VideoCapture(str(path))
-    number = 0
+    promised, number = _promised(capture), 0
     try:
         while capture.grab():
             if number % every == 0:
-                image = capture.retrieve()[1]
+                whole, image = capture.retrieve()
+                if not whole:
+                    break
                 yield Source(f"{stem}_{number:06d}", path, number, np.ascontiguousarray(image[..., ::-1]))
             number += 1
     finally:
         capture.release()
     if not number:
         yield Source(stem, path)
+    elif number < _WHOLE * promised:
+        yield Source(stem, path, problem=f"{path}: it breaks off after {number} of {promised} frames")
 
 
 def _first(sources: Path | Sequence[Path]) -> str:

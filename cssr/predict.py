@@ -30,7 +30,7 @@ from cssr.config import TILE_OVERLAP, check_tile
 from cssr.inputs import Source, photographs
 from cssr.measured_files import Measured, write_measures
 from cssr.models.joint import JointModel
-from cssr.photographs import Photograph, read_photograph
+from cssr.photographs import Photograph, check_array, read_photograph
 from cssr.rasters import Files
 from cssr.streaming import Found, Wanted, memory, predict_rows
 from cssr.tiling import Tiles
@@ -70,6 +70,7 @@ def predict(
         image: a file, a PIL image, H W 3 uint8, or 3 H W float 0..1.
         tile: LQ pixels a side of the tiles in which a larger image is worked; 0: the whole image at once. Tiles overlap
             by `overlap` and are blended; the normalisation and a predicted kernel are those of the whole image.
+    Raises: ValueError, one line, for what is no such image.
     """
     device = next(iter(model.parameters()), model.mean).device
     outputs = model.infer(_to_tensor(image).to(device), tile, overlap, progress)
@@ -81,8 +82,10 @@ def predict(
 def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> Tensor:
     """1 3 H W float32, 0..1."""
     if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise ValueError(f"a tensor of 3 x height x width, 0..1, is needed, found {image.dtype} {[*image.shape]}")
         return image[None].float()
-    array = image if isinstance(image, np.ndarray) else read_photograph(image)
+    array = check_array(image) if isinstance(image, np.ndarray) else read_photograph(image)
     return torch.tensor(array).permute(2, 0, 1)[None].float() / 255
 
 
@@ -150,13 +153,13 @@ def _make_directory(out: Path) -> None:
 
 
 def _written(model: JointModel, wanted: Wanted) -> str:
-    names = {"sr": "SR image", "prob": "probability"}
-    if not segments(model.config):
-        kernel = " and blur kernel" if getattr(model.sr, "predicts_kernel", False) else ""
-        return f"SR image{kernel} only, as the model finds no cracks (model.seg=none),"
-    there = [name for name in wanted.results if name != "kernel" or getattr(model.sr, "predicts_kernel", False)]
-    *most, last = [names.get(name, name) for name in there] or ["nothing"]
-    return f"{', '.join(most)} and {last}" if most else last
+    """What is written of the results that are wanted, in words."""
+    named = {"sr": "SR image", "prob": "probability", "kernel": "blur kernel"}
+    there = {"sr": True, "kernel": getattr(model.sr, "predicts_kernel", False)}
+    found = [named.get(name, name) for name in wanted.results if there.get(name, segments(model.config))]
+    *most, last = found or ["nothing"]
+    only = "" if segments(model.config) else " only, as the model finds no cracks (model.seg=none),"
+    return (f"{', '.join(most)} and {last}" if most else last) + only
 
 
 class _Run:
@@ -191,8 +194,7 @@ class _Run:
             return
         with source.open() as photograph:
             self._check_memory(photograph)
-            old = done.read(record)
-            record.unlink(missing_ok=True)  # from here on nothing looks whole
+            old = done.begin(record)  # from here on nothing looks whole
             with Files(self._options.out / source.stem) as files:
                 found = self._predict(photograph, files)
                 if self._measured:

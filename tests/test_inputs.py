@@ -35,8 +35,23 @@ def test_files_of_equal_names_take_their_folders(tree):
     assert set(photographs([tree / "deck/a.jpg", tree / "pier/b.png"])) == {"a", "b"}
 
 
+def test_folders_and_patterns_of_equal_names_lose_none(tmp_path):
+    """Cameras count from 1 again on each day."""
+    days = [tmp_path / f"day{day}" for day in (1, 2, 3)]
+    for day in days:
+        day.mkdir()
+        Image.new("RGB", (4, 4)).save(day / "DJI_0001.jpg")
+    wanted = {f"{day.name}/DJI_0001": day / "DJI_0001.jpg" for day in days}
+    assert photographs(days) == wanted == photographs([day / "*" for day in days])
+    assert photographs([days[0], days[0] / "*.jpg", days[0] / "DJI_0001.jpg"]) == {"DJI_0001": days[0] / "DJI_0001.jpg"}
+    Image.new("RGB", (4, 4)).save(tmp_path / "DJI_0001.jpg")
+    found = photographs([days[0], days[1] / "DJI_0001.jpg", tmp_path / "DJI_0001.jpg"])
+    assert sorted(found.values()) == sorted([*list(wanted.values())[:2], tmp_path / "DJI_0001.jpg"])
+
+
 def test_results_among_the_photographs_are_none(tree):
     assert set(photographs(tree, apart=tree / "pier")) == {"deck/a"}
+    assert set(photographs([tree / "pier/a.jpg", tree / "deck"], apart=tree / "pier")) == {"a", "a.jpg"}  # named itself
     with pytest.raises(ValueError, match="no photograph in .*pier"):
         photographs(tree / "pier", apart=tree / "pier")
 
@@ -85,3 +100,23 @@ def test_a_video_that_is_none_cannot_be_opened(tmp_path):
     (source,) = inputs.each(photographs(tmp_path / "a.mp4"), 1)
     with pytest.raises(ValueError, match=r"cannot read .*a\.mp4 as a photograph"):
         source.open()
+
+
+def test_a_video_that_breaks_off_is_told_after_its_frames(video):
+    video.write_bytes(video.read_bytes()[: video.stat().st_size * 95 // 100])
+    *frames, last = inputs.each(photographs(video), 1)
+    assert 0 < len(frames) < 7
+    with pytest.raises(ValueError, match=rf"breaks off after {len(frames)} of 7 frames"):
+        last.open()
+
+
+def test_a_photograph_called_like_a_frame_is_refused(video, tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos" / "flight_000000.jpg")
+    with pytest.raises(ValueError, match="of a frame of .*flight.avi would have one name"):
+        photographs([video, tmp_path / "photos"])
+
+
+def test_a_folder_of_videos_alone_says_how_they_are_given(video):
+    with pytest.raises(ValueError, match="videos are given by name or pattern"):
+        photographs(video.parent)

@@ -115,3 +115,12 @@ def test_mistakes_are_one_line(arguments, message, export, tmp_path):
     with pytest.raises(SystemExit, match=message) as caught:
         main([str(places.get(a, a)) for a in arguments] + ["--out", str(tmp_path / "out")])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image, found", [
+    (np.full((8, 9, 3), 0.5, np.float32), r"float32 \[8, 9, 3\]"), (np.zeros((8, 9), np.uint8), r"uint8 \[8, 9\]"),
+    (np.zeros((8, 9, 4), np.uint8), r"uint8 \[8, 9, 4\]"), (torch.zeros(1, 3, 8, 9), r"torch.float32 \[1, 3, 8, 9\]"),
+])  # fmt: skip
+def test_arrays_of_another_kind_are_refused(export, image, found):
+    with pytest.raises(ValueError, match=f"is needed, found {found}"):
+        predict(JointModel.from_pretrained(export), image)

@@ -190,6 +190,21 @@ def test_a_stop_leaves_nothing_that_looks_whole(export, photos, tmp_path, capsys
     assert again(export, photos, out, capsys)
 
 
+def test_a_rerun_that_was_stopped_forgets_no_file_of_the_run_before(export, photos, tmp_path, capsys, monkeypatch):
+    """Nor keeps one: what another run wrote goes when the run is whole."""
+    out = tmp_path / "out"
+    run(export, photos / "a.png", "--out", out)
+
+    def stop(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(rasters._InMemory, "write", stop)
+        run(export, photos / "a.png", "--out", out, "--write", "mask", "--threshold", "0.7")
+    assert "a_sr.png" in names(out) and again(export, photos, out, capsys, "--write", "mask", "--threshold", "0.7")
+    assert names(out) == {"a_mask.png", "a_prediction.json"}
+
+
 # ---- what goes wrong ----
 
 
