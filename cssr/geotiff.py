@@ -87,6 +87,8 @@ class TiffFile:
     def _bands(self) -> list[int]:
         """Those that make a picture: of a file with many, the first three."""
         count = self._file.count
+        if count == 2 and "alpha" not in self._colours:
+            return [1]
         extra = count > 4 or (count == 4 and "alpha" not in self._colours and not self._cmyk)
         return list(range(1, 4 if extra else count + 1))
 

@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from cssr.any_size import any_size
 from cssr.crack_files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks import Crack, measure_cracks
+from cssr.stems import free
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 _MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here
@@ -25,7 +27,9 @@ def read_mask(path: Path) -> tuple[np.ndarray, Georeference | None]:
     it cannot be read or is not of 1 or 8 bit.
     """
     try:
-        with Image.open(path) as image:
+        with any_size():
+            image = Image.open(path)
+        with image:
             if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
                 raise ValueError(f"{path} is no mask: expected 1 or 8 bit, found {image.mode}")
             grey = np.asarray(image if image.mode in ("1", "L") else image.convert("L"))
@@ -63,24 +67,22 @@ def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
             raise ValueError(f"no mask or folder at {source}")
         folder = source if source.is_dir() else source.parent
         for path in _files(source) if source.is_dir() else [source]:
-            found[_free(path.relative_to(folder), found)] = path
+            found[free(path.relative_to(folder), found)] = path
     return found
-
-
-def _free(name: Path, taken: dict[str, Path]) -> str:
-    """A stem for a file that no other has: without its suffix, with it, or numbered."""
-    plain, whole = str(name.with_suffix("")), str(name)
-    choices = (plain, whole, *(f"{whole}-{number}" for number in range(2, len(taken) + 3)))
-    return next(choice for choice in choices if choice not in taken)
 
 
 def _files(folder: Path) -> list[Path]:
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
-    files = [path for path in files if not path.stem.endswith(_PICTURE)]
+    files = [path for path in files if not _is_picture(path)]
     files = [path for path in files if path.stem.endswith(_MASK)] or files
     if not files:
         raise ValueError(f"no mask in {folder}: none of its files ends with {' '.join(SUFFIXES)}")
     return files
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether it is one of ours, which lie beside a table."""
+    return path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file()
 
 
 def measure_file(path: Path, stem: Path, units: Units, least_length: float) -> list[Crack]:
@@ -106,9 +108,10 @@ def summary(cracks: Sequence[Crack], units: Units) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = _parser().parse_args(arguments)
-    Image.MAX_IMAGE_PIXELS = None  # masks of inspections are larger than what PIL takes for an attack
     try:
         units = Units(options.scale, options.mm_per_pixel)
+        if not 0 <= options.least_length < float("inf"):
+            raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
         masks = masks_at(options.masks)
         failed = _measure_all(masks, options, units)
     except ValueError as error:

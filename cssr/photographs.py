@@ -4,9 +4,6 @@ A TIFF that is large or georeferenced is read by windows from the file (extra `l
 opened, by Pillow, which takes 4 bytes a pixel (grey: 1), 432 MB for 12,000 x 9,000; up to 1,000 megapixels.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cssr import geotiff
+from cssr.any_size import any_size
 
 PIXELS = 10**9  # of a photograph that is decoded as a whole: a larger one is taken for a decompression bomb
 _SMALL = 16_000_000  # pixels of a TIFF without a place on the map that is decoded as a whole
@@ -22,7 +20,6 @@ _ORIENTATION = 0x0112  # EXIF and TIFF tag
 # What makes a photograph upright, by the tag: rows and columns exchanged, then rows reversed, columns reversed.
 _TURNS = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}
 _STACKS = ("GIF", "WEBP", "PNG", "TIFF")  # formats whose further frames are not previews of the first
-_PILLOW = threading.Lock()  # on its limit, which is one for the whole process
 
 
 class Photograph:
@@ -70,8 +67,8 @@ class Photograph:
 class _Decoded:
     """A picture in memory."""
 
-    def __init__(self, picture: Image.Image):
-        self._picture, self.size = picture, picture.size
+    def __init__(self, picture: Image.Image, own: bool = True):
+        self._picture, self._own, self.size = picture, own, picture.size
         self.held = picture.width * picture.height * {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(picture.mode, 4)
 
     def part(self, left: int, top: int, right: int, bottom: int) -> Image.Image:
@@ -79,8 +76,16 @@ class _Decoded:
         return self._picture.crop((left, top, right, bottom))
 
     def close(self) -> None:
-        """The file."""
-        self._picture.close()
+        """The file, unless the picture is the caller's."""
+        if self._own:
+            self._picture.close()
+
+
+def check_array(image: np.ndarray) -> np.ndarray:
+    """The array itself; ValueError, one line, unless it is H W 3 uint8."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"an array of height x width x 3, uint8, is needed, found {image.dtype} {[*image.shape]}")
+    return image
 
 
 def open_photograph(image: Image.Image | np.ndarray | str | Path, pixels: int = PIXELS) -> Photograph:
@@ -93,12 +98,12 @@ def open_photograph(image: Image.Image | np.ndarray | str | Path, pixels: int = 
     Raises: ValueError, one line, if it cannot be read.
     """
     if isinstance(image, np.ndarray):
-        return Photograph(_Decoded(Image.fromarray(image)))
+        return Photograph(_Decoded(Image.fromarray(check_array(image))))
     try:
         if not isinstance(image, Image.Image) and geotiff.is_tiff(Path(image)) and geotiff.there():
             return _open_tiff(Path(image), pixels)
         return _decode(image, pixels)
-    except (OSError, ValueError, UnidentifiedImageError, SyntaxError, EOFError) as error:
+    except Exception as error:  # of damaged files, decoders raise many kinds
         raise unreadable(image, error) from None
 
 
@@ -126,7 +131,7 @@ def _open_tiff(path: Path, pixels: int) -> Photograph:
         file.close()
         try:
             return _decode(path, pixels)
-        except (OSError, ValueError, UnidentifiedImageError, SyntaxError):
+        except Exception:  # of damaged files, decoders raise many kinds
             file = geotiff.TiffFile(path)
     # What lies on the map lies there as it is stored.
     return Photograph(file, 1 if file.place else _tiff_orientation(path))
@@ -134,7 +139,7 @@ def _open_tiff(path: Path, pixels: int) -> Photograph:
 
 def _tiff_orientation(path: Path) -> int:
     try:
-        with _any_size(), Image.open(path) as picture:
+        with any_size(), Image.open(path) as picture:
             return picture.tag_v2.get(_ORIENTATION, 1)
     except (OSError, UnidentifiedImageError, SyntaxError, AttributeError):
         return 1
@@ -144,7 +149,7 @@ def _decode(image: Image.Image | str | Path, pixels: int) -> Photograph:
     if isinstance(image, Image.Image):
         picture = image
     else:
-        with _any_size():
+        with any_size():
             picture = Image.open(image)
     if picture.width * picture.height > pixels:
         raise ValueError(f"its {picture.width} x {picture.height} pixels are above the limit of {pixels:,}")
@@ -153,18 +158,8 @@ def _decode(image: Image.Image | str | Path, pixels: int) -> Photograph:
     frames = getattr(picture, "n_frames", 1) if picture.format in _STACKS else 1
     picture.load()
     orientation = picture.getexif().get(_ORIENTATION, 1)
-    return Photograph(_Decoded(picture), orientation, f"the first of its {frames} frames" if frames > 1 else "")
-
-
-@contextmanager
-def _any_size() -> Iterator[None]:
-    """Without Pillow's own limit, which is below what cameras and mosaics have; here `pixels` takes its place."""
-    with _PILLOW:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    own = picture is not image
+    return Photograph(_Decoded(picture, own), orientation, f"the first of its {frames} frames" if frames > 1 else "")
 
 
 def _to_rgb(part: Image.Image) -> Image.Image:

@@ -182,11 +182,13 @@ def test_files_that_are_no_masks_are_told_of_and_the_others_measured(tmp_path, c
 
 
 def test_which_files_of_a_folder_are_masks(tmp_path):
-    for name in ("a.png", "b/a.png", "a.tif", "c_cracks.png"):
+    for name in ("a.png", "b/a.png", "a.tif", "c_cracks.png", "c_cracks.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert list(masks_at([tmp_path])) == ["a", "a.tif", "b/a"]
     assert list(masks_at([tmp_path / "a.png", tmp_path / "b" / "a.png"])) == ["a", "a.png"]
+    (tmp_path / "001_cracks.png").touch()  # not ours: no table beside it
+    assert "001_cracks" in masks_at([tmp_path])
     (tmp_path / "x_mask.png").touch()
     assert list(masks_at([tmp_path])) == ["x_mask"]
 
@@ -197,6 +199,7 @@ def test_which_files_of_a_folder_are_masks(tmp_path):
         (["nowhere", "--out", "o"], "no mask or folder at nowhere"),
         (["{folder}", "--out", "o"], "no mask in .*: none of its files ends with .png"),
         (["{folder}", "--out", "o", "--scale", "0"], "scale must be a number above 0, found 0"),
+        (["{folder}", "--out", "o", "--least-length", "nan"], "--least-length must be 0 or more, found nan"),
         (["{folder}", "--out", "o", "--mm-per-pixel", "-2"], "mm_per_pixel must be a number above 0, found -2"),
     ],
 )

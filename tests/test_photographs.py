@@ -141,3 +141,28 @@ def test_a_tiff_that_ends_too_early(share, tmp_path, monkeypatch):
     monkeypatch.setattr(photographs, "_SMALL", 0)
     with pytest.raises(ValueError, match="cannot read .*a.tif as a photograph: "):
         read_photograph(tmp_path / "a.tif")
+
+
+def test_any_error_of_a_decoder_is_one_line(pixels, tmp_path, monkeypatch):
+    """A TIFF whose directories lead nowhere raises a TypeError in Pillow."""
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: {}["missing"])
+    with pytest.raises(ValueError, match=r"cannot read .*a\.png as a photograph: 'missing'"):
+        read_photograph(tmp_path / "a.png")
+
+
+def test_a_picture_of_the_caller_stays_open(pixels):
+    picture = Image.fromarray(pixels)
+    assert np.array_equal(read_photograph(picture), read_photograph(picture))
+
+
+@needs_rasterio
+def test_a_second_band_that_is_no_alpha_is_left_out(pixels, tmp_path):
+    import rasterio
+
+    with rasterio.open(tmp_path / "a.tif", "w", "GTiff", *pixels.shape[1::-1], 2, dtype="uint8", ALPHA="NO") as file:
+        file.write(pixels[..., 0], 1)
+        file.write(np.zeros_like(pixels[..., 0]), 2)
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.transform = rasterio.transform.from_origin(0, 0, 0.1, 0.1)
+    assert np.array_equal(read_photograph(tmp_path / "a.tif")[..., 1], pixels[..., 0])
