@@ -49,8 +49,8 @@ photograph = np.asarray(Image.open("photograph.jpg").convert("RGB"), np.float32)
 lq = photograph.transpose(2, 0, 1)[None]  # 1 3 height width
 found = dict(zip([output.name for output in session.get_outputs()], session.run(None, {"lq": lq})))
 sr = (found["sr"][0].transpose(1, 2, 0).clip(0, 1) * 255).round().astype(np.uint8)
-mask = found["prob"][0, 0] > 0.5
 """
+_OF_CRACKS = 'mask = found["prob"][0, 0] > 0.5\n'
 
 
 class Deployed(nn.Module):
@@ -217,9 +217,19 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
             os.replace(path, out / path.name)
     finally:
         shutil.rmtree(folder)
+    _remove_others(out, files)
     found = {**describe(deployed), "files": files, "tolerance": tolerance}
+    if "onnx" in formats:
+        found["example"] = (EXAMPLE + _OF_CRACKS * ("prob" in deployed.names)).splitlines()
     write_atomic(out / "model.json", json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _remove_others(out: Path, files: Sequence[dict[str, Any]]) -> None:
+    """What is left of another model's files."""
+    written = {name for file in files for name in file["written"]}
+    for name in {*_FILES.values(), f"{_FILES['onnx']}.data"} - written:
+        (out / name).unlink(missing_ok=True)
 
 
 def _write(
@@ -257,10 +267,9 @@ def describe(deployed: Deployed) -> dict[str, Any]:
         "scale": scale,
         "inputs": {"lq": lq},
         "outputs": {name: outputs[name] for name in deployed.names},
-        "threshold": 0.5,
+        **({"threshold": 0.5} if "prob" in deployed.names else {}),
         "inside": _inside(deployed.model),
         "compared_with_pytorch_at": [list(size) for size in SIZES],
-        "example": EXAMPLE.splitlines(),
         "model": {"form": config.form, "sr": config.sr, "seg": config.seg},
     }
 

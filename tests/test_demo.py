@@ -318,8 +318,9 @@ def test_nothing_is_written_and_nothing_stays_in_memory(page, tmp_path, monkeypa
 @pytest.mark.parametrize("arguments, message", [
     (["nowhere"], "no run or export at nowhere"),
     (["EXPORT", "--port", "70000"], "--port must lie in 0..65535"),
-    (["EXPORT", "--seconds", "0"], "--seconds must be above 0"),
-    (["EXPORT", "--max-megapixels", "-1"], "--max-megapixels must be above 0"),
+    (["EXPORT", "--seconds", "0"], "--seconds must be a number above 0"),
+    (["EXPORT", "--max-megapixels", "-1"], "--max-megapixels must be a number above 0"),
+    (["EXPORT", "--max-megabytes", "inf"], "--max-megabytes must be a number above 0"),
     (["EXPORT", "--waiting", "-1"], "--waiting must be 0 or more"),
     (["EXPORT", "--tile", "3"], "--tile must be"),
     (["EXPORT", "--host", "203.0.113.9"], "--host 203.0.113.9 --port 7860 cannot be opened"),

@@ -119,6 +119,13 @@ def test_the_example_in_the_description_runs(export, written, monkeypatch):
     assert found["sr"].shape == (42, 68, 3) and found["mask"].shape == (42, 68) and found["mask"].dtype == bool
 
 
+def test_another_model_takes_the_place_of_all_files(tmp_path):
+    deploy(model_of(seg=TINY_UNET), ["torch_export"], tmp_path)
+    found = deploy(model_of(), ["onnx"], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.json"}
+    assert "threshold" not in found and not any("prob" in line for line in found["example"])
+
+
 def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch):
     def spoilt(program, names, folder):
         (folder / "model.pt2").touch()

@@ -40,8 +40,8 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse numbers out of range before the model is loaded."""
     check_tile(options.tile, "--tile")
     for name in ("max_megabytes", "max_megapixels", "seconds"):
-        if not getattr(options, name) > 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be above 0, found {getattr(options, name):g}")
+        if not 0 < getattr(options, name) < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} must be a number above 0, found {getattr(options, name):g}")
     if options.waiting < 0:
         raise ValueError(f"--waiting must be 0 or more, found {options.waiting}")
     if not 0 <= options.port < 65536:
