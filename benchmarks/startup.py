@@ -16,11 +16,10 @@ from machine import ROOT
 from pairs import Result, command
 
 PROGRAMS = (
-    "cssr/train.py",
-    "cssr/evaluate.py",
-    "cssr/predict.py",
-    "cssr/report.py",
-    "shards/make_shards.py",
+    *(f"cssr/{name}.py" for name in ("train", "evaluate", "predict", "measure", "deploy", "hub", "convert")),
+    *(f"cssr/{name}/__main__.py" for name in ("report", "demo")),
+    *(f"shards/{name}.py" for name in ("make_shards", "make_benchmark", "doctor", "show")),
+    *(f"launch/{name}.py" for name in ("evaluate", "sweep", "doctor")),
 )
 
 
