@@ -25,6 +25,9 @@ from steps import SIDE, SMALL, VARIANTS, Step, device, settings
 from torch import Tensor
 
 PLAIN = "kernel maps at full size, samples one by one, scipy, float32"
+# Relative difference of all gradients that is rounding: the plain formulation by one thread and by two is 0.010 from
+# itself at full size (fresh weights; 34 layers and four rounds of projections amplify it), losses 1e-6.
+ROUNDING = 0.03
 ASKED = {"float32": 1.4, "bfloat16": 2.5}  # times as fast, at full size
 
 
@@ -64,7 +67,7 @@ def pair(name: str, side: int, rounds: int) -> Pair:
     plain, ours = Step("plain", side, keep=exact), Step(name, side, keep=exact)
     macs = sizes(settings(side).model, side)[1]
     return Pair(
-        f"step of {side} x {side}, {name}", PLAIN, plain, ours, tolerance=0.01 if exact else 0.1,
+        f"step of {side} x {side}, {name}", PLAIN, plain, ours, tolerance=ROUNDING if exact else 0.1,
         differ=difference if exact else of_losses, asked=ASKED.get(name) if side == SIDE else None, rounds=rounds,
         limit=Limit(flops=3 * 2 * macs, precision="float32" if exact else "bfloat16", device=device().type),
     )  # fmt: skip
