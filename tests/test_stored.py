@@ -197,7 +197,7 @@ def test_another_degradation_ignores_what_is_stored_in_training(root, tmp_path):
     one.waited = 0.0
     batch = one.stepper.next(one._stream())
     expected = DEGRADATIONS.build("downsample", scale=2)(batch.hr, batch.seed)[0]
-    assert one.lq_scale is None and torch.equal(batch.lq, expected)
+    assert one.prepared.lq_scale is None and torch.equal(batch.lq, expected)
 
 
 @pytest.mark.parametrize("changes, message", [
