@@ -238,6 +238,10 @@ def check(config: Config) -> None:
         value = _at(config, key)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{key} must lie in 0..1, found {value}")
+    if config.optim.clip_norm is not None and not config.optim.clip_norm > 0:
+        raise ValueError(f"optim.clip_norm must be above 0, found {config.optim.clip_norm}; null: no clipping")
+    if config.optim.ema == 1:
+        raise ValueError("optim.ema must be below 1, found 1: the average would stay as the weights began")
     _check_sizes(config)
     _check_phases(config.phases)
 
@@ -248,7 +252,7 @@ _LOWEST |= dict.fromkeys(("train.batch_size", "train.micro_batch", "train.log_ev
 _LOWEST |= dict.fromkeys(("train.keep", "eval.batch_size", "eval.limit"), 1)
 _LOWEST |= {"data.max_pixels": 1, "data.cache_gib": 0.001, "data.retries": 0, "data.timeout": 0.1}
 _LOWEST |= dict.fromkeys(("data.workers", "train.seed", "train.val_every", "train.sample_count", "eval.seed"), 0)
-_LOWEST |= {"train.max_skipped": 0, "train.hang_timeout": 1}
+_LOWEST |= {"train.max_skipped": 0, "train.hang_timeout": 1, "optim.warmup": 0, "optim.warmup_start": 0}
 
 
 def _at(config: Any, key: str) -> Any:
