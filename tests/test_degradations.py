@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as tv
 from cssr.degradations import DEGRADATIONS, blur_reduced
 from cssr.degradations.blur_reduced import blurring
 from cssr.degradations.gaussian import gaussian_kernel
-from cssr.degradations.pixels import blur, resampler
+from cssr.degradations.pixels import blur, blur_strided, resampler
 
 
 def build(name: str, scale: int = 4, **arguments):
@@ -189,6 +189,19 @@ def test_settings_of_the_blur_are_checked_when_it_is_built(arguments, message):
 def test_a_constant_image_stays_constant(padding):
     lq, _ = build("gaussian", padding=padding)(torch.full((2, 3, 48, 48), 0.7), seeds(1, 2))
     torch.testing.assert_close(lq, torch.full((2, 3, 12, 12), 0.7), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["blur", "strided", "in one"])
+def test_more_than_an_image_has_cannot_be_reflected(way):
+    hr, kernel = torch.rand(1, 3, 8, 8), torch.full((1, 1, 21, 21), 1 / 441)
+    degrade = DEGRADATIONS.build({"name": "gaussian", "padding": "reflect"}, scale=2)
+    ways = {
+        "blur": lambda: blur(hr, kernel, "reflect"),
+        "strided": lambda: blur_strided(hr, kernel, "reflect", 2),
+        "in one": lambda: degrade(hr, torch.zeros(1, dtype=torch.int64)),
+    }
+    with pytest.raises(ValueError, match="padding=reflect: an HR image of 8 x 8 pixels is too small"):
+        ways[way]()
 
 
 def test_zero_padding_darkens_the_border_alone():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cssr.degradations.pixels import BORDERS, Padding, blur, without_denormals
+from cssr.degradations.pixels import BORDERS, Padding, blur, check_border, without_denormals
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -59,6 +59,7 @@ def _composed(kernel: Tensor, row: Tensor) -> Tensor:
 def _correlate(hr: Tensor, kernel: Tensor, padding: Padding, margin: int, scale: int) -> Tensor:
     """Each image of B C H W by its own kernel, at every `scale`th pixel."""
     batch, channels = hr.shape[:2]
+    check_border(hr, margin, padding)
     padded = F.pad(hr, (margin,) * 4, mode=BORDERS[padding]).flatten(0, 1)[None]
     weight = without_denormals(kernel).repeat_interleave(channels, 0)
     found = F.conv2d(padded, weight, stride=scale, groups=batch * channels)

@@ -23,6 +23,7 @@ def blur(hr: Tensor, kernel: Tensor, padding: Padding = "zero") -> Tensor:
         padding: beyond the border; `zero` darkens it, as the published systems do.
     """
     check_padding(padding)
+    check_border(hr, kernel.shape[-1] // 2, padding)
     return kornia.filters.filter2d(hr, without_denormals(kernel[:, 0]).to(hr.dtype), border_type=BORDERS[padding])
 
 
@@ -40,6 +41,7 @@ def blur_strided(hr: Tensor, kernel: Tensor, padding: Padding, scale: int) -> Te
     _reduced(hr, scale)
     batch, channels, height, width = hr.shape
     half = kernel.shape[-1] // 2
+    check_border(hr, half, padding)
     padded = F.pad(hr, (half,) * 4, mode=BORDERS[padding])
     weight = without_denormals(kernel).to(hr.dtype).repeat_interleave(channels, 0)  # B*C 1 k k
     found = F.conv2d(padded.flatten(0, 1)[None], weight, stride=scale, groups=batch * channels)
@@ -50,6 +52,16 @@ def check_padding(padding: str) -> None:
     """Refuse a padding that `blur` does not know."""
     if padding not in BORDERS:
         raise ValueError(f"degradation: padding must be one of {', '.join(BORDERS)}, found {padding!r}")
+
+
+def check_border(hr: Tensor, reach: int, padding: Padding) -> None:
+    """Refuse to reflect more than an image has; ValueError, one line."""
+    if padding == "reflect" and min(hr.shape[-2:]) <= reach:
+        height, width = hr.shape[-2:]
+        raise ValueError(
+            f"degradation.padding=reflect: an HR image of {height} x {width} pixels is too small for a kernel that "
+            f"reaches {reach}: take larger images, a smaller kernel, or padding=replicate"
+        )
 
 
 def resampler(scale: int, method: Method, antialias: bool) -> tuple[Callable[[Tensor], Tensor], str]:
