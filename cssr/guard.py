@@ -102,8 +102,8 @@ class LeftOut:
 
 
 def explain(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
-    """One line for an error that a machine or another rank is to blame for; None for any other."""
-    return _of_memory(error, config, micro_batch) or _of_ranks(error)
+    """One line for an error of a machine or another rank, or of sizes that show in a step only; None for any other."""
+    return _of_memory(error, config, micro_batch) or _of_ranks(error) or _of_batch_norm(error, config, micro_batch)
 
 
 def _of_memory(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
@@ -115,6 +115,15 @@ def _of_memory(error: BaseException, config: Config, micro_batch: int) -> ValueE
         f"out of memory: lower train.micro_batch (here {micro_batch}; batch_size={config.train.batch_size} stays, "
         f"gradients are accumulated), data.crop={config.data.crop} or eval.batch_size={config.eval.batch_size}, or use "
         f"bf16 or ZeRO (launch/); `python launch/doctor.py` estimates what fits ({text[:200]})"
+    )
+
+
+def _of_batch_norm(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
+    if "Expected more than 1 value per channel" not in str(error):
+        return None
+    return ValueError(
+        f"BatchNorm sees a single value of each channel: raise data.crop={config.data.crop} or the micro-batch of "
+        f"{micro_batch}, or set optim.batch_norm=held"
     )
 
 

@@ -52,20 +52,26 @@ def main(arguments: list[str] | None = None) -> None:
         return
     try:
         recipe = None if "=" in arguments[0] else arguments[0]
-        run = Run(load_config(recipe, arguments[recipe is not None :]))
+        config = load_config(recipe, arguments[recipe is not None :])
+        run = Run(config)
     except ValueError as error:  # every rank finds the same mistake: one tells
         sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+    except (OSError, RuntimeError, MemoryError) as error:
+        sys.exit(f"error: {_explained(error, config, config.train.micro_batch or config.train.batch_size)}")
     try:
         run.train()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        explained = (
-            error if isinstance(error, (ValueError, OSError)) else explain(error, run.config, run.prepared.micro_batch)
-        )
-        if explained is None:
-            raise
-        sys.exit(f"error: {explained}")
+        sys.exit(f"error: {_explained(error, config, run.prepared.micro_batch)}")
     finally:
         run.close()
+
+
+def _explained(error: Exception, config: Config, micro_batch: int) -> Exception:
+    """What one line tells; any other error goes on as it came."""
+    explained = explain(error, config, micro_batch)
+    if explained is None and not isinstance(error, (ValueError, OSError)):
+        raise error
+    return explained or error
 
 
 class Run:

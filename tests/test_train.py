@@ -267,3 +267,20 @@ def test_recipe_settings_round_trip(tmp_path):
     config = load_config(ROOT / "configs" / "tiny.yaml")
     save_config(config, tmp_path / "c.yaml")
     assert yaml.safe_load((tmp_path / "c.yaml").read_text()) and load_config(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize("where", ["cssr.train.Stepper", "cssr.stepper.Stepper.step"])
+def test_memory_that_does_not_suffice_is_one_line_while_building_too(where, shards, tmp_path, monkeypatch):
+    def none_left(*args, **kwargs):
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(where, none_left)
+    with pytest.raises(SystemExit, match=r"out of memory: lower train.micro_batch \(here 4"):
+        main(settings(shards, tmp_path / "run", "train.steps=1"))
+
+
+def test_a_single_value_for_batch_norm_names_the_settings(shards, tmp_path):
+    encoder = "encoder_args: {channels: [8, 8, 8, 8], norm_layer: batchnorm2d}"
+    norm = f"model.seg={{name: unet, encoder: resnet10t, width: 4, {encoder}}}"
+    with pytest.raises(SystemExit, match="BatchNorm sees a single value of each channel: raise data.crop=32"):
+        main(settings(shards, tmp_path / "run", norm, "train.steps=1", "train.batch_size=1"))
