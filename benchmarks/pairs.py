@@ -201,12 +201,19 @@ def parser(doc: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argpars
     how = argparse.RawDescriptionHelpFormatter
     words = argparse.ArgumentParser(description=doc, formatter_class=how, parents=parents)
     words.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it works")
-    words.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    words.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="default: all cores")
     words.add_argument(
         "--clock", choices=machine.CLOCKS, default="wall", help="cpu: where others use the machine too (wall)"
     )
     words.add_argument("--json", type=Path, metavar="FILE", help="write figures, settings, machine and versions")
     return words
+
+
+def positive(text: str) -> int:
+    """A number of 1 or more."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, found {text}")
+    return int(text)
 
 
 def gather(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import machine
 import numpy as np
 import torch
 
@@ -154,7 +155,7 @@ def report(name: str, found: dict[str, list[float]], share: float, options: argp
         "bound": {"by": "the forward pass", "achieved": ours, "rate": bare, "share": bare / ours},
     }  # fmt: skip
     settings = {"threads": options.threads, "clock": options.clock, "quick": options.quick}
-    return {"settings": settings, "rates": [], "results": [line], "failures": []}
+    return {"machine": machine.facts(), "settings": settings, "rates": [], "results": [line], "failures": []}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--side", type=int, help="pixels of the photograph's sides (4000; without a GPU 500)")
     add("--model", type=Path, help="run or export (default: a small one with weights as drawn)")
     add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE})")
-    add("--batch", type=int, default=4, help="tiles worked at once (4)")
+    few = 4 if torch.accelerator.is_available() else 1
+    add("--batch", type=int, default=few, help="tiles worked at once (4; 1 on a CPU, which is busy with one)")
     add("--rounds", type=int, default=3, help="turns of each way (3)")
     add("--quick", action="store_true", help="120 pixels, one round: whether it works")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")

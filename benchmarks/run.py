@@ -4,7 +4,7 @@ Each part runs in a process of its own, in which each pair, the plain formulatio
 once their results are equal. DIR (default: benchmarks/results) gets report.json, with machine, versions, revision and
 settings, and ratios.png. A part that fails is named, the rest goes on, and the exit status is 1.
 
-    --markdown [FILE]   only print the tables of docs/speed.md, from FILE (default: DIR/report.json)
+    --markdown [FILE]   only print a table as in docs/speed.md, from FILE (default: DIR/report.json)
 """
 
 import argparse
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"---- {part}", flush=True)
         add(whole, part, run(part, words(options)))
         write(whole, options.out / "report.json")
+    if options.json:
+        write(whole, options.json)
     draw(whole, options.out / "ratios.png")
     print("\n".join(["", *table(whole), "", f"{options.out}/report.json, {options.out}/ratios.png"]))
     return 1 if whole["failures"] else 0

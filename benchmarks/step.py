@@ -1,9 +1,10 @@
 """The training step of CSBSR-PSPNet (KBPN, PSPNet, joint phase, 224 x 224): `python benchmarks/step.py [--quick]`.
 
-Degradation, forward pass, losses, backward pass and update, in turn with the plain formulation (`plain_step.py`), whose
-losses and gradients must be equal: in float32, under bfloat16 autocast, with recomputed activations, compiled. Then
-what each needs of memory, in a process of its own. On a GPU also images a second from batches of 6 to the largest that
-fits, beside what arithmetic alone would take, and whether loading and degradation keep ahead of it.
+Degradation, forward pass, losses, backward pass and update, in turn with the plain formulation (`plain_step.py`): in
+float32, where losses and gradients must be equal up to rounding; under bfloat16 autocast, with recomputed activations,
+and compiled, where losses must come near. Then what each needs of memory, in a process of its own. On a GPU also images
+a second from batches of 6 to the largest that fits, beside what arithmetic alone would take, and whether loading and
+degradation keep ahead of it.
 
     --profile DIR       write a trace (for chrome://tracing or Perfetto) and a picture of what takes the time
 """
