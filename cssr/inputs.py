@@ -58,9 +58,11 @@ def photographs(sources: Path | Sequence[Path], apart: Path | None = None) -> di
     Raises: ValueError, one line, where there is none, or results of a photograph and of a frame would be the same.
     """
     found: dict[str, Path] = {}
+    seen: set[Path] = set()
     for path, name in _named([sources] if isinstance(sources, Path) else list(sources), apart):
-        if path not in found.values():
+        if path not in seen:
             found[free(name, found)] = path
+            seen.add(path)
     if not found:
         raise ValueError(f"no photograph in {_first(sources)} but in the directory of results")
     _check_frames(found)
@@ -79,16 +81,21 @@ def _named(sources: list[Path], apart: Path | None) -> Iterator[tuple[Path, Path
     """(file, the name that its results take) of all that is meant."""
     alone = [source for source in sources if source.is_file()]
     same = len({source.stem for source in alone}) < len(alone)
-    root = _holding([source.absolute().parent for source in alone]) if same else None
-    folders = [_root(source).absolute() for source in sources if not source.is_file()]
+    root = _holding([_plain(source).parent for source in alone]) if same else None
+    folders = [_plain(_root(source)) for source in sources if not source.is_file()]
     above = _holding(folders) if len({*folders}) > 1 else None
     for source in sources:
         if source.is_file():
-            yield source, source.absolute().relative_to(root) if root else Path(source.name)
+            yield source, _plain(source).relative_to(root) if root else Path(source.name)
             continue
         for path, name in _below(source):
             if apart is None or apart.resolve() not in path.resolve().parents:
-                yield path, path.absolute().relative_to(above) if above else name
+                yield path, _plain(path).relative_to(above) if above else name
+
+
+def _plain(path: Path) -> Path:
+    """Absolute and without `..`, so that a name below a folder never leads out of it."""
+    return Path(os.path.abspath(path))
 
 
 def _holding(folders: Sequence[Path]) -> Path:

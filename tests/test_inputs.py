@@ -1,5 +1,7 @@
 """Which photographs are meant, and under which names their results are written."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -47,6 +49,12 @@ def test_folders_and_patterns_of_equal_names_lose_none(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "DJI_0001.jpg")
     found = photographs([days[0], days[1] / "DJI_0001.jpg", tmp_path / "DJI_0001.jpg"])
     assert sorted(found.values()) == sorted([*list(wanted.values())[:2], tmp_path / "DJI_0001.jpg"])
+
+
+def test_names_of_results_never_lead_out_of_their_folder(tree, monkeypatch):
+    monkeypatch.chdir(tree / "pier")
+    assert set(photographs([Path("../deck"), Path(".")])) == {"deck/a", "pier/a", "pier/b"}
+    assert set(photographs([Path("../deck/a.jpg"), Path("a.jpg")])) == {"deck/a", "pier/a"}
 
 
 def test_results_among_the_photographs_are_none(tree):
