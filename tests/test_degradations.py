@@ -305,11 +305,30 @@ def test_tails_of_a_kernel_do_not_reach_the_convolution_but_have_their_gradient(
     seen, real = [], kornia.filters.filter2d
     monkeypatch.setattr(kornia.filters, "filter2d", lambda x, k, **rest: seen.append(k) or real(x, k, **rest))
     hr = images(1).double()
-    result = blur(hr, kernel)
+    with torch.no_grad():
+        result = blur(hr, kernel)
     assert len(seen) == 1 and not ((seen[0] > 0) & (seen[0] < 1e-20)).any() and (seen[0] > 0).any()
     torch.testing.assert_close(result, real(hr, kernel[:, 0].double(), border_type="constant"), rtol=0, atol=1e-15)
-    result.sum().backward()
+    blur(hr, kernel).sum().backward()
     assert (kernel.grad > 100).all()
+
+
+@pytest.mark.parametrize("padding", ["zero", "reflect", "replicate"])
+@pytest.mark.parametrize("size", [3, 21])
+def test_blur_with_gradients_equals_the_correlation(padding, size):
+    """Where a gradient is asked for, the product of spectra gives the same image and the same gradients."""
+    hr, kernel = images(2).double(), torch.rand(2, 1, size, size, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for x in (hr, kernel)]
+    expected = [x.clone().requires_grad_() for x in (hr, kernel)]
+    border = {"zero": "constant"}.get(padding, padding)
+    plain = kornia.filters.filter2d(expected[0], expected[1][:, 0], border_type=border)
+    result = blur(*inputs, padding)
+    torch.testing.assert_close(result, plain, rtol=0, atol=1e-10)
+    weight = torch.rand_like(plain)
+    (result * weight).sum().backward()
+    (plain * weight).sum().backward()
+    for ours, theirs in zip(inputs, expected):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9)
 
 
 # ---- blur and reduction in one ----
