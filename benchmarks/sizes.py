@@ -16,7 +16,7 @@ from cssr.config import ModelConfig, load_config
 from cssr.models.joint import build_model
 
 HR_SIDE = 224  # pixels
-GROUPS = ("sr", "kernel", "seg", "blur_skip")
+GROUPS = ("sr", "kernel", "seg", "encoder", "blur_skip")
 HEADINGS = ("recipe", *GROUPS, "all, M", "GMAC")
 
 

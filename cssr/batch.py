@@ -54,6 +54,8 @@ class Outputs:
     aux: tuple[Tensor, ...] = ()  # each B 1 H W, logits of auxiliary heads
     features: tuple[Tensor, ...] = ()  # B 3 y x each, of segmentation and of SR, equal sizes (DSRL)
     lq_logits: Tensor | None = None  # B 1 h w, crack logits at low resolution (segmentation before SR)
+    sr_features: tuple[Tensor, ...] = ()  # B C y x each, the segmentation network's on SR, where a loss asks for them
+    hr_features: tuple[Tensor, ...] = ()  # likewise on HR, equal sizes, without gradient
     mask_sr: Tensor | None = None  # B 1 H W, the super-resolved mask, unclipped (segmentation before SR)
 
     def float(self) -> "Outputs":

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cssr.settings import merge, nested, parse_override, recipe_layers, to_inline_yaml, to_yaml
 
+BatchNorm = Literal["rank", "sync", "held", "encoder_held"]
 TILE_OVERLAP = 32  # of neighbouring tiles in evaluation and prediction, LQ pixels
 
 
@@ -85,7 +86,12 @@ class PhaseConfig:
     true_kernel: bool = False  # whether the SR network is given the true blur kernel; what it predicts has no effect
     lr: dict[str, float] = field(
         default_factory=dict
-    )  # factor per parameter group (sr, kernel, seg, blur_skip); 0 holds the group still
+    )  # factor per parameter group (sr, kernel, seg, encoder, blur_skip), encoder's is seg's if unset; 0 holds it still
+    alternate: list[list[str]] = field(
+        default_factory=list
+    )  # parameter groups trained in turn, a list for each step: [[sr, kernel], [seg]]; groups in none always train
+    mix: Any = None  # patches of HR in what segmentation sees: {share: number or schedule, size: HR pixels}; null: none
+    hold_batch_norm: bool = True  # whether BatchNorm in groups that are held still keeps its statistics
 
 
 @dataclass
@@ -101,7 +107,8 @@ class OptimConfig:
     warmup_start: float = 0.0  # factor on lr at the start of the warm-up
     clip_norm: float | None = None  # largest gradient norm; null: no clipping
     ema: float | None = None  # decay of the exponential moving average of the weights; null: none
-    batch_norm: Literal["rank", "sync", "held"] = "rank"  # statistics of a rank's samples, of all ranks' (GPUs), fixed
+    batch_norm: BatchNorm = "rank"  # statistics of a rank's samples, of all ranks' (GPUs), fixed, fixed in the encoder
+    layer_decay: float | None = None  # factor on lr from each layer of the encoder to the one before; null: 1
     ema_warmup: bool = True  # the average's decay rises from 0 (short runs need it)
 
 
@@ -240,6 +247,8 @@ def check(config: Config) -> None:
             raise ValueError(f"{key} must lie in 0..1, found {value}")
     if config.optim.clip_norm is not None and not config.optim.clip_norm > 0:
         raise ValueError(f"optim.clip_norm must be above 0, found {config.optim.clip_norm}; null: no clipping")
+    if config.optim.layer_decay is not None and not 0 < config.optim.layer_decay <= 1:
+        raise ValueError(f"optim.layer_decay must be above 0 and at most 1, found {config.optim.layer_decay}")
     if config.optim.ema == 1:
         raise ValueError("optim.ema must be below 1, found 1: the average would stay as the weights began")
     _check_sizes(config)

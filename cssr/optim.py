@@ -1,5 +1,6 @@
 """Optimizer, learning rates and what holds a parameter group still."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import timm.optim
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cssr.config import Config, PhaseConfig
-from cssr.models.joint import JointModel
+from cssr.models.encoders import layers_from_the_end
+from cssr.models.joint import JointModel, parent_of
 from cssr.registry import did_you_mean
 from cssr.schedules import SCHEDULES, Progress, warmed_up
 
@@ -18,13 +20,13 @@ _WAYS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that c
 def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
     """The optimizer of the settings, one parameter group for each of the model's groups that has parameters.
 
-    It is the fused one where there is one, unless `optim.arguments` chooses (`fused: false`).
+    With `optim.layer_decay` the encoder's is one group a layer. It is the fused one where there is one, unless
+    `optim.arguments` chooses (`fused: false`).
     """
     settings, parameters = config.optim, dict(model.named_parameters())
     groups = [
-        {"params": [parameters[name] for name in names], "group": group}
-        for group, names in model.groups().items()
-        if names
+        {"params": [parameters[name] for name in names], "group": group, "factor": factor}
+        for group, names, factor in _by_layer(model, settings.layer_decay)
     ]
     if settings.optimizer not in timm.optim.list_optimizers():
         raise ValueError(
@@ -39,6 +41,20 @@ def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
         raise ValueError(f"optim: {settings.optimizer} refuses its settings: {' '.join(str(error).split())}") from error
 
 
+def _by_layer(model: JointModel, decay: float | None) -> Iterator[tuple[str, list[str], float]]:
+    """Group, parameter names and factor on the learning rate."""
+    for group, names in model.groups().items():
+        if group != "encoder" or decay is None:
+            yield from [(group, names, 1.0)] if names else []
+            continue
+        layers: dict[int, list[str]] = {}
+        for name, layer in zip(names, layers_from_the_end(model.seg, names)):
+            layers.setdefault(layer, []).append(name)
+        yield from ((group, of_layer, decay**layer) for layer, of_layer in sorted(layers.items()))
+    if decay is not None and "encoder" not in model.groups():
+        raise ValueError("optim.layer_decay needs a segmentation network on an encoder: model.seg=unet, pspnet or smp")
+
+
 def _arguments(config: Config) -> dict[str, Any]:
     kind = timm.optim.get_optimizer_class(config.optim.optimizer, bind_defaults=False)
     chosen = config.optim.arguments
@@ -46,10 +62,10 @@ def _arguments(config: Config) -> dict[str, Any]:
 
 
 class LearningRate:
-    """lr x schedule x warm-up x the phase's factor, for each parameter group, as a function of the samples seen."""
+    """lr x schedule x warm-up x the phase's factor x the layer's, for each group, as a function of the samples seen."""
 
     def __init__(self, config: Config):
-        self.base = config.optim.lr
+        self.base, self.batch_size = config.optim.lr, config.train.batch_size
         schedule = SCHEDULES.build(config.optim.schedule)
         self.factor = warmed_up(schedule, config.optim.warmup, config.optim.warmup_start)
 
@@ -57,13 +73,27 @@ class LearningRate:
         """Set every group's learning rate for the next step; returns that of an unscaled group."""
         lr = self.base * self.factor(progress)
         for group in optimizer.param_groups:
-            group["lr"] = lr * phase.lr.get(group["group"], 1.0)
+            group["lr"] = lr * factor_of(group["group"], phase) * group.get("factor", 1.0)
         return lr
 
 
-def held_groups(phase: PhaseConfig) -> frozenset[str]:
-    """The parameter groups that a phase holds still."""
-    return frozenset(group for group, factor in phase.lr.items() if factor == 0)
+def factor_of(group: str, phase: PhaseConfig) -> float:
+    """The phase's factor on a group's learning rate; the encoder's is segmentation's unless it has its own."""
+    return phase.lr.get(group, phase.lr.get(parent_of(group), 1.0))
+
+
+def held_groups(groups: Iterable[str], phase: PhaseConfig, step: int) -> frozenset[str]:
+    """Those of the parameter groups that a phase holds still at a step of the run, its turns included."""
+    trained = turn = None
+    if phase.alternate:
+        trained = {group for turn in phase.alternate for group in turn}
+        turn = set(phase.alternate[step % len(phase.alternate)])
+
+    def waits(group: str) -> bool:
+        named = group if trained and group in trained else parent_of(group)
+        return bool(trained) and named in trained and named not in turn
+
+    return frozenset(group for group in groups if factor_of(group, phase) == 0 or waits(group))
 
 
 class Hold:

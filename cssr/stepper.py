@@ -51,6 +51,7 @@ class Stepper:
         any_rank: engines.AnyRank,
     ):
         self.task, self.model, self._config, self._engine = task, task.model, config, engine
+        self._groups = [*task.model.groups()]
         self._degrade, self._accumulation, self._any_rank = degrade, accumulation, any_rank
         self._layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         if not engines.flattens(engine):
@@ -103,9 +104,9 @@ class Stepper:
         return dataclasses.replace(batch, hr=hr, lq=lq)
 
     def _begin_phase(self, progress: Progress) -> None:
-        phase = self.task.phase(progress)
-        self._hold.groups = held_groups(phase)
-        self.task.hold_still(self._hold.groups)
+        phase, step = self.task.phase(progress), progress.samples // self._config.train.batch_size
+        self._hold.groups = held_groups(self._groups, phase, step)
+        self.task.hold_still(self._hold.groups if phase.hold_batch_norm else frozenset())
         self.lr = self._learning_rate.apply(self._base, progress, phase)
 
     def _micro_step(self, batch: Batch, progress: Progress, micro: int) -> dict[str, Tensor] | Refused:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from cssr.batch import Batch
 from cssr.config import Config, PhaseConfig
 from cssr.losses import LOSSES
-from cssr.models.joint import JointModel, group_of
+from cssr.models.encoders import EncoderDecoder
+from cssr.models.joint import JointModel, SRThenSeg, group_of
+from cssr.patch_mix import build_mix
 from cssr.schedules import Progress, Schedule, build_schedule, phase_at
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
@@ -33,8 +35,14 @@ class Task(nn.Module):
         self._beta = {phase.until: build_schedule(beta) for phase, beta in zip(config.phases, betas)}
         self._compiled: Callable | None = None  # the model's forward pass, where it is compiled
         self._held: frozenset[str] = frozenset()
-        self._holds_batch_norm = config.optim.batch_norm == "held"
+        self._batch_norm = config.optim.batch_norm
+        self._mix = {phase.until: build_mix(phase.mix, f"phases: {phase.name}.mix") for phase in config.phases}
         self._check_phases(config.phases)
+        if self.needs_features and not isinstance(self.model.seg, EncoderDecoder):
+            raise ValueError(
+                "a loss (task_perceptual) compares features of an encoder, which the model has not: use "
+                "model.form=sr_then_seg with model.seg=unet, pspnet, hrnet_ocr or smp"
+            )
 
     @property
     def losses(self) -> Iterable[Loss]:
@@ -52,13 +60,19 @@ class Task(nn.Module):
         of_loss = any(getattr(loss, "needs_kernel", False) for loss in self.losses)
         return of_loss or any(phase.true_kernel for phase in self._phases)
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether a loss compares the segmentation network's features of SR and HR."""
+        return any(getattr(loss, "needs_features", False) for loss in self.losses)
+
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Mean losses of a degraded batch on the device: `loss`, its terms `sr_loss` and `seg_loss`, and the further
         ones by name; float32.
         """
         phase = self.phase(progress)
         network = self._compiled or self.model
-        outputs = network(batch.lq, batch.kernel if phase.true_kernel else None).float()
+        kernel = batch.kernel if phase.true_kernel else None
+        outputs = network(batch.lq, kernel, **self._of_hr(batch, phase, progress)).float()
         with torch.autocast(batch.lq.device.type, enabled=False):
             sr = self.sr_losses[phase.until](outputs, batch, progress)
             seg = self.seg_loss(outputs, batch, progress)
@@ -97,10 +111,22 @@ class Task(nn.Module):
         """As in any module, but BatchNorm that is held, or in groups that are, stays in evaluation mode."""
         super().train(mode)
         for name, module in self.model.named_modules():
-            still = self._holds_batch_norm or group_of(f"{name}.") in self._held
-            if isinstance(module, _BATCH_NORMS) and still:
+            if isinstance(module, _BATCH_NORMS) and self._keeps_statistics(group_of(f"{name}.")):
                 module.eval()
         return self
+
+    def _keeps_statistics(self, group: str) -> bool:
+        held = self._batch_norm == "held" or (self._batch_norm == "encoder_held" and group == "encoder")
+        return held or group in self._held
+
+    def _of_hr(self, batch: Batch, phase: PhaseConfig, progress: Progress) -> dict[str, Any]:
+        """What the forward pass takes beside the LQ image, where a loss or the phase asks for it; else nothing."""
+        mix, found = self._mix[phase.until], {}
+        if mix:
+            found["mix"] = mix(batch.hr, batch.seed, progress)
+        if self.needs_features:
+            found["features"] = True
+        return {**found, "hr": batch.hr} if found else {}
 
     def _check_phases(self, phases: list[PhaseConfig]) -> None:
         known = self.model.groups()
@@ -110,6 +136,13 @@ class Task(nn.Module):
                     raise ValueError(
                         f"phases: {phase.name}.lr names the group {group!r}; the model has {', '.join(known)}"
                     )
+            for group in (group for turn in phase.alternate for group in turn):
+                if group not in known:
+                    raise ValueError(
+                        f"phases: {phase.name}.alternate names the group {group!r}; the model has {', '.join(known)}"
+                    )
+            if phase.mix is not None and not isinstance(self.model, SRThenSeg):
+                raise ValueError(f"phases: {phase.name}.mix needs SR before segmentation: model.form=sr_then_seg")
             if phase.true_kernel and not getattr(self.model.sr, "predicts_kernel", False):
                 raise ValueError(
                     f"phases: {phase.name}.true_kernel needs an SR network that takes a kernel: model.sr=kbpn"

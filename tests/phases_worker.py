@@ -86,7 +86,7 @@ def main(out: str, stage: int | None) -> None:
     for step in range(4 * STEPS_EACH):
         progress = Progress(step * GLOBAL, 4 * STEPS_EACH * GLOBAL)
         phase = task.phase(progress)
-        hold.groups = held_groups(phase)
+        hold.groups = held_groups(model.groups(), phase, step)
         task.hold_still(hold.groups)
         rates.apply(optimizer, progress, phase)
         terms = engine_task(batch_at(step, engine, degrade), progress)

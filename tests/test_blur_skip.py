@@ -209,7 +209,7 @@ def test_a_phase_trains_blur_skip_alone():
     task = Task(build_model(config.model), config).train()
     optimizer, progress = build_optimizer(task.model, config), Progress(0, 100)
     hold = Hold(task.model, optimizer)
-    hold.groups = held_groups(task.phase(progress))
+    hold.groups = held_groups(task.model.groups(), task.phase(progress), 0)
     LearningRate(config).apply(optimizer, progress, task.phase(progress))
     task.hold_still(hold.groups)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
@@ -222,8 +222,9 @@ def test_a_phase_trains_blur_skip_alone():
 
 def test_its_parameters_are_a_group():
     groups = build_model(joint()).groups()
-    assert set(groups) == {"sr", "kernel", "seg", "blur_skip"}
+    assert set(groups) == {"sr", "kernel", "seg", "encoder", "blur_skip"}
     assert all(name.startswith("seg.blur_skip.") for name in groups["blur_skip"])
+    assert all(name.startswith("seg.net.encoder.") for name in groups["encoder"])
     assert all(name.startswith("seg.net.") for name in groups["seg"])
 
 

@@ -62,6 +62,7 @@ def test_finite_with_gradient_on_uniform_masks(name, fill, logit):
     sr, kernel = torch.zeros(2, 3, 16, 16, requires_grad=True), torch.full((2, 1, 5, 5), 0.04)
     batch.lq, batch.kernel = torch.zeros(2, 3, 4, 4), kernel
     outputs = Outputs(sr=sr, logits=logits, kernel=kernel, features=(sr, sr + 1))
+    outputs.sr_features, outputs.hr_features = (sr + 1,), (torch.zeros(2, 3, 16, 16),)
     if name == "at_lq":
         outputs.lq_logits = logits[..., ::4, ::4]
     else:

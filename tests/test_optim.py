@@ -11,6 +11,7 @@ from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.schedules import Progress
 from cssr.task import Task
 
+GROUPS = ("sr", "seg", "encoder")
 HOLD_SEG = "phases=[{name: sr, until: 8, beta: 0, lr: {seg: 0}}, {name: joint, lr: {sr: 0.5}}]"
 
 
@@ -37,7 +38,7 @@ def steps(task: Task, optimizer, config: Config, samples: list[int]) -> list[flo
     for seen in samples:
         progress = Progress(seen, 100)
         phase = task.phase(progress)
-        held = held_groups(phase)
+        held = held_groups(task.model.groups(), phase, seen // config.train.batch_size)
         task.hold_still(held)
         hold.groups = held
         rates.apply(optimizer, progress, phase)
@@ -65,16 +66,18 @@ def snapshot(task: Task) -> dict[str, torch.Tensor]:
 def test_every_parameter_is_in_one_group():
     model = build_model(ModelConfig(**SMALL_MODEL))
     groups = {g["group"]: g["params"] for g in build_optimizer(model, settings()).param_groups}
-    assert set(groups) == {"sr", "seg"}
-    for name in groups:
-        assert [id(p) for p in groups[name]] == [id(p) for p in getattr(model, name).parameters()]
+    expected = {"sr": [*model.sr.parameters()], "encoder": [*model.seg.encoder.parameters()]}
+    expected["seg"] = [*model.seg.decoder.parameters(), *model.seg.head.parameters()]
+    assert {name: [id(p) for p in of_group] for name, of_group in groups.items()} == {
+        name: [id(p) for p in of_group] for name, of_group in expected.items()
+    }
 
 
 def test_a_network_without_parameters_has_no_group():
     config = settings()
     config.model.sr = {"name": "bicubic"}
     optimizer = build_optimizer(build_model(config.model), config)
-    assert [g["group"] for g in optimizer.param_groups] == ["seg"]
+    assert [g["group"] for g in optimizer.param_groups] == ["seg", "encoder"]
 
 
 @pytest.mark.parametrize("name, kind", [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD"), ("lamb", "Lamb")])
@@ -131,7 +134,7 @@ def test_the_rate_is_base_times_schedule_times_warm_up_times_the_phases_factor(s
     optimizer, progress = build_optimizer(task.model, config), Progress(samples, 100)
     assert LearningRate(config).apply(optimizer, progress, task.phase(progress)) == pytest.approx(base)
     found = {g["group"]: g["lr"] for g in optimizer.param_groups}
-    assert found == {"sr": pytest.approx(sr), "seg": pytest.approx(seg)}
+    assert found == {"sr": pytest.approx(sr), "seg": pytest.approx(seg), "encoder": pytest.approx(seg)}
 
 
 def test_a_rate_does_not_depend_on_the_one_before():
@@ -139,15 +142,97 @@ def test_a_rate_does_not_depend_on_the_one_before():
     optimizer, rates = build_optimizer(build_model(config.model), config), LearningRate(config)
     for phase in (*config.phases, *config.phases):
         rates.apply(optimizer, Progress(0, 100), phase)
-    assert [g["lr"] for g in optimizer.param_groups] == [0.005, 0.01]
+    assert [g["lr"] for g in optimizer.param_groups] == [0.005, 0.01, 0.01]
 
 
 @pytest.mark.parametrize(
     "factors, held",
-    [({}, set()), ({"sr": 0}, {"sr"}), ({"sr": 0.0, "seg": 1}, {"sr"}), ({"sr": 0, "seg": 0}, {"sr", "seg"})],
+    [
+        ({}, set()),
+        ({"sr": 0}, {"sr"}),
+        ({"sr": 0.0, "seg": 1}, {"sr"}),
+        ({"sr": 0, "seg": 0}, {"sr", "seg", "encoder"}),
+        ({"encoder": 0}, {"encoder"}),
+        ({"seg": 0, "encoder": 0.1}, {"seg"}),
+    ],
 )
 def test_held_groups(factors, held):
-    assert held_groups(PhaseConfig(lr=factors)) == held
+    assert held_groups(GROUPS, PhaseConfig(lr=factors), 0) == held
+
+
+@pytest.mark.parametrize(
+    "turns, held",
+    [
+        ([["sr"], ["seg"]], [{"seg", "encoder"}, {"sr"}, {"seg", "encoder"}]),
+        ([["sr", "seg"], ["encoder"]], [{"encoder"}, {"sr", "seg"}]),
+        ([["seg"]], [set(), set()]),
+    ],
+)
+def test_groups_are_trained_in_turn(turns, held):
+    """What no turn names is always trained; the encoder goes with segmentation unless a turn names it."""
+    phase = PhaseConfig(alternate=turns)
+    assert [held_groups(GROUPS, phase, step) for step in range(len(held))] == held
+
+
+def test_alternating_updates_move_one_network_a_step():
+    config = settings("phases=[{alternate: [[sr], [seg]]}]", "train.batch_size=2")
+    task = a_task(config)
+    optimizer = build_optimizer(task.model, config)
+    for samples, free in ((0, {"sr"}), (2, {"seg"}), (4, {"sr"})):
+        before = snapshot(task)
+        steps(task, optimizer, config, [samples])
+        assert moved(before, task) == free
+
+
+@pytest.mark.parametrize("hold, held", [("true", True), ("false", False)])
+def test_statistics_of_a_frozen_encoder_are_kept_or_go_on(hold, held):
+    config = settings(f"phases=[{{lr: {{encoder: 0}}, hold_batch_norm: {hold}}}]")
+    task = a_task(config)
+    task.hold_still(frozenset({"encoder"}) if config.phases[0].hold_batch_norm else frozenset())
+    before = snapshot(task)
+    task(a_batch(), Progress(0, 100))
+    name = next(name for name in before if name.startswith("seg.encoder") and "running_mean" in name)
+    assert torch.equal(before[name], task.model.state_dict()[name]) == held
+
+
+def test_statistics_of_the_encoder_alone_can_be_held():
+    task = a_task(settings("optim.batch_norm=encoder_held"))
+    norms = [m for m in task.model.seg.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and not any(norm.training for norm in norms) and task.model.seg.decoder.training
+
+
+def test_layers_of_the_encoder_have_rates_of_their_own():
+    """timm's layer-wise decay: the deepest layer's factor is 1, each one before is multiplied by the decay."""
+    config = settings("optim.layer_decay=0.5", "optim.lr=1")
+    task = a_task(config)
+    optimizer = build_optimizer(task.model, config)
+    LearningRate(config).apply(optimizer, Progress(0, 100), config.phases[0])
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    encoder = dict(task.model.seg.encoder.named_parameters())
+    first, last = rate[id(encoder["conv1.0.weight"])], rate[id(encoder["layer4.0.conv2.weight"])]
+    assert last == 1 and first == 0.5 ** (len({g["factor"] for g in optimizer.param_groups}) - 1) < 0.1
+    assert all(rate[id(p)] == 1 for p in task.model.sr.parameters())
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len([*task.model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "settings_, model, message",
+    [
+        (["optim.layer_decay=0"], {}, "optim.layer_decay must be above 0"),
+        (["optim.layer_decay=0.5"], {"seg": {"name": "crackformer", "width": 16}}, "optim.layer_decay needs"),
+        (["optim.layer_decay=0.5"], {"seg": {"name": "smp", "encoder": "resnet18"}}, "one of timm's encoders"),
+        (["phases=[{alternate: [[sr], [segm]]}]"], {}, "alternate names the group 'segm'"),
+        (["phases=[{mix: {share: 2}}]"], {}, "phases: joint.mix.share must lie in 0..1"),
+        (["phases=[{mix: {shares: 1}}]"], {}, "phases: joint.mix takes no 'shares'.*did you mean share"),
+        (["phases=[{mix: 3}]"], {}, "phases: joint.mix is null or a mapping"),
+    ],
+)
+def test_mistakes_of_fine_tuning_are_answered_in_one_line(settings_, model, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        config = settings(*settings_)
+        config.model = ModelConfig(**{**SMALL_MODEL, **model})
+        build_optimizer(Task(build_model(config.model), config).model, config)
+    assert "\n" not in str(caught.value)
 
 
 # ---- holding still ----
@@ -200,7 +285,7 @@ def test_gradients_of_held_groups_do_not_count_in_the_norm():
     task = a_task(alone)
     (norm,) = steps(task, build_optimizer(task.model, alone), alone, [0])
     reference = a_task(both)
-    reference.hold_still(frozenset({"seg"}))
+    reference.hold_still(frozenset({"seg", "encoder"}))
     reference(a_batch(0), Progress(0, 100))["loss"].backward()
     squares = {
         g: sum(float(p.grad.square().sum()) for p in getattr(reference.model, g).parameters()) for g in ("sr", "seg")
@@ -211,7 +296,7 @@ def test_gradients_of_held_groups_do_not_count_in_the_norm():
 def test_every_parameter_stays_in_the_graph_of_every_phase():
     config = settings(HOLD_SEG)
     task = a_task(config)
-    task.hold_still(frozenset({"seg"}))
+    task.hold_still(frozenset({"seg", "encoder"}))
     task(a_batch(), Progress(0, 100))["loss"].backward()
     assert all(p.requires_grad and p.grad is not None for p in task.parameters())
 
@@ -219,14 +304,14 @@ def test_every_parameter_stays_in_the_graph_of_every_phase():
 def test_validation_in_between_does_not_wake_held_statistics():
     task = a_task(settings(HOLD_SEG))
     norms = [m for m in task.model.seg.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    task.hold_still(frozenset({"seg"}))
+    task.hold_still(frozenset({"seg", "encoder"}))
     task.model.eval()
     task.train()
     assert norms and not any(m.training for m in norms) and task.model.sr.training
     task.hold_still(frozenset())
     assert all(m.training for m in norms)
     task.eval()
-    task.hold_still(frozenset({"seg"}))
+    task.hold_still(frozenset({"seg", "encoder"}))
     assert not task.training and not any(m.training for m in norms)
 
 

@@ -66,10 +66,11 @@ def test_sizes_are_counted(capsys):
     sizes = runpy.run_path(str(ROOT / "benchmarks" / "sizes.py"))
     joint, hr = CONFIGS / "csbsr_pspnet.yaml", CONFIGS / "hr_pspnet.yaml"
     parameters, macs = sizes["sizes"](load(joint).model)
-    assert set(parameters) == {"sr", "kernel", "seg"} and parameters["seg"] == sizes["sizes"](load(hr).model)[0]["seg"]
+    assert set(parameters) == {"sr", "kernel", "seg", "encoder"}
+    assert parameters["seg"] == sizes["sizes"](load(hr).model)[0]["seg"]
     assert 30e9 < macs < 200e9
     sizes["main"]([str(hr)])
-    assert capsys.readouterr().out.split()[-4:] == ["hr_pspnet", "28.09", "28.09", "30.9"]
+    assert capsys.readouterr().out.split()[-4:] == ["hr_pspnet", "6.81", "21.28", "28.09", "30.9"]
     sizes["main"](["--markdown", str(hr)])
     assert capsys.readouterr().out.splitlines()[-1] == "| hr_pspnet |  |  | 28.09 |  | 28.09 | 30.9 |"
 
@@ -146,10 +147,10 @@ def inside_phases(config: Config) -> Iterator[tuple[PhaseConfig, Progress]]:
 
 def trained(task: Task, phase: PhaseConfig, beta: float) -> set[str]:
     """Names of the parameters that a phase trains: not held still, and reached by a loss that counts."""
-    unreached = {"seg", "blur_skip"} if beta == 0 else set()
+    unreached = {"seg", "encoder", "blur_skip"} if beta == 0 else set()
     unreached |= {"kernel"} if phase.true_kernel else set()
     groups = task.model.groups()
-    return {name for group in groups.keys() - held_groups(phase) - unreached for name in groups[group]}
+    return {name for group in groups.keys() - held_groups(groups, phase, 0) - unreached for name in groups[group]}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_each_phase_trains_what_it_should_and_keeps_all_in_the_graph(path):
     batch, parameters = toy_batch(config), dict(task.model.named_parameters())
     hold = Hold(task.model, build_optimizer(task.model, config))
     for phase, progress in inside_phases(config):
-        hold.groups = held_groups(phase)
+        hold.groups = held_groups(task.model.groups(), phase, 0)
         task.hold_still(hold.groups)
         losses = task(batch, progress)
         losses["loss"].backward()

@@ -142,7 +142,7 @@ def test_local_encoder_weights_load(seg, ours, timms, tmp_path):
     "seg, message",
     [
         ({"name": "pspnet", "encoder": "resnet35"}, "did you mean.*resnet34"),
-        ({"name": "pspnet", "encoder": "vgg16"}, "must be a ResNet.*choose from resnet18"),
+        ({"name": "pspnet", "encoder": "vgg16"}, "vgg16.*choose from resnet18"),
         ({"name": "pspnet", "dropout": [0.3, 0.1]}, "three numbers in"),
         ({"name": "pspnet", "dropout": 0.1}, "three numbers in"),
         ({"name": "pspnet", "sizes": [0, 2]}, "at least 1, found width=64"),

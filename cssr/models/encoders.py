@@ -1,12 +1,48 @@
 """Encoders from timm, for the networks that stand on one."""
 
+import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from timm.models import group_parameters, load_state_dict
+from torch import Tensor, nn
+
+from cssr.models.packaged_weights import packaged_weights
+
+PACKAGE = "package"  # the value of `pretrained` that stands for an installed package
+
+
+class EncoderDecoder(nn.Module):
+    """A segmentation network on an encoder: what its `encode`, `decode` and `head` are together.
+
+    A network defines `encoder`, `decode(maps, size) -> (features, *aux)` and `head`; `maps` are the encoder's, the
+    largest first, `size` is that of the image.
+    """
+
+    encoder: nn.Module
+    head: nn.Module
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Crack logits and those of auxiliary heads (B 1 H W each) of the image x (B 3 H W)."""
+        features, *aux = self.features(x)
+        return self.head(features), *aux
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features for `head`, and auxiliary logits (B 1 H W each), of the image x (B 3 H W)."""
+        return self.decode(self.encode(x), x.shape[-2:])
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The encoder's feature maps of the image x (B 3 H W), the largest first."""
+        return tuple(self.encoder(x))
+
+    def decode(self, maps: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, ...]:
+        """Features for `head`, and auxiliary logits, of feature maps of an image of this size."""
+        raise AssertionError(f"{type(self).__name__} defines no decode")
 
 
 def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
@@ -15,7 +51,8 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
     Args:
         name: a timm model, with or without the tag of its weights (`resnet34`, `resnet34.tv_in1k`).
         depth: how many feature maps, from the largest down; None: all (vgg: 5, up to the last pooling).
-        pretrained: its weights: from the hub (True), a local file (path), or none (False).
+        pretrained: its weights: from the hub (True), an installed package ("package"), a local file (path), or none
+            (False).
         arguments: further ones of the timm model.
     Raises:
         ValueError: one line: an unknown name, weights that cannot be had, or arguments that timm refuses.
@@ -27,12 +64,68 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
         )
     depth = depth or (5 if name.startswith("vgg") else None)
     options = {"out_indices": tuple(range(depth))} if depth else {}
+    if pretrained == PACKAGE:
+        packaged_weights(name)  # refused before the encoder is built
+        encoder = timm_encoder(name, depth, False, arguments)
+        load_encoder(encoder, name, PACKAGE)
+        return encoder
     if isinstance(pretrained, str):
         options["pretrained_cfg_overlay"] = {"file": str(_weight_file(pretrained))}
     try:
         return timm.create_model(name, features_only=True, pretrained=bool(pretrained), **options, **arguments)
     except (OSError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(_encoder_error(name, pretrained, error)) from error
+
+
+def load_encoder(encoder: nn.Module, name: str, pretrained: str) -> None:
+    """Fill an encoder that another library has built with the weights of a local file or of an installed package.
+
+    Args:
+        encoder: whose parameters have the names in the file (a classifier there is left out).
+        name: of the timm model, for `pretrained="package"`.
+    Raises: ValueError, one line: no such file or package, weights that are missing or of another shape.
+    """
+    if pretrained == PACKAGE:
+        weights: dict[str, Tensor] = packaged_weights(name)
+    else:
+        weights = load_state_dict(str(_weight_file(pretrained)))
+    own = encoder.state_dict()
+    unfit = [key for key, value in own.items() if key not in weights or weights[key].shape != value.shape]
+    if unfit:
+        raise ValueError(
+            f"model.seg.pretrained={pretrained} does not fit the encoder {name}: {len(unfit)} of its {len(own)} "
+            f"tensors are missing there or of another shape, {unfit[0]} the first"
+        )
+    encoder.load_state_dict({key: weights[key] for key in own})
+
+
+def layers_from_the_end(seg: EncoderDecoder, names: Sequence[str]) -> list[int]:
+    """How many layers, as timm counts them, each parameter of a timm encoder is from the deepest: 0 there.
+
+    Args:
+        names: parameter names that end in the encoder's own, as `seg.encoder.blocks.0.0.conv_dw.weight`.
+    Raises: ValueError, one line, for an encoder that is not timm's.
+    """
+    encoder = seg.encoder
+    inner = encoder if hasattr(encoder, "pretrained_cfg") else getattr(encoder, "model", encoder)
+    architecture = (getattr(inner, "pretrained_cfg", None) or {}).get("architecture")
+    if architecture is None:
+        raise ValueError(
+            f"optim.layer_decay needs one of timm's encoders, found {type(encoder).__name__} "
+            "(model.seg=smp: tu- and a timm model's name)"
+        )
+    with torch.device("meta"):
+        matcher = timm.create_model(architecture).group_matcher(coarse=False)
+    own = {name: _as_in_the_whole(name) for name, _ in inner.named_parameters()}
+    renamed = SimpleNamespace(named_parameters=lambda: ((name, None) for name in own.values()))
+    layers = group_parameters(renamed, matcher, reverse=True)
+    deepest = max(layers.values())
+    return [next(deepest - layers[whole] for part, whole in own.items() if name.endswith(f".{part}")) for name in names]
+
+
+def _as_in_the_whole(name: str) -> str:
+    """A parameter's name in the timm model of which only the feature maps were kept: `stages.0.` for `stages_0.`."""
+    return re.sub(r"^([a-z_]+)_(\d+)\.", r"\1.\2.", name.removeprefix("model."))
 
 
 @torch.no_grad()
@@ -66,6 +159,7 @@ def _encoder_error(name: str, pretrained: bool | str, error: Exception) -> str:
     if pretrained is True:
         return (
             f"model.seg.pretrained=true: the weights of {name} could not be downloaded ({reason}); "
-            "give a local weight file (model.seg.pretrained=FILE.safetensors) or train from scratch (=false)"
+            "give a local weight file (model.seg.pretrained=FILE.safetensors), take an encoder whose weights a package "
+            "holds (model.seg.encoder=tf_efficientnet_lite0 model.seg.pretrained=package), or train from scratch"
         )
     return f"encoder {name} cannot be used as it was asked for: {reason}"

@@ -1,6 +1,7 @@
 """The joint model: LQ image -> SR image and crack logits, in one of the forms in which the two networks are joined."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from cssr.batch import Outputs
 from cssr.config import TILE_OVERLAP, ModelConfig, from_dict
@@ -26,8 +28,9 @@ from cssr.tiling import Kept, Tiles, Whole, Windows
 
 FORMS = Registry("form of the joint model")
 _GROUPS = {
-    "kernel": ".predictor.",
-    "blur_skip": ".blur_skip.",
+    "kernel": re.compile(r"\.predictor\."),
+    "blur_skip": re.compile(r"\.blur_skip\."),
+    "encoder": re.compile(r"^seg\.(.+\.)?encoder\."),
 }  # parameter groups beside `sr` and `seg`, by module name
 _EPSILON = 1e-5  # added to variances
 _LOGIT_BOUND = 1e-6  # probabilities of a super-resolved mask are kept this far from 0 and 1
@@ -75,9 +78,28 @@ class JointModel(nn.Module):
         `kernel` (B 1 k k) goes to networks that take one.
         """
         height, width = x.shape[-2:]
-        padded = pad_to_multiple(x, getattr(self.seg, "stride", 1))
+        padded = self._padded(x)
         found = self.seg(padded, kernel) if getattr(self.seg, "takes_kernel", False) else self.seg(padded)
         return tuple(logits[..., :height, :width] for logits in found)
+
+    def segment_by_features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """`segment`, and the encoder's feature maps on the way (B C y x each)."""
+        height, width = x.shape[-2:]
+        padded = self._padded(x)
+        maps = self.seg.encode(padded)
+        features, *aux = self.seg.decode(maps, padded.shape[-2:])
+        logits = tuple(found[..., :height, :width] for found in (self.seg.head(features), *aux))
+        return logits, tensors_in(maps)
+
+    @torch.no_grad()
+    def reference_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The encoder's feature maps of a normalised image, as constants; BatchNorm's statistics do not see it."""
+        encoder = self.seg.encoder
+        state = {name: value.clone() for name, value in encoder.named_buffers()}
+        return tensors_in(functional_call(encoder, state, (self._padded(x),)))
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return pad_to_multiple(x, getattr(self.seg, "stride", 1))
 
     @torch.no_grad()
     def infer(self, lq: Tensor, tile: int = 0, overlap: int = TILE_OVERLAP, progress: Callable = iter) -> Outputs:
@@ -125,10 +147,10 @@ class JointModel(nn.Module):
     def groups(self) -> dict[str, list[str]]:
         """Parameter names by the group that phases weigh and hold still.
 
-        `sr`; `kernel`, its kernel predictors (modules called `predictor`); `seg`; `blur_skip`, what modulates the
-        segmentation features by the kernel.
+        `sr`; `kernel`, its kernel predictors (modules called `predictor`); `seg`; `encoder`, that of the segmentation
+        network; `blur_skip`, what modulates the segmentation features by the kernel.
         """
-        found: dict[str, list[str]] = {group: [] for group in ("sr", "kernel", "seg", "blur_skip")}
+        found: dict[str, list[str]] = {group: [] for group in ("sr", "kernel", "seg", "encoder", "blur_skip")}
         for name, _ in self.named_parameters():
             found[group_of(name)].append(name)
         return {group: names for group, names in found.items() if names or group in ("sr", "seg")}
@@ -188,21 +210,51 @@ class JointModel(nn.Module):
         return model.eval()
 
 
+def tensors_in(maps: Any) -> tuple[Tensor, ...]:
+    """The tensors of nested lists, flat: some encoders give tokens beside their maps."""
+    if isinstance(maps, Tensor):
+        return (maps,)
+    return tuple(tensor for part in maps or () for tensor in tensors_in(part))
+
+
 def group_of(name: str) -> str:
     """The parameter group of a parameter (or of a module, with a dot at its end) of this name."""
-    special = (group for group, part in _GROUPS.items() if part in name)
+    special = (group for group, part in _GROUPS.items() if part.search(name))
     return next(special, "seg" if name.startswith("seg.") else "sr")
+
+
+def parent_of(group: str) -> str:
+    """The group whose learning-rate factor holds for `group` where a phase gives it none of its own."""
+    return "seg" if group == "encoder" else group
 
 
 class SRThenSeg(JointModel):
     """SR network, normalisation, segmentation network: CSSR and CSBSR."""
 
-    def forward(self, lq: Tensor, kernel: Tensor | None = None) -> Outputs:
-        """SR and crack logits."""
+    def forward(
+        self,
+        lq: Tensor,
+        kernel: Tensor | None = None,
+        hr: Tensor | None = None,
+        mix: Tensor | None = None,
+        features: bool = False,
+    ) -> Outputs:
+        """SR and crack logits.
+
+        Args:
+            hr: B 3 H W, in training: what `mix` and `features` refer to.
+            mix: B 1 H W, the share of HR in the image that is segmented; what is returned as SR is not mixed.
+            features: whether the segmentation encoder's feature maps, of this image and of HR, are returned too.
+        """
         sr, predicted = self.sr(lq, kernel)
         sr = self.clip(sr)
-        logits, *aux = self.segment(self.normalize(sr), predicted)
-        return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux))
+        image = self.normalize(sr if mix is None else torch.lerp(sr, hr.to(sr.dtype), mix.to(sr.dtype)))
+        if not features:
+            logits, *aux = self.segment(image, predicted)
+            return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux))
+        (logits, *aux), maps = self.segment_by_features(image)
+        reference = self.reference_features(self.normalize(hr))
+        return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux), sr_features=maps, hr_features=reference)
 
     @torch.no_grad()
     def infer_rows(self, lq: Windows, tiles: Tiles, kept: Kept) -> Iterator[tuple[str, Tensor]]:

@@ -11,13 +11,15 @@ Without pretrained weights the encoder starts as timm's do (Kaiming-normal, fan 
 starts from ImageNet weights. All other layers start as PyTorch's do, as published.
 """
 
+from collections.abc import Sequence
+
 import timm
 import torch
 import torch.nn.functional as F
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from cssr.models.encoders import timm_encoder
+from cssr.models.encoders import EncoderDecoder, timm_encoder
 from cssr.models.seg import SEG
 from cssr.registry import did_you_mean
 
@@ -54,7 +56,7 @@ class ObjectContext(nn.Module):
             )
 
 
-class HRNetOCR(nn.Module):
+class HRNetOCR(EncoderDecoder):
     """Four branches at a fourth to a 32nd of the size, joined; coarse logits (`aux`) say where the context is taken."""
 
     def __init__(self, encoder: nn.Module, width: int, hidden: int, dropout: float):
@@ -68,15 +70,10 @@ class HRNetOCR(nn.Module):
         self.enlarge = nn.Upsample(scale_factor=largest, mode="bilinear", align_corners=True)
         self.head = nn.Sequential(nn.Conv2d(width, 1, 1), self.enlarge)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features, aux = self.features(x)
-        return self.head(features), aux
-
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features for `head` (B width H/4 W/4) and auxiliary logits (B 1 H W) of the image x (B 3 H W)."""
-        first, *others = self.encoder(x)
-        size = first.shape[-2:]
-        same_size = (F.interpolate(other, size, mode="bilinear", align_corners=True) for other in others)
+    def decode(self, maps: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Features for `head` (B width H/4 W/4) and auxiliary logits (B 1 H W)."""
+        first, *others = maps
+        same_size = (F.interpolate(other, first.shape[-2:], mode="bilinear", align_corners=True) for other in others)
         joined = torch.cat((first, *same_size), 1)
         coarse = self.aux(joined)
         return self.context(self.squeeze(joined), coarse), self.enlarge(coarse)

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cssr.models.encoders import timm_encoder
+from cssr.models.encoders import EncoderDecoder, timm_encoder
 from cssr.models.seg import SEG
 from cssr.registry import did_you_mean
 
 _STRIDE = 8  # of the dilated encoder; the decoder doubles the size three times
-_USUAL = ("resnet18", "resnet34", "resnet50", "resnet101")  # what an error message offers
+_WHERE = "segmentation network 'pspnet':"
+_USUAL = ("resnet18", "resnet34", "resnet50", "resnet101", "tf_efficientnet_lite0")  # what an error message offers
 
 
 class PyramidPooling(nn.Module):
@@ -35,7 +36,7 @@ class PyramidPooling(nn.Module):
         return self.merge(torch.cat((*means, x), 1))
 
 
-class PSPNet(nn.Module):
+class PSPNet(EncoderDecoder):
     """Pyramid pooling of the deepest features, then three doublings of the size; the last stage but one feeds `aux`."""
 
     stride = _STRIDE
@@ -52,14 +53,10 @@ class PSPNet(nn.Module):
         self.head = nn.Conv2d(width, 1, 1)
         self.aux = _aux_head(shallow, 4 * width, in_aux)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features, aux = self.features(x)
-        return self.head(features), aux
-
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features for `head` (B width H W) and auxiliary logits (B 1 H W) of the image x (B 3 H W)."""
-        *_, shallow, deep = self.encoder(x)  # B C H/8 W/8 each
-        return self.decoder(self.drop(self.pyramid(deep))), _enlarge(self.aux(shallow), x.shape[-2:])
+    def decode(self, maps: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Features for `head` (B width H W) and auxiliary logits (B 1 H W)."""
+        *_, shallow, deep = maps  # B C H/8 W/8 each
+        return self.decoder(self.drop(self.pyramid(deep))), _enlarge(self.aux(shallow), size)
 
 
 def _double(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
@@ -107,29 +104,45 @@ def pspnet(
     """PSPNet: x (B 3 H W, H and W multiples of 8) -> crack logits and auxiliary logits (B 1 H W each).
 
     Args:
-        encoder: a ResNet of timm (its relatives ResNeXt, SE-ResNet, ... too). A tag chooses the pretrained weights:
-            the published network starts from torchvision's, `resnet34.tv_in1k`.
+        encoder: a timm model whose deepest two feature maps can be kept at an eighth of the size: ResNets and their
+            relatives, EfficientNets, MobileNetV3, ... A tag chooses the pretrained weights: the published network
+            starts from torchvision's, `resnet34.tv_in1k`.
         sizes: cells along a side of each pooling grid.
         width: channels at full size; 16 and 4 times as many before, 4 times as many in the auxiliary head.
         dropout: share of whole channels dropped after the pyramid, after each doubling, and in the auxiliary head.
         encoder_args: further arguments of the timm model.
     Raises:
-        ValueError: one line: an encoder that is no ResNet, or a size, width or dropout out of range.
+        ValueError: one line: an encoder that cannot be dilated, or a size, width or dropout out of range.
     """
-    _check(encoder, sizes, width, dropout)
-    # Every block starts with all of its weights at work, as published; timm by itself would start them as identities.
-    arguments = {"zero_init_last": False, **(encoder_args or {}), "output_stride": _STRIDE}
-    return PSPNet(_published_dilation(timm_encoder(encoder, None, pretrained, arguments)), sizes, width, dropout)
-
-
-def _check(encoder: str, sizes: Sequence[int], width: int, dropout: Sequence[float]) -> None:
-    where = "segmentation network 'pspnet':"
+    _check(sizes, width, dropout)
+    arguments = {**(encoder_args or {}), "output_stride": _STRIDE}
     if encoder.split(".")[0] not in timm.list_models(module="resnet"):
-        raise ValueError(f"{where} encoder must be a ResNet of timm, found {encoder!r}{did_you_mean(encoder, _USUAL)}")
+        return PSPNet(_dilated(encoder, pretrained, arguments), sizes, width, dropout)
+    # Every block starts with all of its weights at work, as published; timm by itself would start them as identities.
+    resnet = timm_encoder(encoder, None, pretrained, {"zero_init_last": False, **arguments})
+    return PSPNet(_published_dilation(resnet), sizes, width, dropout)
+
+
+def _dilated(encoder: str, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
+    """An encoder that is no ResNet, as timm dilates it."""
+    try:
+        body = timm_encoder(encoder, None, pretrained, arguments)
+    except ValueError as error:
+        raise ValueError(f"{_WHERE} {error}{did_you_mean(encoder, _USUAL)}") from None
+    strides = body.feature_info.reduction()
+    if strides[-2:] != [_STRIDE, _STRIDE]:
+        raise ValueError(
+            f"{_WHERE} encoder {encoder} gives features at strides {strides}, the last two must be {_STRIDE}: "
+            f"take one that can be dilated, as {', '.join(_USUAL)}"
+        )
+    return body
+
+
+def _check(sizes: Sequence[int], width: int, dropout: Sequence[float]) -> None:
     if width < 1 or min(sizes, default=1) < 1:
-        raise ValueError(f"{where} width and sizes must be at least 1, found width={width}, sizes={list(sizes)}")
+        raise ValueError(f"{_WHERE} width and sizes must be at least 1, found width={width}, sizes={list(sizes)}")
     if not isinstance(dropout, Sequence) or len(dropout) != 3 or not all(0 <= share < 1 for share in dropout):
-        raise ValueError(f"{where} dropout must be three numbers in [0, 1), found {dropout}")
+        raise ValueError(f"{_WHERE} dropout must be three numbers in [0, 1), found {dropout}")
 
 
 def _published_dilation(encoder: nn.Module) -> nn.Module:

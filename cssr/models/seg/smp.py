@@ -1,13 +1,16 @@
 """Every architecture of segmentation_models_pytorch, on any of its encoders (`tu-NAME` for timm's)."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from cssr.models.encoders import PACKAGE, EncoderDecoder, load_encoder
 from cssr.models.seg import SEG
 
 
-class SMP(nn.Module):
+class SMP(EncoderDecoder):
     """A segmentation_models_pytorch model behind our contract: its own head comes out of it, and does nothing there."""
 
     def __init__(self, model: nn.Module, stride: int):
@@ -15,12 +18,15 @@ class SMP(nn.Module):
         self.model, self.stride = model, stride
         self.head, model.segmentation_head = model.segmentation_head, nn.Identity()
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (self.head(*self.features(x)),)
+    @property
+    def encoder(self) -> nn.Module:
+        """The library's encoder, under whose name its parameters stay."""
+        return self.model.encoder
 
-    def features(self, x: Tensor) -> tuple[Tensor]:
-        """Features for `head` (B C h w), at the decoder's resolution, of the image x (B 3 H W)."""
-        return (self.model(x),)
+    def decode(self, maps: Sequence[Any], size: Sequence[int]) -> tuple[Tensor]:
+        """Features for `head` (B C h w), at the decoder's resolution."""
+        with_tokens = isinstance(maps[0], (list, tuple))  # dpt: maps, and the tokens that are no part of the image
+        return (self.model.decoder(*maps) if with_tokens else self.model.decoder(list(maps)),)
 
 
 @SEG.register
@@ -30,14 +36,16 @@ def smp(architecture: str = "unet", encoder: str = "resnet34", pretrained: bool 
     Args:
         architecture: unet, unetplusplus, fpn, pspnet, deeplabv3plus, linknet, manet, pan, upernet, segformer, dpt, ...
         encoder: one of the library's encoders, or `tu-` and a timm model's name.
-        pretrained: True for the encoder's ImageNet weights, or the name of others that the library knows.
+        pretrained: True for the encoder's ImageNet weights (downloaded), "package" for those of an installed package,
+            the path of a local file, or the name of other weights that the library knows.
         arguments: further ones of the architecture, e.g. `decoder_channels`.
     """
     try:
         import segmentation_models_pytorch as library
     except ImportError:
         raise ValueError("model.seg=smp needs segmentation_models_pytorch: pip install 'cssr[smp]'") from None
-    weights = "imagenet" if pretrained is True else pretrained or None
+    local = pretrained == PACKAGE or (isinstance(pretrained, str) and _is_path(pretrained))
+    weights = "imagenet" if pretrained is True else None if local else pretrained or None
     try:
         model = library.create_model(
             architecture, encoder, encoder_weights=weights, in_channels=3, classes=1, **arguments
@@ -48,4 +56,11 @@ def smp(architecture: str = "unet", encoder: str = "resnet34", pretrained: bool 
             f"model.seg: segmentation_models_pytorch refuses architecture={architecture}, encoder={encoder}, "
             f"pretrained={pretrained}: {reason}"
         ) from error
+    if local:
+        load_encoder(getattr(model.encoder, "model", model.encoder), encoder.removeprefix("tu-"), pretrained)
     return SMP(model, max(32, getattr(model.encoder, "output_stride", 32)))
+
+
+def _is_path(pretrained: str) -> bool:
+    """Whether this is a file, not one of the names that the library has for its weights (imagenet, instagram, ...)."""
+    return Path(pretrained).suffix in (".safetensors", ".pth", ".pt", ".bin") or "/" in pretrained

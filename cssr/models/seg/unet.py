@@ -1,13 +1,13 @@
 """U-Net on a timm encoder; with VGG16 and pixel shuffle it is CSSR's segmentation network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from cssr.models.blocks import conv_relu
-from cssr.models.encoders import check_pyramid, timm_encoder
+from cssr.models.encoders import EncoderDecoder, check_pyramid, timm_encoder
 from cssr.models.seg import SEG
 
 Upsample = Literal["pixel_shuffle", "deconv", "bilinear"]
@@ -34,7 +34,7 @@ _UPSAMPLE: dict[str, Callable[[int, int], nn.Sequential]] = {
 }
 
 
-class UNet(nn.Module):
+class UNet(EncoderDecoder):
     """From the deepest features upwards: double the size, append the encoder's features, until full size."""
 
     def __init__(self, encoder: nn.Module, width: int, upsample: str):
@@ -51,12 +51,9 @@ class UNet(nn.Module):
             channels = outputs + skips.get(reduction, 0)
         self.head = nn.Sequential(conv_relu(channels, width), nn.Conv2d(width, 1, 1))
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (self.head(*self.features(x)),)
-
-    def features(self, x: Tensor) -> tuple[Tensor]:
-        """Features for `head` (B C H W) of the image x (B 3 H W)."""
-        features = dict(zip(self.encoder.feature_info.reduction(), self.encoder(x)))
+    def decode(self, maps: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor]:
+        """Features for `head` (B C H W)."""
+        features = dict(zip(self.encoder.feature_info.reduction(), maps))
         reduction = self.stride
         x = features[reduction]
         for block in self.decoder:

@@ -1,0 +1,46 @@
+"""Task-driven perceptual loss: SR and HR compared by the feature maps of the segmentation network's encoder.
+
+Kim et al., "Beyond Image Super-Resolution for Image Recognition with Task-Driven Perceptual Loss" (SR4IR), CVPR 2024.
+There the task network is fixed while the loss trains SR, and each is updated in turn: a phase's `alternate` does so.
+Without it the gradient reaches the encoder as well, which thereby learns to see in SR what it sees in HR.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cssr.batch import Batch, Outputs
+from cssr.losses import LOSSES
+from cssr.schedules import Progress
+
+_EPSILON = 1e-6
+
+
+@LOSSES.register
+def task_perceptual(levels: int | None = None) -> Callable:
+    """Mean absolute difference of feature maps of SR and HR, each map's over the mean absolute value of HR's: B values.
+
+    HR's are constants. An empty mask is nothing special to it.
+
+    Args:
+        levels: how many maps, from the deepest up; None: all.
+    Raises:
+        ValueError: levels below 1; from the loss, without features; from the task, a network without an encoder.
+    """
+    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
+        raise ValueError(f"loss 'task_perceptual': levels must be a whole number of at least 1, found {levels!r}")
+
+    def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
+        if not outputs.sr_features:
+            raise ValueError("loss 'task_perceptual' needs features of the segmentation network's encoder")
+        pairs = list(zip(outputs.sr_features, outputs.hr_features))[-(levels or 0) :]
+        return torch.stack([_relative_difference(of_sr, of_hr) for of_sr, of_hr in pairs]).mean(0)
+
+    loss.needs_features = True
+    return loss
+
+
+def _relative_difference(of_sr: Tensor, of_hr: Tensor) -> Tensor:
+    others = tuple(range(1, of_hr.dim()))
+    return (of_sr - of_hr).abs().mean(others) / (of_hr.abs().mean(others) + _EPSILON)
