@@ -72,7 +72,7 @@ def test_sizes_are_counted(capsys):
     sizes["main"]([str(hr)])
     assert capsys.readouterr().out.split()[-5:] == ["hr_pspnet", "6.81", "21.28", "28.09", "30.9"]
     sizes["main"](["--markdown", str(hr)])
-    assert capsys.readouterr().out.splitlines()[-1] == "| hr_pspnet |  |  | 28.09 |  | 28.09 | 30.9 |"
+    assert capsys.readouterr().out.splitlines()[-1] == "| hr_pspnet |  |  | 6.81 | 21.28 |  | 28.09 | 30.9 |"
 
 
 # ---- what they set ----
