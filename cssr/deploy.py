@@ -6,6 +6,11 @@ with PyTorch at several sizes before it stays. `model.json` beside them says wha
 an example with numpy and onnxruntime alone.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import contextlib
 import copy
 import json
@@ -314,4 +319,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interrupts.run(main))

@@ -1,5 +1,10 @@
 """Evaluation by the papers' measures: `accelerate launch cssr/evaluate.py RUN_OR_EXPORT --data SHARDS`."""
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import hashlib
 import json
@@ -207,4 +212,4 @@ def summary(found: dict[str, Any], out: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interrupts.run(main))

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from cssr.config import Config
+from cssr.interrupts import ENDING, leave_terminal
 from cssr.log import append_line
 
 STUCK = 75  # exit status of a process that its watchdog has ended: try again
@@ -19,20 +20,37 @@ _BACKSTOP = 30  # seconds after which C code writes the stacks, where no Python 
 
 
 class StopSignal:
-    """Whether this process was asked to stop: SIGTERM, SIGUSR1 (Slurm's warning), or the launcher's death."""
+    """Whether this process was asked to stop: SIGINT (Ctrl-C), SIGHUP (a connection that closes), SIGTERM, SIGUSR1
+    (Slurm's warning), or the launcher's death.
+
+    A second Ctrl-C, or a signal after `close`, ends the process at once. A signal that is ignored (nohup) stays so.
+    """
 
     def __init__(self):
-        self._asked = False
+        self.number: int | None = None  # of the signal that came
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
+        heeded = [number for number in (*ENDING, signal.SIGUSR1) if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
 
     def __bool__(self) -> bool:
         orphaned = self._launcher is not None and os.getppid() != self._launcher
-        return self._asked or orphaned
+        return self.number is not None or orphaned
 
-    def _note(self, *_: Any) -> None:
-        self._asked = True
+    def close(self) -> None:
+        """Give the signals back to who had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT == self.number:
+            os.write(2, b"interrupted again: the same command goes on from the last checkpoint\n")
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.number = number
+        if number == signal.SIGHUP:
+            leave_terminal()
+        if number == signal.SIGINT and os.isatty(2) and os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nstopping: this step is finished and a checkpoint written; Ctrl-C again ends at once\n")
 
 
 class Watchdog:

@@ -4,6 +4,11 @@ A push holds the export's two files, a model card written from the run, and samp
 A pull fetches the two files of an export into this machine's cache, where every command then finds `owner/name`.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import sys
 import tempfile
@@ -78,4 +83,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interrupts.run(main))

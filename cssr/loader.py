@@ -18,6 +18,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from cssr.interrupts import held_back
 from cssr.remote import DataError
 
 _PIPE = 1 << 20  # bytes; the most that Linux gives without privileges
@@ -73,7 +74,7 @@ def load(samples: Samples, workers: int, prefetch: int) -> Iterator[Any]:
 def _raise_errors(loader: DataLoader) -> Iterator[Any]:
     """What the workers have found wrong, raised here as it was, without their tracebacks."""
     try:
-        for sample in _widened(iter(loader)):  # without a name, which a traceback would keep, and with it the workers
+        for sample in _begun(loader):  # without a name, which a traceback would keep, and with it the workers
             _name_dead_workers()  # torch has set its handler by now
             if isinstance(sample, DataError):
                 raise sample
@@ -82,8 +83,13 @@ def _raise_errors(loader: DataLoader) -> Iterator[Any]:
         raise _translated(error) from None
 
 
-def _widened(samples: Iterator[Any]) -> Iterator[Any]:
-    """Have a sample go through the workers' pipe at once; by Linux's default it holds an eighth of one of 224 x 224."""
+def _begun(loader: DataLoader) -> Iterator[Any]:
+    """Start the workers, which leave a terminal's signals to this process.
+
+    A sample goes through their pipe at once; by Linux's default it holds an eighth of one of 224 x 224.
+    """
+    with held_back():
+        samples = iter(loader)
     queue = getattr(samples, "_worker_result_queue", None)  # of torch; without it, or the right, all goes on as it is
     with suppress(AttributeError, OSError):
         fcntl.fcntl(queue._reader.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)

@@ -1,5 +1,10 @@
 """Length and width of the cracks of masks: `python -m cssr.measure MASK|FOLDER ... --out DIR`."""
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -149,4 +154,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interrupts.run(main))

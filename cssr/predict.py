@@ -3,6 +3,11 @@
 A photograph is taken as the low-resolution image: what is written is larger by the model's scale along each side.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import ctypes
 import sys
@@ -260,4 +265,4 @@ def device_named(name: str) -> torch.device:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interrupts.run(main))

@@ -4,7 +4,13 @@ The whole program, in order: settings, data, model, engine, resume, loop (step, 
 run the same command again. Progress is counted in steps for people and in samples seen for everything that changes.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -64,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {_explained(error, config, run.prepared.micro_batch)}")
     finally:
         run.close()
+    if run.interrupted:
+        sys.exit(128 + run.stop.number)
 
 
 def _explained(error: Exception, config: Config, micro_batch: int) -> Exception:
@@ -85,7 +93,8 @@ class Run:
             log_with=trackers(config.train, self.dir) if self.writes else None,
             project_config=ProjectConfiguration(project_dir=str(self.dir), logging_dir=str(self.dir / "tensorboard")),
         )
-        self.step, self.best, self.changed, self.claim, self.watchdog = 0, None, [], None, None
+        self.step, self.best, self.changed = 0, None, []
+        self.claim, self.watchdog, self.stop = None, None, None
         self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)
         self.prepared = prepare(config, self.engine)
         start = self._newest_checkpoint() if self.writes else None
@@ -351,8 +360,16 @@ class Run:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody at a terminal stopped the run before its end."""
+        by_hand = self.stop is not None and self.stop.number in (signal.SIGINT, signal.SIGHUP)
+        return by_hand and self.step < self.config.train.steps
+
     def close(self) -> None:
         """Let go of the run directory."""
+        if self.stop:
+            self.stop.close()
         if self.watchdog:
             self.watchdog.close()
         if self.claim:
@@ -364,4 +381,4 @@ def _millions(sizes: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interrupts.run(main))

@@ -12,6 +12,11 @@ estimate for one rank's training step, without the libraries (about 0.5 GiB on a
 Exit status: 0 it would run, 2 it would not, or not as the file says: one line for each fault.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import sys
 import warnings
@@ -128,4 +133,4 @@ def show(title: str, rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

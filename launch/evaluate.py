@@ -13,6 +13,11 @@ variable OMP_NUM_THREADS say otherwise; each of their values rounds in its own w
 Exit status: 0 all is evaluated, 1 something failed or is missing, 2 a mistake on the command line, 130 interrupted.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import json
 import shlex
@@ -302,4 +307,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

@@ -13,6 +13,11 @@ but for its seed: mean and standard deviation (n - 1) over its seeds, per image.
 Exit status: 0 all is there, 1 something failed or is missing, 2 a mistake on the command line, 130 interrupted.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import json
 import shlex
@@ -264,4 +269,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

@@ -18,6 +18,8 @@ from typing import Any
 
 import cv2
 
+from cssr.interrupts import held_back
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process gets when its parent ends
 _GRACE = 2  # seconds
 _STEP, _DONE, _FAILED = range(3)
@@ -96,7 +98,8 @@ def _crew(work: Work, workers: int) -> Iterator[list[Connection]]:
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
-            process.start()
+            with held_back():  # Ctrl-C reaches the whole group; the parent decides
+                process.start()
             theirs.close()  # so that the death of the process is the end of its pipe
             crew.append(process)
             pipes.append(ours)
@@ -142,7 +145,6 @@ def _serve(work: Work, pipe: Connection, parent: int) -> None:
 
 
 def _begin(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # so may this; a moment later it counts
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that took effect

@@ -14,16 +14,20 @@ Exit status: 0 the set may be sharded, 1 it must not be as it is (there are erro
 on the command line or no way to finish, 130 interrupted.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import inspect
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import contact_sheet
 import numpy as np
@@ -251,10 +255,6 @@ def report(args: argparse.Namespace, parts: list[Part], cases: list[Case], findi
     return found["may_be_sharded"]
 
 
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code, see above."""
     try:
@@ -269,5 +269,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

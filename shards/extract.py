@@ -1,5 +1,10 @@
 """Photographs out of shards, as files: `python shards/extract.py SHARDS --out DIR [--count 4] [--reduce 4]`."""
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import sys
 from pathlib import Path
@@ -44,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interrupts.run(main))

@@ -14,15 +14,19 @@ command goes on from the shards that were finished. `make_shards.py --check DIR`
 it.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
-import signal
 import sys
 from pathlib import Path
 
 import torch
 from crew import cores
 from freezing import digest_of, frozen_source, header_of, read_benchmark
-from make_shards import exit_code, interrupt, list_of, with_safe_keys, write_set
+from make_shards import exit_code, list_of, with_safe_keys, write_set
 from options import Parser
 from show import summarize
 from workplace import check_free
@@ -82,5 +86,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupt)
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

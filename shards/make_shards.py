@@ -14,17 +14,21 @@ nothing behind; the output folder appears only once it is whole. After a kill or
 from the shards that were finished. `make_shards.py SOURCE --help` lists a source's options.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import hashlib
 import inspect
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import checking
 from crew import in_order, share
@@ -241,11 +245,6 @@ def _watch(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
     return iter(tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty()))
 
 
-def interrupt(*_: Any) -> NoReturn:
-    """What SIGTERM does to a command: as Ctrl-C."""
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -276,5 +275,4 @@ def exit_code(command: Callable[[list[str]], int], argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupt)
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

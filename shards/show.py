@@ -5,6 +5,11 @@ Cracks are outlined in red; LQ image (pixels enlarged) and blur kernel (white = 
 has them, keys below.
 """
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import math
 import sys
@@ -178,4 +183,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

@@ -1,5 +1,10 @@
 """A page to try a model: `python -m cssr.demo EXPORT`, then open the address that it prints."""
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import ipaddress
 import socket
@@ -141,4 +146,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interrupts.run(main))

@@ -1,6 +1,13 @@
 """`python -m cssr.report`."""
 
+from cssr import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
+import sys
+
 from cssr.report.command import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interrupts.run(main))

@@ -1,0 +1,74 @@
+"""Ctrl-C, hang-ups and requests to stop: one line, and no traceback, from every command."""
+
+import os
+import signal
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def answer() -> None:
+    """End this program with one line on SIGINT, SIGTERM and SIGHUP, whatever it is doing: imports included.
+
+    To be called first of all in a command. A signal that is ignored (under nohup) stays so; the exit status is 130.
+    """
+    sys.excepthook = _show
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def run(main: Callable[[], Any]) -> Any:
+    """Run a command's `main`; afterwards, while the interpreter shuts down, the signals end the process at once."""
+    try:
+        return main()
+    except KeyboardInterrupt as stop:
+        _print(stop)
+        return 130
+    finally:
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Block the signals of a terminal; processes begun meanwhile never get them, as their parent answers for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_terminal() -> None:
+    """Write to nowhere what would go to a terminal that has gone, where every write is an error."""
+    for number in (1, 2):
+        if stat.S_ISCHR(os.fstat(number).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def _interrupt(number: int, _: FrameType | None) -> NoReturn:
+    if number == signal.SIGHUP:
+        leave_terminal()
+    for ending in ENDING:  # a second one does not wait for what is cleared up
+        if signal.getsignal(ending) is _interrupt:
+            signal.signal(ending, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        _print(error)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _print(stop: BaseException) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {str(stop) or 'interrupted; the same command begins again'}", file=sys.stderr)

@@ -1,0 +1,130 @@
+"""Ctrl-C, a closed connection, SIGTERM: every command answers in one line, and training keeps what it has done."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import draw_shards
+from running import ROOT, command, environment, settings, wait_for_step
+
+from cssr import checkpoint as store
+
+ENDLESS = ["train.steps=4000", "train.save_every=4000", "train.val_every=0", "optim.batch_norm=held"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return draw_shards(tmp_path_factory.mktemp("shards") / "set", 24, 64)
+
+
+def begin(words: list[str], **how) -> subprocess.Popen:
+    """A command in a process group of its own, with the signals as a terminal's programs have them."""
+
+    def default_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **how}
+    return subprocess.Popen(
+        words, start_new_session=True, env=environment(), cwd=ROOT, preexec_fn=default_signals, **how
+    )
+
+
+def told(process: subprocess.Popen, number: int) -> tuple[str, str]:
+    """Output and errors after a signal to the whole group, of which nothing is left."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=90)
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    return out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_finishes_its_step_and_writes_a_checkpoint(number, shards, tmp_path):
+    run_dir = tmp_path / "run"
+    process = begin([sys.executable, "cssr/train.py", *settings(shards, run_dir, *ENDLESS)])
+    wait_for_step(run_dir, 2, process)
+    out, err = told(process, number)
+    assert process.returncode == 128 + number and err == ""
+    assert out.splitlines()[-1].startswith("stopped at step ") and "checkpoint written" in out
+    assert store.read_state(store.newest(run_dir))["step"] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_under_a_launcher_it_does_so_too(processes, shards, tmp_path):
+    """What the launcher itself says of Ctrl-C is accelerate's."""
+    run_dir = tmp_path / "run"
+    process = begin(command(settings(shards, run_dir, *ENDLESS), processes))
+    wait_for_step(run_dir, 2, process)
+    out, err = told(process, signal.SIGINT)
+    assert "checkpoint written" in out and "train.py" not in err
+    assert store.read_state(store.newest(run_dir))["step"] >= 2
+
+
+def test_a_second_ctrl_c_ends_at_once(shards, tmp_path):
+    run_dir = tmp_path / "run"
+    slow = "loss.seg={name: faulty, kind: hang, samples: [8]}"
+    words = settings(shards, run_dir, *ENDLESS, "imports=[faulty_loss]", slow)
+    process = begin([sys.executable, "cssr/train.py", *words])
+    wait_for_step(run_dir, 2, process)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    began = time.monotonic()
+    _, err = told(process, signal.SIGINT)
+    assert time.monotonic() - began < 20 and process.returncode == -signal.SIGINT
+    assert err == "interrupted again: the same command goes on from the last checkpoint\n"
+
+
+def test_a_closed_terminal_costs_no_checkpoint(shards, tmp_path):
+    run_dir = tmp_path / "run"
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "cssr/train.py", *settings(shards, run_dir, *ENDLESS)]
+    process = begin(words, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    wait_for_step(run_dir, 2, process)
+    os.close(ours)
+    os.killpg(process.pid, signal.SIGHUP)
+    process.wait(90)
+    assert store.read_state(store.newest(run_dir))["step"] >= 2
+    assert "checkpoint written" in (run_dir / "log.txt").read_text()
+
+
+COMMANDS = {
+    "cssr/train.py": ["configs/tiny.yaml"],
+    "cssr/evaluate.py": ["MODEL", "--data", "SET"],
+    "-m cssr.predict": ["MODEL", "x.png", "--out", "OUT"],
+    "-m cssr.measure": ["x.png", "--out", "OUT"],
+    "-m cssr.deploy": ["MODEL", "--out", "OUT"],
+    "-m cssr.convert": ["x.pth", "--recipe", "configs/tiny.yaml", "--out", "OUT"],
+    "-m cssr.report": ["x", "--out", "OUT"],
+    "-m cssr.hub": ["push", "MODEL", "a/b", "--license", "mit"],
+    "-m cssr.demo": ["MODEL"],
+    "shards/make_shards.py": ["folder", "--root", "x", "--out", "OUT"],
+    "shards/make_benchmark.py": ["--data", "x", "--degradation", "x", "--out", "OUT"],
+    "shards/doctor.py": ["folder", "--root", "x"],
+    "shards/show.py": ["x"],
+    "shards/extract.py": ["x", "--out", "OUT"],
+    "launch/doctor.py": [],
+    "launch/evaluate.py": ["x", "--benchmarks", "x"],
+    "launch/sweep.py": ["configs/tiny.yaml", "seed=0,1"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_in_one_line_while_it_imports(name, tmp_path):
+    """The signal comes from within, at the first import of numpy, yaml or argparse after the answer is set up."""
+    (tmp_path / "argparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environ = {**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    words = [sys.executable, *name.split(), *COMMANDS[name]]
+    done = subprocess.run(words, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (-signal.SIGINT, 130)
+    assert done.stderr == "error: interrupted; the same command begins again\n"
