@@ -12,7 +12,7 @@ TOLERANCE = 1e-3  # largest difference of a value of 0..1, a quarter of a step o
 def evaluation_parser(doc: str) -> argparse.ArgumentParser:
     """Of cssr/evaluate.py."""
     parser = argparse.ArgumentParser(prog="accelerate launch cssr/evaluate.py", description=doc)
-    parser.add_argument("model", type=Path, help="run directory or export directory")
+    parser.add_argument("model", type=Path, help="run, export, or model of the package (small-x4)")
     parser.add_argument("--data", required=True, help="shard directory to evaluate on")
     parser.add_argument("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
     parser.add_argument("--out", type=Path, help="where results.json and pictures go (default: MODEL/evaluations/DATA)")
@@ -47,8 +47,10 @@ def prediction_parser(doc: str) -> argparse.ArgumentParser:
     """Of cssr/predict.py."""
     parser = argparse.ArgumentParser(prog="python -m cssr.predict", description=doc.splitlines()[0])
     add = parser.add_argument
-    add("model", type=Path, help="run directory or export directory")
-    add("source", type=Path, nargs="+", help="photographs, folders of them, quoted patterns ('pier/*.jpg'), videos")
+    add("source", type=Path, nargs="+", help="photographs, folders of them, quoted patterns ('pier/*.jpg'), videos; "
+        "a run or an export in the first place is taken as --model")  # fmt: skip
+    add("--model", type=Path, help="a model of the package (small-x4: photographs from afar, blurred or small; "
+        "small-x1: sharp ones), a run, an export, or OWNER/NAME in the Hub's cache (small-x4)")  # fmt: skip
     add("--out", type=Path, required=True, help="directory to write to; what is done there is not done again")
     add("--write", nargs="+", choices=RESULTS, default=list(RESULTS), help="what is written (default: all)")
     add("--size", choices=("sr", "photo"), default="sr", help="of probability, mask and overlay: the SR image's or the "
@@ -77,7 +79,7 @@ def deployment_parser(doc: str) -> argparse.ArgumentParser:
     """Of cssr/deploy.py."""
     parser = argparse.ArgumentParser(prog="python -m cssr.deploy", description=doc.splitlines()[0])
     add = parser.add_argument
-    add("model", type=Path, help="run directory, export directory, or owner/name in the Hub's cache")
+    add("model", type=Path, help="run, export, model of the package (small-x4), or owner/name in the Hub's cache")
     add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="onnx (default), or both")
     add("--out", type=Path, required=True, help="directory to write to")
     add("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")

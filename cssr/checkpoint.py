@@ -25,6 +25,7 @@ from cssr.config import Config, from_dict
 from cssr.models.export import assign_state, load_weights, read_export, read_tensors
 from cssr.models.from_hub import fetch, is_hub_name
 from cssr.models.joint import JointModel, build_model
+from cssr.models.shipped import is_shipped, shipped_directory, shipped_models
 
 _DAMAGED = ".damaged"
 _BLOCK = 1 << 22  # bytes hashed at once
@@ -155,7 +156,9 @@ def choose(run_dir: Path, which: str) -> Path:
     raise ValueError(f"no checkpoint {which!r} in {run_dir}; there are: {', '.join(names) or 'none'}")
 
 
-def export(run_dir: Path, config: Config, path: Path, resampler: str) -> Path:
+def export(
+    run_dir: Path, config: Config, path: Path, resampler: str, trained_on: Mapping[str, Any] | None = None
+) -> Path:
     """Write `run_dir/export` from a checkpoint: weights, settings, and where they come from."""
     state = read_state(path)
     averaged = config.train.export_ema and (path / "ema.safetensors").is_file()
@@ -171,6 +174,7 @@ def export(run_dir: Path, config: Config, path: Path, resampler: str) -> Path:
         step=state["step"],
         samples=state["samples"],
         averaged_weights=averaged,
+        trained_on=trained_on or {},
     )
     sync(partial)
     shutil.rmtree(final, ignore_errors=True)
@@ -182,7 +186,8 @@ def load_model(path: str | Path, which: str = "export") -> JointModel:
     """The model of a run or of an export, in evaluation mode; nothing is downloaded.
 
     Args:
-        path: run directory, export directory, or `owner/name` of a model in this machine's cache of the Hub.
+        path: run directory, export directory, the name of a model of the package, or `owner/name` of one in this
+            machine's cache of the Hub.
         which: of a run: `export`, `best`, `last`, or a step; a checkpoint gives the weights that it would export.
     """
     path = Path(path)
@@ -239,12 +244,20 @@ def degradation_of(path: str | Path, which: str = "export") -> Mapping[str, Any]
     return run_config(choose(Path(path), which)).degradation
 
 
+def is_model(path: Path) -> bool:
+    """Whether a path holds a run or an export, or names a model of the package."""
+    return is_shipped(path) or any((path / name).exists() for name in ("config.json", "config.yaml", "export"))
+
+
 def export_in(path: Path) -> Path:
-    """The export directory of a run, of an export, or of a model in the Hub's cache; ValueError where there is none."""
+    """The export directory of a run, an export, a model of the package or in the Hub's cache; ValueError for none."""
+    if is_shipped(path):
+        return shipped_directory(path)
     if is_hub_name(path):
         return fetch(str(path))
     if not path.exists():
-        raise ValueError(f"no run or export at {path}")
+        shipped = f"; models of the package: {', '.join(shipped_models())}" if shipped_models() else ""
+        raise ValueError(f"no run or export at {path}{shipped}")
     if not (path / "config.json").is_file() and (path / "config.yaml").is_file() and not (path / "export").is_dir():
         raise ValueError(f"{path} has no export yet: its training has not finished; choose --checkpoint last or best")
     return path / "export" if (path / "export").is_dir() else path

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from cssr.batch import Batch
-from cssr.checkpoint import choose, degradation_of, load_model, sha256_of, write_atomic
+from cssr.checkpoint import choose, degradation_of, export_in, load_model, sha256_of, write_atomic
 from cssr.checks import measures_segmentation
 from cssr.config import check_tile, to_dict
 from cssr.data import eval_stream
@@ -33,6 +33,7 @@ from cssr.degradations import DEGRADATIONS
 from cssr.engine import start_engine
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel
+from cssr.models.shipped import is_shipped
 from cssr.pictured import draw_pictures
 from cssr.results import compose, load
 from cssr.sets import is_stored, recorded, stored_or
@@ -79,17 +80,19 @@ def origin(options: argparse.Namespace, sets: Sequence[ShardSet]) -> dict[str, A
 
 
 def _files_in(model: Path, which: str) -> Path:
-    if which != "export":
-        return choose(model, which)
-    return model / "export" if (model / "export").is_dir() else model
+    return choose(model, which) if which != "export" else export_in(model)
 
 
 def _own_folder(options: argparse.Namespace, sha256: str) -> Path:
-    """MODEL/evaluations/DATA[@CHECKPOINT]; DATA with as many folders before it as part it from other data's results."""
+    """MODEL/evaluations/DATA[@CHECKPOINT]; DATA with as many folders before it as part it from other data's results.
+
+    Of a model of the package, runs/MODEL/evaluations/DATA.
+    """
+    model = Path("runs") / options.model if is_shipped(options.model) else options.model
     parts = [part for part in str(options.data).split("://")[-1].split("/") if part not in ("", ".", "..")]
     suffix = "" if options.checkpoint == "export" else f"@{options.checkpoint}"
     for depth in range(1, len(parts) + 1):
-        folder = options.model / "evaluations" / ("_".join(parts[-depth:]) + suffix)
+        folder = model / "evaluations" / ("_".join(parts[-depth:]) + suffix)
         if not of_other_data(folder, options.data, sha256):
             return folder
     raise ValueError(f"{folder} holds the result of other data: give --out")

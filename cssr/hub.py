@@ -1,6 +1,7 @@
-"""Models on the Hugging Face Hub: `python -m cssr.hub push RUN owner/name --license L`, and `pull owner/name`.
+"""Models to hand on: `python -m cssr.hub push RUN owner/name --license L`, `pull owner/name`, `pack RUN NAME`.
 
 A push holds the export's two files, a model card written from the run, and sample pictures; it is private by default.
+`pack` writes an export in half precision with its card, as the package holds its own models.
 A pull fetches the two files of an export into this machine's cache, where every command then finds `owner/name`.
 """
 
@@ -58,9 +59,21 @@ def _pull(options: argparse.Namespace) -> None:
     print(f"{options.name} is in {directory}")
 
 
+def _pack(options: argparse.Namespace) -> None:
+    from cssr.checkpoint import export_in
+    from cssr.models.joint import JointModel
+    from cssr.models.to_hub import pack
+
+    export = export_in(options.model)
+    run = options.model if (options.model / "config.yaml").is_file() else None
+    what = (options.name, options.license, export, options.out, run, options.results, options.notes)
+    files = pack(JointModel.from_pretrained(export), *what)
+    print(f"{options.out}: {', '.join(f'{path.name} ({path.stat().st_size / 1e6:.2f} MB)' for path in files)}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cssr.hub", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="push | pull")
+    commands = parser.add_subparsers(required=True, metavar="push | pack | pull")
     pushing = commands.add_parser("push", help="push the export of a run, with a model card")
     pushing.set_defaults(run=_push)
     pushing.add_argument("model", type=Path, help="run directory or export directory")
@@ -74,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     pushing.add_argument("--public", action="store_true", help="for everybody to see (private)")
     pushing.add_argument("--dry-run", action="store_true", help="write what would be pushed to --out, and push nothing")
     pushing.add_argument("--out", type=Path, help="directory for what is pushed (a temporary one)")
+    packing = commands.add_parser("pack", help="write an export in half precision with a model card")
+    packing.set_defaults(run=_pack)
+    packing.add_argument("model", type=Path, help="run directory or export directory")
+    packing.add_argument("name", help="of the model, in its card")
+    packing.add_argument("--license", required=True, help="of the weights: apache-2.0, cc-by-4.0, other")
+    packing.add_argument("--out", type=Path, required=True, help="directory to write to")
+    packing.add_argument("--results", type=Path, nargs="+", default=[], help="results.json files of what is in --out")
+    packing.add_argument("--notes", type=Path, help="Markdown for the card: training data and licences")
     pulling = commands.add_parser("pull", help="fetch a model into this machine's cache of the Hub")
     pulling.set_defaults(run=_pull)
     pulling.add_argument("name", help="owner/name on the Hub")

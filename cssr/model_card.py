@@ -37,7 +37,7 @@ def write_card(
     """The text of a `README.md` for the Hugging Face Hub, its metadata first.
 
     Args:
-        name: `owner/name` under which the model will be there.
+        name: `owner/name` under which the model will be there, or that of a model of the package.
         licence: of the weights, as the Hub names it (apache-2.0, cc-by-4.0, other, ...).
         export: the `config.json` of the export.
         run: run directory, for the recipe and the evaluations of these weights.
@@ -152,12 +152,13 @@ def _summary(export: Mapping[str, Any]) -> str:
 
 def _use(name: str, export: Mapping[str, Any]) -> str:
     mask = "result.sr, result.prob, result.mask(0.5)" if segments(export) else "result.sr"
+    download = ", download=True" if "/" in name else ""  # a model of the package is there
     trust = ", trust=True" if export.get("imports") else ""
     lines = [
         "from cssr import JointModel",
         "from cssr.predict import predict",
         "",
-        f'model = JointModel.from_pretrained("{name}", download=True{trust})',
+        f'model = JointModel.from_pretrained("{name}"{download}{trust})',
         f'result = predict(model, "photograph.jpg")  # {mask}',
     ]
     imports = export.get("imports")

@@ -1,4 +1,4 @@
-"""Cracks in photographs: `python -m cssr.predict RUN_OR_EXPORT PHOTOGRAPHS... --out DIR`.
+"""Cracks in photographs: `python -m cssr.predict PHOTOGRAPHS... --out DIR [--model small-x4|small-x1|RUN|EXPORT]`.
 
 A photograph is taken as the low-resolution image: what is written is larger by the model's scale along each side.
 """
@@ -29,12 +29,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cssr import done, geotiff, inputs
-from cssr.checkpoint import load_model
+from cssr.checkpoint import is_model, load_model
 from cssr.checks import segments
 from cssr.config import TILE_OVERLAP, check_tile
+from cssr.groups import blur_sigma
 from cssr.inputs import Source, photographs
 from cssr.measured_files import Measured, write_measures
+from cssr.models.from_hub import is_hub_name
 from cssr.models.joint import JointModel
+from cssr.models.shipped import DEFAULT
+from cssr.models.training_range import outside
 from cssr.photographs import Photograph, check_array, read_photograph
 from cssr.rasters import Files
 from cssr.streaming import Found, Wanted, memory, predict_rows
@@ -53,6 +57,7 @@ class Prediction:
     sr: np.ndarray  # h*s w*s 3 uint8, super-resolved image
     prob: np.ndarray | None  # h*s w*s float32, crack probability; None from a model that finds no cracks
     kernel: np.ndarray | None  # k k float32, blur kernel that the model has estimated, if it does
+    warnings: tuple[str, ...] = ()  # how the photograph differs from what the model was trained on
 
     def mask(self, threshold: float = 0.5) -> np.ndarray:
         """h*s w*s bool: crack where the probability exceeds `threshold`; ValueError where there is none."""
@@ -78,10 +83,13 @@ def predict(
     Raises: ValueError, one line, for what is no such image.
     """
     device = next(iter(model.parameters()), model.mean).device
-    outputs = model.infer(_to_tensor(image).to(device), tile, overlap, progress)
+    lq = _to_tensor(image).to(device)
+    outputs = model.infer(lq, tile, overlap, progress)
     prob = outputs.logits[0, 0].float().sigmoid().cpu().numpy() if segments(model.config) else None
     kernel = None if outputs.kernel is None else outputs.kernel[0, 0].float().cpu().numpy()
-    return Prediction(to_image(outputs.sr[0]), prob, kernel)
+    blur = None if outputs.kernel is None else blur_sigma(outputs.kernel.float()).item()
+    warnings = outside(model.trained_on, lq.mean().item(), lq.std().item(), lq.shape[-2:], blur)
+    return Prediction(to_image(outputs.sr[0]), prob, kernel, tuple(warnings))
 
 
 def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> Tensor:
@@ -99,6 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = prediction_parser(__doc__).parse_args(arguments)
     _return_memory()
     try:
+        _choose_model(options)
         _check(options)
         found = photographs(options.source, apart=options.out)
         model = load_model(options.model, options.checkpoint).to(device_named(options.device))
@@ -116,6 +125,19 @@ def main(arguments: list[str] | None = None) -> None:
     if run.failed:
         names = ", ".join(run.failed[:5])
         sys.exit(f"error: {len(run.failed)} of {run.count} photographs could not be read or written: {names}")
+
+
+def _choose_model(options: argparse.Namespace) -> None:
+    """`options.model`: what --model says, a run or export in place of the first photograph, or the package's own."""
+    first, *others = options.source
+    if options.model is not None:
+        return
+    if is_model(first) or (others and is_hub_name(first)):
+        if not others:
+            raise ValueError(f"{first} is a model, and no photographs are given: name files or folders behind it")
+        options.model, options.source = first, others
+        return
+    options.model = Path(DEFAULT)
 
 
 def _return_memory() -> None:
@@ -240,6 +262,9 @@ class _Run:
         crack += "" if found.cracks is None else f" in {found.cracks} pieces"
         note = f" ({photograph.note})" if photograph.note else ""
         tqdm.write(f"{source.name}: {width}x{height}{note} -> {found.width}x{found.height}{crack}")
+        if found.warnings:
+            known = "; ".join(found.warnings)
+            tqdm.write(f"{source.name}: unlike what the model was trained on, results may be wrong: {known}")
 
     @staticmethod
     def _bar(**how: Any) -> tqdm:

@@ -1,11 +1,14 @@
 """What is checked of shard sets before work starts: sizes against crops, stored LQ images and kernels, the cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+
+import numpy as np
 
 from cssr.config import DataConfig
 from cssr.lanes import allocate
-from cssr.tars import DataError, ShardSet, open_sets, parse_sets
+from cssr.tars import DataError, ShardSet, open_sets, parse_sets, read_sample
 
 
 def open_train_sets(data: DataConfig, scale: int | None = None) -> tuple[list[ShardSet], list[float]]:
@@ -115,3 +118,11 @@ def _bytes_in_use(shards: ShardSet, lanes: int, window: int) -> int:
         return sum(sizes)
     each = window / lanes / (len(shards) / len(sizes)) + 2
     return min(sum(sizes), int(lanes * each * max(sizes)))
+
+
+def sampled_images(sets: Sequence[ShardSet], most: int = 200) -> Iterator[np.ndarray]:
+    """HR images (H W 3 uint8) of at most so many samples, evenly over all sets; damaged ones are passed over."""
+    places = [(shards, shard, index) for shards in sets for shard, n in enumerate(shards.counts) for index in range(n)]
+    for shards, shard, index in places[:: -(-len(places) // most)]:
+        with suppress(DataError):
+            yield read_sample(shards, shard, index, with_lq=False).image

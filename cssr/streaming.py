@@ -19,13 +19,16 @@ from cssr import geotiff
 from cssr.ahead import WriteBehind
 from cssr.arguments import RESULTS
 from cssr.checks import segments
+from cssr.groups import blur_sigma
 from cssr.models.joint import JointModel
+from cssr.models.training_range import outside
 from cssr.photographs import Photograph
 from cssr.rasters import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
 from cssr.scratch import Scratch
 from cssr.tiling import Tiles
 from cssr.visualize import overlay
 
+_LOOK = 128  # pixels a side of the windows in which a photograph is looked at
 _AHEAD = 2  # batches of tiles, and pieces of results, that wait
 
 
@@ -49,10 +52,12 @@ class Found:
     crack: float | None = None  # share of the pixels; None where none are looked for
     mask: np.ndarray | None = field(default=None, repr=False)  # H W bool, where it is kept
     cracks: int | None = None  # pieces, where they are measured
+    warnings: list[str] = field(default_factory=list)  # how the photograph differs from what the model was trained on
 
     def told(self) -> dict[str, Any]:
         """All but the mask."""
-        return {"width": self.width, "height": self.height, "crack": self.crack, "cracks": self.cracks}
+        names = ("width", "height", "crack", "cracks", "warnings")
+        return {name: getattr(self, name) for name in names}
 
 
 def predict_rows(
@@ -76,18 +81,32 @@ def predict_rows(
         sr = _SR(model, photograph, files, wanted)
         needed = segments(model.config) and (keep_mask or {"prob", "mask", "overlay"} & set(wanted.results))
         found = _Cracks(model, photograph, scratch, files, wanted, keep_mask) if needed else None
+        blur = None
         for name, rows in model.infer_rows(photograph, tiles, scratch):
-            if name == "kernel" and "kernel" in wanted.results:
-                write_kernel(files, rows[0, 0].float().cpu().numpy())
+            if name == "kernel":
+                blur = blur_sigma(rows.float()).item()
+                if "kernel" in wanted.results:
+                    write_kernel(files, rows[0, 0].float().cpu().numpy())
             elif name == "sr":
                 pictures(sr.write, rows)
             elif name == "logits" and found is not None:
                 cracks(found.write, rows)
             elif name == "logits" and model.rounds > 1:
                 break  # nobody wants what is to come
+    warnings = outside(model.trained_on, *_look(photograph), photograph.shape, blur) if model.trained_on else []
     if found is None:
-        return Found(*sr.shape[::-1])
-    return Found(*found.shape[::-1], found.crack_pixels / (found.shape[0] * found.shape[1]), found.mask)
+        return Found(*sr.shape[::-1], warnings=warnings)
+    share = found.crack_pixels / (found.shape[0] * found.shape[1])
+    return Found(*found.shape[::-1], share, found.mask, warnings=warnings)
+
+
+def _look(photograph: Photograph) -> tuple[float, float]:
+    """Mean and standard deviation of a photograph's values, 0..1, over windows of it."""
+    height, width = (min(side, _LOOK) for side in photograph.shape)
+    tops, lefts = (np.linspace(0, side - min(side, _LOOK), 4).astype(int) for side in photograph.shape)
+    windows = [photograph.pixels(top, left, height, width) for top in {*tops} for left in {*lefts}]
+    values = np.stack(windows).astype(np.float32) / 255
+    return float(values.mean()), float(values.std())
 
 
 def write_kernel(files: Files, kernel: np.ndarray) -> None:

@@ -41,9 +41,10 @@ from cssr.guard import LeftOut, StopSignal, Watchdog, explain
 from cssr.log import Console, memory_gib, trackers, truncate_lines
 from cssr.models.export import load_weights
 from cssr.models.joint import build_model
+from cssr.models.training_range import training_range
 from cssr.preparation import prepare
 from cssr.schedules import Progress
-from cssr.sets import check_kernels
+from cssr.sets import check_kernels, sampled_images
 from cssr.snapshot import Saver, restore, take
 from cssr.stepper import Refused, Stepper
 from cssr.task import Task
@@ -254,7 +255,9 @@ class Run:
             return
         best = store.read_best(self.dir) if self.config.train.export_best else None
         path = store.choose(self.dir, "best" if best else "last")
-        store.export(self.dir, self.config, path, self.degrade.resampler)
+        side = self.config.data.crop // self.config.model.scale
+        trained_on = training_range(sampled_images(self.prepared.train_sets), self.config.degradation, side)
+        store.export(self.dir, self.config, path, self.degrade.resampler, trained_on)
         why = f" (best {best['measure']} {best['value']:.4g})" if best else ""
         self.console.line(f"finished: {self.dir / 'export'} holds {path.name}{why}")
 

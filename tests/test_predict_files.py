@@ -284,5 +284,11 @@ def test_the_record_says_what_was_found(export, photos, tmp_path):
     run(export, photos / "a.png", "--out", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "a_prediction.json").read_text())
     mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
-    assert record["found"] == {"width": 186, "height": 140, "crack": pytest.approx(mask.mean()), "cracks": None}
+    assert record["found"] == {
+        "width": 186,
+        "height": 140,
+        "crack": pytest.approx(mask.mean()),
+        "cracks": None,
+        "warnings": [],
+    }
     assert record["files"] == {p: (tmp_path / "out" / p).stat().st_size for p in record["files"]}

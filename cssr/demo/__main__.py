@@ -126,7 +126,8 @@ def _in_url(host: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cssr.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="run directory or export directory")
+    model = "run, export, or model of the package (small-x4)"
+    parser.add_argument("model", type=Path, nargs="?", default=Path("small-x4"), help=model)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860; 0: a free one)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")

@@ -33,22 +33,30 @@ _DAMAGE = (
 )  # what a config.json can make its readers stumble over
 
 
-def write_export(model: nn.Module, settings: Mapping[str, Any], directory: str | Path) -> None:
+def write_export(model: nn.Module, settings: Mapping[str, Any], directory: str | Path, half: bool = False) -> None:
     """Write the weights and the settings to `directory`, which is made; each file appears whole or not at all.
 
-    What is added to the settings: `format`, `cssr_version`, `sha256` (of the weights).
+    What is added to the settings: `format`, `cssr_version`, `sha256` (of the weights). With `half` the weights of
+    convolutions and matrices are float16, half the bytes; biases and what normalises stay float32.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: _as_written(value, half) for name, value in model.state_dict().items()}
     partial = directory / f"{WEIGHTS}.partial-{os.getpid()}"
     try:
-        save_file({name: v.float() if v.is_floating_point() else v for name, v in weights.items()}, partial)
+        save_file(weights, partial)
         facts = {"format": FORMAT, "cssr_version": __version__, "sha256": sha256_of(partial)}
         os.replace(partial, directory / WEIGHTS)
     finally:
         partial.unlink(missing_ok=True)
     replace_text(directory / SETTINGS, json.dumps({**settings, **facts}, indent=2) + "\n")
+
+
+def _as_written(value: Tensor, half: bool) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    if not value.is_floating_point():
+        return value
+    return value.half() if half and value.dim() > 1 else value.float()
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from cssr.models.export import load_export, read_export, write_export
 from cssr.models.from_hub import came_from_hub, check_untrusted, fetch, is_hub_name
 from cssr.models.moments import Moments, moments_of
 from cssr.models.seg import SEG
+from cssr.models.shipped import is_shipped, shipped_directory
 from cssr.models.sr import SR
 from cssr.models.to_hub import push, stage
 from cssr.registry import Registry
@@ -51,6 +52,7 @@ class JointModel(nn.Module):
         super().__init__()
         self.config, self.scale = config, config.scale
         self.sr, self.seg = sr, seg
+        self.trained_on: dict[str, Any] = {}  # cssr/models/training_range.py; of an export that says it
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
@@ -155,11 +157,14 @@ class JointModel(nn.Module):
             found[group_of(name)].append(name)
         return {group: names for group, names in found.items() if names or group in ("sr", "seg")}
 
-    def save_pretrained(self, directory: str | Path, **facts: Any) -> None:
-        """Write `model.safetensors` (float32) and `config.json` (the model settings, the version, and `facts`)."""
+    def save_pretrained(self, directory: str | Path, half: bool = False, **facts: Any) -> None:
+        """Write `model.safetensors` and `config.json` (the model settings, the version, and `facts`).
+
+        Weights are float32; with `half`, those of convolutions and matrices float16.
+        """
         settings = dataclasses.asdict(self.config)
         settings["sr"] = getattr(self.sr, "settings", settings["sr"])  # those that need no file to start from
-        write_export(self, {"model": settings, **facts}, directory)
+        write_export(self, {"model": settings, **facts}, directory, half)
 
     def push_to_hub(
         self, name: str, license: str, run: str | Path | None = None, private: bool = True, token: str | None = None
@@ -192,7 +197,8 @@ class JointModel(nn.Module):
         """The model of an export, in evaluation mode; nothing is downloaded unless `download` says so.
 
         Args:
-            source: directory of an export, or `owner/name` on the Hugging Face Hub, in this machine's cache of it.
+            source: directory of an export, the name of a model that comes with the package (`small-x4`), or
+                `owner/name` on the Hugging Face Hub, in this machine's cache of it.
             download: whether to fetch from the Hub: `config.json` and `model.safetensors`, never any code.
             revision, token: of the Hub: branch, tag or commit; for private models.
             trust: whether an export from the Hub may import the modules that it names, which runs their code, and read
@@ -200,13 +206,17 @@ class JointModel(nn.Module):
         Raises: ValueError, one line, for a missing, damaged or changed file, one of a newer version, weights of another
             architecture, a model that is not in the cache.
         """
-        directory = fetch(str(source), download, revision, token) if is_hub_name(source) else Path(source)
+        if is_shipped(source):
+            directory = shipped_directory(source)
+        else:
+            directory = fetch(str(source), download, revision, token) if is_hub_name(source) else Path(source)
         settings = read_export(directory)
         imports = settings.get("imports", [])
         if came_from_hub(directory) and not trust:
             check_untrusted(settings["model"], imports, str(source))
         model = build_model(from_dict({"model": settings["model"], "imports": imports}).model)
         load_export(model, directory, settings.get("sha256"))
+        model.trained_on = dict(settings.get("trained_on") or {})
         return model.eval()
 
 

@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from cssr.model_card import without_paths, write_card
-from cssr.models.export import SETTINGS, WEIGHTS, read_export, replace_text, sha256_of
+from cssr.models.export import SETTINGS, WEIGHTS, read_export, replace_text, sha256_of, write_export
 from cssr.models.from_hub import NAME, reason
 
 SAMPLES = "samples.png"
@@ -42,10 +44,49 @@ def stage(
     return [out / name for name in (WEIGHTS, SETTINGS, "README.md", *[SAMPLES] * len(samples))]
 
 
+def pack(
+    model: nn.Module,
+    name: str,
+    licence: str,
+    export: Path,
+    out: Path,
+    run: Path | None = None,
+    results: Iterable[Path] = (),
+    notes: Path | None = None,
+) -> list[Path]:
+    """Write an export in half precision with its model card, as the package holds its models.
+
+    Args:
+        model: of the export. name: of the model, in its card.
+        results: evaluations of these very weights, which are in `out` after a first call.
+        notes: Markdown that the card takes in (training data, licences).
+    Returns: the files.
+    Raises: ValueError, one line, for a licence that is none, no export, damaged results, notes that cannot be read.
+    """
+    _check_licence(licence)
+    text = "" if notes is None else _read_notes(notes)
+    settings = without_paths(read_export(export))
+    write_export(model, settings, out, half=True)
+    card = write_card(name, licence, read_export(out), run, results)
+    replace_text(out / "README.md", f"{card}\n{text}" if text else card)
+    return [out / file for file in (WEIGHTS, SETTINGS, "README.md")]
+
+
+def _read_notes(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--notes: {path} cannot be read as text: {reason(error)}") from None
+
+
 def check(name: str, licence: str) -> None:
     """Refuse what the Hub would refuse; ValueError, one line."""
     if not NAME.fullmatch(name) or "--" in name or ".." in name:
         raise ValueError(f"the name on the Hub must be owner/name, of letters, digits, - _ and ., found {name!r}")
+    _check_licence(licence)
+
+
+def _check_licence(licence: str) -> None:
     if not _LICENCE.fullmatch(licence):
         raise ValueError(
             f"the licence must be one as the Hub names them (apache-2.0, cc-by-4.0, other), found {licence!r}"

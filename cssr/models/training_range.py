@@ -1,0 +1,63 @@
+"""What photographs a model was trained on, and what to say of one that is outside of that.
+
+An export keeps it in `config.json` as `trained_on`: `brightness` and `contrast` (mean and standard deviation of an
+image's values, 0..1; [low, high] that hold 99 in 100 training images), `blur` ([low, high], standard deviation of the
+blur kernels, HR pixels) and `smallest` (side of the LQ crops, pixels).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_SHARE = 0.5  # percent of the training images that may be beyond either bound
+_BEYOND = 0.05  # of the width of a range by which a photograph may leave it without a word
+
+
+def training_range(images: Iterable[np.ndarray], degradation: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """`trained_on` of an export.
+
+    Args:
+        images: H W 3 uint8, of the training set, or a sample of it.
+        degradation: the component of that name.
+        side: of the LQ crops, pixels.
+    """
+    values = np.array([(image.mean(), image.std()) for image in images]) / 255
+    low, high = np.percentile(values, (_SHARE, 100 - _SHARE), axis=0).round(4).tolist()
+    sigma = degradation.get("sigma", [0.2, 4.0]) if degradation.get("name") == "gaussian" else None
+    return {
+        "brightness": [low[0], high[0]],
+        "contrast": [low[1], high[1]],
+        "blur": None if sigma is None else [float(value) for value in sigma],
+        "smallest": side,
+    }
+
+
+def outside(
+    trained_on: Mapping[str, Any], brightness: float, contrast: float, shape: Sequence[int], blur: float | None
+) -> list[str]:
+    """In words, each way in which a photograph differs from what the model was trained on; [] if in none.
+
+    Args:
+        trained_on: as `training_range` gives it; empty for exports without.
+        brightness, contrast: mean and standard deviation of the photograph's values, 0..1.
+        shape: height, width, pixels.
+        blur: standard deviation of the estimated kernel, HR pixels; None where none is estimated.
+    """
+    values = {"brightness": brightness, "contrast": contrast, "blur": blur}
+    units = {"brightness": "mean value", "contrast": "standard deviation of values", "blur": "estimated, in SR pixels"}
+    notes = []
+    for name, value in values.items():
+        bounds = trained_on.get(name)
+        if bounds is None or value is None:
+            continue
+        low, high = bounds
+        margin = _BEYOND * (high - low)
+        # A kernel of the largest blur that was seen is estimated below it; beyond, estimates crowd at the bound.
+        above = value > high - margin if name == "blur" else value > high + margin
+        if above or value < low - margin:
+            notes.append(f"{name} {value:.2f} ({units[name]}; trained on {low:.2f} to {high:.2f})")
+    smallest = trained_on.get("smallest", 0)
+    if min(shape) < smallest:
+        notes.append(f"only {shape[1]} x {shape[0]} pixels (trained on {smallest} x {smallest} and more)")
+    return notes
