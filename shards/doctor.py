@@ -142,7 +142,7 @@ def _look(parts: list[Part], cases: list[Case], near: bool, overlaps: bool, work
 def _decide(part: Part) -> list[Finding]:
     """The rule of a part, from the values that its masks were seen to hold."""
     read = [case for case in part.cases if case.look.values]
-    seen = [replace(case.item, mask=lambda v=list(case.look.values): np.array([v])) for case in read]
+    seen = [replace(case.item, mask=lambda v=case.look.values: np.repeat([*v], [*v.values()])) for case in read]
     if not seen:
         return []
     try:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from examine import Crack, Look, sizes_in
 from sources import Item, MaskRule, Source
-from sources.rules import MOST_CLASSES
+
+from cssr.masks import MOST_CLASSES, MOSTLY
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 _FAULTS = {  # kind -> severity, remedy
@@ -24,7 +25,6 @@ _FAULTS = {  # kind -> severity, remedy
     "kernels that cannot be used": (ERROR, "store k x k finite numbers of sum 1"),
     "faulty JPEG data": (WARNING, "decoders fill such places with grey or noise: look at them"),
 }
-_MOSTLY = 0.5  # share of crack pixels above which a mask looks inverted
 _SOFT = 32  # grey level that the noise of JPEG masks without crack does not reach
 
 
@@ -207,7 +207,7 @@ def _of_shares(cases: Sequence[Case], mine: list[int], label: str) -> list[Findi
     found = _about(NOTE, f"empty masks{label}", "images without crack", cases, [n for n in shares if shares[n] == 0])
     full = [n for n in shares if shares[n] == 1]
     found += _about(WARNING, f"full masks{label}", "everything is crack; look at them", cases, full)
-    most = [n for n in shares if _MOSTLY < shares[n] < 1]
+    most = [n for n in shares if MOSTLY < shares[n] < 1]
     found += _about(
         WARNING,
         f"mostly crack{label}",

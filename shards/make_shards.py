@@ -43,6 +43,7 @@ from workplace import check_free, refuse_another, save, workplace
 from writer import Shard, is_whole, pack, write_index, write_shard
 
 from cssr import __version__
+from cssr.masks import MOSTLY
 
 
 def with_safe_keys(source: Source) -> Source:
@@ -108,18 +109,34 @@ def write_set(
     refuse_another(args.out, plan)
     rule = _decide(source, args.workers)
     print(f"masks: {rule.sentence if rule else 'none'}", *(f"note: {note}" for note in source.notes), sep="\n")
+    if rule:
+        print(*(f"warning: {note}\n" for note in rule.notes), sep="", end="", file=sys.stderr)
     form = form_of(source.items, source.name, rule, args.tiling)
     shards = _shards(parts, args)
     plan |= {"the mask rule": rule.sentence if rule else None, "the shards": _digest([s.samples for s in shards])}
     headers = {name: {**header, "part": name or header.get("part")} for name in parts}
     with workplace(args.out, plan, args.keep) as place:
         records = _write(shards, form, place, args.workers)
+        if rule:
+            _warn_of_masks(
+                [share for part in records.values() for record in part for share in record["tally"]["shares"]]
+            )
         if split:
             save(place.tree / FILE, split.to_json())
         return [
             (args.out / name, write_index(place.tree / name, records[name], items, form, headers[name]))
             for name, items in parts.items()
         ]
+
+
+def _warn_of_masks(shares: list[float]) -> None:
+    """Tell of masks that look as if the rule took the wrong values for crack; `shares`: of crack pixels, 0..1."""
+    most = sum(share > MOSTLY for share in shares)
+    if not any(shares):
+        print(f"warning: all of {len(shares)} masks are empty; are these the masks?", file=sys.stderr)
+    if most:
+        text = f"{most} of {len(shares)} masks are crack by more than half; inverted? doctor.py shows them"
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def _split(args: argparse.Namespace, items: list[Item]) -> Split | None:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from sources import SOURCES
-from sources.masks import nearest, packed, read_colours, upright_size
+from sources.masks import nearest, upright_size
 from sources.patterns import compiled
-from sources.rules import parse_colours, parse_values, widen
+from sources.rules import widen
 from trees import belong, crack, masks_of, pair, photo, truth
+
+from cssr.masks import NO_DATA, packed, parse_colours, parse_values, read_colours, read_mask
 
 
 def folder(root, **options):
@@ -192,7 +194,9 @@ def test_cracks_by_colour(tmp_path, text):
     photo(tmp_path / "images/a.jpg", 20)
     coloured(tmp_path / "masks/a.png", 20)
     source = folder(tmp_path)
-    with pytest.raises(ValueError, match="coloured; name the colours of cracks with `folder --crack-colors R,G,B`"):
+    with pytest.raises(
+        ValueError, match="coloured .0,0,0 0,0,255 255,0,0.; name the colours of cracks with --crack-colors R,G,B"
+    ):
         source.decide(source.items)
     source = folder(tmp_path, crack_colors=text)
     assert belong(source) and source.decide(source.items).sentence.startswith("crack = 255,0,0")
@@ -245,8 +249,12 @@ def test_colours_of_masks_of_many_kinds(tmp_path, mode):
 
 def test_transparent_masks_are_refused(tmp_path):
     planes = np.zeros((6, 8, 4), np.uint8)
-    with pytest.raises(ValueError, match="partly transparent"):
-        read_colours(truth(tmp_path / "m.png", planes))
+    planes[2] = (0, 0, 0, 255)
+    path = truth(tmp_path / "m.png", planes)
+    with pytest.raises(ValueError, match="partly transparent; name what is drawn in it with --crack-colors"):
+        read_mask(path)
+    assert (read_colours(path) == np.where(np.arange(6)[:, None] == 2, 0, NO_DATA)).all()
+    assert (read_mask(path, transparent=True) == read_colours(path)).all()
 
 
 def test_widened_cracks_end_where_the_distance_does():

@@ -10,9 +10,9 @@ from conftest import SHARED, need
 from PIL import Image
 from scipy.io import savemat
 from sources import SOURCES, Item
-from sources.masks import read_mask
-from sources.rules import decide_by_levels
 from synthesis import meander, render
+
+from cssr.masks import decide_by_levels, read_mask
 
 
 def pair(root: Path, name: str, mask: np.ndarray, folders=("images", "masks"), suffix: str = "png") -> None:
@@ -54,6 +54,46 @@ def test_unclear_values_need_a_threshold(masks):
     rule = decide_by_levels(items(*masks), threshold=1)
     assert "crack = value > 1 (as chosen" in rule.sentence
     assert rule.apply(np.array([0, 1, 2, 255])).tolist() == [False, False, True, True]
+
+
+def soft(highest: int) -> np.ndarray:
+    """A mask with levels between, up to the highest."""
+    return np.r_[np.zeros(64), np.linspace(0, highest, 36)]
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+@pytest.mark.parametrize("low", [[0] * 90 + [1] * 10, [0] * 90 + [100] * 10, soft(90)])
+def test_masks_that_the_others_rule_would_empty_are_an_error(low, lossy):
+    masks = items(soft(255), low, soft(255))
+    with pytest.raises(ValueError, match="1 mask has values above 0 but none above 127 .*; say with --threshold N"):
+        decide_by_levels(masks, lossy=lossy)
+    rule = decide_by_levels(masks, threshold=127, lossy=lossy)
+    assert rule.notes and "1 mask has values above 0" in rule.notes[0]
+    assert not decide_by_levels(masks, threshold=0, lossy=lossy).notes
+
+
+def test_the_rim_of_a_crack_beside_the_picture_is_none():
+    rim = np.zeros(10_000, np.uint8)
+    rim[:15] = np.arange(15)
+    assert not decide_by_levels(items(soft(255), rim)).notes
+
+
+@pytest.mark.parametrize("threshold", [-1, 255, 300])
+def test_a_threshold_that_takes_all_or_nothing_is_refused(threshold, tmp_path):
+    pair(tmp_path, "a", np.full((4, 4), 255, np.uint8))
+    with pytest.raises(ValueError, match=f"--threshold is {threshold}; give 0 to 254"):
+        SOURCES.build("folder", root=tmp_path, threshold=threshold)
+
+
+def test_jpeg_masks_of_0_and_1_are_unclear(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 20:40] = 1
+    for name in "ab":
+        pair(tmp_path, name, mask, suffix="jpg")
+    source = SOURCES.build("folder", root=tmp_path)
+    Image.fromarray(np.full((64, 64), 2, np.uint8)).save(tmp_path / "masks" / "b.jpg")
+    with pytest.raises(ValueError, match="--threshold"):
+        source.decide(source.items)
 
 
 def test_jpeg_masks_have_values_between(tmp_path):

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from cssr.masks import MaskRule as MaskRule
 from cssr.registry import Registry, import_siblings
 
 SOURCES = Registry("source")
@@ -46,14 +47,6 @@ class Item:
     lq: Callable[[], bytes] | None = None
     kernel: Callable[[], np.ndarray] | None = None
     group: str | None = None
-
-
-@dataclass(frozen=True)
-class MaskRule:
-    """What counts as crack: a `sentence` for people, and `apply`, from stored values H W to bool H W."""
-
-    sentence: str
-    apply: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)

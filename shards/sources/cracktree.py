@@ -7,10 +7,12 @@ cracktree200_gt) and of CrackTree260 (image or CrackTree260, gt) are known; the 
 
 from functools import partial
 
+from cssr.masks import check_threshold, decide_by_levels
+
 from . import SOURCES, Root, Source
 from .masks import ResizeMasks
 from .patterns import Layout, find_pairs
-from .rules import Dilate, Threshold, decide_by_levels, dilated
+from .rules import Dilate, Threshold, dilated
 
 _LAYOUTS = (
     Layout("**/cracktree200rgb/{stem}.*", "**/cracktree200_gt/{stem}.*"),
@@ -25,6 +27,6 @@ _LAYOUTS = (
 def cracktree(root: Root, dilate: Dilate = 0, threshold: Threshold = None, resize_masks: ResizeMasks = False) -> Source:
     """ROOT/cracktree200rgb and cracktree200_gt, or ROOT/image(s) and gt, or images and masks; see --dilate."""
     pairs = find_pairs(root, None, *_LAYOUTS)
-    decide = partial(decide_by_levels, threshold=threshold, lossy=pairs.lossy)
+    decide = partial(decide_by_levels, threshold=check_threshold(threshold), lossy=pairs.lossy)
     thin = ("the masks are lines one pixel wide: --dilate 2, say, makes them wider",) if not dilate else ()
     return Source("cracktree", "academic research", pairs.items(resize=resize_masks), dilated(decide, dilate), thin)

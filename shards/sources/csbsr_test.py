@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from cssr.masks import DEFAULT_THRESHOLD, above
+
 from . import SOURCES, Item, Root, Source
 from .groups import merged
 from .kernels import read_kernel
 from .khanhha import with_set
 from .patterns import Layout, find_pairs, image_files, match
-from .rules import DEFAULT_THRESHOLD, Threshold, above
+from .rules import Threshold
 
 Blur = Annotated[str, "which degradation: a folder of ROOT with lr_images/ and kernels/"]
 _NOTE = "the kernels are 8-bit pictures, here divided by their sum; they differ a little from those that were applied"

@@ -1,27 +1,16 @@
 """A folder of images and a folder of masks, or any other naming that a pattern can say."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
+
+from cssr.masks import choose
 
 from . import SOURCES, Root, Source, Split
 from .groups import GroupPattern, by_expression
 from .layout import by_stem, image_folder, pair_folders, split_folder, without_masks
-from .masks import IMAGE_SUFFIXES, Read, ResizeMasks, read_colours, read_mask
+from .masks import IMAGE_SUFFIXES, ResizeMasks
 from .patterns import Layout, NameList, Pairs, SkipUnpaired, find_pairs, image_files, match, select
-from .rules import (
-    CrackColors,
-    CrackValues,
-    Decide,
-    Dilate,
-    Threshold,
-    decide_by_levels,
-    decide_by_members,
-    dilated,
-    parse_colours,
-    parse_values,
-    show_colour,
-)
+from .rules import CrackColors, CrackValues, Dilate, Threshold, dilated
 
 ImagesOnly = Annotated[bool, "no masks, for super-resolution alone; the images may also lie in ROOT itself"]
 ImagePattern = Annotated[str | None, "where the images lie below ROOT, as 'photos/{stem}.jpg'; also {split}, *, ?, **/"]
@@ -52,7 +41,7 @@ def folder(
         )
         return without_masks(root, "folder", _pictures(root, split, image_pattern, name_list), group)
     pairs = _pairs(root, split, image_pattern, mask_pattern, name_list, skip_unpaired)
-    read, decide = _crack(threshold, crack_colors, crack_values, pairs.lossy)
+    read, decide = choose(threshold, crack_colors, crack_values, pairs.lossy)
     return Source("folder", None, pairs.items(read, resize_masks, group), dilated(decide, dilate), pairs.notes)
 
 
@@ -110,17 +99,3 @@ def _check_pattern(option: str, pattern: str | None, split: str | None) -> None:
         )
     if split is not None and "{split}" not in pattern:
         raise ValueError(f"--split {split} has no place in {option} {pattern!r}; write {{split}} where it belongs")
-
-
-def _crack(threshold: int | None, colors: str | None, values: str | None, lossy: bool) -> tuple[Read, Decide]:
-    """How to read masks and what in them is crack, as the options say; ValueError where two of them do."""
-    given = {"--threshold": threshold, "--crack-colors": colors, "--crack-values": values}
-    given = [option for option, value in given.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} both say what is crack; give one of them")
-    if colors is not None:
-        chosen = parse_colours(colors)
-        return read_colours, partial(decide_by_members, crack=chosen, option="--crack-colors", show=show_colour)
-    if values is not None:
-        return read_mask, partial(decide_by_members, crack=parse_values(values), option="--crack-values")
-    return read_mask, partial(decide_by_levels, threshold=threshold, lossy=lossy)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .masks import BROKEN
+from cssr.masks import BROKEN
 
 KERNEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".bmp")
 

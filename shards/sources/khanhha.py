@@ -6,10 +6,12 @@ photographs is for a check of the groups to say.
 
 from dataclasses import replace
 
+from cssr.masks import DEFAULT_THRESHOLD, above
+
 from . import SOURCES, Item, Root, Source, Split
 from .groups import merged
 from .layout import pair_folders, split_folder
-from .rules import DEFAULT_THRESHOLD, Threshold, above
+from .rules import Threshold
 
 
 @SOURCES.register

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import numpy as np
 from PIL import Image
 
+from cssr.masks import BROKEN
 from cssr.registry import did_you_mean
 
 from . import SOURCES, Item, MaskRule, Root, Source, Split
 from .groups import GroupPattern, by_expression
 from .layout import by_stem
-from .masks import BROKEN, IMAGE_SUFFIXES, upright_size
+from .masks import IMAGE_SUFFIXES, upright_size
 from .shapes import disc_to_mask, lines_to_mask, polygons_to_mask
 
 Labels = Annotated[str | None, "labels that are crack, with commas between (without it, the only one that there is)"]

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from cssr.masks import Read, check_threshold, decide_by_levels, read_mask
+
 from . import Item, Source
-from .masks import IMAGE_SUFFIXES, Read, read_mask
+from .masks import IMAGE_SUFFIXES
 from .patterns import Layout, Pairs, checked, find_pairs, select
-from .rules import decide_by_levels
 
 
 def by_stem(directory: Path, suffixes: Iterable[str]) -> dict[str, Path]:
@@ -85,8 +86,8 @@ def grey_source(
     group: Callable[[str], str] | None = None,
     read: Read = read_mask,
 ) -> Source:
-    """A source whose masks are grey images, by the levels that the whole set uses (`rules.decide_by_levels`)."""
-    decide = partial(decide_by_levels, threshold=threshold, lossy=pairs.lossy)
+    """A source whose masks are grey images, by the levels that the whole set uses (`masks.decide_by_levels`)."""
+    decide = partial(decide_by_levels, threshold=check_threshold(threshold), lossy=pairs.lossy)
     return Source(name, licence, pairs.items(read, resize, group), decide, pairs.notes)
 
 

@@ -3,8 +3,9 @@
 1920 x 1080, asphalt and concrete in two viewing directions. Masks are RGB: black, and one of two colours, both crack.
 """
 
+from cssr.masks import read_colours
+
 from . import SOURCES, MaskRule, Root, Source, Split
-from .masks import read_colours
 from .patterns import Layout, find_pairs
 
 _ALL = Layout("**/Raw_images/{stem}.*", "**/Masks/{stem}.*")
@@ -15,5 +16,5 @@ _PART = Layout("**/{split}/Raw_images/{stem}.*", "**/{split}/Masks/{stem}.*")
 def nha12d(root: Root, split: Split = None) -> Source:
     """ROOT/PART/Raw_images/X.jpg and ROOT/PART/Masks/X.png; --split Asphalt_pavement_FD, ... takes one part."""
     pairs = find_pairs(root, split, _ALL, _PART)
-    rule = MaskRule("masks by colour: crack = any but black", lambda values: values != 0)
+    rule = MaskRule("masks by colour: crack = any but black", lambda values: values > 0)
     return Source("nha12d", None, pairs.items(read_colours), lambda _: rule)

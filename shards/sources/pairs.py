@@ -5,12 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from cssr.masks import check_threshold, decide_by_levels, read_mask
+
 from . import SOURCES, Item, Root, Source, Split
 from .groups import GroupPattern, by_expression
 from .kernels import KERNEL_SUFFIXES, read_kernel
-from .masks import IMAGE_SUFFIXES, read_mask, reader
+from .masks import IMAGE_SUFFIXES, reader
 from .patterns import Pairs, filled, image_files, match
-from .rules import Threshold, decide_by_levels
+from .rules import Threshold
 
 HrPattern = Annotated[str, "where the high-resolution images lie below ROOT"]
 LqPattern = Annotated[str, "where the low-resolution image of each lies"]
@@ -39,7 +41,7 @@ def pairs(
     if not found["mask"]:
         return Source("pairs", None, items, None)
     lossy = Pairs(root, found["hr"], found["mask"]).lossy
-    return Source("pairs", None, items, partial(decide_by_levels, threshold=threshold, lossy=lossy))
+    return Source("pairs", None, items, partial(decide_by_levels, threshold=check_threshold(threshold), lossy=lossy))
 
 
 def _checked(kind: str, pattern: str, split: str | None) -> str:

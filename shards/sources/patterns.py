@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+from cssr.masks import LOSSY_SUFFIXES, Read, read_mask
+
 from . import Item
-from .masks import IMAGE_SUFFIXES, LOSSY_SUFFIXES, Read, read_mask, reader
+from .masks import IMAGE_SUFFIXES, reader
 
 SkipUnpaired = Annotated[bool, "pass over images without mask, masks without image and listed names without file"]
 NameList = Annotated[str | None, "text file, below the root, that names the pictures to take: one a line, name or path"]

@@ -6,10 +6,11 @@ black. Cracks are drawn as lines. The patches are cut from larger photographs, o
 
 from functools import partial
 
+from cssr.masks import decide_by_members, packed, read_colours, show_colour
+
 from . import SOURCES, Root, Source, Split
-from .masks import packed, read_colours
 from .patterns import Layout, find_pairs
-from .rules import Dilate, decide_by_members, dilated, show_colour
+from .rules import Dilate, dilated
 
 _CRACK = packed(255, 255, 255)
 _LAYOUT = Layout("**/{split}/{stem}.png", "**/{split}/{stem}_lab.png")
