@@ -8,15 +8,17 @@ if __name__ == "__main__":  # before imports that take seconds
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from cssr.any_size import any_size
 from cssr.crack_files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks import Crack, measure_cracks
+from cssr.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.stems import free
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -25,23 +27,29 @@ _PIXEL_SCALE, _TIE_POINTS, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735  # ta
 _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _IS_POINT, _OWN = 1025, 2048, 3072, 2, 32767  # keys and values in them
 
 
-def read_mask(path: Path) -> tuple[np.ndarray, Georeference | None]:
-    """A mask as H W bool, and where it lies on the map if the file (GeoTIFF) says so.
+@dataclass(frozen=True)
+class What:
+    """What is crack in a mask: at most one of these (see `cssr.masks.choose`); by its values where there is none."""
 
-    Crack is what is white: above 127, or, in a file that holds nothing above 1, what is 1. ValueError, one line, where
-    it cannot be read or is not of 1 or 8 bit.
+    threshold: int | None = None
+    colors: str | None = None
+    values: str | None = None
+
+
+def read_mask(path: Path, what: What = What()) -> tuple[np.ndarray, Georeference | None]:
+    """Read a mask as H W bool, and its place on the map if the file (GeoTIFF) states one.
+
+    What is crack is decided as for a dataset of this one mask (`cssr.masks`). Raises: ValueError, one line, where it
+    cannot be read, or it is unclear what is crack in it.
     """
+    read, decide = choose(what.threshold, what.colors, what.values, path.suffix.lower() in LOSSY_SUFFIXES)
+    values = read(path)
     try:
-        with any_size():
-            image = Image.open(path)
-        with image:
-            if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
-                raise ValueError(f"{path} is no mask: expected 1 or 8 bit, found {image.mode}")
-            grey = np.asarray(image if image.mode in ("1", "L") else image.convert("L"))
-            place = _georeference(getattr(image, "tag_v2", {}))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, EOFError) as error:
-        raise ValueError(f"cannot read {path} as a mask: {' '.join(str(error).split())}") from None
-    return (grey if grey.dtype == bool else grey > (127 if grey.size and grey.max() > 1 else 0)), place
+        mask = decide([MaskFile(path.name, values)]).apply(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    with any_size(), Image.open(path) as image:
+        return mask, _georeference(getattr(image, "tag_v2", {}))
 
 
 def _georeference(tags: dict) -> Georeference | None:
@@ -90,9 +98,12 @@ def _is_picture(path: Path) -> bool:
     return path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file()
 
 
-def measure_file(path: Path, stem: Path, units: Units, least_length: float) -> list[Crack]:
+def measure_file(path: Path, stem: Path, units: Units, least_length: float, what: What = What()) -> list[Crack]:
     """Measure a mask file and write `stem_cracks.csv`, `.geojson` and `.png`. `least_length`: photograph's pixels."""
-    mask, place = read_mask(path)
+    mask, place = read_mask(path, what)
+    if mask.mean() > MOSTLY:
+        remedy = "if it is inverted, name the cracks with --crack-values 0"
+        tqdm.write(f"warning: {path} is crack by {mask.mean():.0%}; {remedy}", file=sys.stderr)
     cracks = measure_cracks(mask, least_length * units.scale)
     target = stem.with_name(stem.name + _PICTURE)
     write_table(cracks, target.with_name(f"{target.name}.csv"), units)
@@ -117,8 +128,10 @@ def main(arguments: list[str] | None = None) -> None:
         units = Units(options.scale, options.mm_per_pixel)
         if not 0 <= options.least_length < float("inf"):
             raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
+        what = What(options.threshold, options.crack_colors, options.crack_values)
+        choose(what.threshold, what.colors, what.values)
         masks = masks_at(options.masks)
-        failed = _measure_all(masks, options, units)
+        failed = _measure_all(masks, options, units, what)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(f"{len(masks) - len(failed)} masks: table, GeoJSON and picture of each in {options.out}")
@@ -126,11 +139,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {len(failed)} of {len(masks)} masks failed: {', '.join(failed[:5])}")
 
 
-def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Units) -> list[str]:
+def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Units, what: What) -> list[str]:
     failed = []
     for stem, path in tqdm(masks.items(), unit="mask", disable=not sys.stderr.isatty()):
         try:
-            cracks = measure_file(path, options.out / stem, units, options.least_length)
+            cracks = measure_file(path, options.out / stem, units, options.least_length, what)
         except ValueError as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
         except OSError as error:
@@ -145,11 +158,14 @@ def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Uni
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cssr.measure", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("masks", nargs="+", type=Path, help="mask files of 1 or 8 bit (white is crack), or folders of them")
+    add("masks", nargs="+", type=Path, help="mask files of 1 or 8 bit, or folders of them")
     add("--out", type=Path, required=True, help="directory to write to")
     add("--scale", type=float, default=1.0, help="mask pixels a side of one pixel of the photograph (1)")
     add("--mm-per-pixel", type=float, help="width of a pixel of the photograph; adds columns in millimetres")
     add("--least-length", type=float, default=0.0, help="leave out cracks shorter than so many photograph's pixels (0)")
+    add("--threshold", type=int, metavar="N", help="crack = mask value > N (without it, the values of a mask decide)")
+    add("--crack-colors", metavar="COLOURS", help="crack = these colours: 'R,G,B' or '#RRGGBB', blanks between several")
+    add("--crack-values", metavar="VALUES", help="crack = these grey values, as 1,2")
     return parser
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cssr.crack_files import Georeference, Units, annotated, write_geojson, write_picture, write_table
 from cssr.cracks import measure_cracks
-from cssr.measure import main, masks_at, read_mask
+from cssr.measure import What, main, masks_at, read_mask
 
 
 def mask_of_two() -> np.ndarray:
@@ -135,6 +135,60 @@ def test_masks_of_every_kind_are_read_alike(kind, tmp_path):
     assert read.dtype == bool and np.array_equal(read, mask > 0) and place is None
 
 
+def unclear_masks(folder) -> None:
+    """Masks of which no rule says what is crack, by what clears them: the crack is that of `mask_of_two`."""
+    mask = mask_of_two()
+    for top in (2, 127):
+        Image.fromarray(mask * np.uint8(top)).save(folder / f"threshold_1_{top}.png")
+    missing = np.where(np.arange(300)[:, None] > 250, 255, mask).astype(np.uint8)
+    Image.fromarray(missing).save(folder / "values_1_nodata.png")
+    Image.fromarray(np.where(missing > 1, 2, missing).astype(np.uint8)).save(folder / "values_1_labels.png")
+    palette = Image.fromarray(mask)
+    palette.putpalette([0, 0, 0, 0, 128, 0])
+    palette.save(folder / "colors_0,128,0_palette.png")
+    palette.convert("RGB").save(folder / "colors_0,128,0_rgb.png")
+    ground = np.zeros((300, 400, 4), np.uint8)
+    for name, colour, alpha in (("black_on_none", 0, 255 * mask), ("white_on_none", 255, 255 * mask)):
+        ground[..., :3], ground[..., 3] = colour, alpha
+        Image.fromarray(ground).save(folder / f"colors_{colour},{colour},{colour}_{name}.png")
+
+
+def test_unclear_masks_are_refused_with_the_option_that_clears_them(tmp_path, capsys):
+    unclear_masks(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        option, value, _ = path.stem.split("_", 2)
+        with pytest.raises(ValueError, match=rf"{path.name}.*--(crack-)?{option}"):
+            read_mask(path)
+        what = What(int(value)) if option == "threshold" else What(**{option: value})
+        assert np.array_equal(read_mask(path, what)[0], mask_of_two() > 0), path.name
+    with pytest.raises(SystemExit, match="8 of 8 masks failed"):
+        main([str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "no cracks" not in capsys.readouterr().out
+    main([str(tmp_path / "values_1_labels.png"), "--out", str(tmp_path / "out"), "--crack-values", "1"])
+    with pytest.raises(SystemExit, match="error: --threshold and --crack-values both say what is crack"):
+        main([str(tmp_path), "--out", "o", "--crack-values", "1", "--threshold", "1"])
+    with pytest.raises(SystemExit, match="error: --threshold is 300; give 0 to 254"):
+        main([str(tmp_path), "--out", "o", "--threshold", "300"])
+
+
+def test_a_mask_that_is_crack_by_more_than_half_is_measured_with_a_warning(tmp_path, capsys):
+    save(1 - mask_of_two(), tmp_path / "inverted.png")
+    main([str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "inverted.png is crack by 98%; if it is inverted" in capsys.readouterr().err
+    assert np.array_equal(read_mask(tmp_path / "inverted.png", What(values="0"))[0], mask_of_two() > 0)
+
+
+def test_missing_data_of_a_geotiff_are_no_crack(tmp_path):
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    values = mask_of_two()
+    values[250:] = 255
+    how = {"driver": "GTiff", "height": 300, "width": 400, "count": 1, "dtype": "uint8", "crs": "EPSG:25832"}
+    for nodata, top in ((255, 1), (0, 1), (0, 255)):
+        with rasterio.open(tmp_path / "a.tif", "w", **how, nodata=nodata) as file:
+            file.write(values if nodata else mask_of_two() * top, 1)
+        assert np.array_equal(read_mask(tmp_path / "a.tif")[0], mask_of_two() > 0)
+
+
 def test_a_geotiff_is_placed_as_gdal_does(tmp_path):
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
     from rasterio.transform import Affine
@@ -177,7 +231,7 @@ def test_files_that_are_no_masks_are_told_of_and_the_others_measured(tmp_path, c
     told = capsys.readouterr()
     lines = told.err.strip().splitlines()
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
-    assert "deep.png is no mask: expected 1 or 8 bit, found I;16" in told.err
+    assert "deep.png is of mode I;16; store masks as 8-bit grey or 1-bit images" in told.err
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"good_cracks"}
 
 
