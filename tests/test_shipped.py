@@ -97,6 +97,17 @@ def test_models_of_the_package_are_small_and_licensed(name):
     assert JointModel.from_pretrained(name).scale == int(name[-1])
 
 
+def test_its_encoder_can_be_started_from(export, packed):
+    seg = {**SMALL_MODEL["seg"], "pretrained": "small-x4"}
+    fresh = build_model(ModelConfig(**{**SMALL_MODEL, "seg": seg}), fresh=True)
+    whole = JointModel.from_pretrained("small-x4")
+    for (name, ours), theirs in zip(fresh.seg.encoder.state_dict().items(), whole.seg.encoder.state_dict().values()):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, msg=name)
+    seg["encoder_args"] = {"channels": [8, 8, 16, 24]}
+    with pytest.raises(ValueError, match="pretrained=small-x4 does not fit the encoder resnet10t"):
+        build_model(ModelConfig(**{**SMALL_MODEL, "seg": seg}), fresh=True)
+
+
 # ---- prediction ----
 
 

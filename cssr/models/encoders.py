@@ -9,11 +9,14 @@ from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 
 from cssr.models.packaged_weights import packaged_weights
+from cssr.models.shipped import is_shipped, shipped_directory
 
+_OF_ENCODER = "seg.encoder."  # how the names of its weights begin in a joint model
 PACKAGE = "package"  # the value of `pretrained` that stands for an installed package
 
 
@@ -51,8 +54,8 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
     Args:
         name: a timm model, with or without the tag of its weights (`resnet34`, `resnet34.tv_in1k`).
         depth: how many feature maps, from the largest down; None: all (vgg: 5, up to the last pooling).
-        pretrained: its weights: from the hub (True), an installed package ("package"), a local file (path), or none
-            (False).
+        pretrained: its weights: from the hub (True), an installed package ("package"), a model of this package
+            ("small-x1"), a local file (path), or none (False).
         arguments: further ones of the timm model.
     Raises:
         ValueError: one line: an unknown name, weights that cannot be had, or arguments that timm refuses.
@@ -64,10 +67,11 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
         )
     depth = depth or (5 if name.startswith("vgg") else None)
     options = {"out_indices": tuple(range(depth))} if depth else {}
-    if pretrained == PACKAGE:
-        packaged_weights(name)  # refused before the encoder is built
+    if pretrained == PACKAGE or is_shipped(pretrained):
+        if pretrained == PACKAGE:
+            packaged_weights(name)  # refused before the encoder is built
         encoder = timm_encoder(name, depth, False, arguments)
-        load_encoder(encoder, name, PACKAGE)
+        load_encoder(encoder, name, pretrained)
         return encoder
     if isinstance(pretrained, str):
         options["pretrained_cfg_overlay"] = {"file": str(_weight_file(pretrained))}
@@ -87,6 +91,9 @@ def load_encoder(encoder: nn.Module, name: str, pretrained: str) -> None:
     """
     if pretrained == PACKAGE:
         weights: dict[str, Tensor] = packaged_weights(name)
+    elif is_shipped(pretrained):
+        whole = load_file(shipped_directory(pretrained) / "model.safetensors")
+        weights = {key.removeprefix(_OF_ENCODER): value for key, value in whole.items() if key.startswith(_OF_ENCODER)}
     else:
         weights = load_state_dict(str(_weight_file(pretrained)))
     own = encoder.state_dict()

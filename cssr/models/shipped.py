@@ -11,7 +11,7 @@ def shipped_models() -> list[str]:
     return sorted(path.parent.name for path in DIRECTORY.glob("*/config.json"))
 
 
-def is_shipped(source: str | Path) -> bool:
+def is_shipped(source: str | Path | bool) -> bool:
     """Whether `source` names a model of the package; what is at that path goes first."""
     return str(source) in shipped_models() and not Path(source).exists()
 

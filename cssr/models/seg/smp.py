@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cssr.models.encoders import PACKAGE, EncoderDecoder, load_encoder
 from cssr.models.seg import SEG
+from cssr.models.shipped import is_shipped
 
 
 class SMP(EncoderDecoder):
@@ -44,7 +45,7 @@ def smp(architecture: str = "unet", encoder: str = "resnet34", pretrained: bool 
         import segmentation_models_pytorch as library
     except ImportError:
         raise ValueError("model.seg=smp needs segmentation_models_pytorch: pip install 'cssr[smp]'") from None
-    local = pretrained == PACKAGE or (isinstance(pretrained, str) and _is_path(pretrained))
+    local = pretrained == PACKAGE or is_shipped(pretrained) or (isinstance(pretrained, str) and _is_path(pretrained))
     weights = "imagenet" if pretrained is True else None if local else pretrained or None
     try:
         model = library.create_model(
