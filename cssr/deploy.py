@@ -208,10 +208,13 @@ def compare(deployed: Deployed, run: _Run, tolerance: float, what: str) -> dict[
 def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: float = TOLERANCE) -> dict[str, Any]:
     """Write a model's files of these formats ("onnx", "torch_export") and `model.json` to `out`.
 
+    Test-time augmentation (`model.orientations`) is left out.
     Returns: what `model.json` holds.
     Raises: ValueError, one line, for a model that cannot be written so, or a file that differs: nothing is left of it.
     """
-    deployed = Deployed(copy.deepcopy(model).cpu().float().eval())
+    model = copy.deepcopy(model).cpu().float().eval()
+    model.orientations = 1
+    deployed = Deployed(model)
     program = capture(deployed)
     out.mkdir(parents=True, exist_ok=True)
     folder = out / f".partial-{os.getpid()}"

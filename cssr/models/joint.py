@@ -20,6 +20,7 @@ from cssr.models.dsrl import dsrl as dual_network
 from cssr.models.export import load_export, read_export, write_export
 from cssr.models.from_hub import came_from_hub, check_untrusted, fetch, is_hub_name
 from cssr.models.moments import Moments, moments_of
+from cssr.models.orientations import mean_logits
 from cssr.models.seg import SEG
 from cssr.models.shipped import is_shipped, shipped_directory
 from cssr.models.sr import SR
@@ -46,6 +47,9 @@ class JointModel(nn.Module):
     Args:
         config: the `model` settings, kept as `self.config` and written beside the weights.
         sr, seg: networks that keep the zoos' contracts.
+    Attributes:
+        orientations: how many flips and quarter turns (1..8) segmentation is averaged over in evaluation mode. 8 is
+            test-time augmentation; it is no setting of the model, and exports do not keep it.
     """
 
     def __init__(self, config: ModelConfig, sr: nn.Module, seg: nn.Module | None):
@@ -53,6 +57,7 @@ class JointModel(nn.Module):
         self.config, self.scale = config, config.scale
         self.sr, self.seg = sr, seg
         self.trained_on: dict[str, Any] = {}  # cssr/models/training_range.py; of an export that says it
+        self.orientations = 1
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
@@ -77,8 +82,14 @@ class JointModel(nn.Module):
     def segment(self, x: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, ...]:
         """Logits (B 1 H W each, main head first) of a normalised image of any size.
 
-        `kernel` (B 1 k k) goes to networks that take one.
+        `kernel` (B 1 k k) goes to networks that take one. In evaluation mode with more than one of `orientations`: the
+        main head's alone, of the mean probability (float32).
         """
+        if self.training or self.orientations == 1:
+            return self._segmented_upright(x, kernel)
+        return (mean_logits(lambda *part: self._segmented_upright(*part)[0], x, kernel, self.orientations),)
+
+    def _segmented_upright(self, x: Tensor, kernel: Tensor | None) -> tuple[Tensor, ...]:
         height, width = x.shape[-2:]
         padded = self._padded(x)
         found = self.seg(padded, kernel) if getattr(self.seg, "takes_kernel", False) else self.seg(padded)
@@ -332,10 +343,15 @@ class Dual(JointModel):
 
     def forward(self, lq: Tensor, kernel: Tensor | None = None) -> Outputs:
         """SR, logits, and the two features that DSRL's affinity loss compares."""
+        sr, logits, *features = self._both(lq)
+        if not self.training and self.orientations > 1:
+            logits = mean_logits(lambda part, _: self._both(part)[1], lq, None, self.orientations)
+        return Outputs(sr=self.clip(sr), logits=logits, features=tuple(features))
+
+    def _both(self, lq: Tensor) -> tuple[Tensor, ...]:
         height, width = (side * self.scale for side in lq.shape[-2:])
         found = self.sr(pad_to_multiple(lq, getattr(self.sr, "stride", 1)))
-        sr, logits, *features = (x[..., :height, :width] for x in (*found[:2], *found[2]))
-        return Outputs(sr=self.clip(sr), logits=logits, features=tuple(features))
+        return tuple(x[..., :height, :width] for x in (*found[:2], *found[2]))
 
 
 @FORMS.register
