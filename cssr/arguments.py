@@ -29,6 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also HD95 and MSD at 99 thresholds, clDice, clIoU, boundary F1, errors of crack widths, lengths (slower)",
     )
     parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="test-time augmentation: probabilities averaged over flips and quarter turns (segmentation takes 8 x)",
+    )
+    parser.add_argument(
         "--degradation",
         help="another one than in training, or than what the shards store, as YAML: '{name: gaussian, sigma: [1, 2]}'",
     )
@@ -59,6 +64,8 @@ def prediction_parser(doc: str) -> argparse.ArgumentParser:
         "georeferenced photographs, whose georeference they keep (extra `large`)")  # fmt: skip
     add("--threshold", type=float, default=0.5, help="probability above which a pixel is crack (0.5)")
     add("--float", action="store_true", help="probabilities as float32 (.npy, or TIFF) instead of 8 bit")
+    add("--tta", action="store_true", help="test-time augmentation: probabilities averaged over flips and quarter "
+        "turns (finding cracks takes 8 x as long)")  # fmt: skip
     add("--measure", action="store_true", help="each crack's length, width and direction: _cracks.csv, _cracks.geojson "
         "(map coordinates where there are) and _cracks.png")  # fmt: skip
     add("--mm-per-pixel", type=float, metavar="X", help="width of a pixel of the photograph, for measures in mm")

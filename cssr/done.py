@@ -2,20 +2,20 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from cssr import __version__
 from cssr.checkpoint import write_atomic
+from cssr.models.joint import JointModel
 
 ENDING = "_prediction.json"
 
 
-def model_digest(model: nn.Module) -> str:
-    """sha256 of the weights and of this package's version."""
-    digest = hashlib.sha256(__version__.encode())
+def model_digest(model: JointModel) -> str:
+    """sha256 of the weights, the model settings and this package's version."""
+    digest = hashlib.sha256(f"{__version__} {json.dumps(asdict(model.config), sort_keys=True)}".encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -37,6 +37,7 @@ from cssr.inputs import Source, photographs
 from cssr.measured_files import Measured, write_measures
 from cssr.models.from_hub import is_hub_name
 from cssr.models.joint import JointModel
+from cssr.models.orientations import ORIENTATIONS
 from cssr.models.shipped import DEFAULT
 from cssr.models.training_range import outside
 from cssr.photographs import Photograph, check_array, read_photograph
@@ -112,8 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
         found = photographs(options.source, apart=options.out)
         model = load_model(options.model, options.checkpoint).to(device_named(options.device))
         _make_directory(options.out)
-        if options.measure and not segments(model.config):
-            raise ValueError("--measure: the model finds no cracks (model.seg=none)")
+        for name in ("measure", "tta"):
+            if getattr(options, name) and not segments(model.config):
+                raise ValueError(f"--{name}: the model finds no cracks (model.seg=none)")
+        model.orientations = ORIENTATIONS if options.tta else 1
         run = _Run(model, options)
         run.work(inputs.each(found, options.every), inputs.count(found, options.every))
     except ValueError as error:
@@ -197,6 +200,7 @@ class _Run:
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
         self._measured = Measured(options.mm_per_pixel, options.least_length) if options.measure else None
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
+        self._facts["tta"] = options.tta
         self._facts["measured"] = asdict(self._measured) if self._measured else None
         self.failed: list[str] = []
         self.count = self.skipped = 0

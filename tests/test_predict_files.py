@@ -141,6 +141,16 @@ def test_other_options_are_done_again_and_leave_no_other_result(export, photos, 
     assert not again(export, photos, out, capsys, "--float", "--write", "prob", "--batch", "2")
 
 
+def test_with_test_time_augmentation_it_is_another_result(export, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(export, photos / "a.png", "--out", out, "--float")
+    plain = np.load(out / "a_prob.npy")
+    assert again(export, photos, out, capsys, "--float", "--tta")
+    assert not again(export, photos, out, capsys, "--float", "--tta")
+    np.testing.assert_allclose(np.load(out / "a_prob.npy"), plain, atol=1e-5)  # the network is the same to all sides
+    assert again(export, photos, out, capsys, "--float")
+
+
 def test_other_weights_are_done_again(export, photos, tmp_path, capsys):
     run(export, photos / "a.png", "--out", tmp_path / "out")
     model = JointModel.from_pretrained(export)
