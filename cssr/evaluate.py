@@ -33,6 +33,7 @@ from cssr.degradations import DEGRADATIONS
 from cssr.engine import start_engine
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel
+from cssr.models.orientations import ORIENTATIONS
 from cssr.models.shipped import is_shipped
 from cssr.pictured import draw_pictures
 from cssr.results import compose, load
@@ -41,7 +42,7 @@ from cssr.settings import parse_value
 from cssr.tars import ShardSet, open_sets
 
 _MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint
-_CHANGING = ("distances", "degradation", "batch_size", "tile", "limit", "seed")  # options that results depend on
+_CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "seed")  # options that results depend on
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,13 +85,14 @@ def _files_in(model: Path, which: str) -> Path:
 
 
 def _own_folder(options: argparse.Namespace, sha256: str) -> Path:
-    """MODEL/evaluations/DATA[@CHECKPOINT]; DATA with as many folders before it as part it from other data's results.
+    """MODEL/evaluations/DATA[@CHECKPOINT][+tta]; DATA with as many folders before it as tell it from other data.
 
     Of a model of the package, runs/MODEL/evaluations/DATA.
     """
     model = Path("runs") / options.model if is_shipped(options.model) else options.model
     parts = [part for part in str(options.data).split("://")[-1].split("/") if part not in ("", ".", "..")]
     suffix = "" if options.checkpoint == "export" else f"@{options.checkpoint}"
+    suffix += "+tta" if options.tta else ""
     for depth in range(1, len(parts) + 1):
         folder = model / "evaluations" / ("_".join(parts[-depth:]) + suffix)
         if not of_other_data(folder, options.data, sha256):
@@ -132,6 +134,7 @@ def _run(options: argparse.Namespace, engine: Accelerator) -> None:
     component = stored_or(component, sets, model.scale, "--data", given=bool(options.degradation))
     degrade = DEGRADATIONS.build(component, scale=model.scale)
     segmentation = measures_segmentation(model.config, sets, "--data")
+    model.orientations = ORIENTATIONS if options.tta else 1
 
     def stream(rank: int, world: int) -> Iterable[Batch]:
         return eval_stream(
@@ -179,6 +182,7 @@ def _facts(
         "resampler": degrade.resampler,
         "seed": options.seed,
         "tile": options.tile,
+        "tta": options.tta,
         "limit": options.limit,
         "benchmark": None,
         "model_settings": to_dict(model.config),

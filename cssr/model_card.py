@@ -69,7 +69,7 @@ def evaluations(export: Mapping[str, Any], run: Path | None, results: Iterable[P
         data = _read_result(path)
         same = (data.get("checkpoint_sha256") or {}).get("model.safetensors") in (None, export.get("sha256"))
         if same:
-            found[data["data"], data["images"]] = data
+            found[data["data"], data["images"], bool(data.get("tta"))] = data
         elif path in given:
             raise ValueError(f"{path} is of other weights than this export: evaluate it again")
     return list(found.values())
@@ -138,7 +138,8 @@ def _eval_results(data: Mapping[str, Any], task: str) -> list[Any]:
 
 
 def _set_name(data: Mapping[str, Any]) -> str:
-    return Path(str(data.get("data", "?"))).name or "?"
+    name = Path(str(data.get("data", "?"))).name or "?"
+    return f"{name}, with test-time augmentation" if data.get("tta") else name
 
 
 def _summary(export: Mapping[str, Any]) -> str:

@@ -116,7 +116,7 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     if not wanted.keys() <= found.keys():
         return "it does not say what it was computed from"
     changed = [what for what in ("checkpoint", "data") if found[f"{what}_sha256"] != wanted[f"{what}_sha256"]]
-    before, now = found["options"], wanted["options"]
+    before, now = {"tta": False, **found["options"]}, wanted["options"]  # older results have no tta
     options = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
     return "; ".join([*(f"the {what} has changed since" for what in changed), *options])
 

@@ -81,6 +81,18 @@ def test_results_of_sets_of_one_name_and_of_checkpoints_lie_apart(shards, export
     assert json.loads((model / "evaluations/val/results.json").read_text())["data"] == str(shards)
 
 
+def test_test_time_augmentation_has_a_result_of_its_own(shards, export, tmp_path):
+    model = shutil.copytree(export, tmp_path / "model")
+    main([str(model), "--data", str(shards)])
+    main([str(model), "--data", str(shards), "--tta"])
+    plain, averaged = (
+        json.loads((model / "evaluations" / name / "results.json").read_text()) for name in ("val", "val+tta")
+    )
+    assert [result["tta"] for result in (plain, averaged)] == [False, True] and averaged["options"]["tta"]
+    images = [result["metrics"]["image"] for result in (plain, averaged)]
+    assert images[0]["psnr"] == images[1]["psnr"] and images[0]["aiu"] != images[1]["aiu"]
+
+
 def test_no_result_stands_beside_the_pictures_of_another(shards, export, tmp_path, monkeypatch):
     found(shards, export, tmp_path, "--limit", "2")
 

@@ -145,6 +145,20 @@ def test_other_options_and_other_data_are_computed_anew(models, benchmarks, tmp_
     assert in_process[1:] == ["a on one", "a on two"] and "limit was None, is 2" in capsys.readouterr().out
 
 
+def test_results_from_before_there_was_tta_are_kept_and_with_it_computed_anew(
+    models, benchmarks, tmp_path, in_process, no_report, capsys
+):
+    arguments = [str(models[0]), "--benchmarks", str(benchmarks / "one"), "--out", str(tmp_path / "out")]
+    assert launcher.main(arguments) == 0
+    path = tmp_path / "out/a/one/results.json"
+    old = json.loads(path.read_text())
+    del old["tta"], old["options"]["tta"]
+    path.write_text(json.dumps(old))
+    assert launcher.main(arguments) == 0 and in_process == ["a on one"]
+    assert launcher.main([*arguments, "--tta"]) == 0 and in_process[1:] == ["a on one"]
+    assert "tta was False, is True" in capsys.readouterr().out and json.loads(path.read_text())["tta"] is True
+
+
 def test_the_result_of_another_set_of_the_same_name_is_not_overwritten(
     models, benchmarks, tmp_path, in_process, no_report, capsys
 ):

@@ -276,6 +276,14 @@ def test_no_share_is_taken_of_a_bound_on_other_images(tmp_path):
     assert caveats([hr, one])[0].startswith("HR upper bound") and "not comparable" in caveats([hr, two])[0]
 
 
+def test_test_time_augmentation_is_told(tmp_path):
+    """Files of older versions do not say: they have none."""
+    how = {"old": {}, "plain": {"tta": False}, "mean": {"tta": True}}
+    old, plain, mean = load([write(tmp_path / name, rows(40), facts(name, **more)) for name, more in how.items()])
+    assert caveats([old, plain]) == []
+    assert caveats([plain, mean])[0].endswith("the results differ in tta (no: plain; yes: mean).")
+
+
 def test_other_tiles_are_told(tmp_path):
     results = load([write(tmp_path / str(tile), rows(40), facts(str(tile), tile=tile)) for tile in (0, 64)])
     assert caveats(results) == ["**WARNING:** not comparable: the results differ in tile (0: 0; 64: 64)."]

@@ -9,7 +9,7 @@ from cssr.report.columns import DETECTION_COLUMNS, INTERVAL, PER_IMAGE, share_la
 from cssr.report.styles import MARKDOWN, Style
 from cssr.results import Result, component_name
 
-KEYS = ("model", "networks", "checkpoint", "data", "images", "scale", "degradation", "resampler", "seed", "tile")
+KEYS = ("model", "networks", "checkpoint", "data", "images", "scale", "degradation", "resampler", "seed", "tile", "tta")
 _SEEN = ("scale", "degradation", "resampler")  # facts in which an HR upper bound differs from the rest
 _QUOTED = ("model", "data", "degradation")  # facts shown as code: paths and YAML
 
@@ -25,6 +25,8 @@ class Definition(NamedTuple):
 def fact(result: Result, key: str, say: Style = MARKDOWN) -> str:
     """One of `KEYS`; `-` where the file has none."""
     value = result.data.get(key)
+    if key == "tta":
+        value = "yes" if value else "no"  # older files do not say
     if key == "networks":
         value = " + ".join(component_name(result.data, part) for part in ("sr", "seg"))
     if key == "degradation" and value is not None:
@@ -44,7 +46,7 @@ def caveats(results: Sequence[Result], say: Style = MARKDOWN) -> list[str]:
     """Lines that say why the results may not be compared, and what differs as it should."""
     systems = [result for result in results if not result.bound] or list(results)
     found = [_difference(results, key, say) for key in ("data", "images")]
-    found += [_difference(systems, key, say) for key in (*_SEEN, "seed", "tile")]
+    found += [_difference(systems, key, say) for key in (*_SEEN, "seed", "tile", "tta")]
     if not any(found) and _other_images(results):
         found = ["the images themselves (names, sizes or masks)"]
     lines, warning = [], say.strong("WARNING:")
