@@ -1,7 +1,8 @@
 """The settings of a run: dataclasses hold every default and a comment for each.
 
 A recipe (YAML) holds differences from these defaults only, or from those of the recipe beside it that its `base` names;
-`a.b=c` on the command line differs from the recipe.
+`a.b=c` on the command line differs from the recipe. A string is taken as it stands (`train.run_dir=out #2`, `007`),
+numbers are decimal, and a `~` that begins a path is the home.
 Components of a zoo (a network, a loss, a degradation, a schedule) are written `{name: dbpn, stages: 6}` or just `dbpn`;
 their arguments and defaults are those of the function of that name. Naming another component than the layer below
 drops that layer's arguments.
@@ -21,14 +22,19 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cssr.settings import merge, nested, parse_override, recipe_layers, to_inline_yaml, to_yaml
+from cssr.settings import ADDRESSES, merge, override, recipe_layers, to_inline_yaml, to_yaml
 
+_PATHS = (("data", "train"), ("data", "val"), ("data", "cache"), ("train", "run_dir"), ("train", "init_from"))
 BatchNorm = Literal["rank", "sync", "held", "encoder_held"]
 TILE_OVERLAP = 32  # of neighbouring tiles in evaluation and prediction, LQ pixels
 
 
 def _component(name: str, **arguments: Any) -> Any:
     return field(default_factory=lambda: {"name": name, **arguments})
+
+
+def _addresses() -> Any:
+    return field(default=None, metadata={ADDRESSES: True})
 
 
 @dataclass
@@ -47,8 +53,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    train: Any = None  # shard directory or address, or several by weight: {dir_a: 3, dir_b: 1}
-    val: Any = None  # shard directory (or several, concatenated) for validation
+    train: Any = _addresses()  # shard directory or address, or several by weight: {dir_a: 3, dir_b: 1}
+    val: Any = _addresses()  # shard directory (or several, concatenated) for validation
     crop: int = 224  # side of the square HR training crop, pixels; a multiple of model.scale
     resized_crop: list[float] | None = None  # [low, high]: crop this share of the area, resized to `crop`
     hflip: float = 0.5  # probability of a horizontal mirror
@@ -167,11 +173,24 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     merged = dataclasses.asdict(Config())
     if path is not None:
-        for layer in recipe_layers(path):
+        for layer in recipe_layers(Config, path):
             merged = merge(Config, merged, layer)
-    for key, value in map(parse_override, overrides):
-        merged = merge(Config, merged, nested(Config, merged, key.split("."), value))
-    return from_dict(merged)
+    for text in overrides:
+        merged = merge(Config, merged, override(Config, merged, text))
+    return from_dict(_at_home(merged))
+
+
+def _at_home(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings, `~` at the beginning of a path being the home."""
+    for group, name in _PATHS:
+        value = values[group][name]
+        if isinstance(value, dict):
+            values[group][name] = {os.path.expanduser(path): weight for path, weight in value.items()}
+        elif isinstance(value, list):
+            values[group][name] = [os.path.expanduser(path) for path in value]
+        elif isinstance(value, str):
+            values[group][name] = os.path.expanduser(value)
+    return values
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -207,10 +226,19 @@ def import_modules(names: Sequence[str]) -> None:
 
 def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), dict(values)))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), _escaped(dict(values))))
     except OmegaConfBaseException as error:
         key = f"{prefix}{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
+
+
+def _escaped(value: Any) -> Any:
+    """`${` in a string is no reference to another setting: strings are taken as they stand."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def to_dict(config: Any) -> dict[str, Any]:

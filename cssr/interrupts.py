@@ -24,7 +24,12 @@ def answer() -> None:
 
 
 def run(main: Callable[[], Any]) -> Any:
-    """Run a command's `main`; afterwards, while the interpreter shuts down, the signals end the process at once."""
+    """Run a command's `main`; afterwards, while the interpreter shuts down, the signals end the process at once.
+
+    In `--out=~/results` the `~` is the home, which shells see to only where a word begins with it.
+    """
+    words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in sys.argv]
+    sys.argv = [f"{option}{equals}{os.path.expanduser(value)}" for option, equals, value in words]
     try:
         return main()
     except KeyboardInterrupt as stop:

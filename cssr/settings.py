@@ -2,11 +2,17 @@
 
 import dataclasses
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+ADDRESSES = "addresses"  # in a setting's metadata: paths or addresses, one, several, or by weight
+_LARGEST = 1 << 20  # bytes of a recipe
+_DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, what an alias stands for included
+_LONGEST_CHAIN = 32  # recipes, each the base of the one before
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
@@ -16,44 +22,142 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML file; ValueError, one line, if it is missing or holds something else."""
-    path = Path(path)
+    return _read_both(Path(path))[0]
+
+
+def _read_both(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a YAML file, and the same with each scalar as the text that stands there."""
     if not path.is_file():
         raise ValueError(f"config: no recipe at {path}")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values or {}, dict):
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"config: {path} is no recipe: it has more than {_LARGEST} bytes")
+    data = path.read_bytes()
+    values, texts = (_load(data, loader, f"config: {path} is not valid YAML") or {} for loader in (Loader, _Texts))
+    if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold settings by name, found {type(values).__name__}")
-    return values or {}
+    return values, texts
 
 
-def recipe_layers(path: str | Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """A recipe's settings, after those of the recipe that its `base` (a path, from its own folder) names, and so on."""
-    path = Path(path)
+def _load(text: str | bytes, loader: type, complaint: str) -> Any:
+    try:
+        return yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{complaint}: {' '.join(str(error).split())}") from None
+
+
+def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """A recipe's settings, after those of the recipe that its `base` (a path, from its own folder) names, and so on.
+
+    Args:
+        cls: the settings class, which says what is text: that is taken as it stands.
+    """
+    path = Path(path).expanduser()
     if path.resolve() in above:
         raise ValueError(f"config: {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
-    values = read_yaml(path)
-    base = values.pop("base", None)
+    if len(above) > _LONGEST_CHAIN:
+        raise ValueError(f"config: {above[0].name} has more than {_LONGEST_CHAIN} recipes below it: merge some")
+    values, texts = _read_both(path)
+    base, text = values.pop("base", None), texts.pop("base", None)
+    values = with_texts(cls, values, texts)
     if base is None:
         return [values]
-    if not isinstance(base, str):
+    if not isinstance(text, str):
         raise ValueError(f"config: base in {path} must be the path of a recipe, found {base!r}")
-    return [*recipe_layers(path.parent / base, (*above, path.resolve())), values]
+    return [*recipe_layers(cls, path.parent / Path(text).expanduser(), (*above, path.resolve())), values]
+
+
+def with_texts(kind: Any, value: Any, text: Any) -> Any:
+    """`value`, read by YAML, but where its setting is a string: that is `text`, as it stands in the file.
+
+    Args:
+        kind: a settings class, the annotation of a setting in one, or ADDRESSES.
+    """
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        kinds = setting_kinds(kind)
+        pairs = zip(value.items(), text.values(), strict=True)
+        return {key: with_texts(kinds.get(key), inner, word) for (key, inner), word in pairs}
+    if typing.get_origin(kind) is list and isinstance(value, list):
+        return [with_texts(typing.get_args(kind)[0], inner, word) for inner, word in zip(value, text)]
+    if kind == ADDRESSES and isinstance(value, dict):
+        return dict(zip(text, value.values()))
+    if kind == ADDRESSES and isinstance(value, list):
+        return text
+    return text if _is_text(kind) and value is not None and isinstance(text, str) else value
+
+
+def setting_kinds(cls: type) -> dict[str, Any]:
+    """The annotation of each setting of a settings class; ADDRESSES for those whose metadata says so."""
+    return {f.name: ADDRESSES if f.metadata.get(ADDRESSES) else f.type for f in dataclasses.fields(cls)}
+
+
+def _is_text(kind: Any) -> bool:
+    return kind in (str, str | None, ADDRESSES)
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as everybody means it."""
+    """YAML 1.2's core schema, numbers decimal: no octal numbers, no dates, and `on` and `yes` are words.
+
+    A key that is there twice, aliases that come to very much, and very deep nesting are errors.
+    """
+
+    yaml_implicit_resolvers: dict = {}
+    yaml_constructors = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "str", "seq", "map")
+    }
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        """Count the nodes, those of an alias again, and how deep they are."""
+        self._depth = getattr(self, "_depth", 0) + 1
+        if self._depth > _DEEPEST:
+            raise yaml.YAMLError(f"nested more than {_DEEPEST} deep")
+        alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if alias and not hasattr(node, "count"):
+            raise yaml.YAMLError("an alias stands within what it names")
+        if not alias:
+            parts = [n for pair in node.value for n in pair] if isinstance(node, yaml.MappingNode) else node.value
+            node.count = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(part.count for part in parts)
+        if node.count > _MOST:
+            raise yaml.YAMLError(f"its aliases come to more than {_MOST} values")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """No key twice; a merge (`<<`) gives defaults, as ever."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for n, key in enumerate(keys) if key in keys[:n]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Texts(Loader):
+    """Every scalar as the text that stands there."""
+
+    yaml_implicit_resolvers: dict = {}
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes the word 1e-4 in quotes, so that it stays a word."""
+    """Writes words that look like numbers in quotes, so that they stay words."""
 
 
+_TAG = "tag:yaml.org,2002:"
+_RESOLVERS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    "float ": (r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+}
 for _kind in (Loader, Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-    )
+    for _name, (_pattern, _first) in _RESOLVERS.items():
+        _kind.add_implicit_resolver(_TAG + _name.strip(), re.compile(f"^(?:{_pattern})$"), _first)
+for _kind in (Loader, _Texts):
+    _kind.add_implicit_resolver(f"{_TAG}merge", re.compile("^<<$"), ["<"])
+Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(loader.construct_scalar(node)))
+Loader.add_constructor(f"{_TAG}float", lambda loader, node: float(re.sub(r"\.(?=[in])", "", node.value.lower())))
 
 
 def to_yaml(values: Any) -> str:
@@ -66,20 +170,38 @@ def to_inline_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=1000, sort_keys=False).replace("\n...", "").strip()
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=value` as its key and its value; ValueError if it is written otherwise."""
+def parse_override(text: str) -> tuple[str, str]:
+    """`a.b=value` as its key and the text of its value; ValueError if it is written otherwise."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"override {text!r}: write it as a.b=value")
-    return key, parse_value(value, f"override {text!r}")
+    return key, value
 
 
-def parse_value(text: str, setting: str) -> Any:
-    """A value given on the command line, as YAML; ValueError names the `setting`."""
-    try:
-        return yaml.load(text, Loader=Loader)
-    except yaml.YAMLError:
-        raise ValueError(f"{setting}: the value is not valid YAML") from None
+def override(cls: type, base: dict[str, Any], text: str) -> dict[str, Any]:
+    """`a.b=value` as a layer over the settings `base` of a class; ValueError, one line."""
+    key, value = parse_override(text)
+    kind: Any = cls
+    for part in key.split("."):
+        kind = setting_kinds(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    return nested(cls, base, key.split("."), parse_value(value, f"override {text!r}", kind))
+
+
+def parse_value(text: str, setting: str, kind: Any = None) -> Any:
+    """A value given on the command line; ValueError names the `setting`.
+
+    Brackets, braces and quotes are YAML. Anything else is one value, `#` and `:` in it included: a string as it stands
+    where `kind`, the annotation of its setting, says so; else null, true, false or a decimal number if it is one.
+    """
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if text[:1] in ("[", "{") and kind not in (str, str | None) or quoted:
+        values = (_load(text, loader, f"{setting}: the value is not valid YAML") for loader in (Loader, _Texts))
+        return with_texts(kind, *values)
+    loader = Loader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    if kind is str or tag == f"{_TAG}merge" or (_is_text(kind) and (text == "~" or tag != f"{_TAG}null")):
+        return text
+    return loader.construct_object(yaml.ScalarNode(tag, text))
 
 
 def nested(cls: type | None, base: Any, keys: list[str], value: Any) -> Any:

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(described(__doc__))
         return
     try:
-        recipe = None if "=" in arguments[0] else arguments[0]
+        recipe = arguments[0] if "=" not in arguments[0] or Path(arguments[0]).is_file() else None
         config = load_config(recipe, arguments[recipe is not None :])
         run = Run(config)
     except ValueError as error:  # every rank finds the same mistake: one tells

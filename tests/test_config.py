@@ -59,6 +59,52 @@ def test_words_that_look_like_numbers_stay_words():
     assert load_config(None, ["train.run_dir=1e-4x"]).train.run_dir == "1e-4x"
 
 
+TEXTS = ["out #2", "007", "1e3", "on", "yes", "010", "2024-01-01", "12:30:00", "1_000", "0x10", "a: b", "- x",
+         "[draft]", "!x", "*x", "&x", "%x", "@x", "a${b", "${train.seed}", "true", "'quoted' x", "x: {", ".5",
+         " x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["train.run_dir", "train.wandb", "data.train", "data.cache", "optim.optimizer"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_string_is_taken_as_it_stands(key, text):
+    group, name = key.split(".")
+    if (key, text) != ("data.train", "[draft]"):  # a list of sets
+        assert getattr(getattr(load_config(None, [f"{key}={text}"]), group), name) == text
+
+
+@pytest.mark.parametrize("text", ["007", "1e3", "on", "010", "2024-01-01", "12:30:00", "0x10", "true", ".5"])
+def test_so_it_is_in_a_recipe(tmp_path, text):
+    path = recipe(tmp_path, f"data: {{train: {text}, val: {{{text}: 1}}}}\nimports: []\ntrain:\n  run_dir: {text}\n")
+    path.write_text(path.read_text() + f"phases: [{{name: {text}}}]\n")
+    config = load_config(path)
+    assert (config.data.train, config.data.val, config.train.run_dir) == (text, {text: 1}, text)
+    assert config.phases[0].name == text
+
+
+def test_quotes_are_those_of_yaml():
+    overrides = ["train.run_dir='a # b'", 'train.wandb="null"', "data.train='[a]'"]
+    config = load_config(None, overrides)
+    assert (config.train.run_dir, config.train.wandb, config.data.train) == ("a # b", "null", "[a]")
+
+
+@pytest.mark.parametrize("text, number", [("010", 10), ("08", 8), ("+7", 7)])
+def test_numbers_are_decimal(tmp_path, text, number):
+    path = recipe(tmp_path, f"train: {{seed: {text}}}\nmodel: {{sr: {{stages: {text}}}}}\n")
+    for config in (load_config(path), load_config(None, [f"train.seed={text}", f"model.sr.stages={text}"])):
+        assert config.train.seed == config.model.sr["stages"] == number
+
+
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe(tmp_path, "train: {seed: 5, run_dir: ~/recipe, init_from: ~}\n")
+    path = tmp_path / "second.yaml"
+    path.write_text("base: ~/recipe.yaml\ndata: {val: {~/a: 1}}\n")
+    config = load_config(path, ["data.train=~/sets", "data.cache=~"])
+    assert config.data.train == f"{tmp_path}/sets" and config.data.val == {f"{tmp_path}/a": 1}
+    assert config.train.run_dir == f"{tmp_path}/recipe" and config.data.cache == str(tmp_path)
+    assert config.train.seed == 5 and config.train.init_from is None
+
+
 def test_an_override_may_hold_an_equals_sign():
     assert load_config(None, ["train.run_dir=runs/a=b"]).train.run_dir == "runs/a=b"
 
@@ -137,7 +183,6 @@ def test_phases_are_replaced_as_a_whole(tmp_path):
         ("train.steps", "train.steps.*a.b=value"),
         ("=3", "a.b=value"),
         ("train.steps=[", "train.steps.*YAML"),
-        ("train.run_dir=a${b", "train.run_dir"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(override, named):
@@ -225,6 +270,48 @@ def test_the_upper_bound_is_accepted():
 )
 def test_phases_must_follow_each_other(phases):
     assert refused(f"phases={phases}").startswith("phases: ")
+
+
+def aliases(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("train: {steps: 1, steps: 2}", "'steps' is there twice"),
+        ("train: {steps: 1}\noptim: {}\ntrain: {seed: 1}", "'train' is there twice"),
+        (aliases(9), "aliases come to more than"),
+        ("train: &t {steps: *t}", "within"),
+        ("a: " + "[" * 900 + "]" * 900, "nested more than"),
+        ("train: {steps: !!python/object:os.system {}}", "YAML"),
+        ("train: {run_dir: !!binary abcd}", "YAML"),
+        ("train: {seed: " + "1" * 5000 + "}", "YAML"),
+        ("#" * (1 << 21), "more than"),
+    ],
+)
+def test_yaml_that_cannot_be_meant_is_refused_at_once(tmp_path, text, said):
+    assert said in refused(path=recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize("override", ["train={steps: 1, steps: 2}", "model.sr={name: dbpn, a: 1, a: 2}"])
+def test_no_key_is_given_twice(override):
+    assert "there twice" in refused(override)
+
+
+def test_a_long_chain_of_bases_is_refused(tmp_path):
+    for n in range(200):
+        (tmp_path / f"{n}.yaml").write_text(f"base: {n + 1}.yaml\n")
+    assert "more than" in refused(path=tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path, encoding):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("# Wände\ntrain: {steps: 7}\n", encoding=encoding)
+    assert load_config(path).train.steps == 7
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from conftest import draw_shards
 from running import ROOT, command, environment, settings, wait_for_step
 
 from cssr import checkpoint as store
+from cssr import interrupts
 
 ENDLESS = ["train.steps=4000", "train.save_every=4000", "train.val_every=0", "optim.batch_norm=held"]
 
@@ -128,3 +129,18 @@ def test_every_command_answers_in_one_line_while_it_imports(name, tmp_path):
     done = subprocess.run(words, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode in (-signal.SIGINT, 130)
     assert done.stderr == "error: interrupted; the same command begins again\n"
+
+
+@pytest.fixture
+def handlers():
+    """The signals' handlers are those of before again."""
+    before = {number: signal.getsignal(number) for number in interrupts.ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home(monkeypatch, tmp_path, handlers):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["predict", "~", "--out=~/a", "--name=a=~", "data.train=~/b"])
+    assert interrupts.run(lambda: sys.argv[1:]) == ["~", f"--out={tmp_path}/a", "--name=a=~", "data.train=~/b"]
