@@ -88,6 +88,13 @@ class Tiles:
         tops, lefts = (starts(length, self.side, self.overlap) for length in shape)
         return [(top, left) for top in tops for left in lefts]
 
+    def sampled(self, function: Function, image: Windows, most: int) -> Iterator[Tensor]:
+        """What `function` makes of at most so many tiles, evenly over the image, one by one and without progress."""
+        places = self.places(image.shape)
+        chosen = sorted({round(k * (len(places) - 1) / max(most - 1, 1)) for k in range(min(most, len(places)))})
+        for k in chosen:
+            yield function(self._stack(image, [places[k]]))
+
     def results(self, function: Function, image: Windows) -> Iterator[tuple[tuple[int, int], Tensor]]:
         """(top, left) and what `function` makes of it, B ..., for every tile."""
         places = self.places(image.shape)

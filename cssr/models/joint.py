@@ -35,6 +35,7 @@ _GROUPS = {
     "encoder": re.compile(r"^seg\.(.+\.)?encoder\."),
 }  # parameter groups beside `sr` and `seg`, by module name
 _EPSILON = 1e-5  # added to variances
+_KERNEL_TILES = 16  # of a large image from which its kernel is estimated, evenly over it
 _LOGIT_BOUND = 1e-6  # probabilities of a super-resolved mask are kept this far from 0 and 1
 
 
@@ -279,7 +280,7 @@ class SRThenSeg(JointModel):
 
     @torch.no_grad()
     def infer_rows(self, lq: Windows, tiles: Tiles, kept: Kept) -> Iterator[tuple[str, Tensor]]:
-        """A predicted kernel is the mean over the tiles' kernels; the normalisation sees the whole SR image."""
+        """A predicted kernel is the mean over tiles' kernels; the normalisation sees the whole SR image."""
         kernel, moments = None, Moments()
         if self._predicts_kernel:
             kernel = self._global_kernel(lq, tiles)
@@ -295,8 +296,8 @@ class SRThenSeg(JointModel):
 
     @property
     def rounds(self) -> int:
-        """One for the kernel, where it is predicted, one for the SR image, one for the cracks in it."""
-        return 2 + self._predicts_kernel
+        """One for the SR image, one for the cracks in it; the kernel is taken from a few tiles before."""
+        return 2
 
     @property
     def _predicts_kernel(self) -> bool:
@@ -311,8 +312,8 @@ class SRThenSeg(JointModel):
         return self.segment(self.normalize(part, (mean, variance)), _for_each_tile(kernel, part))[0]
 
     def _global_kernel(self, lq: Windows, tiles: Tiles) -> Tensor:
-        kernels = [kernel for _, kernel in tiles.results(lambda x: self.sr(self._taken(x))[1], lq)]
-        return torch.stack(kernels).mean(0)
+        kernels = tiles.sampled(lambda x: self.sr(self._taken(x))[1], lq, _KERNEL_TILES)
+        return torch.stack([*kernels]).mean(0)
 
 
 def _for_each_tile(value: Tensor | None, part: Tensor) -> Tensor | None:
