@@ -11,7 +11,6 @@ from accelerate.state import AcceleratorState
 from plain_step import PlainStep
 from torch import Tensor
 
-from cssr import engine as engines
 from cssr.batch import Batch
 from cssr.config import Config, load_config
 from cssr.degradations import DEGRADATIONS
@@ -21,6 +20,7 @@ from cssr.models.joint import build_model
 from cssr.schedules import Progress
 from cssr.stepper import Stepper
 from cssr.task import Task
+from cssr.utils import distributed as engines
 
 ROOT = Path(__file__).parents[1]
 SIDE, SMALL, SEED = 224, 64, 0  # pixels of an HR image; in a quick run

@@ -19,13 +19,12 @@ from typing import Any
 
 from torch import Tensor
 
-from cssr.atomic import PARTIAL as PARTIAL
-from cssr.atomic import write_atomic as write_atomic
 from cssr.config import Config, from_dict
 from cssr.models.export import assign_state, load_weights, read_export, read_tensors
 from cssr.models.from_hub import fetch, is_hub_name
 from cssr.models.joint import JointModel, build_model
 from cssr.models.shipped import is_shipped, shipped_directory, shipped_models
+from cssr.utils.files import PARTIAL, write_atomic
 
 _DAMAGED = ".damaged"
 _BLOCK = 1 << 22  # bytes hashed at once

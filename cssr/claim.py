@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from cssr.engine import AnyRank
+from cssr.utils.distributed import AnyRank
 
 _PATIENCE = 60.0  # seconds for an earlier process on the same run directory to end
 

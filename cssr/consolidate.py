@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cssr.engine import base_optimizer
+from cssr.utils.distributed import base_optimizer
 
 Named = Iterable[tuple[str, Tensor]]
 

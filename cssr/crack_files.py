@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cssr.atomic import write_atomic
 from cssr.cracks import Crack
+from cssr.utils.files import write_atomic
 
 _PLACES = 3  # decimals of pixels and millimetres
 _TOLERANCE = 0.2  # pixels by which lines in files may differ from those measured

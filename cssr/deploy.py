@@ -32,9 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from cssr import __version__
-from cssr.checkpoint import identity, load_model, write_atomic
+from cssr.checkpoint import identity, load_model
 from cssr.checks import segments
 from cssr.models.joint import JointModel
+from cssr.utils.files import write_atomic
 
 OPSET = 18  # of ONNX
 SMALLEST = 8  # LQ pixels a side

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cssr import __version__
-from cssr.checkpoint import write_atomic
 from cssr.models.joint import JointModel
+from cssr.utils.files import write_atomic
 
 ENDING = "_prediction.json"
 

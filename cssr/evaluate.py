@@ -25,12 +25,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from cssr.batch import Batch
-from cssr.checkpoint import choose, degradation_of, export_in, load_model, sha256_of, write_atomic
+from cssr.checkpoint import choose, degradation_of, export_in, load_model, sha256_of
 from cssr.checks import measures_segmentation
 from cssr.config import check_tile, to_dict
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
-from cssr.engine import start_engine
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel
 from cssr.models.orientations import ORIENTATIONS
@@ -40,6 +39,8 @@ from cssr.results import compose, load
 from cssr.sets import is_stored, recorded, stored_or
 from cssr.settings import parse_value
 from cssr.tars import ShardSet, open_sets
+from cssr.utils.distributed import start_engine
+from cssr.utils.files import write_atomic
 
 _MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint
 _CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "seed")  # options that results depend on

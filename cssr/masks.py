@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from cssr.any_size import any_size
+from cssr.utils.images import any_size
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2", ".j2k", ".avif", ".heic", ".heif")
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises for damage

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cssr.any_size import any_size
 from cssr.crack_files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks import Crack, measure_cracks
 from cssr.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.stems import free
+from cssr.utils.images import any_size
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 _MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cssr import geotiff
-from cssr.any_size import any_size
+from cssr.utils.images import any_size
 
 PIXELS = 10**9  # of a photograph that is decoded as a whole: a larger one is taken for a decompression bomb
 _SMALL = 16_000_000  # pixels of a TIFF without a place on the map that is decoded as a whole

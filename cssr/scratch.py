@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cssr.ahead import WriteBehind
+from cssr.utils.threads import WriteBehind
 
 _ITEM = 4  # bytes of a float32
 

@@ -13,7 +13,6 @@ from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from cssr import engine as engines
 from cssr.batch import Batch
 from cssr.config import Config
 from cssr.lanes import draw_seed
@@ -21,6 +20,7 @@ from cssr.models.recompute import recompute_blocks
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.schedules import Progress
 from cssr.task import Task
+from cssr.utils import distributed as engines
 
 
 @dataclass

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cssr import geotiff
-from cssr.ahead import WriteBehind
 from cssr.arguments import RESULTS
 from cssr.checks import segments
 from cssr.groups import blur_sigma
@@ -26,6 +25,7 @@ from cssr.photographs import Photograph
 from cssr.rasters import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
 from cssr.scratch import Scratch
 from cssr.tiling import Tiles
+from cssr.utils.threads import WriteBehind
 from cssr.visualize import overlay
 
 _LOOK = 128  # pixels a side of the windows in which a photograph is looked at

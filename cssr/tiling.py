@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cssr.ahead import read_ahead
+from cssr.utils.threads import read_ahead
 
 Function = Callable[[Tensor], Tensor]
 _PIECE = 64  # rows that are given on at once

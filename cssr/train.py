@@ -30,13 +30,11 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor
 
 from cssr import checkpoint as store
-from cssr import engine as engines
 from cssr.batch import Batch
 from cssr.checks import check_degradation
 from cssr.claim import Claim
 from cssr.data import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
-from cssr.engine import AnyRank, start_engine
 from cssr.guard import LeftOut, StopSignal, Watchdog, explain
 from cssr.log import Console, memory_gib, trackers, truncate_lines
 from cssr.models.export import load_weights
@@ -48,6 +46,8 @@ from cssr.sets import check_kernels, sampled_images
 from cssr.snapshot import Saver, restore, take
 from cssr.stepper import Refused, Stepper
 from cssr.task import Task
+from cssr.utils import distributed as engines
+from cssr.utils.distributed import AnyRank, start_engine
 from cssr.validation import Validation, is_better, record
 
 

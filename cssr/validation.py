@@ -13,10 +13,10 @@ from cssr.batch import Batch
 from cssr.config import Config
 from cssr.consolidate import copied, whole_weights
 from cssr.data import eval_stream
-from cssr.engine import shards_parameters
 from cssr.log import Console, append_line
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel, build_model
+from cssr.utils.distributed import shards_parameters
 from cssr.visualize import sample_panels, save_picture, strip
 
 

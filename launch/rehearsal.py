@@ -11,11 +11,11 @@ from promise import Machine, Promise
 from cssr.checks import check_best, check_degradation, check_strategy, check_training, measures_segmentation
 from cssr.config import Config, load_config
 from cssr.degradations import DEGRADATIONS
-from cssr.engine import OFFLOADED
 from cssr.lanes import check_split
 from cssr.remote import is_remote
 from cssr.sets import check_kernels, check_lq, is_stored, open_train_sets
 from cssr.tars import ShardSet, open_sets, parse_sets
+from cssr.utils.distributed import OFFLOADED
 
 GIB = 2**30
 Row = tuple[str, str]

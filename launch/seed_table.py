@@ -11,10 +11,10 @@ from typing import Any
 
 from grid import Point
 
-from cssr.checkpoint import write_atomic
 from cssr.metrics import KEYS
 from cssr.report import IMAGE_COLUMNS
 from cssr.results import load
+from cssr.utils.files import write_atomic
 
 FORMAT = "cssr-sweep-1"
 _NOTE = "Per image; mean ± standard deviation (n - 1) over n runs, one a seed. `-`: of one run there is no deviation."

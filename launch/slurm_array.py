@@ -11,7 +11,7 @@ from pathlib import Path
 
 from devices import ROOT
 
-from cssr.checkpoint import write_atomic
+from cssr.utils.files import write_atomic
 
 _TASK = "$SLURM_ARRAY_TASK_ID"
 

@@ -47,10 +47,11 @@ from seed_table import Entry, write_tables
 from slurm_array import pick_task, submit
 
 from cssr import evaluate as measured
-from cssr.checkpoint import checkpoints, write_atomic
+from cssr.checkpoint import checkpoints
 from cssr.config import Config, changed_settings, load_config, to_dict
 from cssr.settings import parse_override, to_inline_yaml
 from cssr.tars import parse_sets
+from cssr.utils.files import write_atomic
 
 # Settings whose change does not make it another run, by how their names begin.
 _FREE = (

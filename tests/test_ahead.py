@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cssr.ahead import WriteBehind, read_ahead
+from cssr.utils.threads import WriteBehind, read_ahead
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -32,7 +32,7 @@ ODD = {
 }
 WORLD = """
 import pathlib
-from cssr.engine import start_engine
+from cssr.utils.distributed import start_engine
 engine = start_engine()
 found = engine.num_processes, engine.device.type, engine.distributed_type.value, engine.mixed_precision
 pathlib.Path(__file__).with_name(f"rank_{engine.process_index}.txt").write_text(" ".join(map(str, found)))

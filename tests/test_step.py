@@ -9,7 +9,6 @@ from conftest import draw_shards
 from running import launch, losses, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cssr import engine as engines
 from cssr.batch import Batch, send
 from cssr.checks import check_strategy
 from cssr.config import Config, load_config
@@ -20,6 +19,7 @@ from cssr.models.joint import build_model
 from cssr.schedules import Progress
 from cssr.stepper import Stepper
 from cssr.task import Task
+from cssr.utils import distributed as engines
 
 CSBSR = [
     "model.sr={name: kbpn, stages: 2, width: 4, features: 4, kernel_size: 7, predicted_size: 3}",
