@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from cssr.augment import augment
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.contents import Files, contents
 from cssr.data import _TrainSamples
 from cssr.decode import decode_image, decode_mask

@@ -19,7 +19,7 @@ from decode import drawn, sharded
 from machine import ROOT
 from pairs import Result, command
 
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.data import train_stream
 
 RECIPES = ("tiny", "uav315_cpu", "uav315_csbsr_cpu")

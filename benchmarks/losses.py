@@ -14,9 +14,9 @@ from pairs import Limit, Pair, command
 from scipy.ndimage import distance_transform_edt
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.distance_map import signed_distance
 from cssr.losses import LOSSES
-from cssr.schedules import Progress
 
 
 def pairs(quick: bool) -> Iterable[Pair]:

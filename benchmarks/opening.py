@@ -30,7 +30,7 @@ print(f"opening: {took:.2f} s ({cpu:.2f} s of CPU), {(after - before) / 1024:.0f
 """
 RESUMING = """
 import resource, sys, time
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.data import train_stream
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = DataConfig(train=sys.argv[1], crop=16, workers=0, shuffle_window=int(sys.argv[3]))

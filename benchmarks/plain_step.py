@@ -14,9 +14,9 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from cssr.batch import Batch
+from cssr.config.schedules import Progress
 from cssr.models.blocks import JoinedBranch
 from cssr.models.sr.kbpn import StagePredictor, normalized
-from cssr.schedules import Progress
 from cssr.task import Task
 
 SLOPE = 0.01  # of the predictor's leaky ReLU

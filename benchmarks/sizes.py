@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cssr.config import ModelConfig, load_config
+from cssr.config.schema import ModelConfig, load_config
 from cssr.models.joint import build_model
 
 HR_SIDE = 224  # pixels

@@ -18,7 +18,7 @@ from pairs import Result
 from sizes import sizes
 from steps import SIDE, SMALL, VARIANTS, Step, device, settings
 
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.data import train_stream
 from cssr.degradations import DEGRADATIONS
 

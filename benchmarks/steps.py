@@ -12,12 +12,12 @@ from plain_step import PlainStep
 from torch import Tensor
 
 from cssr.batch import Batch
-from cssr.config import Config, load_config
+from cssr.config.schedules import Progress
+from cssr.config.schema import Config, load_config
 from cssr.degradations import DEGRADATIONS
 from cssr.distance_map import signed_distance
 from cssr.lanes import draw_seed
 from cssr.models.joint import build_model
-from cssr.schedules import Progress
 from cssr.stepper import Stepper
 from cssr.task import Task
 from cssr.utils import distributed as engines

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from cssr.config import Config, ModelConfig, PhaseConfig
+from cssr.config.schedules import Progress, build_schedule
+from cssr.config.schema import Config, ModelConfig, PhaseConfig
 from cssr.losses import LOSSES
 from cssr.metrics import KEYS, SEGMENTATION_KEYS
-from cssr.schedules import Progress, build_schedule
 from cssr.tars import ShardSet
 from cssr.task import Task
 

@@ -19,7 +19,7 @@ import torch
 from cssr.augment import augment, augment_stored
 from cssr.batch import Batch
 from cssr.cache import Ahead
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.distance_map import signed_distance
 from cssr.lanes import MixedPlan, rng
 from cssr.loader import Samples, load

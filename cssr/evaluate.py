@@ -27,7 +27,8 @@ from tqdm import tqdm
 from cssr.batch import Batch
 from cssr.checkpoint import choose, degradation_of, export_in, load_model, sha256_of
 from cssr.checks import measures_segmentation
-from cssr.config import check_tile, to_dict
+from cssr.config.loading import parse_value
+from cssr.config.schema import check_tile, to_dict
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.measuring import evaluate, gather_rows
@@ -37,7 +38,6 @@ from cssr.models.shipped import is_shipped
 from cssr.pictured import draw_pictures
 from cssr.results import compose, load
 from cssr.sets import is_stored, recorded, stored_or
-from cssr.settings import parse_value
 from cssr.tars import ShardSet, open_sets
 from cssr.utils.distributed import start_engine
 from cssr.utils.files import write_atomic

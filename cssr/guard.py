@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from cssr.config import Config
+from cssr.config.schema import Config
 from cssr.interrupts import ENDING, leave_terminal
 from cssr.log import append_line
 

@@ -12,7 +12,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
-from cssr.config import TrainConfig
+from cssr.config.schema import TrainConfig
 
 
 class JsonlTracker(GeneralTracker):

@@ -7,11 +7,11 @@ import timm.optim
 import torch
 from torch import Tensor, nn
 
-from cssr.config import Config, PhaseConfig
+from cssr.config.registry import did_you_mean
+from cssr.config.schedules import SCHEDULES, Progress, warmed_up
+from cssr.config.schema import Config, PhaseConfig
 from cssr.models.encoders import layers_from_the_end
 from cssr.models.joint import JointModel, parent_of
-from cssr.registry import did_you_mean
-from cssr.schedules import SCHEDULES, Progress, warmed_up
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # with an update in one call, on CPUs and GPUs
 _WAYS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that choose how the update is computed

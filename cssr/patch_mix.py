@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cssr.registry import did_you_mean
-from cssr.schedules import Progress, Schedule, build_schedule
+from cssr.config.registry import did_you_mean
+from cssr.config.schedules import Progress, Schedule, build_schedule
 
 
 @dataclass(frozen=True)

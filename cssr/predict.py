@@ -31,7 +31,7 @@ from tqdm import tqdm
 from cssr import done, geotiff, inputs
 from cssr.checkpoint import is_model, load_model
 from cssr.checks import segments
-from cssr.config import TILE_OVERLAP, check_tile
+from cssr.config.schema import TILE_OVERLAP, check_tile
 from cssr.groups import blur_sigma
 from cssr.inputs import Source, photographs
 from cssr.measured_files import Measured, write_measures

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from cssr.checks import check_best, check_strategy, check_training, measures_segmentation
-from cssr.config import Config
+from cssr.config.schema import Config
 from cssr.lanes import check_split
 from cssr.sets import check_lq, is_stored, open_train_sets
 from cssr.tars import ShardSet, open_sets

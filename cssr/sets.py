@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.lanes import allocate
 from cssr.tars import DataError, ShardSet, open_sets, parse_sets, read_sample
 

@@ -14,11 +14,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cssr.batch import Batch
-from cssr.config import Config
+from cssr.config.schedules import Progress
+from cssr.config.schema import Config
 from cssr.lanes import draw_seed
 from cssr.models.recompute import recompute_blocks
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
-from cssr.schedules import Progress
 from cssr.task import Task
 from cssr.utils import distributed as engines
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from cssr import index as indexes
 from cssr.cache import Cache, Entry
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.contents import Files, contents
 from cssr.decode import decode_image, decode_kernel, decode_mask, image_size
 from cssr.remote import DataError, Notify, Remote, is_remote

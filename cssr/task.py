@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from cssr.batch import Batch
-from cssr.config import Config, PhaseConfig
+from cssr.config.schedules import Progress, Schedule, build_schedule, phase_at
+from cssr.config.schema import Config, PhaseConfig
 from cssr.losses import LOSSES
 from cssr.models.encoders import EncoderDecoder
 from cssr.models.joint import JointModel, SRThenSeg, group_of
 from cssr.patch_mix import build_mix
-from cssr.schedules import Progress, Schedule, build_schedule, phase_at
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 Loss = Callable[..., Tensor]

@@ -18,8 +18,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cssr.config import Config, changed_settings, described, load_config, save_config, to_dict
-from cssr.settings import wants_help
+from cssr.config.loading import wants_help
+from cssr.config.schema import Config, changed_settings, described, load_config, save_config, to_dict
 
 if __name__ == "__main__" and wants_help(sys.argv[1:]):  # without the imports below, which take seconds
     print(described(__doc__))
@@ -33,6 +33,7 @@ from cssr import checkpoint as store
 from cssr.batch import Batch
 from cssr.checks import check_degradation
 from cssr.claim import Claim
+from cssr.config.schedules import Progress
 from cssr.data import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.guard import LeftOut, StopSignal, Watchdog, explain
@@ -41,7 +42,6 @@ from cssr.models.export import load_weights
 from cssr.models.joint import build_model
 from cssr.models.training_range import training_range
 from cssr.preparation import prepare
-from cssr.schedules import Progress
 from cssr.sets import check_kernels, sampled_images
 from cssr.snapshot import Saver, restore, take
 from cssr.stepper import Refused, Stepper

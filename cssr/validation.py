@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from cssr import metrics
 from cssr.batch import Batch
-from cssr.config import Config
+from cssr.config.schema import Config
 from cssr.consolidate import copied, whole_weights
 from cssr.data import eval_stream
 from cssr.log import Console, append_line

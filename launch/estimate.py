@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cssr.batch import Batch
-from cssr.config import Config
+from cssr.config.schedules import Progress
+from cssr.config.schema import Config
 from cssr.models.joint import JointModel, build_model
 from cssr.models.recompute import recompute_blocks
-from cssr.schedules import Progress
 from cssr.task import Task
 
 FLOAT = 4  # bytes

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cssr.config import Config
-from cssr.registry import did_you_mean
-from cssr.settings import parse_value, to_inline_yaml
+from cssr.config.loading import parse_value, to_inline_yaml
+from cssr.config.registry import did_you_mean
+from cssr.config.schema import Config
 
 SEED = "train.seed"
 _OWN = ("train.run_dir", "train.dry_run")  # what a sweep decides

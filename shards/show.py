@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cssr.settings import to_inline_yaml
+from cssr.config.loading import to_inline_yaml
 from cssr.tars import Sample, ShardSet, read_sample
 
 _SIDE = 256  # pixels of the longer side of a picture on the sheet

@@ -13,7 +13,7 @@ from helpers import SMALL_MODEL
 from PIL import Image
 from torch import Tensor, nn
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.demo.__main__ import listen, server
 from cssr.demo.app import create_app
 from cssr.demo.limits import Limits

@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
 from cssr.batch import Batch
-from cssr.config import load_config
+from cssr.config.schedules import Progress
+from cssr.config.schema import load_config
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model, group_of
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
-from cssr.schedules import Progress
 from cssr.task import Task
 
 GLOBAL, STEPS_EACH = 4, 2

@@ -6,7 +6,7 @@ import pytest
 from helpers import coordinates, mask_of
 
 from cssr.augment import augment, augment_stored, photometric_distortion
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.lanes import rng
 
 

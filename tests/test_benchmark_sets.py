@@ -26,7 +26,7 @@ from serving import serving
 from shard_helpers import read, same_bytes
 from show import describe, draw_sheet
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.data import eval_seed, eval_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from cssr.batch import Batch, Outputs
-from cssr.config import ModelConfig
+from cssr.config.schedules import Progress
+from cssr.config.schema import ModelConfig
 from cssr.convert import convert_joint
 from cssr.data import signed_distance
 from cssr.losses import LOSSES
 from cssr.models.export import assign_state
 from cssr.models.joint import build_model
-from cssr.schedules import Progress
 
 START = Progress(0, 100)
 

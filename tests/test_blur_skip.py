@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cssr.batch import Batch
-from cssr.config import ModelConfig, load_config
+from cssr.config.schedules import Progress
+from cssr.config.schema import ModelConfig, load_config
 from cssr.convert import convert_state
 from cssr.models.blocks import Modulation, VectorBranch
 from cssr.models.export import assign_state
@@ -17,7 +18,6 @@ from cssr.models.joint import JointModel, build_model, group_of
 from cssr.models.seg import SEG
 from cssr.models.seg.blur_skip import BlurSkip
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
-from cssr.schedules import Progress
 from cssr.task import Task
 
 TINY = {"encoder": "resnet10t", "encoder_args": {"channels": [8, 8, 16, 16]}}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import cssr.config
-from cssr.config import Config, describe, from_dict, load_config, save_config, to_dict
-from cssr.registry import Registry
+import cssr.config.schema
+from cssr.config.registry import Registry
+from cssr.config.schema import Config, describe, from_dict, load_config, save_config, to_dict
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -352,7 +352,7 @@ def test_words_are_saved_as_words(tmp_path, text):
     config = Config()
     config.train.wandb = text
     save_config(config, tmp_path / "c.yaml")
-    assert yaml.load((tmp_path / "c.yaml").read_text(), Loader=cssr.settings.Loader)["train"]["wandb"] == text
+    assert yaml.load((tmp_path / "c.yaml").read_text(), Loader=cssr.config.loading.Loader)["train"]["wandb"] == text
 
 
 def leaves(cls: type) -> list[str]:

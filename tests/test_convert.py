@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SHARED, need
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.convert import convert_joint, convert_state, main
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model

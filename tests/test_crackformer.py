@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.convert import convert_state
 from cssr.models.export import assign_state
 from cssr.models.joint import build_model

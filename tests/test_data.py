@@ -29,7 +29,7 @@ from scipy.ndimage import distance_transform_edt
 import cssr.contents
 import cssr.data
 from cssr.batch import Batch
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.data import Damage, DataError, eval_seed, eval_stream, signed_distance, train_stream
 from cssr.decode import decode_image
 from cssr.members import read_members
@@ -339,7 +339,7 @@ def test_a_stream_that_is_abandoned_alive_does_not_keep_the_program(shards, tmp_
     """After an uncaught error the traceback holds the stream's frame until the very end, workers and all."""
     script = tmp_path / "fails.py"
     script.write_text(
-        "from cssr.config import DataConfig\nfrom cssr.data import train_stream\n"
+        "from cssr.config.schema import DataConfig\nfrom cssr.data import train_stream\n"
         f"data = DataConfig(train={str(shards)!r}, crop=12, lanes=8, workers=1)\n"
         "def main():\n    stream = train_stream(data, 0, 0, 2)\n    next(stream)\n    raise RuntimeError('as told')\n"
         "main()\n"
@@ -373,7 +373,7 @@ def gone_within(seconds: float, those: set[int]) -> bool:
 
 ENDLESS = """
 import sys, time
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.data import train_stream
 from cssr.tars import DataError
 def main():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
 from cssr.predict import predict
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from cssr import deploy as deployment
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.deploy import Deployed, GridMeans, capture, compare, deploy, main
 from cssr.models.joint import JointModel, build_model
 from cssr.models.seg import SEG

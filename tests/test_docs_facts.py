@@ -13,12 +13,12 @@ from conftest import draw_shards
 from scipy.ndimage import correlate
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.definitions import KEYS, definitions
 from cssr.degradations.gaussian import gaussian_kernel
 from cssr.distance_map import signed_distance
 from cssr.lanes import LanePlan, MixedPlan
 from cssr.losses import LOSSES
-from cssr.schedules import Progress
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -17,7 +17,7 @@ from scipy.ndimage import correlate
 
 from cssr import metrics
 from cssr.batch import Batch, Outputs
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.degradations.gaussian import gaussian_kernel

@@ -24,7 +24,7 @@ from jobs import Job, run_jobs
 from words import distinct_names
 
 from cssr.checkpoint import choose
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.evaluate import main as evaluate_main
 from cssr.models.joint import build_model
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from cssr import __version__
 from cssr.checkpoint import load_model
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.models import export, from_hub
 from cssr.models.joint import JointModel, build_model
 

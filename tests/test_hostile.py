@@ -21,7 +21,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.decode import decode_image, decode_kernel, decode_mask, image_size
 from cssr.index import LARGEST, parse_index
 from cssr.members import read_members

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.convert import convert_state
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from cssr import metrics
 from cssr.checks import check_best, check_training, measures_segmentation, segments
-from cssr.config import ModelConfig, load_config
+from cssr.config.schema import ModelConfig, load_config
 from cssr.data import eval_stream, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main

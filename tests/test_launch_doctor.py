@@ -20,9 +20,9 @@ from estimate import Living, Sketch, make_optimizer, needs, on_cpu, values_each
 from promise import Machine, Promise, faults, notes, read_promise
 
 from cssr.batch import Batch
-from cssr.config import load_config
+from cssr.config.schedules import Progress
+from cssr.config.schema import load_config
 from cssr.models.joint import build_model
-from cssr.schedules import Progress
 from cssr.task import Task
 
 ROOT = Path(__file__).parents[1]

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.data import signed_distance
 from cssr.losses import LOSSES
 from cssr.losses.terms import normalized_distance
-from cssr.schedules import Progress
 
 CASES = {
     "bce_w1_1": {"name": "bce"},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cssr.config import ModelConfig, load_config
+from cssr.config.schema import ModelConfig, load_config
 from cssr.convert import convert_state
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model

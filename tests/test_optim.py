@@ -5,10 +5,10 @@ import torch
 from helpers import SMALL_MODEL
 
 from cssr.batch import Batch
-from cssr.config import Config, ModelConfig, PhaseConfig, load_config
+from cssr.config.schedules import Progress
+from cssr.config.schema import Config, ModelConfig, PhaseConfig, load_config
 from cssr.models.joint import build_model
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
-from cssr.schedules import Progress
 from cssr.task import Task
 
 GROUPS = ("sr", "seg", "encoder")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.deploy import Deployed, deploy
 from cssr.models.joint import build_model
 from cssr.models.orientations import ORIENTATIONS, mean_logits, turned, turned_back

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from cssr import JointModel
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
 from cssr.predict import main, photographs, predict, read_photograph
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cssr import JointModel, done, rasters
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
 from cssr.predict import main, predict
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cssr import JointModel, geotiff, photographs
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
 from cssr.predict import main, predict
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from cssr.batch import Batch
-from cssr.config import Config, PhaseConfig, load_config
+from cssr.config.schedules import Progress
+from cssr.config.schema import Config, PhaseConfig, load_config
 from cssr.data import signed_distance
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model
 from cssr.optim import Hold, build_optimizer, held_groups
-from cssr.schedules import Progress
 from cssr.task import Task
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
 from cssr.models.recompute import blocks_of, recompute_blocks
 

@@ -21,7 +21,7 @@ from serving import serving
 import cssr.remote
 import cssr.tars
 from cssr.cache import Ahead, Cache, Entry
-from cssr.config import DataConfig
+from cssr.config.schema import DataConfig
 from cssr.data import Damage, eval_stream, train_stream
 from cssr.remote import DataError, Remote, Unreachable, is_remote
 from cssr.tars import ShardSet, read_sample

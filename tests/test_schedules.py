@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from cssr.config import PhaseConfig
-from cssr.schedules import SCHEDULES, Progress, build_schedule, phase_at, warmed_up
+from cssr.config.schedules import SCHEDULES, Progress, build_schedule, phase_at, warmed_up
+from cssr.config.schema import PhaseConfig
 
 
 def at(setting, samples: int, total: int = 1000) -> float:

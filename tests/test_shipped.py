@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from cssr import hub, predict
 from cssr.checkpoint import load_model
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.models import shipped
 from cssr.models.joint import JointModel, build_model
 from cssr.models.training_range import outside, training_range

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.losses import LOSSES
-from cssr.schedules import Progress
 
 START = Progress(0, 100)
 

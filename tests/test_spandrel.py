@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.models.joint import JointModel, build_model
 from cssr.models.sr import SR
 

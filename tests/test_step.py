@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cssr.batch import Batch, send
 from cssr.checks import check_strategy
-from cssr.config import Config, load_config
+from cssr.config.schedules import Progress
+from cssr.config.schema import Config, load_config
 from cssr.consolidate import copied, spread_moments, whole_moments
 from cssr.degradations import DEGRADATIONS
 from cssr.models.export import read_tensors
 from cssr.models.joint import build_model
-from cssr.schedules import Progress
 from cssr.stepper import Stepper
 from cssr.task import Task
 from cssr.utils import distributed as engines

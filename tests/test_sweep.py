@@ -20,11 +20,11 @@ from grid import Point, points, read_grid, resolve, split_values
 from seed_table import Entry, summarize, table_rows, write_tables
 from test_evaluate_launcher import stub_sbatch
 
-from cssr.config import load_config
+from cssr.config.loading import parse_value
+from cssr.config.schema import load_config
 from cssr.evaluate import main as evaluate_main
 from cssr.metrics import KEYS
 from cssr.results import compose
-from cssr.settings import parse_value
 from cssr.train import main as train_main
 
 ROOT = Path(__file__).parents[1]

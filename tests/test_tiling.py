@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import SMALL_MODEL
 from torch import nn
 
-from cssr.config import ModelConfig
+from cssr.config.schema import ModelConfig
 from cssr.models.joint import SRThenSeg, build_model
 from cssr.models.moments import Moments
 from cssr.tiling import Kept, Tiles, Whole, starts, tiled

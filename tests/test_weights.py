@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.data import signed_distance
 from cssr.losses import LOSSES
 from cssr.losses.terms import dice_term
 from cssr.losses.weights import PixelWeight, build_weight
-from cssr.schedules import Progress
 
 START = Progress(0, 100)
 PIXEL_LOSSES = ["l1", "l2", "blind", "bce", "boundary", "boundary_combo", "crackformer_side"]

@@ -10,7 +10,7 @@ To add a blur is to add one function that draws its kernels (`blurs.py` says how
 it, and `compound` and `random_blur` can name it.
 """
 
-from cssr.registry import Registry, import_siblings
+from cssr.config.registry import Registry, import_siblings
 
 DEGRADATIONS = Registry("degradation")
 

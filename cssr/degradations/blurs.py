@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from cssr.batch import send
+from cssr.config.registry import Registry
 from cssr.degradations import DEGRADATIONS
 from cssr.degradations.blur_reduced import blurring
 from cssr.degradations.draws import JPEG, NOISE, Rngs, check_range, generators, normal, uniform
 from cssr.degradations.pixels import Method, Padding, blur, blur_strided, check_padding, jpeg, resampler
-from cssr.registry import Registry
 
 BLURS = Registry("blur")
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cssr.config.registry import did_you_mean
 from cssr.degradations import DEGRADATIONS, canvas, draws
 from cssr.degradations.blurs import BLURS, Blur, axis, check_fits, check_size, normalized
 from cssr.degradations.canvas import METHODS, Canvas
 from cssr.degradations.draws import Rngs, check_range, check_share, check_weights, generators, uniform
-from cssr.registry import did_you_mean
 
 _KINDS = ("gaussian", "gaussian", "generalized_gaussian", "generalized_gaussian", "plateau", "plateau")
 _WEIGHTS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # of each kind, isotropic and not in turn

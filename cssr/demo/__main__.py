@@ -13,7 +13,7 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from cssr.config import check_tile
+from cssr.config.schema import check_tile
 from cssr.demo.limits import Limits
 
 CONNECTIONS = 64  # open at once; further ones get 503

@@ -6,7 +6,7 @@ where they are true, ask for the batch's distance maps and true blur kernels. Se
 mask is a normal sample, and each module says what its losses give there.
 """
 
-from cssr.registry import Registry, import_siblings
+from cssr.config.registry import Registry, import_siblings
 
 LOSSES = Registry("loss")
 

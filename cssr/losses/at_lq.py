@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.degradations.pixels import Method, resampler
 from cssr.losses import LOSSES
-from cssr.schedules import Progress
 
 
 @LOSSES.register

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.degradations.pixels import Method, Padding, blur, check_padding, resampler
 from cssr.losses import LOSSES
 from cssr.losses.weights import build_weight, weighted_mean
-from cssr.schedules import Progress
 
 
 @LOSSES.register

@@ -6,8 +6,8 @@ from kornia.losses import MS_SSIMLoss
 from torch import Tensor
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.losses import LOSSES
-from cssr.schedules import Progress
 
 
 @LOSSES.register

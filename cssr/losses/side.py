@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.losses import LOSSES
 from cssr.losses.terms import Maps, cross_entropy
 from cssr.losses.weights import build_weight, weighted_mean
-from cssr.schedules import Progress
 
 _PIXELS = {"batch": (0, 1, 2, 3), "image": (1, 2, 3)}  # the dimensions over which crack pixels are counted
 

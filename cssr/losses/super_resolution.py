@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.losses import LOSSES
 from cssr.losses.weights import build_weight, weighted_mean
-from cssr.schedules import Progress
 
 
 @LOSSES.register

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from cssr.batch import Batch, Outputs
+from cssr.config.schedules import Progress
 from cssr.losses import LOSSES
-from cssr.schedules import Progress
 
 _EPSILON = 1e-6
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cssr.batch import Batch, Outputs
-from cssr.registry import did_you_mean
-from cssr.schedules import Progress
+from cssr.config.registry import did_you_mean
+from cssr.config.schedules import Progress
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import Conv2dNormActivation
 
+from cssr.config.registry import did_you_mean
 from cssr.models.encoders import timm_encoder
-from cssr.registry import did_you_mean
 
 Upsample = Literal["deconv", "bilinear"]
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cssr.batch import Outputs
-from cssr.config import TILE_OVERLAP, ModelConfig, from_dict
+from cssr.config.registry import Registry
+from cssr.config.schema import TILE_OVERLAP, ModelConfig, from_dict
 from cssr.models.blocks import pad_to_multiple
 from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
@@ -25,7 +26,6 @@ from cssr.models.seg import SEG
 from cssr.models.shipped import is_shipped, shipped_directory
 from cssr.models.sr import SR
 from cssr.models.to_hub import push, stage
-from cssr.registry import Registry
 from cssr.tiling import Kept, Tiles, Whole, Windows
 
 FORMS = Registry("form of the joint model")

@@ -7,7 +7,7 @@ and a function of the match that gives our key, or None for a tensor to leave ou
 import re
 from collections.abc import Callable
 
-from cssr.registry import import_siblings
+from cssr.config.registry import import_siblings
 
 Rule = tuple[str, Callable[[re.Match], str | None]]
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cssr.config.registry import did_you_mean
 from cssr.definitions import CRACK_KEYS, LINE_KEYS, SEGMENTATION_KEYS
-from cssr.registry import did_you_mean
 from cssr.results import Result
 
 INTERVAL = "95 % of IoU_max"

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from cssr.config.registry import Registry, import_siblings
 from cssr.masks import MaskRule as MaskRule
-from cssr.registry import Registry, import_siblings
 
 SOURCES = Registry("source")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from cssr.registry import did_you_mean
+from cssr.config.registry import did_you_mean
 
 from . import SOURCES, Item, MaskRule, Root, Source, Split
 from .groups import roboflow

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from PIL import Image
 
+from cssr.config.registry import did_you_mean
 from cssr.masks import BROKEN
-from cssr.registry import did_you_mean
 
 from . import SOURCES, Item, MaskRule, Root, Source, Split
 from .groups import GroupPattern, by_expression

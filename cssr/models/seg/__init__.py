@@ -10,7 +10,7 @@ H and W are multiples of the module's `stride` (an int attribute): the joint mod
 (download through timm), "package" (of an installed package), a path of a local weight file, or False.
 """
 
-from cssr.registry import Registry, import_siblings
+from cssr.config.registry import Registry, import_siblings
 
 SEG = Registry("segmentation network")
 

@@ -19,9 +19,9 @@ from typing import Any, Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cssr.config.registry import did_you_mean
 from cssr.models.blocks import JoinedBranch, Modulation, VectorBranch
 from cssr.models.seg import SEG
-from cssr.registry import did_you_mean
 
 ModulateBy = Literal["features_and_kernel", "kernel"]
 

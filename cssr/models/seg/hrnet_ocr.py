@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from cssr.config.registry import did_you_mean
 from cssr.models.encoders import EncoderDecoder, timm_encoder
 from cssr.models.seg import SEG
-from cssr.registry import did_you_mean
 
 _USUAL = ("hrnet_w18_small", "hrnet_w18", "hrnet_w32", "hrnet_w48")  # what an error message offers
 _BRANCHES = {"feature_location": "", "out_indices": (1, 2, 3, 4)}  # no stem, no layers of the classifier

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cssr.config.registry import did_you_mean
 from cssr.models.encoders import EncoderDecoder, timm_encoder
 from cssr.models.seg import SEG
-from cssr.registry import did_you_mean
 
 _STRIDE = 8  # of the dilated encoder; the decoder doubles the size three times
 _WHERE = "segmentation network 'pspnet':"

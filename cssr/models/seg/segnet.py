@@ -6,9 +6,9 @@ Badrinarayanan et al., "SegNet: A Deep Convolutional Encoder-Decoder Architectur
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cssr.config.registry import did_you_mean
 from cssr.models.encoders import timm_encoder
 from cssr.models.seg import SEG
-from cssr.registry import did_you_mean
 
 _ENCODERS = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
 

@@ -10,7 +10,7 @@ that takes `channels` makes networks for masks too. A network that starts from a
 it without.
 """
 
-from cssr.registry import Registry, import_siblings
+from cssr.config.registry import Registry, import_siblings
 
 SR = Registry("SR network")
 

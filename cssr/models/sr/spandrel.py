@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cssr.config.registry import did_you_mean
 from cssr.models.export import assign_state
 from cssr.models.sr import SR
-from cssr.registry import did_you_mean
 
 _Known = tuple[type[nn.Module], Any]  # an architecture: its class, and the library's description of it
 

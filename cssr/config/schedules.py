@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cssr.registry import Registry
+from cssr.config.registry import Registry
 
 SCHEDULES = Registry("schedule")
 

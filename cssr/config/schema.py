@@ -22,7 +22,16 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cssr.settings import ADDRESSES, merge, override, recipe_layers, to_inline_yaml, to_yaml
+from cssr.config.loading import (
+    ADDRESSES,
+    merge,
+    nested,
+    override,
+    parse_override,
+    recipe_layers,
+    to_inline_yaml,
+    to_yaml,
+)
 
 _PATHS = (("data", "train"), ("data", "val"), ("data", "cache"), ("train", "run_dir"), ("train", "init_from"))
 BatchNorm = Literal["rank", "sync", "held", "encoder_held"]
@@ -108,7 +117,7 @@ class OptimConfig:
     arguments: dict[str, Any] = field(
         default_factory=dict
     )  # further arguments of the optimizer, e.g. {betas: [0.9, 0.99]}
-    schedule: dict[str, Any] = _component("constant")  # factor on lr: cssr/schedules.py
+    schedule: dict[str, Any] = _component("constant")  # factor on lr: cssr/config/schedules.py
     warmup: int = 0  # samples over which lr rises linearly
     warmup_start: float = 0.0  # factor on lr at the start of the warm-up
     clip_norm: float | None = None  # largest gradient norm; null: no clipping
