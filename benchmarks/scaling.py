@@ -28,7 +28,7 @@ from machine import ROOT, facts
 from pairs import write
 from sizes import sizes
 
-from cssr.config.schema import load_config
+from cssr.config.loading import load_config
 
 PARAMETERS = 89.3e6  # of csbsr_pspnet
 SKIP = 2  # first steps: memory is allocated, DDP arranges its buckets

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cssr.config.schema import ModelConfig, load_config
+from cssr.config.loading import load_config
+from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
 
 HR_SIDE = 224  # pixels

@@ -12,8 +12,9 @@ from plain_step import PlainStep
 from torch import Tensor
 
 from cssr.batch import Batch
+from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
-from cssr.config.schema import Config, load_config
+from cssr.config.schema import Config
 from cssr.degradations import DEGRADATIONS
 from cssr.distance_map import signed_distance
 from cssr.lanes import draw_seed

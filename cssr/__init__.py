@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "JointModel": "cssr.models.joint",
     "build_model": "cssr.models.joint",
-    "load_config": "cssr.config.schema",
+    "load_config": "cssr.config.loading",
     "load_model": "cssr.checkpoint",
 }
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cssr.config.schema import Config, from_dict
+from cssr.config.loading import from_dict
+from cssr.config.schema import Config
 from cssr.models.export import assign_state, load_weights, read_export, read_tensors
 from cssr.models.from_hub import fetch, is_hub_name
 from cssr.models.joint import JointModel, build_model

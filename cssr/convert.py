@@ -19,7 +19,8 @@ if __name__ == "__main__":  # --help and mistakes are answered without the impor
 import torch
 from torch import Tensor
 
-from cssr.config.schema import ModelConfig, load_config
+from cssr.config.loading import load_config
+from cssr.config.schema import ModelConfig
 from cssr.degradations import DEGRADATIONS
 from cssr.models.export import assign_state
 from cssr.models.joint import build_model

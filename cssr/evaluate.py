@@ -27,8 +27,8 @@ from tqdm import tqdm
 from cssr.batch import Batch
 from cssr.checkpoint import choose, degradation_of, export_in, load_model, sha256_of
 from cssr.checks import measures_segmentation
-from cssr.config.loading import parse_value
-from cssr.config.schema import check_tile, to_dict
+from cssr.config.loading import parse_value, to_dict
+from cssr.config.schema import check_tile
 from cssr.data import eval_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.measuring import evaluate, gather_rows

@@ -18,8 +18,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cssr.config.loading import wants_help
-from cssr.config.schema import Config, changed_settings, described, load_config, save_config, to_dict
+from cssr.config.loading import changed_settings, described, load_config, save_config, to_dict, wants_help
+from cssr.config.schema import Config
 
 if __name__ == "__main__" and wants_help(sys.argv[1:]):  # without the imports below, which take seconds
     print(described(__doc__))

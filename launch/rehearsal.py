@@ -9,7 +9,8 @@ from estimate import Need, Sketch, largest_micro_batch, make_optimizer, needs, o
 from promise import Machine, Promise
 
 from cssr.checks import check_best, check_degradation, check_strategy, check_training, measures_segmentation
-from cssr.config.schema import Config, load_config
+from cssr.config.loading import load_config
+from cssr.config.schema import Config
 from cssr.degradations import DEGRADATIONS
 from cssr.lanes import check_split
 from cssr.remote import is_remote

@@ -48,8 +48,8 @@ from slurm_array import pick_task, submit
 
 from cssr import evaluate as measured
 from cssr.checkpoint import checkpoints
-from cssr.config.loading import parse_override, to_inline_yaml
-from cssr.config.schema import Config, changed_settings, load_config, to_dict
+from cssr.config.loading import changed_settings, load_config, parse_override, to_dict, to_inline_yaml
+from cssr.config.schema import Config
 from cssr.tars import parse_sets
 from cssr.utils.files import write_atomic
 

@@ -24,7 +24,8 @@ from PIL import Image
 from sources.synthetic import synthetic
 
 from cssr import evaluate, train
-from cssr.config.schema import ModelConfig, load_config
+from cssr.config.loading import load_config
+from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
 
 ROOT = Path(__file__).parents[1]

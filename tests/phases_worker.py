@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
 from cssr.batch import Batch
+from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
-from cssr.config.schema import load_config
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model, group_of
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups

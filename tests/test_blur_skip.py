@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cssr.batch import Batch
+from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
-from cssr.config.schema import ModelConfig, load_config
+from cssr.config.schema import ModelConfig
 from cssr.convert import convert_state
 from cssr.models.blocks import Modulation, VectorBranch
 from cssr.models.export import assign_state

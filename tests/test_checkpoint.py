@@ -10,7 +10,8 @@ from timm.utils import ModelEmaV3
 
 from cssr import checkpoint as store
 from cssr import snapshot
-from cssr.config.schema import Config, ModelConfig, load_config
+from cssr.config.loading import load_config
+from cssr.config.schema import Config, ModelConfig
 from cssr.log import append_line, truncate_lines
 from cssr.models.export import load_weights
 from cssr.models.joint import build_model

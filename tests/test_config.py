@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import cssr.config.schema
+import cssr.config.loading
+from cssr.config.loading import describe, from_dict, load_config, save_config, to_dict
 from cssr.config.registry import Registry
-from cssr.config.schema import Config, describe, from_dict, load_config, save_config, to_dict
+from cssr.config.schema import Config
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

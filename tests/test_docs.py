@@ -8,7 +8,8 @@ import yaml
 from conftest import shipped
 from docs_commands import PAGES, ROOT, Place, blocks, expanded, inline_commands, inside, spans
 
-from cssr.config.schema import Config, load_config
+from cssr.config.loading import load_config
+from cssr.config.schema import Config
 from cssr.degradations import DEGRADATIONS
 from cssr.losses import LOSSES
 from cssr.models.seg import SEG

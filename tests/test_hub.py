@@ -12,7 +12,8 @@ from hub_server import hub
 from huggingface_hub import ModelCard, constants
 
 from cssr.checkpoint import load_model
-from cssr.config.schema import Config, ModelConfig, save_config
+from cssr.config.loading import save_config
+from cssr.config.schema import Config, ModelConfig
 from cssr.hub import main
 from cssr.models.export import sha256_of
 from cssr.models.joint import JointModel, build_model
@@ -197,7 +198,7 @@ def test_modules_of_a_model_from_the_hub_are_not_imported_without_trust(run, the
     (tmp_path / "theirs.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
     build_model(ModelConfig(**MODEL)).save_pretrained(run / "export", imports=["theirs"])
     with pytest.MonkeyPatch.context() as local:
-        local.setattr("cssr.config.schema.import_modules", lambda names: None)
+        local.setattr("cssr.config.loading.import_modules", lambda names: None)
         main(["push", str(run / "export"), NAME, "--license", "other"])
     text = refused(NAME, download=True)
     assert "theirs" in text and "trust=True" in text

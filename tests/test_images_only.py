@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from cssr import metrics
 from cssr.checks import check_best, check_training, measures_segmentation, segments
-from cssr.config.schema import ModelConfig, load_config
+from cssr.config.loading import load_config
+from cssr.config.schema import ModelConfig
 from cssr.data import eval_stream, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cssr.config.schema import ModelConfig, load_config
+from cssr.config.loading import load_config
+from cssr.config.schema import ModelConfig
 from cssr.convert import convert_state
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model

@@ -5,8 +5,9 @@ import torch
 from helpers import SMALL_MODEL
 
 from cssr.batch import Batch
+from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
-from cssr.config.schema import Config, ModelConfig, PhaseConfig, load_config
+from cssr.config.schema import Config, ModelConfig, PhaseConfig
 from cssr.models.joint import build_model
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.task import Task

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from cssr.batch import Batch
+from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
-from cssr.config.schema import Config, PhaseConfig, load_config
+from cssr.config.schema import Config, PhaseConfig
 from cssr.data import signed_distance
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model

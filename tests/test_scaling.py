@@ -16,7 +16,7 @@ from pairs import write
 from sizes import sizes
 from traffic import Payloads
 
-from cssr.config.schema import load_config
+from cssr.config.loading import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"

@@ -15,7 +15,7 @@ import yaml
 from conftest import draw_shards
 from running import ROOT, logged, settings, wait_for_step
 
-from cssr.config.schema import load_config
+from cssr.config.loading import load_config
 from cssr.lanes import check_split
 
 SCRIPT = ROOT / "launch" / "slurm.sh"

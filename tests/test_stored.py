@@ -11,7 +11,8 @@ from hand_made import kernel_of, write_pairs, write_stored
 from helpers import coordinates
 
 from cssr.batch import Batch
-from cssr.config.schema import DataConfig, load_config
+from cssr.config.loading import load_config
+from cssr.config.schema import DataConfig
 from cssr.data import eval_stream, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main

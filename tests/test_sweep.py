@@ -20,8 +20,7 @@ from grid import Point, points, read_grid, resolve, split_values
 from seed_table import Entry, summarize, table_rows, write_tables
 from test_evaluate_launcher import stub_sbatch
 
-from cssr.config.loading import parse_value
-from cssr.config.schema import load_config
+from cssr.config.loading import load_config, parse_value
 from cssr.evaluate import main as evaluate_main
 from cssr.metrics import KEYS
 from cssr.results import compose

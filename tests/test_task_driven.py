@@ -5,8 +5,9 @@ import torch
 from helpers import SMALL_MODEL
 
 from cssr.batch import Batch, Outputs
+from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
-from cssr.config.schema import ModelConfig, load_config
+from cssr.config.schema import ModelConfig
 from cssr.losses import LOSSES
 from cssr.models.joint import build_model
 from cssr.patch_mix import build_mix

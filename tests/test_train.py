@@ -15,7 +15,7 @@ from running import ROOT, kill_all, launch, logged, losses, settings, start, wai
 
 from cssr import checkpoint as store
 from cssr import snapshot
-from cssr.config.schema import changed_settings, load_config, save_config
+from cssr.config.loading import changed_settings, load_config, save_config
 from cssr.train import Run, main
 
 

@@ -1,18 +1,160 @@
-"""Plain settings: YAML in and out, values of the command line, and one layer of settings over another."""
+"""Load settings: defaults, recipes, overrides of the command line; write them as YAML; describe them for --help."""
 
+import ast
 import dataclasses
+import importlib
+import inspect
+import os
 import re
+import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-ADDRESSES = "addresses"  # in a setting's metadata: paths or addresses, one, several, or by weight
+from cssr.config.schema import ADDRESSES, Config, PhaseConfig, check
+
 _LARGEST = 1 << 20  # bytes of a recipe
 _DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, what an alias stands for included
 _LONGEST_CHAIN = 32  # recipes, each the base of the one before
+_PATHS = (("data", "train"), ("data", "val"), ("data", "cache"), ("train", "run_dir"), ("train", "init_from"))
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the recipe at `path`, then `overrides` such as `train.steps=10`.
+
+    Raises:
+        ValueError: a missing file, a key that does not exist, a value of the wrong type; one line each.
+    """
+    merged = dataclasses.asdict(Config())
+    if path is not None:
+        for layer in recipe_layers(Config, path):
+            merged = merge(Config, merged, layer)
+    for text in overrides:
+        merged = merge(Config, merged, override(Config, merged, text))
+    return from_dict(_at_home(merged))
+
+
+def _at_home(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings, `~` at the beginning of a path being the home."""
+    for group, name in _PATHS:
+        value = values[group][name]
+        if isinstance(value, dict):
+            values[group][name] = {os.path.expanduser(path): weight for path, weight in value.items()}
+        elif isinstance(value, list):
+            values[group][name] = [os.path.expanduser(path) for path in value]
+        elif isinstance(value, str):
+            values[group][name] = os.path.expanduser(value)
+    return values
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """A typed Config from plain values; ValueError names the setting that does not fit."""
+    values, phases = dict(values), values.get("phases", [{}])
+    values.pop("phases", None)
+    config = _typed(Config, values)
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise ValueError(f"config: phases must be a list of phases, found {phases}")
+    config.phases = [_typed(PhaseConfig, phase, f"phases[{k}].") for k, phase in enumerate(phases)]
+    check(config)
+    import_modules(config.imports)
+    return config
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules of the user's, which register what they define; the working directory counts as on the path.
+
+    Raises: ValueError, one line, for a module that is not there or fails on import.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"imports: {name} cannot be imported from {os.getcwd()} or the Python path: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+
+
+def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), _escaped(dict(values))))
+    except OmegaConfBaseException as error:
+        key = f"{prefix}{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
+
+
+def _escaped(value: Any) -> Any:
+    """`${` in a string is no reference to another setting: strings are taken as they stand."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values, for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write the resolved settings as YAML."""
+    Path(path).write_text(to_yaml(to_dict(config)), encoding="utf-8")
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`a.b: old -> new` for every setting that differs."""
+    changed: list[str] = []
+    for key, after in new.items():
+        before = old.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += changed_settings(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changed.append(f"{prefix}{key}: {before} -> {after}")
+    return changed
+
+
+def described(doc: str) -> str:
+    """What `--help` prints: a command's docstring and all settings."""
+    return f"{doc}\nSettings, their defaults and meaning:\n\n{describe()}"
+
+
+def describe(cls: type = Config, indent: int = 0) -> str:
+    """The tree of settings as commented YAML: name, default, meaning."""
+    comments, lines = _field_comments(cls), []
+    for f in dataclasses.fields(cls):
+        pad, comment = "  " * indent, comments.get(f.name, "")
+        if dataclasses.is_dataclass(f.type):
+            lines += [f"{pad}{f.name}:", describe(f.type, indent + 1)]
+            continue
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        setting = f"{pad}{f.name}: {_inline(default)}"
+        lines.append(f"{setting:<43} # {comment}" if comment else setting)
+    return "\n".join(lines)
+
+
+def _inline(value: Any) -> str:
+    value = [to_dict(v) if dataclasses.is_dataclass(v) else v for v in value] if isinstance(value, list) else value
+    return to_inline_yaml(value)
+
+
+def _field_comments(cls: type) -> dict[str, str]:
+    """The trailing comment of each field, read from the source: it is the field's documentation."""
+    lines = inspect.getsource(cls).splitlines()
+    nodes = ast.parse("\n".join(lines)).body[0].body
+    comments = {}
+    for node in (n for n in nodes if isinstance(n, ast.AnnAssign)):
+        _, mark, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("# ")
+        comments[node.target.id] = comment if mark else ""
+    return comments
 
 
 def wants_help(arguments: Sequence[str]) -> bool:

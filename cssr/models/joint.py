@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cssr.batch import Outputs
+from cssr.config.loading import from_dict
 from cssr.config.registry import Registry
-from cssr.config.schema import TILE_OVERLAP, ModelConfig, from_dict
+from cssr.config.schema import TILE_OVERLAP, ModelConfig
 from cssr.models.blocks import pad_to_multiple
 from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
