@@ -22,10 +22,10 @@ from sizes import sizes
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cssr.batch import Batch
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
+from cssr.data.batch import Batch
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model
 from cssr.stepper import Stepper

@@ -19,14 +19,14 @@ from pairs import Limit, Pair, command
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from cssr.augment import augment
 from cssr.config.schema import DataConfig
-from cssr.contents import Files, contents
-from cssr.data import _TrainSamples
-from cssr.decode import decode_image, decode_mask
-from cssr.distance_map import signed_distance
-from cssr.lanes import MixedPlan, rng
-from cssr.tars import ShardSet, read_sample
+from cssr.data.decode import decode_image, decode_mask
+from cssr.data.distance_map import signed_distance
+from cssr.data.loader import _TrainSamples
+from cssr.data.sampler import MixedPlan, rng
+from cssr.data.shards import ShardSet, read_sample
+from cssr.data.tar_reader import Files, contents
+from cssr.data.transforms import augment
 
 SIDE, CROP, SEED = 448, 224, 0
 

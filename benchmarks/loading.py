@@ -20,7 +20,7 @@ from machine import ROOT
 from pairs import Result, command
 
 from cssr.config.schema import DataConfig
-from cssr.data import train_stream
+from cssr.data.loader import train_stream
 
 RECIPES = ("tiny", "uav315_cpu", "uav315_csbsr_cpu")
 

@@ -13,9 +13,9 @@ from evaluation import drawn
 from pairs import Limit, Pair, command
 from scipy.ndimage import distance_transform_edt
 
-from cssr.batch import Batch, Outputs
 from cssr.config.schedules import Progress
-from cssr.distance_map import signed_distance
+from cssr.data.batch import Batch, Outputs
+from cssr.data.distance_map import signed_distance
 from cssr.losses import LOSSES
 
 

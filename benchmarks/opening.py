@@ -19,7 +19,7 @@ from PIL import Image
 
 OPENING = """
 import resource, sys, time
-from cssr.tars import ShardSet
+from cssr.data.shards import ShardSet
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 began, cpu = time.monotonic(), time.process_time()
 shards = ShardSet.open(sys.argv[1], "SHARDS")
@@ -31,7 +31,7 @@ print(f"opening: {took:.2f} s ({cpu:.2f} s of CPU), {(after - before) / 1024:.0f
 RESUMING = """
 import resource, sys, time
 from cssr.config.schema import DataConfig
-from cssr.data import train_stream
+from cssr.data.loader import train_stream
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = DataConfig(train=sys.argv[1], crop=16, workers=0, shuffle_window=int(sys.argv[3]))
 began, cpu = time.monotonic(), time.process_time()

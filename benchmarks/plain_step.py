@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
-from cssr.batch import Batch
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch
 from cssr.models.blocks import JoinedBranch
 from cssr.models.sr.kbpn import StagePredictor, normalized
 from cssr.task import Task

@@ -19,7 +19,7 @@ from sizes import sizes
 from steps import SIDE, SMALL, VARIANTS, Step, device, settings
 
 from cssr.config.schema import DataConfig
-from cssr.data import train_stream
+from cssr.data.loader import train_stream
 from cssr.degradations import DEGRADATIONS
 
 GIB, GOAL = 2**30, 600.0  # seconds in which 100,000 samples are to be trained

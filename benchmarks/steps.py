@@ -11,13 +11,13 @@ from accelerate.state import AcceleratorState
 from plain_step import PlainStep
 from torch import Tensor
 
-from cssr.batch import Batch
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
+from cssr.data.batch import Batch
+from cssr.data.distance_map import signed_distance
+from cssr.data.sampler import draw_seed
 from cssr.degradations import DEGRADATIONS
-from cssr.distance_map import signed_distance
-from cssr.lanes import draw_seed
 from cssr.models.joint import build_model
 from cssr.stepper import Stepper
 from cssr.task import Task

@@ -11,9 +11,9 @@ import torch
 
 from cssr.config.schedules import Progress, build_schedule
 from cssr.config.schema import Config, ModelConfig, PhaseConfig
+from cssr.data.shards import ShardSet
 from cssr.losses import LOSSES
 from cssr.metrics import KEYS, SEGMENTATION_KEYS
-from cssr.tars import ShardSet
 from cssr.task import Task
 
 _OF_LOGITS = {"aux_weight", "loss"}  # arguments by which a loss of logits is known: its own, or the loss it wraps

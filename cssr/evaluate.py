@@ -24,12 +24,14 @@ if __name__ == "__main__":  # --help and mistakes are answered without the impor
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from cssr.batch import Batch
 from cssr.checkpoint import choose, degradation_of, export_in, load_model, sha256_of
 from cssr.checks import measures_segmentation
 from cssr.config.loading import parse_value, to_dict
 from cssr.config.schema import check_tile
-from cssr.data import eval_stream
+from cssr.data.batch import Batch
+from cssr.data.checks import is_stored, recorded, stored_or
+from cssr.data.loader import eval_stream
+from cssr.data.shards import ShardSet, open_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel
@@ -37,8 +39,6 @@ from cssr.models.orientations import ORIENTATIONS
 from cssr.models.shipped import is_shipped
 from cssr.pictured import draw_pictures
 from cssr.results import compose, load
-from cssr.sets import is_stored, recorded, stored_or
-from cssr.tars import ShardSet, open_sets
 from cssr.utils.distributed import start_engine
 from cssr.utils.files import write_atomic
 

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from cssr import metrics
-from cssr.batch import Batch, Outputs
+from cssr.data.batch import Batch, Outputs
 from cssr.degradations.pixels import blur_strided
 from cssr.distances import surface_distances
 from cssr.groups import blur_sigma

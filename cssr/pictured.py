@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cssr.batch import Batch
+from cssr.data.batch import Batch
 from cssr.measuring import infer
 from cssr.models.joint import JointModel
 from cssr.samples import take_sample, write_samples

@@ -6,9 +6,9 @@ from accelerate import Accelerator
 
 from cssr.checks import check_best, check_strategy, check_training, measures_segmentation
 from cssr.config.schema import Config
-from cssr.lanes import check_split
-from cssr.sets import check_lq, is_stored, open_train_sets
-from cssr.tars import ShardSet, open_sets
+from cssr.data.checks import check_lq, is_stored, open_train_sets
+from cssr.data.sampler import check_split
+from cssr.data.shards import ShardSet, open_sets
 from cssr.utils import distributed as engines
 
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cssr.batch import Batch, Outputs
+from cssr.data.batch import Batch, Outputs
 from cssr.metrics import THRESHOLDS, thresholds_below
 from cssr.visualize import to_image
 

@@ -13,10 +13,10 @@ from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from cssr.batch import Batch
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
-from cssr.lanes import draw_seed
+from cssr.data.batch import Batch
+from cssr.data.sampler import draw_seed
 from cssr.models.recompute import recompute_blocks
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.task import Task

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cssr.batch import Batch
 from cssr.config.schedules import Progress, Schedule, build_schedule, phase_at
 from cssr.config.schema import Config, PhaseConfig
+from cssr.data.batch import Batch
 from cssr.losses import LOSSES
 from cssr.models.encoders import EncoderDecoder
 from cssr.models.joint import JointModel, SRThenSeg, group_of

@@ -30,11 +30,12 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor
 
 from cssr import checkpoint as store
-from cssr.batch import Batch
 from cssr.checks import check_degradation
 from cssr.claim import Claim
 from cssr.config.schedules import Progress
-from cssr.data import Damage, train_stream
+from cssr.data.batch import Batch
+from cssr.data.checks import check_kernels, sampled_images
+from cssr.data.loader import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.guard import LeftOut, StopSignal, Watchdog, explain
 from cssr.log import Console, memory_gib, trackers, truncate_lines
@@ -42,7 +43,6 @@ from cssr.models.export import load_weights
 from cssr.models.joint import build_model
 from cssr.models.training_range import training_range
 from cssr.preparation import prepare
-from cssr.sets import check_kernels, sampled_images
 from cssr.snapshot import Saver, restore, take
 from cssr.stepper import Refused, Stepper
 from cssr.task import Task

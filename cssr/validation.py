@@ -9,10 +9,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from cssr import metrics
-from cssr.batch import Batch
 from cssr.config.schema import Config
 from cssr.consolidate import copied, whole_weights
-from cssr.data import eval_stream
+from cssr.data.batch import Batch
+from cssr.data.loader import eval_stream
 from cssr.log import Console, append_line
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel, build_model

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cssr.batch import Batch, Outputs
+from cssr.data.batch import Batch, Outputs
 
 _CRACK = np.array([255, 40, 40], np.float32)  # overlay colour, RGB
 _GAP = 4  # pixels between panels

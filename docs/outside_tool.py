@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cssr.batch import Batch, Outputs
-from cssr.data import eval_stream
+from cssr.data.batch import Batch, Outputs
+from cssr.data.loader import eval_stream
 from cssr.measuring import measure
 from cssr.results import compose
 

@@ -18,9 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cssr.batch import Batch
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
+from cssr.data.batch import Batch
 from cssr.models.joint import JointModel, build_model
 from cssr.models.recompute import recompute_blocks
 from cssr.task import Task

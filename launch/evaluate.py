@@ -39,10 +39,10 @@ from slurm_array import pick_task, submit
 
 from cssr import evaluate as measured
 from cssr.checkpoint import degradation_of
-from cssr.remote import is_remote
+from cssr.data.remote import is_remote
+from cssr.data.shards import open_sets
 from cssr.report import caveats, find_reference, image_table, report
 from cssr.results import load
-from cssr.tars import open_sets
 
 _RESERVED = ("report", "logs", "slurm")
 _NEW = "not there yet"

@@ -11,11 +11,11 @@ from promise import Machine, Promise
 from cssr.checks import check_best, check_degradation, check_strategy, check_training, measures_segmentation
 from cssr.config.loading import load_config
 from cssr.config.schema import Config
+from cssr.data.checks import check_kernels, check_lq, is_stored, open_train_sets
+from cssr.data.remote import is_remote
+from cssr.data.sampler import check_split
+from cssr.data.shards import ShardSet, open_sets, parse_sets
 from cssr.degradations import DEGRADATIONS
-from cssr.lanes import check_split
-from cssr.remote import is_remote
-from cssr.sets import check_kernels, check_lq, is_stored, open_train_sets
-from cssr.tars import ShardSet, open_sets, parse_sets
 from cssr.utils.distributed import OFFLOADED
 
 GIB = 2**30

@@ -50,7 +50,7 @@ from cssr import evaluate as measured
 from cssr.checkpoint import checkpoints
 from cssr.config.loading import changed_settings, load_config, parse_override, to_dict, to_inline_yaml
 from cssr.config.schema import Config
-from cssr.tars import parse_sets
+from cssr.data.shards import parse_sets
 from cssr.utils.files import write_atomic
 
 # Settings whose change does not make it another run, by how their names begin.

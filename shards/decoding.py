@@ -9,7 +9,7 @@ import simplejpeg
 from pictures import BROKEN
 from PIL import Image
 
-from cssr.decode import decode_kernel
+from cssr.data.decode import decode_kernel
 
 
 def wrong_contents(members: dict[str, bytes], facts: dict[str, Any], index: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from cssr.tars import ShardSet, read_sample
+from cssr.data.shards import ShardSet, read_sample
 
 
 def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:

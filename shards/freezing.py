@@ -25,10 +25,10 @@ from sources import Item, MaskRule, Source
 from cssr import __version__
 from cssr.config.loading import read_yaml
 from cssr.config.registry import did_you_mean
-from cssr.data import eval_seed
+from cssr.data.index import sizes
+from cssr.data.loader import eval_seed
+from cssr.data.shards import ShardSet
 from cssr.degradations import DEGRADATIONS
-from cssr.index import sizes
-from cssr.tars import ShardSet
 
 _MOST_SEED = 2**31 - 1  # with the key's 32 bits below it a signed 64-bit number
 _REWRITTEN = ("key", "source", "origin", "width", "height", "crack_share", "converted", "crc32", "group")

@@ -32,7 +32,7 @@ from show import summarize
 from workplace import check_free
 
 from cssr import __version__
-from cssr.tars import open_sets
+from cssr.data.shards import open_sets
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:

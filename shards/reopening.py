@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from pictures import open_picture
 
-from cssr.contents import Files, contents
-from cssr.tars import DataError, Sample, ShardSet, read_sample
+from cssr.data.shards import DataError, Sample, ShardSet, read_sample
+from cssr.data.tar_reader import Files, contents
 
 
 class Stored(NamedTuple):

@@ -14,7 +14,7 @@ from PIL import Image
 from sources import Item, MaskRule
 from tiles import Place, Tiling, name_of
 
-from cssr.remote import DataError
+from cssr.data.remote import DataError
 
 MOST_SCALE, MOST_KERNEL = 64, 511  # that the reader takes: HR pixels per LQ pixel, pixels a side
 Members = dict[str, bytes]  # extension -> bytes

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from cssr.batch import Batch, Outputs
+from cssr.data.batch import Batch, Outputs
 from cssr.results import compose
 from cssr.samples import Sample, take_sample, write_samples
 

@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
-from cssr.batch import Batch
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model, group_of
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from helpers import coordinates, mask_of
 
-from cssr.augment import augment, augment_stored, photometric_distortion
 from cssr.config.schema import DataConfig
-from cssr.lanes import rng
+from cssr.data.sampler import rng
+from cssr.data.transforms import augment, augment_stored, photometric_distortion
 
 
 def augmented(seed: int = 0, height: int = 40, width: int = 50, **settings) -> tuple[np.ndarray, np.ndarray]:

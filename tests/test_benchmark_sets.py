@@ -27,13 +27,13 @@ from shard_helpers import read, same_bytes
 from show import describe, draw_sheet
 
 from cssr.config.schema import ModelConfig
-from cssr.data import eval_seed, eval_stream
+from cssr.data.checks import recorded
+from cssr.data.loader import eval_seed, eval_stream
+from cssr.data.shards import ShardSet, read_sample
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
 from cssr.measuring import evaluate
 from cssr.models.joint import JointModel, build_model
-from cssr.sets import recorded
-from cssr.tars import ShardSet, read_sample
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs" / "benchmarks").glob("*.yaml"))

@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cssr.batch import Batch
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import ModelConfig
 from cssr.convert import convert_state
+from cssr.data.batch import Batch
 from cssr.models.blocks import Modulation, VectorBranch
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model, group_of

@@ -26,14 +26,14 @@ from helpers import coordinates, mask_of, spoil, write_set
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-import cssr.contents
-import cssr.data
-from cssr.batch import Batch
+import cssr.data.loader
+import cssr.data.tar_reader
 from cssr.config.schema import DataConfig
-from cssr.data import Damage, DataError, eval_seed, eval_stream, signed_distance, train_stream
-from cssr.decode import decode_image
-from cssr.members import read_members
-from cssr.tars import parse_sets
+from cssr.data.batch import Batch
+from cssr.data.decode import decode_image
+from cssr.data.loader import Damage, DataError, eval_seed, eval_stream, signed_distance, train_stream
+from cssr.data.members import read_members
+from cssr.data.shards import parse_sets
 
 FIELDS = ("hr", "mask", "distance", "seed")
 
@@ -140,7 +140,7 @@ def test_ranks_and_workers_share_the_places_out(monkeypatch, world, workers):
     """Every place of the run is taken by one worker of one rank, and the loader's turns put them in order."""
     taken = {}
     for rank in range(world):
-        source = cssr.data._TrainSamples([], None, None, 0, range(rank, 2**62, world), False)
+        source = cssr.data.loader._TrainSamples([], None, None, 0, range(rank, 2**62, world), False)
         monkeypatch.setattr(source, "load", lambda place: place)
         for worker in range(workers):
             info = type("Info", (), {"id": worker, "num_workers": workers})
@@ -339,7 +339,7 @@ def test_a_stream_that_is_abandoned_alive_does_not_keep_the_program(shards, tmp_
     """After an uncaught error the traceback holds the stream's frame until the very end, workers and all."""
     script = tmp_path / "fails.py"
     script.write_text(
-        "from cssr.config.schema import DataConfig\nfrom cssr.data import train_stream\n"
+        "from cssr.config.schema import DataConfig\nfrom cssr.data.loader import train_stream\n"
         f"data = DataConfig(train={str(shards)!r}, crop=12, lanes=8, workers=1)\n"
         "def main():\n    stream = train_stream(data, 0, 0, 2)\n    next(stream)\n    raise RuntimeError('as told')\n"
         "main()\n"
@@ -374,8 +374,8 @@ def gone_within(seconds: float, those: set[int]) -> bool:
 ENDLESS = """
 import sys, time
 from cssr.config.schema import DataConfig
-from cssr.data import train_stream
-from cssr.tars import DataError
+from cssr.data.loader import train_stream
+from cssr.data.shards import DataError
 def main():
     stream = train_stream(DataConfig(train=sys.argv[1], crop=12, lanes=8, workers=2), 0, 0, 2)
     for batch in stream:
@@ -422,7 +422,7 @@ def test_a_worker_that_is_killed_is_named_in_one_line(shards, pause):
 
 
 def test_an_error_of_another_kind_stays_what_it_is():
-    from cssr.loader import _translated
+    from cssr.data.workers import _translated
 
     error = RuntimeError("CUDA out of memory")
     assert _translated(error) is error
@@ -523,16 +523,16 @@ def test_headers_are_read_once_for_all_that_a_window_needs(tmp_path, monkeypatch
         listed[os.fstat(file).st_ino] += 1
         return read_members(file, length)
 
-    monkeypatch.setattr("cssr.contents.read_members", count)
+    monkeypatch.setattr("cssr.data.tar_reader.read_members", count)
     batches(root, 80)
     assert len(listed) == 80 and set(listed.values()) == {1}
 
 
 def test_what_is_remembered_of_headers_is_bounded(tmp_path, monkeypatch):
     root = write_set(tmp_path / "many", 40, 2, sizes=((12, 12),))
-    monkeypatch.setattr("cssr.contents._REMEMBERED", 10)
+    monkeypatch.setattr("cssr.data.tar_reader._REMEMBERED", 10)
     batches(root, 10)
-    assert sum(len(known.keys) for known in cssr.contents._known.values()) <= 10
+    assert sum(len(known.keys) for known in cssr.data.tar_reader._known.values()) <= 10
 
 
 # ---- shards of any sizes ----

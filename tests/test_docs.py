@@ -85,7 +85,7 @@ def test_blocks_say_what_they_are(page):
     "line, says",
     [
         ("convert a.png b.png", "the docs use `convert`, which the test does not know how to run: add a line"),
-        ("python -m cssr.cache DIR", "the docs use `python -m cssr.cache`"),
+        ("python -m cssr.data.cache DIR", "the docs use `python -m cssr.data.cache`"),
         ("python shards/missing.py", "shards/missing.py, which is not there"),
         ("python -m cssr.predict runs/cssr PHOTOGRAPHS --outt x", "ends with 2"),
         ("accelerate launch --config_file launch/none.yaml cssr/train.py RECIPE", "no launch/none.yaml"),

@@ -12,12 +12,12 @@ import torch
 from conftest import draw_shards
 from scipy.ndimage import correlate
 
-from cssr.batch import Batch, Outputs
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch, Outputs
+from cssr.data.distance_map import signed_distance
+from cssr.data.sampler import LanePlan, MixedPlan
 from cssr.definitions import KEYS, definitions
 from cssr.degradations.gaussian import gaussian_kernel
-from cssr.distance_map import signed_distance
-from cssr.lanes import LanePlan, MixedPlan
 from cssr.losses import LOSSES
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -16,9 +16,9 @@ from PIL import Image
 from scipy.ndimage import correlate
 
 from cssr import metrics
-from cssr.batch import Batch, Outputs
 from cssr.config.schema import ModelConfig
-from cssr.data import eval_stream
+from cssr.data.batch import Batch, Outputs
+from cssr.data.loader import eval_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.degradations.gaussian import gaussian_kernel
 from cssr.evaluate import main

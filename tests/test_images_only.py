@@ -19,7 +19,8 @@ from cssr import metrics
 from cssr.checks import check_best, check_training, measures_segmentation, segments
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig
-from cssr.data import eval_stream, train_stream
+from cssr.data.loader import eval_stream, train_stream
+from cssr.data.shards import DataError, ShardSet
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
 from cssr.measuring import evaluate
@@ -29,7 +30,6 @@ from cssr.predict import main as predict_main
 from cssr.predict import predict
 from cssr.report import report
 from cssr.results import compose
-from cssr.tars import DataError, ShardSet
 from cssr.train import Run
 from cssr.train import main as train_main
 

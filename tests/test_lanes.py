@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-import cssr.lanes
-from cssr.lanes import LanePlan, MixedPlan, allocate, check_split, draw_seed, rng
+import cssr.data.sampler
+from cssr.data.sampler import LanePlan, MixedPlan, allocate, check_split, draw_seed, rng
 
 
 def random_plans(number: int = 40, fits: bool | None = None) -> list[tuple[list[int], int, int, int]]:
@@ -114,8 +114,8 @@ def test_no_samples_are_an_error(counts):
 def test_what_is_worked_out_once_a_pass_is_not_worked_out_again(window, monkeypatch):
     """Of ten thousand shards, neither the order nor the sums are made anew for each sample; two passes are kept."""
     plan, made = LanePlan([50] * 10_000, 8, 0, window), []
-    work = cssr.lanes.rng
-    monkeypatch.setattr(cssr.lanes, "rng", lambda *key: made.append(key) or work(*key))
+    work = cssr.data.sampler.rng
+    monkeypatch.setattr(cssr.data.sampler, "rng", lambda *key: made.append(key) or work(*key))
     rows = range(plan.rows - 3, plan.rows + 3)  # over the border of a pass
     for _, row, lane in itertools.product(range(3), rows, range(8)):
         plan.locate(lane, row)

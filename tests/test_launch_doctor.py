@@ -19,9 +19,9 @@ import rehearsal
 from estimate import Living, Sketch, make_optimizer, needs, on_cpu, values_each
 from promise import Machine, Promise, faults, notes, read_promise
 
-from cssr.batch import Batch
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch
 from cssr.models.joint import build_model
 from cssr.task import Task
 

@@ -64,7 +64,7 @@ def test_importing_the_package_imports_none_of_its_rooms():
 @pytest.mark.parametrize(
     "line, rooms",
     [
-        ("import cssr.data", {"data"}),
+        ("import cssr.data.loader", {"data"}),
         ("from cssr import metrics, __version__", {"metrics"}),
         ("from cssr.models.joint import build_model", {"models"}),
         ("def f():\n    from cssr.train import main", {"train"}),

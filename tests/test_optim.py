@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import SMALL_MODEL
 
-from cssr.batch import Batch
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config, ModelConfig, PhaseConfig
+from cssr.data.batch import Batch
 from cssr.models.joint import build_model
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.task import Task

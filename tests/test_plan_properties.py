@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cssr.lanes import LanePlan, MixedPlan, check_split
+from cssr.data.sampler import LanePlan, MixedPlan, check_split
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -18,13 +18,13 @@ import torch
 from hand_made import write_pairs
 from serving import serving
 
-import cssr.remote
-import cssr.tars
-from cssr.cache import Ahead, Cache, Entry
+import cssr.data.remote
+import cssr.data.shards
 from cssr.config.schema import DataConfig
-from cssr.data import Damage, eval_stream, train_stream
-from cssr.remote import DataError, Remote, Unreachable, is_remote
-from cssr.tars import ShardSet, read_sample
+from cssr.data.cache import Ahead, Cache, Entry
+from cssr.data.loader import Damage, eval_stream, train_stream
+from cssr.data.remote import DataError, Remote, Unreachable, is_remote
+from cssr.data.shards import ShardSet, read_sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 GIB = 2**30
@@ -39,8 +39,8 @@ def root(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """No index is remembered, no wait is long, and nothing is kept at home."""
-    cssr.tars._fetch_index.cache_clear()
-    monkeypatch.setattr(cssr.remote, "_wait", lambda number, error: 0.01)
+    cssr.data.shards._fetch_index.cache_clear()
+    monkeypatch.setattr(cssr.data.remote, "_wait", lambda number, error: 0.01)
     monkeypatch.setenv("CSSR_CACHE", "/nowhere")
 
 
@@ -160,7 +160,7 @@ def test_a_server_that_sends_the_whole_again(root, tmp_path):
 
 @pytest.mark.parametrize("fault", ["slow", "drip"])
 def test_a_slow_server_is_reported_a_stalled_one_given_up(tmp_path, fault, monkeypatch):
-    monkeypatch.setattr("cssr.remote._STALLED", 64)
+    monkeypatch.setattr("cssr.data.remote._STALLED", 64)
     root = write_pairs(tmp_path / "set", [60])
     with serving(root, lambda count, name: fault if count == 2 else None) as server:
         told: list[str] = []
@@ -245,15 +245,15 @@ def test_an_index_without_checksums_is_refused(root, tmp_path):
 
 def test_waits_double_are_scattered_and_end(monkeypatch):
     monkeypatch.undo()
-    waits = [[cssr.remote._wait(number, OSError()) for _ in range(20)] for number in range(12)]
+    waits = [[cssr.data.remote._wait(number, OSError()) for _ in range(20)] for number in range(12)]
     assert all(0.25 * 2**n <= min(w) and max(w) <= 0.5 * 2**n for n, w in enumerate(waits[:7]))
     assert len(set(waits[3])) > 10 and max(waits[11]) == 60
 
 
 def test_a_server_may_say_how_long_to_wait(monkeypatch):
     monkeypatch.undo()
-    error = cssr.remote.urllib.error.HTTPError("", 503, "busy", {"Retry-After": "7"}, None)
-    assert cssr.remote._wait(0, error) == 7
+    error = cssr.data.remote.urllib.error.HTTPError("", 503, "busy", {"Retry-After": "7"}, None)
+    assert cssr.data.remote._wait(0, error) == 7
 
 
 # ---- the cache ----
@@ -289,7 +289,7 @@ def test_the_cache_keeps_within_its_bounds_and_drops_what_was_used_longest_ago(r
 
 
 def test_what_is_in_use_is_not_dropped(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("cssr.cache._PATIENCE", 0.3)
+    monkeypatch.setattr("cssr.data.cache._PATIENCE", 0.3)
     _, entries = cache_of(root, tmp_path)
     cache, _ = cache_of(root, tmp_path, entries[0].size + entries[1].size)
     with cache.use(entries[0], print) as file:
@@ -389,8 +389,8 @@ def read_shards(cache: Cache, entries: list[Entry], root: Path, seed: int) -> No
 FILLER = """
 import sys
 from pathlib import Path
-from cssr.cache import Cache, Entry
-from cssr.remote import Remote
+from cssr.data.cache import Cache, Entry
+from cssr.data.remote import Remote
 cache = Cache(Remote("pipe:head -c 600 %s/{name}; sleep 60", 0, 60.0), Path(sys.argv[1]), 10**9)
 with cache.use(Entry("s0.tar", int(sys.argv[2]), sys.argv[3]), print):
     pass

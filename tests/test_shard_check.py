@@ -16,7 +16,7 @@ from shard_helpers import SCRIPT, draw, draw_mask, make_tree, run
 from sources import Item, MaskRule
 from writer import sha256_of, write_part
 
-from cssr.tars import ShardSet
+from cssr.data.shards import ShardSet
 
 RULE = MaskRule("as drawn", lambda values: values > 0)
 

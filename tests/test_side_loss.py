@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cssr.batch import Batch, Outputs
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch, Outputs
 from cssr.losses import LOSSES
 
 START = Progress(0, 100)

@@ -16,7 +16,7 @@ from conftest import draw_shards
 from running import ROOT, logged, settings, wait_for_step
 
 from cssr.config.loading import load_config
-from cssr.lanes import check_split
+from cssr.data.sampler import check_split
 
 SCRIPT = ROOT / "launch" / "slurm.sh"
 JOB = ROOT / "launch" / "kubernetes" / "job.yaml"

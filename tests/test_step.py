@@ -9,12 +9,12 @@ from conftest import draw_shards
 from running import launch, losses, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cssr.batch import Batch, send
 from cssr.checks import check_strategy
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.consolidate import copied, spread_moments, whole_moments
+from cssr.data.batch import Batch, send
 from cssr.degradations import DEGRADATIONS
 from cssr.models.export import read_tensors
 from cssr.models.joint import build_model

@@ -10,15 +10,15 @@ import torch
 from hand_made import kernel_of, write_pairs, write_stored
 from helpers import coordinates
 
-from cssr.batch import Batch
 from cssr.config.loading import load_config
 from cssr.config.schema import DataConfig
-from cssr.data import eval_stream, train_stream
+from cssr.data.batch import Batch
+from cssr.data.checks import check_kernels, check_lq, is_stored, open_train_sets, stored_or
+from cssr.data.loader import eval_stream, train_stream
+from cssr.data.shards import ShardSet, read_sample
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
 from cssr.models.joint import JointModel, build_model
-from cssr.sets import check_kernels, check_lq, is_stored, open_train_sets, stored_or
-from cssr.tars import ShardSet, read_sample
 from cssr.train import Run
 from cssr.train import main as train_main
 

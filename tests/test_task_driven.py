@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import SMALL_MODEL
 
-from cssr.batch import Batch, Outputs
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import ModelConfig
+from cssr.data.batch import Batch, Outputs
 from cssr.losses import LOSSES
 from cssr.models.joint import build_model
 from cssr.patch_mix import build_mix

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cssr.batch import Batch, Outputs
 from cssr.config.schedules import Progress
-from cssr.data import signed_distance
+from cssr.data.batch import Batch, Outputs
+from cssr.data.loader import signed_distance
 from cssr.losses import LOSSES
 from cssr.losses.terms import dice_term
 from cssr.losses.weights import PixelWeight, build_weight

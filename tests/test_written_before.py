@@ -14,9 +14,9 @@ import torch
 from running import losses
 
 from cssr import load_model
+from cssr.data.shards import ShardSet, read_sample
 from cssr.evaluate import main as evaluate
 from cssr.results import load
-from cssr.tars import ShardSet, read_sample
 from cssr.train import main as train
 
 FOLDER = Path(__file__).parent / "written_before"

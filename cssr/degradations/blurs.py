@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cssr.batch import send
 from cssr.config.registry import Registry
+from cssr.data.batch import send
 from cssr.degradations import DEGRADATIONS
 from cssr.degradations.blur_reduced import blurring
 from cssr.degradations.draws import JPEG, NOISE, Rngs, check_range, generators, normal, uniform

@@ -12,7 +12,7 @@ import kornia.filters
 import torch
 from torch import Tensor
 
-from cssr.batch import send
+from cssr.data.batch import send
 from cssr.degradations.draws import Rngs, normal
 from cssr.degradations.pixels import jpeg, without_denormals
 

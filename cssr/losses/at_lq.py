@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cssr.batch import Batch, Outputs
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch, Outputs
 from cssr.degradations.pixels import Method, resampler
 from cssr.losses import LOSSES
 

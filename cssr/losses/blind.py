@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cssr.batch import Batch, Outputs
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch, Outputs
 from cssr.degradations.pixels import Method, Padding, blur, check_padding, resampler
 from cssr.losses import LOSSES
 from cssr.losses.weights import build_weight, weighted_mean

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from kornia.losses import MS_SSIMLoss
 from torch import Tensor
 
-from cssr.batch import Batch, Outputs
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch, Outputs
 from cssr.losses import LOSSES
 
 

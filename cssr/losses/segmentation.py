@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cssr.batch import Batch, Outputs
 from cssr.config.schedules import Progress, build_schedule
+from cssr.data.batch import Batch, Outputs
 from cssr.losses import LOSSES
 from cssr.losses.terms import Maps, boundary_term, combo_term, dice_term, generalized_dice_term, weighted_bce
 from cssr.losses.weights import build_weight

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cssr.batch import Batch, Outputs
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch, Outputs
 from cssr.losses import LOSSES
 from cssr.losses.terms import Maps, cross_entropy
 from cssr.losses.weights import build_weight, weighted_mean

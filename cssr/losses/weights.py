@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cssr.batch import Batch, Outputs
 from cssr.config.registry import did_you_mean
 from cssr.config.schedules import Progress
+from cssr.data.batch import Batch, Outputs
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cssr.batch import Outputs
 from cssr.config.loading import from_dict
 from cssr.config.registry import Registry
 from cssr.config.schema import TILE_OVERLAP, ModelConfig
+from cssr.data.batch import Outputs
 from cssr.models.blocks import pad_to_multiple
 from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from cssr.config.schema import DataConfig
-from cssr.lanes import allocate
-from cssr.tars import DataError, ShardSet, open_sets, parse_sets, read_sample
+from cssr.data.sampler import allocate
+from cssr.data.shards import DataError, ShardSet, open_sets, parse_sets, read_sample
 
 
 def open_train_sets(data: DataConfig, scale: int | None = None) -> tuple[list[ShardSet], list[float]]:

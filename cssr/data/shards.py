@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cssr import index as indexes
-from cssr.cache import Cache, Entry
 from cssr.config.schema import DataConfig
-from cssr.contents import Files, contents
-from cssr.decode import decode_image, decode_kernel, decode_mask, image_size
-from cssr.remote import DataError, Notify, Remote, is_remote
+from cssr.data import index as indexes
+from cssr.data.cache import Cache, Entry
+from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_size
+from cssr.data.remote import DataError, Notify, Remote, is_remote
+from cssr.data.tar_reader import Files, contents
 
 _BESIDE = 1 << 25  # bytes that an image file may have beside 8 a pixel: thumbnails, colour profiles
 _REMEDY = "write the shards again with shards/make_shards.py"

@@ -1,7 +1,6 @@
 """Shards to batches: `train_stream` (endless, by lanes, augmented) and `eval_stream` (every sample exactly once).
 
-The loader is never handed to accelerate: which sample stands where in a run is for `cssr/lanes.py` to say, and a place
-in the stream is one number. A set without masks gives masks of 0, and distances of 0. A set may store the LQ images of
+The loader is never handed to accelerate: `cssr/data/sampler.py` maps a place in the stream, one number, to a sample. A set without masks gives masks of 0, and distances of 0. A set may store the LQ images of
 its samples: in training they are used where `degradation=stored` says so, in evaluation unless another is asked for.
 """
 
@@ -16,16 +15,16 @@ import cv2
 import numpy as np
 import torch
 
-from cssr.augment import augment, augment_stored
-from cssr.batch import Batch
-from cssr.cache import Ahead
 from cssr.config.schema import DataConfig
-from cssr.distance_map import signed_distance
-from cssr.lanes import MixedPlan, rng
-from cssr.loader import Samples, load
-from cssr.remote import Unreachable
-from cssr.sets import check_lq, open_train_sets
-from cssr.tars import DataError, Sample, ShardSet, open_sets, read_sample
+from cssr.data.batch import Batch
+from cssr.data.cache import Ahead
+from cssr.data.checks import check_lq, open_train_sets
+from cssr.data.distance_map import signed_distance
+from cssr.data.remote import Unreachable
+from cssr.data.sampler import MixedPlan, rng
+from cssr.data.shards import DataError, Sample, ShardSet, open_sets, read_sample
+from cssr.data.transforms import augment, augment_stored
+from cssr.data.workers import Samples, load
 
 _MAX_SUBSTITUTES = 20  # damaged substitutes in a row before a worker gives up
 

@@ -8,8 +8,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from cssr.decode import image_size
-from cssr.members import read_members
+from cssr.data.decode import image_size
+from cssr.data.members import read_members
 
 _SLOTS = ("jpg", "png", "mask.png", "lq.png", "lq.jpg", "kernel.npy", "json")  # what of a sample is looked at
 _SMALL = 1 << 21  # bytes that a json may have

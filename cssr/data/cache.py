@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cssr.remote import DataError, Notify, Remote, Unreachable
+from cssr.data.remote import DataError, Notify, Remote, Unreachable
 
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|partial)")  # anything else in the directory is left alone
 _TRIES = 100  # to have a file before another process has removed it
