@@ -20,13 +20,13 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from cssr.config.schema import DataConfig
+from cssr.data.dataset import read_sample
 from cssr.data.decode import decode_image, decode_mask
-from cssr.data.distance_map import signed_distance
 from cssr.data.loader import _TrainSamples
 from cssr.data.sampler import MixedPlan, rng
-from cssr.data.shards import ShardSet, read_sample
+from cssr.data.shards import ShardSet
 from cssr.data.tar_reader import Files, contents
-from cssr.data.transforms import augment
+from cssr.data.transforms import augment, signed_distance
 
 SIDE, CROP, SEED = 448, 224, 0
 

@@ -20,6 +20,7 @@ from machine import ROOT
 from pairs import Result, command
 
 from cssr.config.schema import DataConfig
+from cssr.data.checks import open_train_sets
 from cssr.data.loader import train_stream
 
 RECIPES = ("tiny", "uav315_cpu", "uav315_csbsr_cpu")
@@ -42,7 +43,7 @@ def pairs(quick: bool) -> Iterable[Result]:
 def limit(shards: Path, workers: int, batches: int) -> float:
     """Images a second that the loader gives to nobody; the first ten batches fill the pipes."""
     data = DataConfig(train=str(shards), workers=workers, crop=224)
-    with closing(train_stream(data, 0, 0, 8)) as stream:
+    with closing(train_stream(open_train_sets(data), data, 0, 0, 8)) as stream:
         list(islice(stream, 10))
         began = time.monotonic()
         list(islice(stream, batches))

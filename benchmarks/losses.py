@@ -15,7 +15,7 @@ from scipy.ndimage import distance_transform_edt
 
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
-from cssr.data.distance_map import signed_distance
+from cssr.data.transforms import signed_distance
 from cssr.losses import LOSSES
 
 

@@ -31,11 +31,12 @@ print(f"opening: {took:.2f} s ({cpu:.2f} s of CPU), {(after - before) / 1024:.0f
 RESUMING = """
 import resource, sys, time
 from cssr.config.schema import DataConfig
+from cssr.data.checks import open_train_sets
 from cssr.data.loader import train_stream
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = DataConfig(train=sys.argv[1], crop=16, workers=0, shuffle_window=int(sys.argv[3]))
 began, cpu = time.monotonic(), time.process_time()
-stream = train_stream(data, 0, int(sys.argv[2]), 8)
+stream = train_stream(open_train_sets(data), data, 0, int(sys.argv[2]), 8)
 next(stream)
 took, cpu, marks = time.monotonic() - began, time.process_time() - cpu, [time.process_time()]
 for _ in range(100):

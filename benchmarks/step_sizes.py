@@ -19,6 +19,7 @@ from sizes import sizes
 from steps import SIDE, SMALL, VARIANTS, Step, device, settings
 
 from cssr.config.schema import DataConfig
+from cssr.data.checks import open_train_sets
 from cssr.data.loader import train_stream
 from cssr.degradations import DEGRADATIONS
 
@@ -104,7 +105,7 @@ def loading(side: int, count: int, batch: int = 8) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         sharded(drawn(Path(scratch) / "drawn", 64), Path(scratch) / "shards")
         data = DataConfig(train=str(Path(scratch) / "shards"), workers=workers, crop=side)
-        with closing(train_stream(data, 0, 0, batch)) as stream:
+        with closing(train_stream(open_train_sets(data), data, 0, 0, batch)) as stream:
             list(islice(stream, 2 * workers))
             began = time.monotonic()
             list(islice(stream, count))

@@ -15,8 +15,8 @@ from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.data.batch import Batch
-from cssr.data.distance_map import signed_distance
 from cssr.data.sampler import draw_seed
+from cssr.data.transforms import signed_distance
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model
 from cssr.stepper import Stepper

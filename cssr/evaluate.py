@@ -139,7 +139,7 @@ def _run(options: argparse.Namespace, engine: Accelerator) -> None:
 
     def stream(rank: int, world: int) -> Iterable[Batch]:
         return eval_stream(
-            options.data,
+            sets,
             model.scale,
             options.batch_size,
             options.seed,

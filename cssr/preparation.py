@@ -20,6 +20,7 @@ class Prepared:
     accumulation: int  # micro-batches of an optimizer step
     lq_scale: int | None  # of the LQ images that the shards store; None: HR images are degraded
     train_sets: list[ShardSet]
+    val_sets: list[ShardSet]
     validates: bool
     segmentation: bool  # whether validation measures it
 
@@ -34,7 +35,7 @@ def prepare(config: Config, engine: Accelerator) -> Prepared:
     check_split(config.data.lanes, config.train.batch_size, world, config.data.workers, micro_batch)
     check_strategy(config, engines.shards_parameters(engine), engine.device.type)
     lq_scale = scale if is_stored(config.degradation) else None
-    train_sets = open_train_sets(config.data, lq_scale)[0]
+    train_sets = open_train_sets(config.data, lq_scale)
     check_training(config, train_sets)
     validates = config.train.val_every > 0 and config.data.val is not None
     val_sets = open_sets(config.data.val, "data.val", config.data) if validates else []
@@ -42,4 +43,4 @@ def prepare(config: Config, engine: Accelerator) -> Prepared:
     segmentation = measures_segmentation(config.model, val_sets, "data.val")
     check_best(config.train.best, segmentation or not validates)
     accumulation = config.train.batch_size // (world * micro_batch)
-    return Prepared(micro_batch, accumulation, lq_scale, train_sets, validates, segmentation)
+    return Prepared(micro_batch, accumulation, lq_scale, train_sets, val_sets, validates, segmentation)

@@ -139,7 +139,9 @@ class Run:
         self._check_kernel()
         sizes = self.prepared.micro_batch, self.prepared.accumulation
         self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes, self.any_rank)
-        self.validation = Validation(config, self.engine, self.degrade, self.prepared.segmentation)
+        self.validation = Validation(
+            config, self.prepared.val_sets, self.engine, self.degrade, self.prepared.segmentation
+        )
 
     def _check_kernel(self) -> None:
         if self.prepared.lq_scale is None:
@@ -314,6 +316,7 @@ class Run:
     def _stream(self) -> Iterator[Batch]:
         engine, config = self.engine, self.config
         return train_stream(
+            self.prepared.train_sets,
             config.data,
             config.train.seed,
             self._progress(self.step).samples,

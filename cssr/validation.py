@@ -1,7 +1,7 @@
 """Validation within a run: the model that would be exported, measured on all ranks, its samples drawn on one."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from cssr.config.schema import Config
 from cssr.consolidate import copied, whole_weights
 from cssr.data.batch import Batch
 from cssr.data.loader import eval_stream
+from cssr.data.shards import ShardSet
 from cssr.log import Console, append_line
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel, build_model
@@ -30,10 +31,13 @@ class Found:
 
 
 class Validation:
-    """Measures a model on `data.val`."""
+    """Measures a model on `sets`, those of `data.val`."""
 
-    def __init__(self, config: Config, engine: Accelerator, degrade: Callable, segmentation: bool):
-        self._config, self._engine, self._degrade, self._segmentation = config, engine, degrade, segmentation
+    def __init__(
+        self, config: Config, sets: Sequence[ShardSet], engine: Accelerator, degrade: Callable, segmentation: bool
+    ):
+        self._config, self._sets, self._engine = config, sets, engine
+        self._degrade, self._segmentation = degrade, segmentation
 
     def __call__(self, model: JointModel, watched: Callable[[Iterable[Batch]], Iterator[Batch]]) -> Found:
         """All ranks must ask. `model` is left in evaluation mode; `watched` may end its batches early."""
@@ -60,7 +64,7 @@ class Validation:
     def _stream(self) -> Iterator[Batch]:
         config, engine = self._config, self._engine
         return eval_stream(
-            config.data.val,
+            self._sets,
             config.model.scale,
             config.eval.batch_size,
             config.eval.seed,
@@ -68,7 +72,6 @@ class Validation:
             engine.num_processes,
             config.eval.limit,
             config.data.workers,
-            data=config.data,
         )
 
 

@@ -102,7 +102,7 @@ class Rehearsal:
     def _check_sets(self) -> None:
         config, scale = self.config, self.config.model.scale
         lq_scale = scale if is_stored(config.degradation) else None
-        sets = open_train_sets(config.data, lq_scale)[0]
+        sets = open_train_sets(config.data, lq_scale)
         check_training(config, sets)
         self.sets = sets
         validates = config.train.val_every > 0 and config.data.val is not None

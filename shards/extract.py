@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from cssr.data.shards import ShardSet, read_sample
+from cssr.data.dataset import read_sample
+from cssr.data.shards import ShardSet
 
 
 def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:

@@ -25,9 +25,8 @@ from sources import Item, MaskRule, Source
 from cssr import __version__
 from cssr.config.loading import read_yaml
 from cssr.config.registry import did_you_mean
-from cssr.data.index import sizes
-from cssr.data.loader import eval_seed
-from cssr.data.shards import ShardSet
+from cssr.data.dataset import eval_seed
+from cssr.data.shards import ShardSet, sizes
 from cssr.degradations import DEGRADATIONS
 
 _MOST_SEED = 2**31 - 1  # with the key's 32 bits below it a signed 64-bit number

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from pictures import open_picture
 
-from cssr.data.shards import DataError, Sample, ShardSet, read_sample
+from cssr.data.dataset import Sample, read_sample
+from cssr.data.shards import DataError, ShardSet
 from cssr.data.tar_reader import Files, contents
 
 

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cssr.config.loading import to_inline_yaml
-from cssr.data.shards import Sample, ShardSet, read_sample
+from cssr.data.dataset import Sample, read_sample
+from cssr.data.shards import ShardSet
 
 _SIDE = 256  # pixels of the longer side of a picture on the sheet
 _GAP, _TEXT = 8, 18

@@ -28,8 +28,9 @@ from show import describe, draw_sheet
 
 from cssr.config.schema import ModelConfig
 from cssr.data.checks import recorded
-from cssr.data.loader import eval_seed, eval_stream
-from cssr.data.shards import ShardSet, read_sample
+from cssr.data.dataset import eval_seed, read_sample
+from cssr.data.loader import eval_stream
+from cssr.data.shards import ShardSet, open_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
 from cssr.measuring import evaluate
@@ -92,8 +93,8 @@ def test_what_is_stored_is_what_evaluation_makes(file, plain, tmp_path):
     """LQ images but for their rounding, kernels, masks and HR images exactly; its index says how it was made."""
     benchmark, out = read_benchmark(file), freeze(plain, file, tmp_path / "out")
     degrade, kernels = benchmark.build(), []
-    fresh = eval_stream(str(plain), benchmark.scale, 1, benchmark.seed, stored=False)
-    for batch, stored in zip(fresh, eval_stream(str(out), benchmark.scale, 1, 0), strict=True):
+    fresh = eval_stream(open_sets(str(plain), "data.val"), benchmark.scale, 1, benchmark.seed, stored=False)
+    for batch, stored in zip(fresh, eval_stream(open_sets(str(out), "data.val"), benchmark.scale, 1, 0), strict=True):
         assert stored.key == batch.key and torch.equal(stored.hr, batch.hr) and torch.equal(stored.mask, batch.mask)
         lq, kernel = degrade(batch.to("cpu").hr, batch.seed)
         assert stored.lq.dtype == torch.uint8 and torch.equal(stored.lq, (lq.clamp(0, 1) * 255).round().byte())
@@ -117,7 +118,10 @@ def test_a_file_says_what_it_is_and_how_to_use_it(file):
 
 def test_the_batch_in_which_evaluation_degrades_does_not_matter(plain, frozen):
     degrade = read_benchmark(BLUR).build()
-    fresh, stored = eval_stream(str(plain), 4, 7, 0, stored=False), eval_stream(str(frozen), 4, 7, 0)
+    fresh, stored = (
+        eval_stream(open_sets(str(plain), "data.val"), 4, 7, 0, stored=False),
+        eval_stream(open_sets(str(frozen), "data.val"), 4, 7, 0),
+    )
     for batch, kept in zip(fresh, stored, strict=True):
         lq, kernel = degrade(batch.to("cpu").hr, batch.seed)
         assert torch.equal(kept.kernel, kernel)
@@ -188,7 +192,7 @@ def test_shards_elsewhere_give_the_same_bytes(plain, frozen, tmp_path, monkeypat
 
 
 def kernels_of(root: Path) -> torch.Tensor:
-    return torch.cat([batch.kernel[:, 0] for batch in eval_stream(str(root), 4, 1, 0)]).double()
+    return torch.cat([batch.kernel[:, 0] for batch in eval_stream(open_sets(str(root), "data.val"), 4, 1, 0)]).double()
 
 
 def fitted_sigmas(kernels: torch.Tensor) -> torch.Tensor:
@@ -236,7 +240,10 @@ def test_noise_and_jpeg_leave_kernels_as_they_were(plain, frozen, tmp_path):
     assert torch.equal(kernels_of(spoilt), kernels_of(frozen))
     differences = [
         (a.lq.float() - b.lq.float()).abs().mean()
-        for a, b in zip(eval_stream(str(spoilt), 4, 1, 0), eval_stream(str(frozen), 4, 1, 0))
+        for a, b in zip(
+            eval_stream(open_sets(str(spoilt), "data.val"), 4, 1, 0),
+            eval_stream(open_sets(str(frozen), "data.val"), 4, 1, 0),
+        )
     ]
     assert min(differences) > 1  # grey levels
 
@@ -256,7 +263,7 @@ def test_what_is_stored_equals_what_the_published_code_computes(golden, tmp_path
     drawn = lambda rngs, *_: torch.stack([parameters[number(rng)] for rng in rngs])  # noqa: E731
     monkeypatch.setattr("cssr.degradations.gaussian.uniform", drawn)
     for file, expected in ((BLUR, "lr"), (ROOT / "configs/benchmarks/bicubic.yaml", "bicubic_down_x4")):
-        for batch in eval_stream(str(freeze(root, file, tmp_path / expected)), 4, 1, 0):
+        for batch in eval_stream(open_sets(str(freeze(root, file, tmp_path / expected)), "data.val"), 4, 1, 0):
             n = int(batch.key[0][-1])
             error = np.abs(batch.lq[0].numpy() - vectors[expected][n] * 255)
             assert error.max() < 1.5 and error.mean() < 0.5  # grey levels: half of one for LQ, less for HR
@@ -312,7 +319,9 @@ def test_measures_are_those_of_evaluation_but_for_the_rounding(plain, frozen, ex
         return (lq.clamp(0, 1) * 255).round() / 255, kernel
 
     def rows(data, how):
-        return evaluate(model, eval_stream(str(data), 4, 1, 0, stored=data is frozen), how, device)
+        return evaluate(
+            model, eval_stream(open_sets(str(data), "data.val"), 4, 1, 0, stored=data is frozen), how, device
+        )
 
     stored = rows(frozen, None)
     assert stored == rows(plain, rounded) and len(stored) == 7
@@ -515,7 +524,7 @@ def test_levels_are_rounded_and_clipped():
 
 def test_the_seed_of_a_file_is_the_evaluations(plain, tmp_path):
     file = written(tmp_path, seed=7, degradation={"name": "gaussian", "size": 17})
-    batch = next(iter(eval_stream(str(freeze(plain, file, tmp_path / "out")), 2, 1, 0)))
+    batch = next(iter(eval_stream(open_sets(str(freeze(plain, file, tmp_path / "out")), "data.val"), 2, 1, 0)))
     expected = DEGRADATIONS.build({"name": "gaussian", "size": 17}, scale=2)(
         torch.zeros(1, 3, 8, 8), torch.tensor([eval_seed(7, batch.key[0])])
     )[1]

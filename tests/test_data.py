@@ -30,10 +30,13 @@ import cssr.data.loader
 import cssr.data.tar_reader
 from cssr.config.schema import DataConfig
 from cssr.data.batch import Batch
+from cssr.data.checks import open_train_sets
+from cssr.data.dataset import eval_seed
 from cssr.data.decode import decode_image
-from cssr.data.loader import Damage, DataError, eval_seed, eval_stream, signed_distance, train_stream
-from cssr.data.members import read_members
-from cssr.data.shards import parse_sets
+from cssr.data.loader import Damage, DataError, eval_stream, train_stream
+from cssr.data.shards import open_sets, parse_sets
+from cssr.data.tar_reader import read_members
+from cssr.data.transforms import signed_distance
 
 FIELDS = ("hr", "mask", "distance", "seed")
 
@@ -72,7 +75,8 @@ def batches(train, count: int, start: int = 0, micro: int = 4, rank: int = 0, wo
         changes.pop("seed", 3),
         {k: changes.pop(k) for k in ("distance", "damage", "report") if k in changes},
     )
-    stream = train_stream(settings(train, **changes), seed, start, micro, rank, world, **options)
+    data = settings(train, **changes)
+    stream = train_stream(open_train_sets(data), data, seed, start, micro, rank, world, **options)
     try:
         return list(itertools.islice(stream, count))
     finally:
@@ -374,10 +378,12 @@ def gone_within(seconds: float, those: set[int]) -> bool:
 ENDLESS = """
 import sys, time
 from cssr.config.schema import DataConfig
+from cssr.data.checks import open_train_sets
 from cssr.data.loader import train_stream
 from cssr.data.shards import DataError
 def main():
-    stream = train_stream(DataConfig(train=sys.argv[1], crop=12, lanes=8, workers=2), 0, 0, 2)
+    data = DataConfig(train=sys.argv[1], crop=12, lanes=8, workers=2)
+    stream = train_stream(open_train_sets(data), data, 0, 0, 2)
     for batch in stream:
         print("batch", flush=True)
         end = time.monotonic() + float(sys.argv[2])
@@ -446,7 +452,8 @@ def test_kill_9_leaves_nothing_behind(shards, group):
 
 
 def test_a_stream_that_is_closed_leaves_no_worker_behind(shards):
-    before, stream = workers(), train_stream(settings(shards, workers=2), 0, 0, 2)
+    data = settings(shards, workers=2)
+    before, stream = workers(), train_stream(open_train_sets(data), data, 0, 0, 2)
     next(stream)
     own = workers() - before
     stream.close()
@@ -458,7 +465,8 @@ def test_a_stream_that_is_closed_leaves_no_worker_behind(shards):
 
 def test_a_shard_that_vanishes_or_shrinks_in_a_run_is_damage(own):
     before, damage, told = samples(batches(own, 16)), Damage(), []
-    stream = train_stream(settings(own), 3, 0, 4, damage=damage, report=told.append)
+    data = settings(own)
+    stream = train_stream(open_train_sets(data), data, 3, 0, 4, damage=damage, report=told.append)
     next(stream)
     tars = sorted(own.glob("*.tar"))
     tars[0].unlink()
@@ -598,7 +606,7 @@ def test_shards_that_cannot_be_used_are_named_with_the_remedy(own, fault):
 def test_validation_shards_likewise(own, fault):
     FAULTS[fault](own)
     with pytest.raises(DataError, match="data.val.*make_shards"):
-        list(eval_stream(str(own), 2, 4, 0))
+        list(eval_stream(open_sets(str(own), "data.val"), 2, 4, 0))
 
 
 def test_an_index_that_promises_too_much_does_not_hang(own):
@@ -647,7 +655,8 @@ def test_a_resized_crop_may_exceed_the_picture(shards):
 
 def evaluated(setting, **options) -> list[Batch]:
     options = {"scale": 4, "batch_size": 3, "seed": 0, **options}
-    return list(eval_stream(str(setting) if isinstance(setting, Path) else setting, **options))
+    setting = str(setting) if isinstance(setting, Path) else setting
+    return list(eval_stream(open_sets(setting, "data.val"), **options))
 
 
 @pytest.mark.parametrize("world, workers", [(1, 0), (2, 0), (3, 0), (5, 0), (1, 2), (2, 3)])

@@ -14,8 +14,8 @@ from scipy.ndimage import correlate
 
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
-from cssr.data.distance_map import signed_distance
 from cssr.data.sampler import LanePlan, MixedPlan
+from cssr.data.transforms import signed_distance
 from cssr.definitions import KEYS, definitions
 from cssr.degradations.gaussian import gaussian_kernel
 from cssr.losses import LOSSES

@@ -19,6 +19,7 @@ from cssr import metrics
 from cssr.config.schema import ModelConfig
 from cssr.data.batch import Batch, Outputs
 from cssr.data.loader import eval_stream
+from cssr.data.shards import open_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.degradations.gaussian import gaussian_kernel
 from cssr.evaluate import main
@@ -125,7 +126,7 @@ def test_measures_equal_a_plain_loop(shards, export, tmp_path):
     results = found(shards, export, tmp_path)
     model, degrade = JointModel.from_pretrained(export), DEGRADATIONS.build("gaussian", scale=4)
     table, psnrs = [], []
-    for batch in eval_stream(shards, 4, 1, 0):
+    for batch in eval_stream(open_sets(shards, "data.val"), 4, 1, 0):
         batch = batch.to("cpu")
         with torch.no_grad():
             outputs = model(degrade(batch.hr, batch.seed)[0])
@@ -145,7 +146,9 @@ def test_batches_do_not_change_the_rows(batch_size, shards, export):
 
     model, degrade = JointModel.from_pretrained(export), DEGRADATIONS.build("gaussian", scale=4)
     device = torch.device("cpu")
-    whole, parts = (evaluate(model, eval_stream(shards, 4, n, 0), degrade, device) for n in (11, batch_size))
+    whole, parts = (
+        evaluate(model, eval_stream(open_sets(shards, "data.val"), 4, n, 0), degrade, device) for n in (11, batch_size)
+    )
     assert [row["key"] for row in whole] == [row["key"] for row in parts]
     for a, b in zip(whole, parts):
         assert a["psnr"] == pytest.approx(b["psnr"], rel=1e-4)

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cssr.config.schema import DataConfig
+from cssr.data.dataset import read_sample
 from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_size
-from cssr.data.index import LARGEST, parse_index
-from cssr.data.members import read_members
-from cssr.data.shards import DataError, ShardSet, read_sample
+from cssr.data.shards import LARGEST, DataError, ShardSet, parse_index
+from cssr.data.tar_reader import read_members
 
 
 def one_line(caught) -> str:
@@ -280,7 +280,7 @@ def test_only_png_and_jpeg_are_images(data, tmp_path):
 
 
 def test_an_image_file_of_absurd_length_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("cssr.data.shards._BESIDE", 10)
+    monkeypatch.setattr("cssr.data.dataset._BESIDE", 10)
     noise = png(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     refused(a_set(tmp_path / "set", [("k-000.png", noise), pair(0)[1]]), f"its png has {len(noise)} bytes")
 
@@ -408,7 +408,8 @@ def test_an_index_that_is_none(text, tmp_path):
 READ_ALL = """
 import resource, sys
 import cv2, numpy
-from cssr.data.shards import DataError, ShardSet, read_sample
+from cssr.data.dataset import read_sample
+from cssr.data.shards import DataError, ShardSet
 from hand_made import pair
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 told = []

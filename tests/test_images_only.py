@@ -19,8 +19,9 @@ from cssr import metrics
 from cssr.checks import check_best, check_training, measures_segmentation, segments
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig
+from cssr.data.checks import open_train_sets
 from cssr.data.loader import eval_stream, train_stream
-from cssr.data.shards import DataError, ShardSet
+from cssr.data.shards import DataError, ShardSet, open_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
 from cssr.measuring import evaluate
@@ -159,10 +160,10 @@ def test_photographs_come_out_of_such_shards(bare, tmp_path):
 
 def test_masks_and_distances_are_zero_and_images_as_they_are(bare):
     data = load_config(None, [f"data.train={bare}", "data.crop=32", "data.workers=0"]).data
-    batch = next(train_stream(data, 0, 0, 4))
+    batch = next(train_stream(open_train_sets(data), data, 0, 0, 4))
     assert batch.hr.shape == (4, 3, 32, 32) and batch.mask.shape == batch.distance.shape == (4, 1, 32, 32)
     assert not batch.mask.any() and not batch.distance.any()
-    (whole,) = eval_stream(bare, 4, 6, 0)
+    (whole,) = eval_stream(open_sets(bare, "data.val"), 4, 6, 0)
     assert whole.mask.shape == (6, 1, 48, 48) and not whole.mask.any()
     assert all((image.permute(1, 2, 0).numpy() == coordinates(n, 48, 48)).all() for n, image in enumerate(whole.hr))
 
@@ -171,7 +172,7 @@ def test_sets_of_both_kinds_train_sr_together(bare, tmp_path):
     other = write_set(tmp_path / "set", sizes=((48, 48),))
     data = load_config(None, ["data.crop=32", "data.workers=0"]).data
     data.train = {str(bare): 1, str(other): 1}
-    batch = next(train_stream(data, 0, 0, 16))
+    batch = next(train_stream(open_train_sets(data), data, 0, 0, 16))
     has = {key.startswith("set"): bool(mask.any()) for key, mask in zip(batch.key, batch.mask)}
     assert has == {True: True, False: False}
 
@@ -305,7 +306,7 @@ def _kernel_psnrs(run: Path, shards: Path) -> list[float]:
     model = JointModel.from_pretrained(run / "export")
     degrade = DEGRADATIONS.build(load_config(None, [f"degradation={BLUR}"]).degradation, scale=4)
     found = []
-    for batch in eval_stream(shards, 4, 1, 0):
+    for batch in eval_stream(open_sets(shards, "data.val"), 4, 1, 0):
         lq, kernel = degrade(batch.to("cpu").hr, batch.seed)
         error = model.infer(lq).kernel.clamp(0, 1) - kernel.clamp(0, 1)
         found.append(10 * np.log10(1 / error.double().square().mean().item()))
@@ -322,7 +323,8 @@ def test_rows_differ_by_the_counts_alone(joint, masked):
     model, device = JointModel.from_pretrained(joint), torch.device("cpu")
     degrade = DEGRADATIONS.build("downsample", scale=4)
     full, plain = (
-        evaluate(model, eval_stream(masked, 4, 6, 0), degrade, device, segmentation=flag) for flag in (True, False)
+        evaluate(model, eval_stream(open_sets(masked, "data.val"), 4, 6, 0), degrade, device, segmentation=flag)
+        for flag in (True, False)
     )
     assert [{k: v for k, v in row.items() if k not in ("tp", "fp", "fn")} for row in full] == plain
     one, other = metrics.aggregate(full), metrics.aggregate(plain)

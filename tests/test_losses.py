@@ -8,7 +8,7 @@ import torch
 
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
-from cssr.data.loader import signed_distance
+from cssr.data.transforms import signed_distance
 from cssr.losses import LOSSES
 from cssr.losses.terms import normalized_distance
 

@@ -16,7 +16,7 @@ from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config, PhaseConfig
 from cssr.data.batch import Batch
-from cssr.data.loader import signed_distance
+from cssr.data.transforms import signed_distance
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model
 from cssr.optim import Hold, build_optimizer, held_groups

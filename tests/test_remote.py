@@ -22,9 +22,11 @@ import cssr.data.remote
 import cssr.data.shards
 from cssr.config.schema import DataConfig
 from cssr.data.cache import Ahead, Cache, Entry
+from cssr.data.checks import open_train_sets
+from cssr.data.dataset import read_sample
 from cssr.data.loader import Damage, eval_stream, train_stream
 from cssr.data.remote import DataError, Remote, Unreachable, is_remote
-from cssr.data.shards import ShardSet, read_sample
+from cssr.data.shards import ShardSet, open_sets
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 GIB = 2**30
@@ -50,7 +52,7 @@ def settings(address: str, cache: Path, **changes) -> DataConfig:
 
 
 def batches(data: DataConfig, count: int = 6, start: int = 0, **options) -> list:
-    stream = train_stream(data, 3, start, 4, **options)
+    stream = train_stream(open_train_sets(data), data, 3, start, 4, **options)
     with contextlib.closing(stream):
         return list(itertools.islice(stream, count))
 
@@ -98,7 +100,7 @@ def test_from_a_command_from_fsspec_and_by_file_address(root, tmp_path):
 def test_evaluation_over_http(root, tmp_path):
     with serving(root) as server:
         data = settings("", tmp_path)
-        found = [k for b in eval_stream(server.address, 2, 3, 0, workers=2, data=data) for k in b.key]
+        found = [k for b in eval_stream(open_sets(server.address, "data.val", data), 2, 3, 0, workers=2) for k in b.key]
     assert found == [f"k-{n:03d}" for n in range(18)]
 
 

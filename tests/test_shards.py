@@ -20,7 +20,8 @@ from PIL import Image
 from shard_helpers import SCRIPT, draw, draw_mask, make_tree, read, refused, run, same_bytes
 from sources import SOURCES, Item
 
-from cssr.data.shards import ShardSet, read_sample
+from cssr.data.dataset import read_sample
+from cssr.data.shards import ShardSet
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from cssr.config.loading import load_config
 from cssr.config.schema import DataConfig
 from cssr.data.batch import Batch
 from cssr.data.checks import check_kernels, check_lq, is_stored, open_train_sets, stored_or
+from cssr.data.dataset import read_sample
 from cssr.data.loader import eval_stream, train_stream
-from cssr.data.shards import ShardSet, read_sample
+from cssr.data.shards import ShardSet, open_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
 from cssr.models.joint import JointModel, build_model
@@ -39,7 +40,7 @@ def settings(train, **changes) -> DataConfig:
 
 
 def batches(data: DataConfig, count: int = 4, **options) -> list[Batch]:
-    stream = train_stream(data, 3, 0, 4, **options)
+    stream = train_stream(open_train_sets(data, options.get("scale")), data, 3, 0, 4, **options)
     return list(itertools.islice(stream, count))
 
 
@@ -105,22 +106,26 @@ def test_kernels_are_left_out_where_not_every_set_has_them(root, tmp_path):
 
 
 def test_evaluation_takes_what_is_stored(root):
-    whole = list(eval_stream(str(root), 2, 3, 0))
+    whole = list(eval_stream(open_sets(str(root), "data.val"), 2, 3, 0))
     assert [len(b) for b in whole] == [3, 3, 2] and all(b.lq.shape[1:] == (3, 10, 12) for b in whole)
     for batch in whole:
         assert torch.equal(batch.lq, batch.hr[..., ::2, ::2]) and batch.kernel.shape[1:] == (1, 5, 5)
-    assert all(b.lq is None and b.kernel is None for b in eval_stream(str(root), 2, 3, 0, stored=False))
-    assert all(b.lq is None for b in eval_stream(str(root), 1, 3, 0))  # at scale 1 the model reads HR
+    assert all(
+        b.lq is None and b.kernel is None for b in eval_stream(open_sets(str(root), "data.val"), 2, 3, 0, stored=False)
+    )
+    assert all(
+        b.lq is None for b in eval_stream(open_sets(str(root), "data.val"), 1, 3, 0)
+    )  # at scale 1 the model reads HR
 
 
 def test_hr_images_are_cut_to_their_lq_images(tmp_path):
     root = write_stored(tmp_path / "set", extra=1)
-    (batch,) = eval_stream(str(root), 2, 8, 0)
+    (batch,) = eval_stream(open_sets(str(root), "data.val"), 2, 8, 0)
     assert batch.hr.shape[-2:] == (20, 24) and batch.lq.shape[-2:] == (10, 12)
 
 
 def test_a_batch_holds_samples_of_one_kind(root, plain):
-    kinds = [(len(b), b.lq is None) for b in eval_stream([str(root), str(plain)], 2, 16, 0)]
+    kinds = [(len(b), b.lq is None) for b in eval_stream(open_sets([str(root), str(plain)], "data.val"), 2, 16, 0)]
     assert kinds == [(8, False), (6, True)]
 
 
@@ -132,8 +137,11 @@ def test_stored_wants_stored_images_of_the_right_scale(root, plain):
     refused("of .*set are 2 times smaller, model.scale=4: give sets", open_train_sets, settings(root), 4)
     refused("data.resized_crop changes HR images", open_train_sets, settings(root, resized_crop=[0.6, 1.0]), 2)
     refused("data.photometric changes HR images", open_train_sets, settings(root, photometric=True), 2)
-    refused("data.val: .* 2 times smaller, model.scale=4", lambda: list(eval_stream(str(root), 4, 1, 0)))
-    assert len(open_train_sets(settings(plain))[0]) == 1
+    refused(
+        "data.val: .* 2 times smaller, model.scale=4",
+        lambda: list(eval_stream(open_sets(str(root), "data.val"), 4, 1, 0)),
+    )
+    assert len(open_train_sets(settings(plain))) == 1
 
 
 def test_kernels_where_they_are_needed(root, plain, tmp_path):
@@ -233,7 +241,7 @@ def test_evaluation_measures_on_what_is_stored_unless_told_otherwise(root, expor
     assert found["degradation"] == {"name": "stored"} and found["resampler"] == "stored"
     model = JointModel.from_pretrained(export)
     expected = []
-    for batch in eval_stream(str(root), 2, 1, 0):
+    for batch in eval_stream(open_sets(str(root), "data.val"), 2, 1, 0):
         sr = model.infer(batch.lq.float() / 255).sr.clamp(0, 1)
         expected.append(-10 * np.log10(((sr - batch.hr.float() / 255) ** 2).mean().item()))
     assert found["metrics"]["image"]["psnr"] == pytest.approx(np.mean(expected), rel=1e-5)

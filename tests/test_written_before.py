@@ -14,7 +14,8 @@ import torch
 from running import losses
 
 from cssr import load_model
-from cssr.data.shards import ShardSet, read_sample
+from cssr.data.dataset import read_sample
+from cssr.data.shards import ShardSet
 from cssr.evaluate import main as evaluate
 from cssr.results import load
 from cssr.train import main as train

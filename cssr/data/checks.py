@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from cssr.config.schema import DataConfig
+from cssr.data.dataset import read_sample
 from cssr.data.sampler import allocate
-from cssr.data.shards import DataError, ShardSet, open_sets, parse_sets, read_sample
+from cssr.data.shards import DataError, ShardSet, open_sets, parse_sets
 
 
-def open_train_sets(data: DataConfig, scale: int | None = None) -> tuple[list[ShardSet], list[float]]:
-    """The sets of `data.train` and their weights, checked against the settings; `scale`: as for `train_stream`."""
+def open_train_sets(data: DataConfig, scale: int | None = None) -> list[ShardSet]:
+    """The sets of `data.train`, in its order, checked against the settings; `scale`: as for `train_stream`."""
     weights, sets = parse_sets(data.train, "data.train"), open_sets(data.train, "data.train", data)
     for shards in sets:
         side = shards.smallest_side()
@@ -24,7 +25,7 @@ def open_train_sets(data: DataConfig, scale: int | None = None) -> tuple[list[Sh
     if scale is not None:
         _check_stored(data, sets, scale)
     _check_cache(data, sets, list(weights.values()))
-    return sets, list(weights.values())
+    return sets
 
 
 def _check_stored(data: DataConfig, sets: Sequence[ShardSet], scale: int) -> None:

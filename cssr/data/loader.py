@@ -1,11 +1,11 @@
-"""Shards to batches: `train_stream` (endless, by lanes, augmented) and `eval_stream` (every sample exactly once).
+"""The streams of batches: `train_stream` (endless, augmented) and `eval_stream` (every sample exactly once).
 
-The loader is never handed to accelerate: `cssr/data/sampler.py` maps a place in the stream, one number, to a sample. A set without masks gives masks of 0, and distances of 0. A set may store the LQ images of
-its samples: in training they are used where `degradation=stored` says so, in evaluation unless another is asked for.
+The loader is never handed to accelerate: `cssr/data/sampler.py` maps a place in the stream, which is one number, to a
+sample. A set without masks gives masks of 0, and distances of 0. A set may store the LQ images of its samples: in
+training they are used where `degradation=stored` says so, in evaluation unless another is asked for.
 """
 
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -18,12 +18,12 @@ import torch
 from cssr.config.schema import DataConfig
 from cssr.data.batch import Batch
 from cssr.data.cache import Ahead
-from cssr.data.checks import check_lq, open_train_sets
-from cssr.data.distance_map import signed_distance
-from cssr.data.remote import Unreachable
+from cssr.data.checks import check_lq
+from cssr.data.dataset import Sample, eval_seed, read_sample
+from cssr.data.remote import DataError, Unreachable
 from cssr.data.sampler import MixedPlan, rng
-from cssr.data.shards import DataError, Sample, ShardSet, open_sets, read_sample
-from cssr.data.transforms import augment, augment_stored
+from cssr.data.shards import ShardSet, parse_sets
+from cssr.data.transforms import augment, augment_stored, signed_distance
 from cssr.data.workers import Samples, load
 
 _MAX_SUBSTITUTES = 20  # damaged substitutes in a row before a worker gives up
@@ -131,6 +131,33 @@ def _planes(image: np.ndarray) -> np.ndarray:
     return planes
 
 
+class _EvalSamples(_ShardSamples):
+    """Every `world`-th sample of the sets, in shard order; `stored`: with the LQ images that they store."""
+
+    def __init__(self, sets: Sequence[ShardSet], indices: range, multiple: int, seed: int, stored: bool):
+        self.sets, self.indices, self.multiple, self.seed, self.stored = sets, indices, multiple, seed, stored
+        self.shards = [(number, shard) for number, one in enumerate(sets) for shard in range(len(one.counts))]
+        self.ends = np.cumsum([count for one in sets for count in one.counts])
+        super().__init__()
+
+    def load(self, index: int) -> _Loaded:
+        place = int(np.searchsorted(self.ends, index, side="right"))
+        number, shard = self.shards[place]
+        index -= int(self.ends[place - 1]) if place else 0
+        sample = read_sample(self.sets[number], shard, index, self.notices.append, self.stored)
+        height, width = (side // self.multiple * self.multiple for side in sample.mask.shape)
+        lq = None if sample.lq is None else _planes(sample.lq)
+        kernel = None if sample.kernel is None else sample.kernel[None]
+        image, mask = _planes(sample.image[:height, :width]), sample.mask[None, :height, :width]
+        rest = lq, kernel, [], self.take_notices()
+        return _Loaded(image, mask, None, eval_seed(self.seed, sample.key), sample.key, *rest)
+
+    def soon(self, index: int) -> None:
+        place = int(np.searchsorted(self.ends, index, side="right")) + 1
+        if place < len(self.shards):
+            self.fetch_ahead(self.sets[self.shards[place][0]], self.shards[place][1])
+
+
 class Damage:
     """How many samples a stream could not use, what they said, and what else there was to say."""
 
@@ -160,6 +187,7 @@ class Damage:
 
 
 def train_stream(
+    sets: Sequence[ShardSet],
     data: DataConfig,
     seed: int,
     start: int,
@@ -174,7 +202,7 @@ def train_stream(
     """Endless training batches of one rank, on the CPU, from place `start` of the run on.
 
     Args:
-        data: settings; `data.train` names the sets.
+        sets: those of `data.train`, opened by `open_train_sets`. data: settings; `data.train` has the sets' weights.
         seed: of order, crops and degradations.
         start: samples seen so far by all ranks together (a multiple of `world`).
         micro_batch: samples a batch.
@@ -182,8 +210,8 @@ def train_stream(
         damage: counts damaged samples; `report` is called with each new message.
         scale: of the stored LQ images that the batches are to hold; None: none.
     """
-    sets, weights = open_train_sets(data, scale)
-    plan = MixedPlan([s.counts for s in sets], weights, data.lanes, seed, data.shuffle_window)
+    weights = parse_sets(data.train, "data.train").values()
+    plan = MixedPlan([s.counts for s in sets], [*weights], data.lanes, seed, data.shuffle_window)
     places = range(start + rank, 2**62, world)
     samples = _TrainSamples(sets, plan, data, seed, places, distance, scale)
     damage = damage or Damage()
@@ -210,35 +238,8 @@ def _stack(arrays: Sequence[np.ndarray | None]) -> torch.Tensor | None:
     return None if arrays[0] is None else torch.stack([torch.as_tensor(a) for a in arrays])
 
 
-class _EvalSamples(_ShardSamples):
-    """Every `world`-th sample of the sets, in shard order; `stored`: with the LQ images that they store."""
-
-    def __init__(self, sets: Sequence[ShardSet], indices: range, multiple: int, seed: int, stored: bool):
-        self.sets, self.indices, self.multiple, self.seed, self.stored = sets, indices, multiple, seed, stored
-        self.shards = [(number, shard) for number, one in enumerate(sets) for shard in range(len(one.counts))]
-        self.ends = np.cumsum([count for one in sets for count in one.counts])
-        super().__init__()
-
-    def load(self, index: int) -> _Loaded:
-        place = int(np.searchsorted(self.ends, index, side="right"))
-        number, shard = self.shards[place]
-        index -= int(self.ends[place - 1]) if place else 0
-        sample = read_sample(self.sets[number], shard, index, self.notices.append, self.stored)
-        height, width = (side // self.multiple * self.multiple for side in sample.mask.shape)
-        lq = None if sample.lq is None else _planes(sample.lq)
-        kernel = None if sample.kernel is None else sample.kernel[None]
-        image, mask = _planes(sample.image[:height, :width]), sample.mask[None, :height, :width]
-        rest = lq, kernel, [], self.take_notices()
-        return _Loaded(image, mask, None, eval_seed(self.seed, sample.key), sample.key, *rest)
-
-    def soon(self, index: int) -> None:
-        place = int(np.searchsorted(self.ends, index, side="right")) + 1
-        if place < len(self.shards):
-            self.fetch_ahead(self.sets[self.shards[place][0]], self.shards[place][1])
-
-
 def eval_stream(
-    setting: Any,
+    sets: Sequence[ShardSet],
     scale: int,
     batch_size: int,
     seed: int,
@@ -247,7 +248,6 @@ def eval_stream(
     limit: int | None = None,
     workers: int = 0,
     name: str = "data.val",
-    data: DataConfig | None = None,
     stored: bool = True,
 ) -> Iterator[Batch]:
     """Every sample of the sets once: rank r takes samples r, r + world, ...; batches hold images of one size.
@@ -255,8 +255,9 @@ def eval_stream(
     Images are cut at the right and bottom to multiples of `scale`. The degradation's seed depends on `seed` and the key
     alone. A damaged sample is an error here: an evaluation that skips is not the evaluation that was asked for.
     Where a set stores LQ images, the batches hold them, unless `stored` is False, or `scale` is 1: the LQ image is HR.
+    `name` is the setting of the sets, for errors.
     """
-    sets, stored = open_sets(setting, name, data), stored and scale > 1
+    stored = stored and scale > 1
     for shards in sets if stored else ():
         if shards.lq:
             check_lq([shards], scale, name)
@@ -278,8 +279,3 @@ def eval_stream(
 def _form(sample: _Loaded) -> tuple:
     """What samples of one batch have in common."""
     return tuple(None if part is None else part.shape for part in (sample.hr, sample.lq, sample.kernel))
-
-
-def eval_seed(seed: int, key: str) -> int:
-    """The degradation seed of an evaluated sample: of the evaluation's seed and the key, not of the order."""
-    return (seed << 32) + zlib.crc32(key.encode())

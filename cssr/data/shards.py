@@ -1,10 +1,11 @@
 """Shards: WebDataset tars and the `index.json` beside them, on this machine or elsewhere.
 
-A sample is `key.jpg|png`, `key.mask.png`, `key.json` and, in a set of degraded images, `key.lq.png|jpg` and perhaps
-`key.kernel.npy`. A set whose index says `"masks": false` has no `key.mask.png`; its samples come with masks of 0.
+Whatever an index says is checked before anything is made of it.
 """
 
+import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -13,20 +14,51 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from cssr.config.schema import DataConfig
-from cssr.data import index as indexes
 from cssr.data.cache import Cache, Entry
-from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_size
 from cssr.data.remote import DataError, Notify, Remote, is_remote
-from cssr.data.tar_reader import Files, contents
 
-_BESIDE = 1 << 25  # bytes that an image file may have beside 8 a pixel: thumbnails, colour profiles
 _REMEDY = "write the shards again with shards/make_shards.py"
+FORMAT = "cssr-shards-1"
+LARGEST = 1 << 26  # bytes; some 400,000 shards
+_LARGEST_KERNEL = 511  # pixels a side
+_LEAST_SAMPLE = 1024  # bytes in a tar: a header and a block
+_MOST_SAMPLES = 1_000_000  # a shard
+_SIZE = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
+_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+\.tar")
 
 
-def _ignore(_: str) -> None: ...
+def parse_index(text: bytes) -> dict[str, Any] | None:
+    """The index that `text` holds; None if it holds none, or one that cannot be true."""
+    try:
+        index = json.loads(text)
+        whole = index["format"] == FORMAT and bool(index["shards"]) and bool(index["image_sizes"])
+        whole = whole and all(map(_is_shard, index["shards"])) and all(map(_SIZE.fullmatch, index["image_sizes"]))
+        whole = whole and isinstance(index.get("masks", True), bool) and _has_sound_lq(index)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return index if whole else None
+
+
+def _is_shard(shard: dict[str, Any]) -> bool:
+    """Whether it has a plain name and so many bytes that its samples fit in."""
+    samples, size = shard["samples"], shard["bytes"]
+    numbers = type(samples) is int and type(size) is int and 0 < samples * _LEAST_SAMPLE <= size < 2**62
+    return numbers and samples <= _MOST_SAMPLES and bool(_NAME.fullmatch(shard["name"])) and shard["name"].isprintable()
+
+
+def _has_sound_lq(index: dict[str, Any]) -> bool:
+    """Whether it says all about stored LQ images and kernels, or that there are none."""
+    if index.get("lq") in (None, False):
+        return True
+    scale, kernel = index["scale"], index.get("kernel")
+    sound = index["lq"] is True and type(scale) is int and 0 < scale <= 64
+    return sound and (kernel is None or (type(kernel) is int and 0 < kernel <= _LARGEST_KERNEL))
+
+
+def sizes(index: dict[str, Any]) -> list[tuple[int, int]]:
+    """(width, height) of every size of image in the set, pixels."""
+    return [tuple(map(int, size.split("x"))) for size in index["image_sizes"]]
 
 
 def _say(message: str) -> None:
@@ -55,9 +87,9 @@ class ShardSet:
             cache, root = None, Path(str(root).removeprefix("file://"))
             where = root / "index.json"
             text = _read_index(where, setting)
-        index = indexes.parse_index(text)
+        index = parse_index(text)
         if index is None:
-            raise DataError(f"{setting}: {where} is damaged or of another format than {indexes.FORMAT}; {_REMEDY}")
+            raise DataError(f"{setting}: {where} is damaged or of another format than {FORMAT}; {_REMEDY}")
         names, counts = (tuple(shard[what] for shard in index["shards"]) for what in ("name", "samples"))
         found = cls(root, names, counts, index, cache)
         found._check_pixels(setting, data.max_pixels)
@@ -90,11 +122,11 @@ class ShardSet:
     @cached_property
     def pixels(self) -> int:
         """How many the largest image has."""
-        return max(width * height for width, height in indexes.sizes(self.index))
+        return max(width * height for width, height in sizes(self.index))
 
     def smallest_side(self) -> int:
         """The shortest side of any image, pixels."""
-        return min(map(min, indexes.sizes(self.index)))
+        return min(map(min, sizes(self.index)))
 
     def address(self, shard: int) -> str:
         """Where a shard is, for people."""
@@ -147,7 +179,7 @@ def _cache(root: str, data: DataConfig) -> Cache:
 @lru_cache(maxsize=64)
 def _fetch_index(remote: Remote) -> bytes:
     """Once a process: what has begun with an index goes on with it."""
-    return remote.fetch("index.json", indexes.LARGEST, _say)
+    return remote.fetch("index.json", LARGEST, _say)
 
 
 def _read_index(path: Path, setting: str) -> bytes:
@@ -155,8 +187,8 @@ def _read_index(path: Path, setting: str) -> bytes:
         raise DataError(
             f"{setting}: no shards in {path.parent} (index.json is missing); write them with shards/make_shards.py"
         )
-    if path.stat().st_size > indexes.LARGEST:
-        raise DataError(f"{setting}: {path} is larger than {indexes.LARGEST >> 20} MiB; {_REMEDY}")
+    if path.stat().st_size > LARGEST:
+        raise DataError(f"{setting}: {path} is larger than {LARGEST >> 20} MiB; {_REMEDY}")
     return path.read_bytes()
 
 
@@ -176,59 +208,3 @@ def parse_sets(setting: Any, name: str) -> dict[str, float]:
 def open_sets(setting: Any, name: str, data: DataConfig | None = None) -> list[ShardSet]:
     """The shard sets of a setting (`data.val`, say, which is its `name`), checked; `data` says how they are read."""
     return [ShardSet.open(path, name, data) for path in parse_sets(setting, name)]
-
-
-# ---- samples ----
-
-
-@dataclass
-class Sample:
-    """One sample as stored: what a shard holds under a key."""
-
-    key: str
-    image: np.ndarray  # H W 3 uint8 RGB
-    mask: np.ndarray  # H W uint8, 0 or 1; 0 in a set without masks
-    lq: np.ndarray | None = None  # h w 3 uint8 RGB, h = H // scale, w = W // scale
-    kernel: np.ndarray | None = None  # k k float32
-
-
-def read_sample(shards: ShardSet, shard: int, index: int, notify: Notify = _ignore, with_lq: bool = True) -> Sample:
-    """Read and decode one sample by its place in a shard.
-
-    Args:
-        notify: called with what went wrong on the way, but could be helped.
-        with_lq: whether a stored LQ image and kernel are wanted.
-    Raises: DataError if the sample is damaged; Unreachable, a DataError too, if its shard is not to be had.
-    """
-    address = shards.address(shard)
-    where = f"{address} sample {index}"
-    try:
-        with shards.file(shard, notify) as file:
-            version = shards.entry(shard).sha256 if shards.cache else os.fstat(file.fileno()).st_mtime_ns
-            held = contents((address, version), file, shards.counts[shard])
-            key = held.key(index)
-            where = f"{address} key {key}"
-            files = Files(file, held.places[index], _BESIDE + 8 * shards.pixels)
-            return _decode(shards, key, files, with_lq, lambda doubt: notify(f"{where}: {doubt}; used as it is"))
-    except DataError:
-        raise
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        reason = " ".join(str(error).split()) if type(error) is ValueError else type(error).__name__
-        raise DataError(f"damaged sample: {where}: {reason}") from error
-
-
-def _decode(shards: ShardSet, key: str, files: Files, with_lq: bool, doubt: Notify) -> Sample:
-    data = files.read("jpg", "png")
-    width, height = image_size(data)
-    if width * height > shards.pixels:
-        raise ValueError(f"its image has {width} x {height} pixels by its header, more than any of the set")
-    mask = decode_mask(files.sized(width, height, "mask.png")) if shards.masks else np.zeros((height, width), np.uint8)
-    sample = Sample(key, decode_image(data, doubt), mask)
-    if sample.image.shape[:2] != sample.mask.shape:
-        raise ValueError(f"its image has {sample.image.shape[:2]} pixels, its mask {sample.mask.shape}")
-    if with_lq and shards.scale:
-        lq = files.sized(width // shards.scale, height // shards.scale, "lq.png", "lq.jpg")
-        sample.lq = decode_image(lq, doubt)
-    if with_lq and shards.kernel:
-        sample.kernel = decode_kernel(files.read("kernel.npy"), shards.kernel)
-    return sample

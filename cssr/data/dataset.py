@@ -1,0 +1,79 @@
+"""Samples of shards: read, decoded, checked, and made ready for a batch of training or evaluation.
+
+A sample is `key.jpg|png`, `key.mask.png`, `key.json` and, in a set of degraded images, `key.lq.png|jpg` and perhaps
+`key.kernel.npy`. A set whose index says `"masks": false` has no `key.mask.png`; its samples come with masks of 0.
+"""
+
+import os
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_size
+from cssr.data.remote import DataError, Notify
+from cssr.data.shards import ShardSet
+from cssr.data.tar_reader import Files, contents
+
+_BESIDE = 1 << 25  # bytes that an image file may have beside 8 a pixel: thumbnails, colour profiles
+
+
+def _ignore(_: str) -> None: ...
+
+
+@dataclass
+class Sample:
+    """One sample as stored: what a shard holds under a key."""
+
+    key: str
+    image: np.ndarray  # H W 3 uint8 RGB
+    mask: np.ndarray  # H W uint8, 0 or 1; 0 in a set without masks
+    lq: np.ndarray | None = None  # h w 3 uint8 RGB, h = H // scale, w = W // scale
+    kernel: np.ndarray | None = None  # k k float32
+
+
+def read_sample(shards: ShardSet, shard: int, index: int, notify: Notify = _ignore, with_lq: bool = True) -> Sample:
+    """Read and decode one sample by its place in a shard.
+
+    Args:
+        notify: called with what went wrong on the way, but could be helped.
+        with_lq: whether a stored LQ image and kernel are wanted.
+    Raises: DataError if the sample is damaged; Unreachable, a DataError too, if its shard is not to be had.
+    """
+    address = shards.address(shard)
+    where = f"{address} sample {index}"
+    try:
+        with shards.file(shard, notify) as file:
+            version = shards.entry(shard).sha256 if shards.cache else os.fstat(file.fileno()).st_mtime_ns
+            held = contents((address, version), file, shards.counts[shard])
+            key = held.key(index)
+            where = f"{address} key {key}"
+            files = Files(file, held.places[index], _BESIDE + 8 * shards.pixels)
+            return _decode(shards, key, files, with_lq, lambda doubt: notify(f"{where}: {doubt}; used as it is"))
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        reason = " ".join(str(error).split()) if type(error) is ValueError else type(error).__name__
+        raise DataError(f"damaged sample: {where}: {reason}") from error
+
+
+def _decode(shards: ShardSet, key: str, files: Files, with_lq: bool, doubt: Notify) -> Sample:
+    data = files.read("jpg", "png")
+    width, height = image_size(data)
+    if width * height > shards.pixels:
+        raise ValueError(f"its image has {width} x {height} pixels by its header, more than any of the set")
+    mask = decode_mask(files.sized(width, height, "mask.png")) if shards.masks else np.zeros((height, width), np.uint8)
+    sample = Sample(key, decode_image(data, doubt), mask)
+    if sample.image.shape[:2] != sample.mask.shape:
+        raise ValueError(f"its image has {sample.image.shape[:2]} pixels, its mask {sample.mask.shape}")
+    if with_lq and shards.scale:
+        lq = files.sized(width // shards.scale, height // shards.scale, "lq.png", "lq.jpg")
+        sample.lq = decode_image(lq, doubt)
+    if with_lq and shards.kernel:
+        sample.kernel = decode_kernel(files.read("kernel.npy"), shards.kernel)
+    return sample
+
+
+def eval_seed(seed: int, key: str) -> int:
+    """The degradation seed of an evaluated sample: of the evaluation's seed and the key, not of the order."""
+    return (seed << 32) + zlib.crc32(key.encode())
