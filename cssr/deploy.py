@@ -290,10 +290,13 @@ def _inside(model: JointModel) -> list[str]:
         "instance": "per image and channel",
         "dataset": f"by mean {model.config.mean}, std {model.config.std}",
     }
+    temperature = model.config.temperature
+    calibrated = [f"crack logits are divided by the temperature {temperature:.4g}"] if temperature != 1 else []
     return [
         f"images are padded by their edge pixels to multiples of {getattr(network, 'stride', 1)}, and the results cut",
         f"the normalisation before segmentation: {normalised.get(model.config.normalize, 'none')}",
         "it works on whole images: of tiles cut before it, the normalisation would see each by itself",
+        *calibrated,
     ]
 
 

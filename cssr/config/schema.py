@@ -8,6 +8,7 @@ their arguments and defaults are those of the function of that name. Naming anot
 drops that layer's arguments.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -37,6 +38,7 @@ class ModelConfig:
     )  # RGB mean for normalize=dataset (CSSR's)
     std: list[float] = field(default_factory=lambda: [0.1621, 0.1532, 0.1523])  # RGB standard deviation, likewise
     clip: Literal["eval", "always", "never"] = "eval"  # when SR is clipped to 0..1 before segmentation
+    temperature: float = 1.0  # crack logits are divided by it in evaluation mode; a run's export has the fitted one
 
 
 @dataclass
@@ -127,6 +129,7 @@ class TrainConfig:
     sample_count: int = 4  # validation images in the sample strips
     export_ema: bool = True  # whether the export holds the averaged weights, where there are any
     export_best: bool = True  # whether the export is the best checkpoint (else the last)
+    calibrate: bool = True  # whether the export has the temperature that fits its own validation best
     tensorboard: bool = True  # write TensorBoard files where it is installed
     wandb: str | None = None  # Weights & Biases project
     dry_run: bool = False  # run one batch, print sizes, write nothing
@@ -167,6 +170,8 @@ def check(config: Config) -> None:
         raise ValueError(f"optim.clip_norm must be above 0, found {config.optim.clip_norm}; null: no clipping")
     if config.optim.layer_decay is not None and not 0 < config.optim.layer_decay <= 1:
         raise ValueError(f"optim.layer_decay must be above 0 and at most 1, found {config.optim.layer_decay}")
+    if not 0 < config.model.temperature < math.inf:
+        raise ValueError(f"model.temperature must be a finite number above 0, found {config.model.temperature}")
     if config.optim.ema == 1:
         raise ValueError("optim.ema must be below 1, found 1: the average would stay as the weights began")
     _check_sizes(config)

@@ -81,17 +81,26 @@ class JointModel(nn.Module):
             return (image - self.mean) / self.std
         return image
 
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """Crack logits divided by the temperature, in evaluation mode."""
+        return logits if self.training or self.config.temperature == 1 else logits / self.config.temperature
+
     def segment(self, x: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Logits (B 1 H W each, main head first) of a normalised image of any size.
+        """Logits (B 1 H W each, main head first) of a normalised image of any size; the main head's calibrated.
 
         `kernel` (B 1 k k) goes to networks that take one. In evaluation mode with more than one of `orientations`: the
         main head's alone, of the mean probability (float32).
         """
-        if self.training or self.orientations == 1:
-            return self._segmented_upright(x, kernel)
-        return (mean_logits(lambda *part: self._segmented_upright(*part)[0], x, kernel, self.orientations),)
+        logits, *aux = self._averaged(x, kernel)
+        return self.calibrate(logits), *aux
 
-    def _segmented_upright(self, x: Tensor, kernel: Tensor | None) -> tuple[Tensor, ...]:
+    def _averaged(self, x: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, ...]:
+        """`segment` before the calibration."""
+        if self.training or self.orientations == 1:
+            return self._upright(x, kernel)
+        return (mean_logits(lambda *part: self._upright(*part)[0], x, kernel, self.orientations),)
+
+    def _upright(self, x: Tensor, kernel: Tensor | None) -> tuple[Tensor, ...]:
         height, width = x.shape[-2:]
         padded = self._padded(x)
         found = self.seg(padded, kernel) if getattr(self.seg, "takes_kernel", False) else self.seg(padded)
@@ -333,9 +342,9 @@ class SegThenSR(JointModel):
 
         There is no SR image: `sr` is the bicubic enlargement, to look at.
         """
-        lq_logits, *aux = self.segment(self.normalize(lq))
+        lq_logits, *aux = self._averaged(self.normalize(lq))
         mask_sr = self.sr(lq_logits.sigmoid())[0]
-        logits = mask_sr.float().clamp(_LOGIT_BOUND, 1 - _LOGIT_BOUND).logit()
+        logits = self.calibrate(mask_sr.float().clamp(_LOGIT_BOUND, 1 - _LOGIT_BOUND).logit())
         sr = self.clip(F.interpolate(lq, scale_factor=self.scale, mode="bicubic"))
         return Outputs(sr=sr, logits=logits, aux=tuple(aux), lq_logits=lq_logits, mask_sr=mask_sr)
 
@@ -348,7 +357,7 @@ class Dual(JointModel):
         sr, logits, *features = self._both(lq)
         if not self.training and self.orientations > 1:
             logits = mean_logits(lambda part, _: self._both(part)[1], lq, None, self.orientations)
-        return Outputs(sr=self.clip(sr), logits=logits, features=tuple(features))
+        return Outputs(sr=self.clip(sr), logits=self.calibrate(logits), features=tuple(features))
 
     def _both(self, lq: Tensor) -> tuple[Tensor, ...]:
         height, width = (side * self.scale for side in lq.shape[-2:])
