@@ -10,7 +10,7 @@ KEYS = (
     *("hd95_min", "ahd95", "msd_min", "amsd"),
     *("psnr", "psnr_infinite", "ssim", "kernel_psnr", "lq_psnr"),
     *("precision", "recall", "f1", "accuracy", "sensitivity", "specificity"),
-    *("ods", "ods_threshold", "ois", "ap"),
+    *("ods", "ods_threshold", "ois", "ap", "ece"),
     *LINE_KEYS,
     *CRACK_KEYS,
 )
@@ -62,6 +62,13 @@ def definitions() -> dict[str, str]:
         "ap": "area under the precision-recall curve of the 99 thresholds: the sum of (rise of recall) x precision "
         "from 0.99, above which recall is 0, down to 0.01; image: mean over the images that have a crack; pooled (the "
         "field's): of the summed counts; null where there is no crack",
+        "ece": "expected calibration error: mean over pixels of |mean probability - share of crack pixels| of their "
+        "bin, of 15 equal bins of probability, from a histogram of logits; image: mean over images; pooled: of all "
+        "pixels",
+        "calibration.temperature": "the temperature (the model's times what fits its logits) with the least mean "
+        "negative log-likelihood of this set's pixels; the model's where they are all of one class",
+        "calibration.reliability": "all images' pixels in 15 equal bins of probability: their mean probability, the "
+        "share of crack among them, and how many; null where there is none",
         "cldice": f"harmonic mean of the share of the predicted centre line that lies in the mask and of the share of "
         f"the mask's centre line that is predicted {lines}",
         "cliou": f"IoU of centre lines with a tolerance of {TOLERANCE} px: of the predicted line's pixels, those at "

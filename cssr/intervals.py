@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from cssr.calibration import expected_calibration_error
 from cssr.definitions import CRACK_KEYS, LINE_KEYS
 from cssr.scores import f1, iou
 
 RESAMPLES = 1000
 LEVEL = 95  # percent
 _CURVES = {"hd95": ("hd95_min", "ahd95"), "msd": ("msd_min", "amsd")}
-_NUMBERS = ("psnr", "ssim", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)
+_NUMBERS = ("psnr", "ssim", "ece", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)
 _PLACES = 1 << 24  # numbers of a part of the draws, so that memory does not grow with the set
 Samples = dict[str, np.ndarray]  # a measure's value in each resample
 
@@ -53,6 +54,9 @@ def _measured(rows: Sequence[dict[str, Any]], draws: np.ndarray) -> dict[str, Sa
         image = _segmentation(*(draws @ score(*counts) / len(rows) for score in (iou, f1)))
         summed = draws @ counts  # 3 resamples 99
         pooled = _segmentation(iou(*summed), f1(*summed))
+        if all("histogram" in row for row in rows):
+            histograms = np.array([row["histogram"] for row in rows], dtype=np.float64)
+            pooled["ece"] = expected_calibration_error(np.tensordot(draws, histograms, 1))
     for name, (least, average) in _CURVES.items():
         if any(row.get(name) is not None for row in rows):
             curve = _means(rows, name, draws)

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from cssr import metrics
+from cssr.calibration import expected_calibration_error, logit_histogram
 from cssr.data.batch import Batch, Outputs
 from cssr.degradations.pixels import blur_strided
 from cssr.distances import surface_distances
@@ -66,7 +67,7 @@ def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool 
     sr = outputs.sr.clamp(0, 1)
     columns: dict[str, Sequence[Any]] = {
         "key": batch.key,
-        **(_counts(batch, outputs) if segmentation else {}),
+        **(_counts(batch, outputs) | _calibration(batch, outputs) if segmentation else {}),
         "pixels": [batch.mask[0].numel()] * len(batch),
         "mse": metrics.mse(sr, batch.hr).tolist(),
         "psnr": metrics.psnr(sr, batch.hr).tolist(),
@@ -84,6 +85,12 @@ def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool 
 def _counts(batch: Batch, outputs: Outputs) -> dict[str, list[list[int]]]:
     counts = metrics.threshold_counts(outputs.logits.sigmoid(), batch.mask)
     return {name: getattr(counts, name).tolist() for name in ("tp", "fp", "fn")}
+
+
+def _calibration(batch: Batch, outputs: Outputs) -> dict[str, list[Any]]:
+    """Each image's histogram of logits (2 x bins), and its calibration error."""
+    histogram = logit_histogram(outputs.logits, batch.mask).cpu().numpy()
+    return {"histogram": list(histogram), "ece": expected_calibration_error(histogram).tolist()}
 
 
 def _of_kernels(batch: Batch, predicted: Tensor | None) -> dict[str, list[float | None]]:

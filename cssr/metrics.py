@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cssr.calibration import expected_calibration_error
 from cssr.definitions import CRACK_KEYS as CRACK_KEYS
 from cssr.definitions import IMAGE_KEYS as IMAGE_KEYS
 from cssr.definitions import KEYS
@@ -122,7 +123,7 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
 
 # ---- aggregation ----
 
-_MEANS = ("ssim", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)  # of images that have it
+_MEANS = ("ssim", "ece", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)  # of images that have it
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -171,6 +172,13 @@ def _segmentation(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float | N
     best, threshold = _best(curve)
     found = {"iou_max": curve[best], "iou_max_threshold": threshold, "aiu": _mean(curve)}
     return found | _at(counts[:, :, best], pixels) | _detection(counts)
+
+
+def set_histogram(rows: Sequence[dict]) -> np.ndarray | None:
+    """The histogram of the logits of all images, 2 `LOGIT_BINS` int64; None where a row has none."""
+    if not all("histogram" in row for row in rows):
+        return None
+    return np.sum([row["histogram"] for row in rows], axis=0, dtype=np.int64)
 
 
 def _at(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float]:
@@ -222,8 +230,9 @@ def aggregate(rows: Sequence[dict]) -> dict[str, dict[str, float | int | None]]:
 
     A row is one image: tp, fp, fn (99 integers each; absent from all rows where there is no segmentation to measure),
     pixels, and, each None or absent where it does not apply, psnr (may be infinite), mse, ssim, kernel_psnr, lq_psnr,
-    those of `LINE_KEYS` and `CRACK_KEYS`, hd95 and msd (99 numbers each). What was not computed, or is not defined on
-    pooled pixels, is None. The order of rows changes nothing. ValueError where there is none. See `definitions`.
+    ece, histogram (of logits: `calibration.logit_histogram`), those of `LINE_KEYS` and `CRACK_KEYS`, hd95 and msd (99
+    numbers each). What was not computed, or is not defined on pooled pixels, is None. The order of rows changes
+    nothing. ValueError where there is none. See `definitions`.
     """
     counted = has_segmentation(rows)
     # A results file has null for an infinite PSNR; its mse of 0 still tells it from one that does not apply.
@@ -235,4 +244,6 @@ def aggregate(rows: Sequence[dict]) -> dict[str, dict[str, float | int | None]]:
     if counted:
         counts, pixels = _counts(rows), np.array([row["pixels"] for row in rows])
         image, pooled = image | _segmentation(counts, pixels), pooled | _pooled(counts, pixels)
+        if (histogram := set_histogram(rows)) is not None:
+            pooled["ece"] = float(expected_calibration_error(histogram))
     return {name: {key: values.get(key) for key in KEYS} for name, values in (("image", image), ("pooled", pooled))}

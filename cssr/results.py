@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cssr import __version__, metrics
+from cssr.calibration import fit_temperature, reliability
 from cssr.groups import breakdown
 from cssr.intervals import intervals
 
@@ -31,6 +32,7 @@ def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]
     Without segmentation (rows without counts), its measures and `curves` are null, and a definition says so.
     """
     aggregated, segmented = metrics.aggregate(rows), metrics.has_segmentation(rows)
+    kept = [{name: value for name, value in row.items() if name != "histogram"} for row in rows]
     return _finite(
         {
             "format": RESULTS_FORMAT,
@@ -42,16 +44,27 @@ def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]
             "groups": breakdown(rows, aggregated["image"]["iou_max_threshold"]),
             "definitions": _definitions(segmented),
             "curves": metrics.iou_curve(rows) if segmented else None,
-            "per_image": _with_iou(rows, aggregated["image"]["iou_max_threshold"]) if segmented else rows,
+            "calibration": _calibration(rows, facts),
+            "per_image": _with_iou(kept, aggregated["image"]["iou_max_threshold"]) if segmented else kept,
         }
     )
+
+
+def _calibration(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any] | None:
+    """The temperature that fits, and the reliability curve; None where rows have no histograms of logits."""
+    histogram = metrics.set_histogram(rows)
+    if histogram is None:
+        return None
+    temperature = facts["model_settings"].get("temperature", 1.0) * fit_temperature(histogram)
+    curve = {name: values.tolist() for name, values in reliability(histogram)._asdict().items()}
+    return {"temperature": temperature, "reliability": {**curve, "pixels": [int(n) for n in curve["pixels"]]}}
 
 
 def _definitions(segmented: bool) -> dict[str, str]:
     if segmented:
         about = "IoU of the image at the threshold of metrics.image.iou_max_threshold"
         return metrics.definitions() | {"per_image.iou": about}
-    dropped = (*metrics.SEGMENTATION_KEYS, "thresholds")
+    dropped = (*metrics.SEGMENTATION_KEYS, "thresholds", "calibration.temperature", "calibration.reliability")
     kept = {key: text for key, text in metrics.definitions().items() if key not in dropped}
     return kept | {"segmentation": _NO_SEGMENTATION}
 
