@@ -14,6 +14,8 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +163,7 @@ def export(
 ) -> Path:
     """Write `run_dir/export` from a checkpoint: weights, settings, and where they come from."""
     state = read_state(path)
-    averaged = config.train.export_ema and (path / "ema.safetensors").is_file()
-    model = build_model(config.model)
-    load_weights(model, path / ("ema.safetensors" if averaged else "model.safetensors"))
+    model, averaged = _exported(run_dir, config, path)
     partial, final = run_dir / f"export{PARTIAL}", run_dir / "export"
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(
@@ -182,23 +182,38 @@ def export(
     return final
 
 
+def _exported(run_dir: Path, config: Config, path: Path) -> tuple[JointModel, bool]:
+    """The model that a checkpoint exports, calibrated by its validation; whether its weights are the averaged ones."""
+    averaged = config.train.export_ema and (path / "ema.safetensors").is_file()
+    temperature = _fitted_temperature(run_dir, int(path.name[5:])) if config.train.calibrate else None
+    model = build_model(replace(config.model, temperature=temperature or config.model.temperature))
+    load_weights(model, path / ("ema.safetensors" if averaged else "model.safetensors"))
+    return model, averaged
+
+
+def _fitted_temperature(run_dir: Path, step: int) -> float | None:
+    """What the validation at a step has fitted; None where there was none."""
+    path, found = run_dir / "validation.jsonl", None
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with suppress(ValueError, AttributeError):  # the last line of a run that was killed may be half a line
+            values = json.loads(line)
+            found = values.get("temperature") if values.get("step") == step else found
+    return found
+
+
 def load_model(path: str | Path, which: str = "export") -> JointModel:
     """The model of a run or of an export, in evaluation mode; nothing is downloaded.
 
     Args:
         path: run directory, export directory, the name of a model of the package, or `owner/name` of one in this
             machine's cache of the Hub.
-        which: of a run: `export`, `best`, `last`, or a step; a checkpoint gives the weights that it would export.
+        which: of a run: `export`, `best`, `last`, or a step; a checkpoint gives the model that it would export.
     """
     path = Path(path)
     if which == "export":
         return JointModel.from_pretrained(export_in(path))
     checkpoint = choose(path, which)
-    config = run_config(checkpoint)
-    averaged = config.train.export_ema and (checkpoint / "ema.safetensors").is_file()
-    model = build_model(config.model)
-    load_weights(model, checkpoint / ("ema.safetensors" if averaged else "model.safetensors"))
-    return model.eval()
+    return _exported(path, run_config(checkpoint), checkpoint)[0].eval()
 
 
 def init_from(model: JointModel, source: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from cssr import metrics
+from cssr.calibration import fit_temperature
 from cssr.config.schema import Config
 from cssr.consolidate import copied, whole_weights
 from cssr.data.batch import Batch
@@ -53,6 +54,10 @@ class Validation:
         how = {"tile": self._config.eval.tile, "show": show, "segmentation": self._segmentation}
         rows = gather_rows(evaluate(model, watched(self._stream()), self._degrade, engine.device, **how))
         measures = metrics.aggregate(rows)["image"] if rows else {}
+        if rows and self._segmentation:
+            # Logits were divided by the settings' temperature: what fits them comes on top of it.
+            fitted = fit_temperature(metrics.set_histogram(rows))
+            measures["temperature"] = self._config.model.temperature * fitted
         return Found(measures, panels, time.monotonic() - began)
 
     def _whole(self, model: JointModel) -> JointModel:
@@ -90,5 +95,5 @@ def record(found: Found, step: int, samples: int, run_dir: Path, engine: Acceler
 
 def is_better(measure: str, value: float, than: float | None) -> bool:
     """Whether a value of a measure is better than the best so far, None if there is none."""
-    sign = -1 if measure.startswith(("hd95", "ahd95", "msd", "amsd")) or measure.endswith("_error") else 1
+    sign = -1 if measure.startswith(("hd95", "ahd95", "msd", "amsd", "ece")) or measure.endswith("_error") else 1
     return than is None or sign * value > sign * than

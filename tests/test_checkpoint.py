@@ -1,5 +1,6 @@
 """Checkpoints: a run that is taken up again is the run that was not interrupted; whole or not there; exports."""
 
+import dataclasses
 import json
 import os
 
@@ -339,6 +340,22 @@ def test_a_checkpoint_gives_the_weights_that_it_would_export(run_dir, trained):
     found = store.load_model(run_dir, "last")
     assert not found.training and torch.equal(logits(found), logits(trained.ema.module))
     assert store.degradation_of(run_dir, "2") == {"name": "downsample"}
+
+
+@pytest.mark.parametrize("calibrate, expected", [(True, 1.7), (False, 1.25)])
+def test_an_export_has_the_temperature_of_the_validation_of_its_step(run_dir, trained, calibrate, expected):
+    config = load_config(None, [f"train.calibrate={calibrate}", "model.temperature=1.25"])
+    config.model = dataclasses.replace(trained.config.model, temperature=1.25)
+    lines = [{"step": 1, "temperature": 3.0}, {"step": 2, "temperature": 1.7}, {"step": 12, "temperature": 4.0}]
+    (run_dir / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "temp')
+    store.export(run_dir, config, store.choose(run_dir, "last"), "by hand")
+    assert store.load_model(run_dir).config.temperature == expected
+
+
+def test_a_checkpoint_has_it_too(run_dir, trained):
+    assert store.load_model(run_dir, "last").config.temperature == 1
+    (run_dir / "validation.jsonl").write_text(json.dumps({"step": 2, "temperature": 2.0}))
+    assert store.load_model(run_dir, "last").config.temperature == 2
 
 
 def test_a_second_export_replaces_the_first(run_dir, trained):

@@ -16,6 +16,7 @@ from running import ROOT, kill_all, launch, logged, losses, settings, start, wai
 from cssr import checkpoint as store
 from cssr import snapshot
 from cssr.config.loading import changed_settings, load_config, save_config
+from cssr.evaluate import main as evaluate
 from cssr.train import Run, main
 
 
@@ -68,6 +69,17 @@ def test_export_is_the_best_average(straight):
     assert all(torch.equal(export[name], ema[name]) for name in ema)
     facts = json.loads((straight / "export" / "config.json").read_text())
     assert facts["averaged_weights"] is True and facts["step"] == int(best[5:])
+
+
+def test_export_has_the_temperature_of_its_own_validation(straight, shards, tmp_path):
+    """And evaluated on the same images again, nothing more is to be fitted."""
+    facts = json.loads((straight / "export" / "config.json").read_text())
+    lines = map(json.loads, (straight / "validation.jsonl").read_text().splitlines())
+    fitted = {line["step"]: line["temperature"] for line in lines}
+    assert facts["model"]["temperature"] == fitted[facts["step"]] != 1 and len(set(fitted.values())) == 3
+    evaluate([str(straight), "--data", str(shards), "--out", str(tmp_path)])
+    again = json.loads((tmp_path / "results.json").read_text())["calibration"]["temperature"]
+    assert again == pytest.approx(facts["model"]["temperature"], rel=0.02)
 
 
 def test_a_finished_run_says_so(straight, shards, capsys):
