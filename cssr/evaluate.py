@@ -198,6 +198,7 @@ def summary(found: dict[str, Any], out: Path) -> str:
         "iou_max",
         "aiu",
         "f1",
+        "ece",
         "hd95_min",
         "ahd95",
         "cldice",

@@ -43,6 +43,7 @@ IMAGE_COLUMNS = (
     Column("IoU_max (threshold)", "iou_max"),
     Column("AIU", "aiu"),
     Column("F1", "f1"),
+    Column("ECE", "ece", 4, lower=True),
     Column("HD95_min [px]", "hd95_min", 2, lower=True),
     Column("AHD95 [px]", "ahd95", 2, lower=True),
     Column("clDice", "cldice"),
@@ -59,11 +60,15 @@ IMAGE_COLUMNS = (
 PER_IMAGE = (*IMAGE_COLUMNS[:3], Column("OIS", "ois"), *IMAGE_COLUMNS[3:])
 DETECTION_COLUMNS = (Column("ODS", "ods"), Column("AP", "ap"))  # as the field computes them, pooled
 POOLED_COLUMNS = (
-    *(column for column in IMAGE_COLUMNS if column.key in ("iou_max", "aiu", "f1")),
+    *(column for column in IMAGE_COLUMNS if column.key in ("iou_max", "aiu", "f1", "ece")),
     *DETECTION_COLUMNS,
     *(column for column in IMAGE_COLUMNS if column.key == "psnr"),
 )
-_RARE = (*("hd95_min", "ahd95", "kernel_psnr", "lq_psnr"), *LINE_KEYS, *CRACK_KEYS)  # hidden where no result has them
+_RARE = (
+    *("ece", "hd95_min", "ahd95", "kernel_psnr", "lq_psnr"),
+    *LINE_KEYS,
+    *CRACK_KEYS,
+)  # hidden where no result has them
 
 
 def find_reference(results: Sequence[Result], name: str | None) -> Result | None:

@@ -11,6 +11,7 @@ from cssr.results import Result
 _GROUPS = {"source": "By source", "blur": "By width of the blur kernel"}
 _IMAGE_COLUMNS = (
     Column("IoU", "iou"),
+    Column("ECE", "ece", 4),
     *(column for column in PER_IMAGE if column.key in (*LINE_KEYS, *CRACK_KEYS)),
     Column("width bias [px]", "width_bias", 2),
     Column("length bias [px]", "length_bias", 1),
