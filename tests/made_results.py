@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from cssr.calibration import expected_calibration_error, logit_histogram
 from cssr.data.batch import Batch, Outputs
 from cssr.results import compose
 from cssr.samples import Sample, take_sample, write_samples
@@ -44,6 +45,15 @@ def write(directory: Path, of: list[dict], about: dict) -> Path:
         Image.new("RGB", (8, 8)).save(directory / "pictures" / f"{kind}.png")
     (directory / "results.json").write_text(json.dumps(compose(of, about)))
     return directory
+
+
+def calibrated(images: int, surely: float = 1.0) -> list[dict]:
+    """What rows have of calibration: logits that are too large by a factor, of masks that follow them without it."""
+    random = torch.Generator().manual_seed(0)
+    true = -2 + 2 * torch.randn(images, 1, 32, 32, generator=random)
+    histogram = logit_histogram(surely * true, torch.rand(true.shape, generator=random) < true.sigmoid()).numpy()
+    errors = expected_calibration_error(histogram).tolist()
+    return [{"histogram": of_image, "ece": error} for of_image, error in zip(histogram, errors)]
 
 
 def draw(height: int = 24, width: int = 32, scale: int = 4, kernel: bool = True) -> tuple[Batch, Outputs]:

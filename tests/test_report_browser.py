@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from browser import chromium, complaints, overflow, prefer, requested, resize  # noqa: F401
-from made_results import HOSTILE, HR, draw, facts, rows, spread, with_samples, write
+from made_results import HOSTILE, HR, calibrated, draw, facts, rows, spread, with_samples, write
 from test_report import table
 
 from cssr.metrics import THRESHOLDS, iou_curve, threshold_counts
@@ -22,7 +22,7 @@ def out(tmp_path_factory):
     """A report of two systems, one with a hostile name, and the HR upper bound."""
     folder = tmp_path_factory.mktemp("report")
     paths = [
-        with_samples(write(folder / "a", spread(60), facts("CSBSR"))),
+        with_samples(write(folder / "a", [*map(dict.__or__, spread(60), calibrated(70, 2.0))], facts("CSBSR"))),
         write(folder / "b", spread(90), facts(HOSTILE)),
         write(folder / "hr", spread(99), facts("HR", **HR)),
     ]

@@ -8,13 +8,23 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_results import HOSTILE, HR, facts, rows, spread, with_samples, write
+from made_results import HOSTILE, HR, calibrated, facts, rows, spread, with_samples, write
 
 from cssr.report import main, report
 from cssr.report.details import images_of, parts_of
 from cssr.report.images import gallery
 from cssr.report.literature import FIGURES, same_protocol
-from cssr.report.plots import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, curves_of, iou_plot, precision_recall_plot
+from cssr.report.plots import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    TOP,
+    WIDTH,
+    curves_of,
+    iou_plot,
+    precision_recall_plot,
+    reliability_plot,
+)
 from cssr.results import load
 from cssr.samples import FILES
 
@@ -147,6 +157,29 @@ def test_points_lie_within_the_axes_and_the_maximum_is_marked(tmp_path):
     for drawn in (plot, precision_recall_plot(results, curves)):
         points = [p.split(",") for s in drawn.series for line in s.lines for p in line.points.split()]
         assert all(LEFT <= float(x) <= WIDTH - 12 and TOP <= float(y) <= HEIGHT - BOTTOM for x, y in points)
+
+
+def test_reliability_is_drawn_and_listed_where_files_have_it(tmp_path):
+    of = [[*map(dict.__or__, rows(40, images=9), calibrated(9, surely))] for surely in (1.0, 3.0)]
+    paths = [write(tmp_path / name, own, facts(name)) for name, own in zip("ab", of)]
+    old = write(tmp_path / "old", rows(40, images=9), facts("old"))
+    results = load([*paths, old])
+    plot = reliability_plot(results)
+    curve = results[0].data["calibration"]["reliability"]
+    assert [series.name for series in plot.series] == ["a", "b"] and reliability_plot(results[2:]) is None
+    full = np.count_nonzero(curve["pixels"])
+    assert len(plot.series[0].dots) == full == len(plot.series[0].lines[0].points.split())
+    width, height = WIDTH - LEFT - 12, HEIGHT - TOP - BOTTOM
+    first = LEFT + curve["prob"][0] * width, HEIGHT - BOTTOM - curve["crack"][0] * height
+    assert plot.series[0].dots[0] == pytest.approx(first)
+    report([*paths, old], tmp_path / "out")
+    html, markdown = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert f'<td>pixels</td><td class="number">{curve["pixels"][0]:,}</td>' in html and 'id="plot-3"' in html
+    assert f"{results[1].data['metrics']['image']['ece']:.4f}" in html and " ECE |" in markdown
+    assert "temperature</dt><dd>the temperature (the model" in html.replace("\n", "")
+    report([old], tmp_path / "alone")
+    html = (tmp_path / "alone" / "report.html").read_text()
+    assert "plot-3" not in html and ">ECE" not in html
 
 
 def test_without_counts_there_is_no_curve_of_precision(tmp_path):

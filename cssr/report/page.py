@@ -16,7 +16,7 @@ from cssr.report.details import images_of, parts_of
 from cssr.report.facts import caveats, definitions, fact, split_facts
 from cssr.report.images import gallery
 from cssr.report.literature import APART, FIGURES, SETTING, SOURCE, same_protocol
-from cssr.report.plots import curves_of, iou_plot, precision_recall_plot, tenths
+from cssr.report.plots import curves_of, iou_plot, precision_recall_plot, reliability_plot, tenths
 from cssr.report.styles import HTML
 from cssr.results import Result
 
@@ -46,6 +46,8 @@ def _shown_here(results: Sequence[Result]) -> dict[str, str]:
     groups = {kind.kind: kind.title for kind in parts_of(results)}
     columns = {column["key"]: column["label"].split(" [")[0] for column in images_of(results)["columns"]}
     found = {"precision": "precision", "recall": "recall"} if segmented else {}
+    if any(result.data.get("calibration") for result in results):
+        found |= {"calibration.reliability": "reliability", "calibration.temperature": "temperature"}
     found |= {f"groups.{kind}": title for kind, title in groups.items()}
     found |= {key: columns[key] for key in ("width_bias", "length_bias") if key in columns}
     return found | ({"per_image.blur_sigma": columns["blur_sigma"]} if "blur_sigma" in columns else {})
@@ -68,11 +70,11 @@ def _tables(results: Sequence[Result], base: Result | None) -> dict[str, Any]:
 
 
 def _curves(segmented: Sequence[Result]) -> dict[str, Any]:
-    """Both plots, and a table of what they show."""
+    """The plots, and tables of what they show."""
     if not segmented:
-        return {"plots": [], "numbers": []}
+        return {"plots": [], "numbers": [], "reliability": None}
     curves = [curves_of(result) for result in segmented]
-    plots = [iou_plot(segmented, curves), precision_recall_plot(segmented, curves)]
+    plots = [iou_plot(segmented, curves), precision_recall_plot(segmented, curves), reliability_plot(segmented)]
     named = (("image", "per image"), ("pooled", "pooled"))
     numbers = [
         (result.name, words, score, tenths(c[kind][score]))
@@ -80,7 +82,27 @@ def _curves(segmented: Sequence[Result]) -> dict[str, Any]:
         for kind, words in named
         for score in c[kind]
     ]
-    return {"plots": [plot for plot in plots if plot], "numbers": numbers}
+    return {"plots": [plot for plot in plots if plot], "numbers": numbers, "reliability": _reliability(segmented)}
+
+
+def _reliability(segmented: Sequence[Result]) -> dict[str, Any] | None:
+    """The reliability curves as numbers; None where no file has them."""
+    measured = [(result.name, found) for result in segmented if (found := result.data.get("calibration"))]
+    if not measured:
+        return None
+    forms = (
+        ("prob", "mean probability", "{:.3f}"),
+        ("crack", "share of crack", "{:.3f}"),
+        ("pixels", "pixels", "{:,}"),
+    )
+    rows = [
+        (name, f"{found['temperature']:.2f}", words, ["-" if v is None else form.format(v) for v in values])
+        for name, found in measured
+        for key, words, form in forms
+        for values in [found["reliability"][key]]
+    ]
+    count = len(measured[0][1]["reliability"]["prob"])
+    return {"rows": rows, "bins": [f"{n / count:.2f} to {(n + 1) / count:.2f}" for n in range(count)]}
 
 
 def _data(results: Sequence[Result], samples: Sequence[Any], uris: dict[str, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Curves as the coordinates of SVG: IoU over the threshold, and precision over recall."""
+"""Curves as the coordinates of SVG: IoU over the threshold, precision over recall, and reliability."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -24,18 +24,20 @@ class Line(NamedTuple):
 
 
 class Series(NamedTuple):
-    """What is drawn of a result: its place among the colours and markers (both None of a bound), lines, maximum."""
+    """What is drawn of a result: place among colours and markers (both None of a bound), lines, maximum, dots."""
 
     name: str
     colour: int | None
     marker: int | None
     lines: list[Line]
     peak: tuple[float, float] | None
+    dots: list[tuple[float, float]]
 
 
 class Plot(NamedTuple):
     """A drawing: axes with their ticks (place, text), series, and what it shows in words."""
 
+    id: str  # by which the page's script knows it
     name: str
     labels: tuple[str, str]
     across: list[tuple[float, str]]
@@ -43,6 +45,7 @@ class Plot(NamedTuple):
     top: float  # the value at the upper end
     series: list[Series]
     words: str
+    guide: str = ""  # points of a line to compare with
 
 
 def curves_of(result: Result) -> dict[str, Any]:
@@ -74,7 +77,9 @@ def iou_plot(results: Sequence[Result], curves: Sequence[dict[str, Any]]) -> Plo
     ]
     words = "; ".join(f"{result.name}: {_peaks(c)}" for result, c in zip(results, curves))
     up = _ticks(top, 0.1 if top <= 0.5 else 0.2, top, across=False)
-    return Plot("IoU over the threshold", ("threshold", "IoU"), _ticks(1, 0.2), up, top, series, f"Maxima: {words}.")
+    return Plot(
+        "plot-1", "IoU over the threshold", ("threshold", "IoU"), _ticks(1, 0.2), up, top, series, f"Maxima: {words}."
+    )
 
 
 def precision_recall_plot(results: Sequence[Result], curves: Sequence[dict[str, Any]]) -> Plot | None:
@@ -87,7 +92,26 @@ def precision_recall_plot(results: Sequence[Result], curves: Sequence[dict[str, 
     ]
     words = "Each point is one of the 99 thresholds; the lower the threshold, the greater the recall."
     across, up = _ticks(1, 0.2), _ticks(1, 0.2, across=False)
-    return Plot("Precision over recall", ("recall", "precision"), across, up, 1.0, series, words)
+    return Plot("plot-2", "Precision over recall", ("recall", "precision"), across, up, 1.0, series, words)
+
+
+def reliability_plot(results: Sequence[Result]) -> Plot | None:
+    """Share of crack over probability, pooled, a dot for each bin; None where no file has it."""
+    found = [(result.data.get("calibration") or {}).get("reliability") for result in results]
+    if not any(found):
+        return None
+    series = [
+        _series(result, place, {"pooled": zip(curve["prob"], curve["crack"])}, 1.0, dots=True)
+        for result, place, curve in zip(results, _places(results), found)
+        if curve
+    ]
+    words = (
+        "Pixels of all images in bins of probability: their mean probability, and how many of them are crack. On the "
+        "diagonal, probabilities can be taken at their word; below it, cracks are found too surely."
+    )
+    labels, guide = ("probability", "share of crack"), " ".join(_points([_at(0, 0), _at(1, 1)]))
+    across, up = _ticks(1, 0.2), _ticks(1, 0.2, across=False)
+    return Plot("plot-3", "Reliability, pooled", labels, across, up, 1.0, series, words, guide)
 
 
 def tenths(curve: Sequence[float | None]) -> list[str]:
@@ -101,12 +125,23 @@ def _places(results: Sequence[Result]) -> list[int | None]:
     return [None if result.bound else systems.index(result.slug) for result in results]
 
 
-def _series(result: Result, place: int | None, kinds: dict[str, Iterable], top: float, peak: bool = False) -> Series:
+def _series(
+    result: Result,
+    place: int | None,
+    kinds: dict[str, Iterable],
+    top: float,
+    peak: bool = False,
+    dots: bool = False,
+) -> Series:
     drawn = {kind: [_at(x, y / top) for x, y in points if y is not None] for kind, points in kinds.items()}
-    lines = [Line(kind, " ".join(f"{x:.1f},{y:.1f}" for x, y in points)) for kind, points in drawn.items()]
+    lines = [Line(kind, " ".join(_points(points))) for kind, points in drawn.items()]
     highest = min(drawn["image"], key=lambda point: point[1]) if peak else None
     places = (None, None) if place is None else (place % _COLOURS, place % _MARKERS)
-    return Series(result.name, *places, lines, highest)
+    return Series(result.name, *places, lines, highest, drawn["pooled"] if dots else [])
+
+
+def _points(places: Iterable[tuple[float, float]]) -> list[str]:
+    return [f"{x:.1f},{y:.1f}" for x, y in places]
 
 
 def _at(x: float, y: float) -> tuple[float, float]:
