@@ -44,7 +44,7 @@ def pairs(quick: bool, folder: Path | None = None, count: int = 48, every: bool 
 def drawn(folder: Path, count: int) -> Path:
     """Photographs of drawn cracks, as JPEG of quality 95, and their masks."""
     sys.path.append(str(ROOT / "shards"))
-    from synthesis import render
+    from cssr.dataset_preparation.synthesis import render
 
     for n in range(count):
         photo, mask = render(SEED, n, SIDE, empty_share=0)

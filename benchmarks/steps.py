@@ -50,7 +50,7 @@ def device() -> torch.device:
 def drawn(count: int, side: int) -> Batch:
     """A batch as the loader gives it: drawn photographs, masks and their distance maps."""
     sys.path.append(str(ROOT / "shards"))
-    from synthesis import render
+    from cssr.dataset_preparation.synthesis import render
 
     photos, masks = zip(*(render(SEED, n, side, empty_share=0) for n in range(count)))
     masks = [mask.astype(np.uint8) for mask in masks]

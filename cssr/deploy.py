@@ -6,7 +6,7 @@ with PyTorch at several sizes before it stays. `model.json` beside them says wha
 an example with numpy and onnxruntime alone.
 """
 
-from cssr import interrupts
+from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import torch
 
 from cssr.config.schema import Config
-from cssr.interrupts import ENDING, leave_terminal
 from cssr.log import append_line
+from cssr.utils.interrupts import ENDING, leave_terminal
 
 STUCK = 75  # exit status of a process that its watchdog has ended: try again
 _BACKSTOP = 30  # seconds after which C code writes the stacks, where no Python runs any more

@@ -5,7 +5,7 @@ A push holds the export's two files, a model card written from the run, and samp
 A pull fetches the two files of an export into this machine's cache, where every command then finds `owner/name`.
 """
 
-from cssr import interrupts
+from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from cssr.cracks import measure_cracks
+from cssr.cracks.measure import measure_cracks
 from cssr.definitions import CRACK_KEYS, LINES_THRESHOLD
 from cssr.metrics import same_shape
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cssr.crack_files import Georeference, Units, write_geojson, write_picture, write_table
-from cssr.cracks import measure_cracks
+from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
+from cssr.cracks.measure import measure_cracks
 from cssr.geotiff import Place
 from cssr.photographs import Photograph
 from cssr.rasters import Files

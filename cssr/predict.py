@@ -3,7 +3,7 @@
 A photograph is taken as the low-resolution image: what is written is larger by the model's scale along each side.
 """
 
-from cssr import interrupts
+from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import torch
 
+from cssr.cracks.thinning import centre_line
 from cssr.definitions import BOUNDARY_TOLERANCE, LINES_THRESHOLD, TOLERANCE
 from cssr.metrics import same_shape
-from cssr.thinning import centre_line
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 

@@ -4,7 +4,7 @@ The whole program, in order: settings, data, model, engine, resume, loop (step, 
 run the same command again. Progress is counted in steps for people and in samples seen for everything that changes.
 """
 
-from cssr import interrupts
+from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()

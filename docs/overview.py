@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from cssr import JointModel
-from cssr.cracks import Crack, measure_cracks
+from cssr.cracks.measure import Crack, measure_cracks
 from cssr.degradations.pixels import resampler
 from cssr.predict import predict
 

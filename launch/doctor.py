@@ -12,7 +12,7 @@ estimate for one rank's training step, without the libraries (about 0.5 GiB on a
 Exit status: 0 it would run, 2 it would not, or not as the file says: one line for each fault.
 """
 
-from cssr import interrupts
+from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()

@@ -13,7 +13,7 @@ variable OMP_NUM_THREADS say otherwise; each of their values rounds in its own w
 Exit status: 0 all is evaluated, 1 something failed or is missing, 2 a mistake on the command line, 130 interrupted.
 """
 
-from cssr import interrupts
+from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()

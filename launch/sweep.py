@@ -13,7 +13,7 @@ but for its seed: mean and standard deviation (n - 1) over its seeds, per image.
 Exit status: 0 all is there, 1 something failed or is missing, 2 a mistake on the command line, 130 interrupted.
 """
 
-from cssr import interrupts
+from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()

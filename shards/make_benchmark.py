@@ -1,89 +1,12 @@
 #!/usr/bin/env python
-"""Degrade a shard set once and for all: a frozen benchmark, the same for every system that is measured on it.
+"""Shards to a frozen benchmark: `python shards/make_benchmark.py --data SHARDS --degradation FILE --out DIR`."""
 
-    python shards/make_benchmark.py --data data/test --degradation configs/benchmarks/motion.yaml --out data/test_motion
-    accelerate launch cssr/evaluate.py RUN --data data/test_motion
-
-Each sample holds the HR image (its file byte for byte, unless it must be cut to a multiple of the scale), the mask, the
-LQ image as an 8-bit PNG, the kernel as float32 where the degradation has one, and what the json of the original says.
-The LQ images are those that evaluation would make of --data by itself with the same degradation and seed, but for the
-rounding to 8 bits. The same input gives the same bytes, for any number of --workers: all is computed on the CPU.
-
-A mistake stops with one line that says what to do, and leaves nothing behind; after a kill or on a full disk the same
-command goes on from the shards that were finished. `make_shards.py --check DIR` checks the result, `show.py DIR` shows
-it.
-"""
-
-from cssr import interrupts
-
-if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
-
-import argparse
 import sys
-from pathlib import Path
 
-import torch
-from crew import cores
-from freezing import digest_of, frozen_source, header_of, read_benchmark
-from make_shards import exit_code, list_of, with_safe_keys, write_set
-from options import Parser
-from show import summarize
-from workplace import check_free
-
-from cssr import __version__
-from cssr.data.shards import open_sets
-
-
-def read_arguments(argv: list[str]) -> argparse.Namespace:
-    """Parse and check the command line; ValueError with a remedy for what makes no sense."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="make_benchmark.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
-    add = parser.add_argument
-    add("--data", required=True, metavar="SHARDS", help="shard set to degrade: its folder or address")
-    add("--degradation", type=Path, required=True, metavar="FILE", help="one of configs/benchmarks, or your own")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not exist, or be empty")
-    add("--shard-size", type=int, default=256, help="samples per tar (%(default)s)")
-    add("--workers", type=int, default=cores(), help="processes; the result is the same for any number (%(default)s)")
-    add("--keep", action="store_true", help="when interrupted or stopped by a mistake, keep finished shards")
-    args = parser.parse_args(argv)
-    for option in ("shard_size", "workers"):
-        if getattr(args, option) < 1:
-            raise ValueError(f"--{option.replace('_', '-')} is {getattr(args, option)}; give at least 1")
-    args.out, args.tiling = args.out.absolute(), None
-    return args
-
-
-def make(args: argparse.Namespace) -> str:
-    """Do what the command line asks. Returns a summary for people."""
-    torch.set_num_threads(1)  # the processes, which are forked, must find no threads begun
-    check_free(args.out)
-    benchmark = read_benchmark(args.degradation)
-    degrade = benchmark.build()
-    (shards,) = open_sets(args.data, "--data")
-    source = with_safe_keys(frozen_source(shards, benchmark, degrade))
-    parts = {"": source.items}
-    plan = {
-        "the version of this tool": __version__,
-        "--shard-size": args.shard_size,
-        "the benchmark": vars(benchmark),
-        "the index of --data": digest_of(shards),
-        "the list of samples": list_of(parts),
-    }
-    ((directory, index),) = write_set(source, parts, plan, header_of(shards, benchmark, degrade.resampler), args)
-    evaluation = f"accelerate launch cssr/evaluate.py RUN --data {directory}"
-    return f"{summarize(directory, index)}\n  benchmark: {benchmark.name}; to evaluate on it: {evaluation}"
-
-
-def _run(argv: list[str]) -> int:
-    print(make(read_arguments(argv)))
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
-    return exit_code(_run, sys.argv[1:] if argv is None else argv)
-
+from cssr.utils import interrupts
 
 if __name__ == "__main__":
+    interrupts.answer()  # before imports that take seconds
+    from cssr.dataset_preparation.make_benchmark import main
+
     sys.exit(interrupts.run(main))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sources import SOURCES
 
+from cssr.dataset_preparation.sources import SOURCES
 from cssr.degradations import DEGRADATIONS
 from cssr.degradations.blurs import BLURS
 from cssr.losses import LOSSES

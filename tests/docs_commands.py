@@ -21,11 +21,11 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import draw_shards
 from PIL import Image
-from sources.synthetic import synthetic
 
 from cssr import evaluate, train
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig
+from cssr.dataset_preparation.sources.synthetic import synthetic
 from cssr.models.joint import build_model
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sources import Item, MaskRule
-from writer import write_part
+
+from cssr.dataset_preparation.sources import Item, MaskRule
+from cssr.dataset_preparation.writer import write_part
 
 SMALL_MODEL = {
     "scale": 2,

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-import make_shards
 import numpy as np
 import webdataset
 from PIL import Image
 
-SCRIPT = Path(make_shards.__file__)
+from cssr.dataset_preparation import make as make_shards
+
+SCRIPT = Path(__file__).parents[1] / "shards" / "make_shards.py"
 
 
 def draw(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), seed: int = 0, **options) -> None:

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-import doctor
 import numpy as np
 from PIL import Image
-from synthesis import render
+
+from cssr.dataset_preparation.audit import run as doctor
+from cssr.dataset_preparation.synthesis import render
 
 SIZE = 96
 

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from sources import SOURCES
-from sources.shapes import disc_to_mask, lines_to_mask, polygons_to_mask, runs_to_mask
 from trees import crack, photo
+
+from cssr.dataset_preparation.shapes import disc_to_mask, lines_to_mask, polygons_to_mask, runs_to_mask
+from cssr.dataset_preparation.sources import SOURCES
 
 SQUARE = np.array([[10, 10], [20, 10], [20, 20], [10, 20.0]])
 

@@ -11,26 +11,25 @@ import sys
 import time
 from pathlib import Path
 
-import make_benchmark
-import make_shards
 import numpy as np
 import pytest
 import torch
-import writer
 import yaml
-from freezing import degrade_image, read_benchmark
 from hand_made import mask_png, write_index, write_pairs, write_stored, write_tar
 from helpers import png, spoil, write_set
 from PIL import Image
 from serving import serving
 from shard_helpers import read, same_bytes
-from show import describe, draw_sheet
 
 from cssr.config.schema import ModelConfig
 from cssr.data.checks import recorded
 from cssr.data.dataset import eval_seed, read_sample
 from cssr.data.loader import eval_stream
 from cssr.data.shards import ShardSet, open_sets
+from cssr.dataset_preparation import make as make_shards
+from cssr.dataset_preparation import make_benchmark, writer
+from cssr.dataset_preparation.benchmark import degrade_image, read_benchmark
+from cssr.dataset_preparation.show import describe, draw_sheet
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
 from cssr.measuring import evaluate
@@ -258,7 +257,7 @@ def test_what_is_stored_equals_what_the_published_code_computes(golden, tmp_path
     root = write_set(
         tmp_path / "set", 4, 4, ((48, 48),), lambda n, *_: np.rint(hr[n].transpose(1, 2, 0) * 255).astype("u1")
     )
-    monkeypatch.setattr("freezing.eval_seed", lambda seed, key: int(key[-1]))
+    monkeypatch.setattr("cssr.dataset_preparation.benchmark.eval_seed", lambda seed, key: int(key[-1]))
     number = lambda rng: int(rng.bit_generator.state["state"]["key"][0])  # noqa: E731
     drawn = lambda rngs, *_: torch.stack([parameters[number(rng)] for rng in rngs])  # noqa: E731
     monkeypatch.setattr("cssr.degradations.gaussian.uniform", drawn)
@@ -336,7 +335,16 @@ def test_measures_are_those_of_evaluation_but_for_the_rounding(plain, frozen, ex
 
 def test_neither_workers_nor_the_environment_show(plain, frozen, tmp_path):
     freeze(plain, BLUR, tmp_path / "two", workers=2)
-    script = [sys.executable, make_benchmark.__file__, "--data", plain, "--degradation", BLUR, "--shard-size", 3]
+    script = [
+        sys.executable,
+        ROOT / "shards/make_benchmark.py",
+        "--data",
+        plain,
+        "--degradation",
+        BLUR,
+        "--shard-size",
+        3,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     command = [*map(str, script), "--out", "apart"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
@@ -346,8 +354,7 @@ def test_neither_workers_nor_the_environment_show(plain, frozen, tmp_path):
 
 HANGING = """
 import sys, time
-sys.path.insert(0, {folder!r})
-import make_benchmark, writer
+from cssr.dataset_preparation import make_benchmark, writer
 
 def hanging(file, samples, write=writer._write_tar):
     if file.file.name.endswith("2.tar.partial"):
@@ -362,9 +369,8 @@ sys.exit(make_benchmark.main(sys.argv[1:]))
 
 
 def test_a_killed_run_goes_on_from_what_was_finished(plain, frozen, tmp_path, capsys):
-    script = HANGING.format(folder=str(Path(make_benchmark.__file__).parent))
     words = ["--data", plain, "--degradation", BLUR, "--shard-size", 3, "--workers", 2]
-    command = [sys.executable, "-c", script, *map(str, words), "--out", "out"]
+    command = [sys.executable, "-c", HANGING, *map(str, words), "--out", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     journal = tmp_path / "out.partial/journal.jsonl"
     while not journal.exists() or journal.read_bytes().count(b"\n") < 2:

@@ -5,9 +5,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from sources import SOURCES
-from sources.kernels import read_kernel
 from trees import belong, crack, number_of, pair, photo, truth
+
+from cssr.dataset_preparation.kernels import read_kernel
+from cssr.dataset_preparation.sources import SOURCES
 
 
 def gaussian(side: int = 21, sigma: float = 2.0) -> np.ndarray:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from cssr.cracks import Crack, measure_cracks
-from cssr.pieces import Runs, _runs, pieces
-from cssr.thinning import centre_line, stays_when_thinned
+from cssr.cracks.components import Runs, _runs, pieces
+from cssr.cracks.measure import Crack, measure_cracks
+from cssr.cracks.thinning import centre_line, stays_when_thinned
 
 ANGLES = (0, 7, 15, 22.5, 30, 45, 53, 63, 75, 90, 101, 120, 135, 160, 178)
 

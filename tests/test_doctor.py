@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 import cv2
-import doctor
-import make_shards
 import numpy as np
 import pytest
-from examine import crack_widths, files_behind, look
 from PIL import Image
 from sick_trees import SIZE, fill, found, photograph, put, run
-from sources import SOURCES
+
+from cssr.dataset_preparation import make as make_shards
+from cssr.dataset_preparation.audit import run as doctor
+from cssr.dataset_preparation.audit.examine import crack_widths, files_behind, look
+from cssr.dataset_preparation.sources import SOURCES
 
 
 def test_a_clean_set_may_be_sharded(tmp_path, capsys):
@@ -178,8 +179,8 @@ def test_a_missing_library_is_said_in_one_line(tmp_path, capsys, monkeypatch):
 
 def test_without_simplejpeg_the_report_says_so(tmp_path, monkeypatch):
     root = fill(tmp_path / "root", 0, 2)
-    monkeypatch.setattr("examine.simplejpeg", None)
-    monkeypatch.setattr("doctor.simplejpeg", None)
+    monkeypatch.setattr("cssr.dataset_preparation.audit.examine.simplejpeg", None)
+    monkeypatch.setattr("cssr.dataset_preparation.audit.run.simplejpeg", None)
     status, report = run(tmp_path / "out", "folder", "--root", root)
     assert status == 0 and "simplejpeg" in report["findings"][0]["message"]
 

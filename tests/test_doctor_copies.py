@@ -5,13 +5,14 @@ import json
 import shutil
 from pathlib import Path
 
-import doctor
 import numpy as np
 import pytest
 from conftest import SHARED, need
-from duplicates import Links, find_links, forest, groups_of, hashes_of
 from PIL import Image, ImageEnhance
 from sick_trees import SIZE, fill, found, photograph, put, run
+
+from cssr.dataset_preparation.audit import run as doctor
+from cssr.dataset_preparation.audit.similarity import Links, find_links, forest, groups_of, hashes_of
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import draw_shards
-from make_shards import main as make_shards
 from shard_helpers import draw, draw_mask, read
 
+from cssr.dataset_preparation.make import main as make_shards
 from cssr.train import main
 
 ROOT = Path(__file__).parents[1]

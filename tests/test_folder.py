@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sources import SOURCES
-from sources.masks import nearest, upright_size
-from sources.patterns import compiled
-from sources.rules import widen
 from trees import belong, crack, masks_of, pair, photo, truth
 
-from cssr.masks import NO_DATA, packed, parse_colours, parse_values, read_colours, read_mask
+from cssr.cracks.masks import NO_DATA, packed, parse_colours, parse_values, read_colours, read_mask
+from cssr.dataset_preparation.masks import nearest, upright_size
+from cssr.dataset_preparation.pairing import compiled
+from cssr.dataset_preparation.rules import widen
+from cssr.dataset_preparation.sources import SOURCES
 
 
 def folder(root, **options):

@@ -5,12 +5,10 @@ import tarfile
 from pathlib import Path
 
 import cv2
-import make_shards
 import numpy as np
 import pytest
 import torch
 from conftest import draw_shards
-from extract import extract
 from helpers import coordinates, png, write_set
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,6 +20,8 @@ from cssr.config.schema import ModelConfig
 from cssr.data.checks import open_train_sets
 from cssr.data.loader import eval_stream, train_stream
 from cssr.data.shards import DataError, ShardSet, open_sets
+from cssr.dataset_preparation import make as make_shards
+from cssr.dataset_preparation.extract import extract
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
 from cssr.measuring import evaluate

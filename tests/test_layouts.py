@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sources import SOURCES
-from sources.groups import merged
 from trees import belong, crack, masks_of, pair, photo, truth
+
+from cssr.dataset_preparation.groups import merged
+from cssr.dataset_preparation.sources import SOURCES
 
 # source, options, image and mask below the root, key and group; one pair each for number 1, 2, ...
 SETS = [

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cssr.crack_files import Georeference, Units, annotated, write_geojson, write_picture, write_table
-from cssr.cracks import measure_cracks
-from cssr.measure import What, main, masks_at, read_mask
+from cssr.cracks.files import Georeference, Units, annotated, write_geojson, write_picture, write_table
+from cssr.cracks.measure import measure_cracks
+from cssr.cracks.run import What, masks_at, read_mask
+from cssr.measure import main
 
 
 def mask_of_two() -> np.ndarray:

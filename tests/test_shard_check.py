@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import show
 from helpers import png
 from PIL import Image
 from shard_helpers import SCRIPT, draw, draw_mask, make_tree, run
-from sources import Item, MaskRule
-from writer import sha256_of, write_part
 
 from cssr.data.shards import ShardSet
+from cssr.dataset_preparation import show
+from cssr.dataset_preparation.sources import Item, MaskRule
+from cssr.dataset_preparation.writer import sha256_of, write_part
 
 RULE = MaskRule("as drawn", lambda values: values > 0)
 

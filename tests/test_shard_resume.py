@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-import workplace
-import writer
-from crew import in_order, share
-from shard_helpers import SCRIPT, draw, make_tree, run, same_bytes
+from shard_helpers import draw, make_tree, run, same_bytes
+
+from cssr.dataset_preparation import workspace as workplace
+from cssr.dataset_preparation import writer
+from cssr.dataset_preparation.parallel import in_order, share
 
 WORDS = ("synthetic", "--count", 60, "--size", 64, "--shard-size", 3, "--ratio", "train=0.7", "val=0.3")
 
@@ -27,8 +28,8 @@ def finished(folder: Path) -> int:
 
 HANGING = """
 import sys, time
-sys.path.insert(0, {folder!r})
-import make_shards, writer
+from cssr.dataset_preparation import make as make_shards
+from cssr.dataset_preparation import writer
 
 def hanging(file, samples, write=writer._write_tar):
     if int(file.file.name[-18:-12]) >= {shards}:
@@ -44,7 +45,7 @@ sys.exit(make_shards.main(sys.argv[1:]))
 
 def kill_after(folder: Path, shards: int) -> None:
     """Run until so many shards are finished and two half-written, then kill the parent; its processes follow it."""
-    script = HANGING.format(folder=str(SCRIPT.parent), shards=shards)
+    script = HANGING.format(shards=shards)
     command = [sys.executable, "-c", script, *WORDS, "--out", "out", "--workers", 2]
     process = subprocess.Popen([str(word) for word in command], cwd=folder, stdout=subprocess.DEVNULL)
     while finished(folder) < shards or len(list(folder.glob("out.partial/tree/*/*.partial"))) < 2:
@@ -185,7 +186,7 @@ def test_a_process_that_dies_is_named_and_costs_its_shard_only(tmp_path, whole, 
 def test_keep_keeps_when_interrupted_and_later_mistakes_do_not_lose_it(tmp_path, capsys, monkeypatch):
     words = ("folder", "--root", make_tree(tmp_path / "root"), "--shard-size", 2, "--out", tmp_path / "out")
     fail_at(monkeypatch, "shard-000002", KeyboardInterrupt())
-    monkeypatch.setattr("make_shards.share", _in_this_process)
+    monkeypatch.setattr("cssr.dataset_preparation.make.share", _in_this_process)
     assert run(*words, "--keep") == 130
     assert "interrupted; 2 finished shards are kept" in capsys.readouterr().err
     assert run(*words) == 130  # what an earlier run has left is not this one's to remove
@@ -206,7 +207,7 @@ def test_a_folder_that_came_in_the_way_meanwhile_costs_nothing(tmp_path, whole, 
         return writer.write_index(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("make_shards.write_index", late)
+        patch.setattr("cssr.dataset_preparation.make.write_index", late)
         assert run(*WORDS, "--out", tmp_path / "out") == 2
     assert "20 finished shards are kept" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import samples
 from helpers import png
-from parting import deal, group_of, parse_ratio
 from PIL import Image
-from samples import encode, form_of
 from shard_helpers import draw, draw_mask, make_tree, read, refused, run, same_bytes
-from sources import Item, MaskRule
-from tiles import Tiling
-from writer import write_part
+
+from cssr.dataset_preparation import encode as samples
+from cssr.dataset_preparation.encode import encode, form_of
+from cssr.dataset_preparation.sources import Item, MaskRule
+from cssr.dataset_preparation.split import deal, group_of, parse_ratio
+from cssr.dataset_preparation.tiles import Tiling
+from cssr.dataset_preparation.writer import write_part
 
 RULE = MaskRule("as drawn", lambda values: values > 0)
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from examine import look
-from parting import join
-from pictures import store_picture
 from PIL import Image
 from shard_helpers import SCRIPT, draw, draw_mask, make_tree, read, refused, run, same_bytes
-from sources import SOURCES, Item
 
 from cssr.data.dataset import read_sample
 from cssr.data.shards import ShardSet
+from cssr.dataset_preparation.audit.examine import look
+from cssr.dataset_preparation.images import store_picture
+from cssr.dataset_preparation.sources import SOURCES, Item
+from cssr.dataset_preparation.split import join
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 from conftest import SHARED, need
 from PIL import Image
 from scipy.io import savemat
-from sources import SOURCES, Item
-from synthesis import meander, render
 
-from cssr.masks import decide_by_levels, read_mask
+from cssr.cracks.masks import decide_by_levels, read_mask
+from cssr.dataset_preparation.sources import SOURCES, Item
+from cssr.dataset_preparation.synthesis import meander, render
 
 
 def pair(root: Path, name: str, mask: np.ndarray, folders=("images", "masks"), suffix: str = "png") -> None:

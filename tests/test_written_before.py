@@ -8,7 +8,6 @@ import shutil
 import zlib
 from pathlib import Path
 
-import make_shards
 import pytest
 import torch
 from running import losses
@@ -16,6 +15,7 @@ from running import losses
 from cssr import load_model
 from cssr.data.dataset import read_sample
 from cssr.data.shards import ShardSet
+from cssr.dataset_preparation import make as make_shards
 from cssr.evaluate import main as evaluate
 from cssr.results import load
 from cssr.train import main as train

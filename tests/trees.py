@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sources import Item, Source
+
+from cssr.dataset_preparation.sources import Item, Source
 
 HEIGHT, WIDTH = 6, 8
 

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from cssr.data.remote import DataError
-from cssr.interrupts import held_back
+from cssr.utils.interrupts import held_back
 
 _PIPE = 1 << 20  # bytes; the most that Linux gives without privileges
 _GRACE = 30  # seconds that a worker outlives a SIGTERM, for the training process to finish its step and save

@@ -1,6 +1,6 @@
 """A page to try a model: `python -m cssr.demo EXPORT`, then open the address that it prints."""
 
-from cssr import interrupts
+from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()

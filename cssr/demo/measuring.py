@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cssr.crack_files import Units, geojson, table
-from cssr.cracks import Crack, measure_cracks
+from cssr.cracks.files import Units, geojson, table
+from cssr.cracks.measure import Crack, measure_cracks
 
 _LENGTHS = ("length", "mean_width", "max_width")
 

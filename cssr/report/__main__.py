@@ -1,6 +1,6 @@
 """`python -m cssr.report`."""
 
-from cssr import interrupts
+from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()

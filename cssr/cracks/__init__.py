@@ -1,0 +1,1 @@
+"""Cracks of masks: connected components, their skeletons, and each crack's length, width and direction."""

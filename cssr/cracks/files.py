@@ -1,0 +1,209 @@
+"""Measured cracks as files: a table (CSV), lines on a map (GeoJSON), and a picture with their numbers and widths."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cssr.cracks.measure import Crack
+from cssr.utils.files import write_atomic
+
+_PLACES = 3  # decimals of pixels and millimetres
+_TOLERANCE = 0.2  # pixels by which lines in files may differ from those measured
+_SMALLEST, _LARGEST = 1000, 4000  # pixels of the longer side of a picture
+_LINE, _POINT, _PAPER, _STAIN = (214, 39, 40), (31, 119, 180), 255, 190  # RGB, RGB, grey, grey
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a pixel of the mask is: `scale` mask pixels are one of the photograph, which is `mm_per_pixel` wide."""
+
+    scale: float = 1.0
+    mm_per_pixel: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("scale", self.scale), ("mm_per_pixel", self.mm_per_pixel)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a number above 0, found {value}")
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where a mask lies on a map.
+
+    affine: (a, b, c, d, e, f): pixel (x, y) of the mask, its upper left corner being (0, 0), is at a x + b y + c,
+    d x + e y + f. crs: the map's name as GDAL reads it, for instance "urn:ogc:def:crs:EPSG::25832"; None: unknown.
+    """
+
+    affine: tuple[float, float, float, float, float, float]
+    crs: str | None = None
+
+    def place(self, points: np.ndarray) -> np.ndarray:
+        """Points N 2 (x, y) of the mask on the map."""
+        a, b, c, d, e, f = self.affine
+        return points @ np.array([[a, d], [b, e]]) + (c, f)
+
+
+def record(crack: Crack, units: Units) -> dict[str, float]:
+    """A crack as a row: lengths in pixels of the photograph, and in millimetres where a pixel's width is known."""
+    pixels = {"length": crack.length, "mean_width": crack.mean_width, "max_width": crack.max_width}
+    found: dict[str, float] = {"number": crack.number}
+    found |= {f"{name}_px": value / units.scale for name, value in pixels.items()}
+    found |= {"orientation_deg": crack.orientation, "area_px": crack.area / units.scale**2}
+    found |= {name: value / units.scale for name, value in zip(("left", "top", "right", "bottom"), crack.box)}
+    found |= {name: value / units.scale for name, value in zip(("widest_x", "widest_y"), crack.widest)}
+    if units.mm_per_pixel is not None:
+        found |= {f"{name}_mm": value * units.mm_per_pixel / units.scale for name, value in pixels.items()}
+        found["area_mm2"] = crack.area * (units.mm_per_pixel / units.scale) ** 2
+    return {name: round(value, _PLACES) for name, value in found.items()}
+
+
+def table(cracks: Sequence[Crack], units: Units = Units()) -> str:
+    """CSV with a row for each crack, under a row of names; see `record`."""
+    names = list(record(Crack(0, 0, 0, 0, 0, (0, 0, 0, 0), 0, (), (0, 0)), units))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(record(crack, units) for crack in cracks)
+    return text.getvalue()
+
+
+def write_table(cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:
+    """What `table` gives, as a file."""
+    return _write(path, table(cracks, units))
+
+
+def geojson(
+    cracks: Sequence[Crack], name: str, units: Units = Units(), georeference: Georeference | None = None
+) -> str:
+    """A FeatureCollection: centre lines (LineString, or MultiLineString where there are branches), properties as in
+    `record`.
+
+    Coordinates are on the map where there is a georeference (of the mask), else in pixels of the photograph, x to the
+    right and y down from its upper left corner.
+    """
+    features = [
+        {
+            "type": "Feature",
+            "id": crack.number,
+            "geometry": _geometry(crack, units, georeference),
+            "properties": record(crack, units),
+        }
+        for crack in cracks
+    ]
+    whole: dict[str, Any] = {"type": "FeatureCollection", "name": name}
+    if georeference and georeference.crs:
+        whole["crs"] = {"type": "name", "properties": {"name": georeference.crs}}
+    return json.dumps(whole | {"features": features})
+
+
+def write_geojson(
+    cracks: Sequence[Crack], path: Path, units: Units = Units(), georeference: Georeference | None = None
+) -> Path:
+    """What `geojson` gives, as a file."""
+    return _write(path, geojson(cracks, path.stem, units, georeference))
+
+
+def _geometry(crack: Crack, units: Units, georeference: Georeference | None) -> dict[str, Any]:
+    lines = [_placed(_simplified(line), units, georeference) for line in crack.lines]
+    if len(lines) == 1:
+        return {"type": "LineString", "coordinates": lines[0]}
+    return {"type": "MultiLineString", "coordinates": lines}
+
+
+def _placed(line: np.ndarray, units: Units, georeference: Georeference | None) -> list[list[float]]:
+    if georeference is None:
+        return (line / units.scale).round(_PLACES).tolist()
+    step = max(abs(georeference.affine[0]), abs(georeference.affine[1]))  # of the map, a pixel
+    return georeference.place(line).round(max(0, _PLACES - int(np.floor(np.log10(step))))).tolist()
+
+
+def _simplified(line: np.ndarray) -> np.ndarray:
+    """With fewer points, but two at least."""
+    middle = len(line) // 2 if np.array_equal(line[0], line[-1]) else 0  # a closed line in two parts
+    if not middle:
+        return _fewer(line)
+    return np.concatenate([_fewer(line[: middle + 1])[:-1], _fewer(line[middle:])])
+
+
+def _fewer(line: np.ndarray) -> np.ndarray:
+    corner = line[0]
+    found = cv2.approxPolyDP((line - corner).astype(np.float32)[:, None], _TOLERANCE, closed=False)[:, 0] + corner
+    return found if len(found) > 1 else line[[0, -1]]
+
+
+def _write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content)
+    return path
+
+
+# ---- the picture ----
+
+
+def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()) -> Image.Image:
+    """A picture of the cracks: centre lines, numbers and greatest widths, each marked where it lies.
+
+    image: H W 3 uint8, or the mask itself, H W; both of the size in which the cracks were measured. The picture's
+    longer side has 1000 to 4000 pixels. Of labels that would cover each other, that of the longest crack stays.
+    """
+    longer = max(image.shape[:2])
+    factor = min(max(1.0, round(_SMALLEST / longer)), _LARGEST / longer)
+    picture = _paper(_resized(image, factor))
+    unit = max(1, round(max(picture.shape[:2]) / 1200))
+    for crack in cracks:
+        lines = [(line * factor * 16).round().astype(np.int32) for line in crack.lines]
+        cv2.polylines(picture, lines, False, _LINE, unit, cv2.LINE_AA, shift=4)
+        middle = tuple(int(value * factor * 16) for value in crack.widest)
+        cv2.circle(picture, middle, 16 * 4 * unit, _POINT, unit, cv2.LINE_AA, shift=4)
+    drawn = Image.fromarray(picture)
+    _label(drawn, cracks, units, factor, 13 * unit)
+    return drawn
+
+
+def _resized(image: np.ndarray, factor: float) -> np.ndarray:
+    """A picture in colour, or of a mask in grey on white, so that lines stand out: H W or H W 3 uint8."""
+    grey = image if image.ndim == 3 else np.array([_PAPER, _STAIN], np.uint8)[(image != 0).view(np.uint8)]
+    size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
+
+
+def _paper(image: np.ndarray) -> np.ndarray:
+    """The same as H W 3."""
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+
+
+def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: float, size: int) -> None:
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
+    taken: list[tuple[float, float, float, float]] = []
+    for crack in cracks:
+        text = _caption(crack, units)
+        width, height = draw.textlength(text, font) + size / 2, 1.4 * size
+        x, y = (value * factor for value in crack.widest)
+        left = max(0, min(x + size, picture.width - width))
+        top = max(0, min(y - 2 * size, picture.height - height))
+        box = (left, top, left + width, top + height)
+        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            continue
+        taken.append(box)
+        draw.rectangle(box, fill="white", outline=_POINT)
+        draw.text((left + size / 4, top + 0.15 * size), text, fill="black", font=font)
+
+
+def _caption(crack: Crack, units: Units) -> str:
+    per, unit = (1, "px") if units.mm_per_pixel is None else (units.mm_per_pixel, "mm")
+    return f"{crack.number}: {crack.max_width * per / units.scale:.3g} {unit}"
+
+
+def write_picture(image: np.ndarray, cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:
+    """The picture of `annotated` as a PNG."""
+    buffer = io.BytesIO()
+    annotated(image, cracks, units).save(buffer, "PNG")
+    return _write(path, buffer.getvalue())

@@ -1,0 +1,149 @@
+"""Measure the cracks of mask files: length, width and direction of each, as tables, GeoJSON and pictures."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
+from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
+from cssr.cracks.measure import Crack, measure_cracks
+from cssr.stems import free
+from cssr.utils.images import any_size
+
+SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+_MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here
+_PIXEL_SCALE, _TIE_POINTS, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735  # tags of GeoTIFF 1.1
+_RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _IS_POINT, _OWN = 1025, 2048, 3072, 2, 32767  # keys and values in them
+
+
+@dataclass(frozen=True)
+class What:
+    """Criterion of crack in a mask: at most one of these (`cssr.cracks.masks.choose`); none: by the mask's values."""
+
+    threshold: int | None = None
+    colors: str | None = None
+    values: str | None = None
+
+
+def read_mask(path: Path, what: What = What()) -> tuple[np.ndarray, Georeference | None]:
+    """Read a mask as H W bool, and its place on the map if the file (GeoTIFF) states one.
+
+    What is crack is decided as for a dataset of this one mask (`cssr.cracks.masks`). Raises: ValueError where it
+    cannot be read, or it is unclear what is crack in it.
+    """
+    read, decide = choose(what.threshold, what.colors, what.values, path.suffix.lower() in LOSSY_SUFFIXES)
+    values = read(path)
+    try:
+        mask = decide([MaskFile(path.name, values)]).apply(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    with any_size(), Image.open(path) as image:
+        return mask, _georeference(getattr(image, "tag_v2", {}))
+
+
+def _georeference(tags: dict) -> Georeference | None:
+    keys = tags.get(_GEO_KEYS) or ()
+    values = {keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0}  # (key, 0, 1, value)
+    code = values.get(_PROJECTED, values.get(_GEOGRAPHIC, _OWN))
+    crs = None if code == _OWN else f"urn:ogc:def:crs:EPSG::{code}"
+    if tags.get(_MATRIX):
+        a, b, _, c, d, e, _, f = tags[_MATRIX][:8]
+    elif tags.get(_PIXEL_SCALE) and tags.get(_TIE_POINTS):
+        (x, y, _, east, north), (a, e) = tags[_TIE_POINTS][:5], tags[_PIXEL_SCALE][:2]
+        b, d, c, f, e = 0.0, 0.0, east - x * a, north + y * e, -e
+    else:
+        return None
+    half = 0.5 if values.get(_RASTER_TYPE) == _IS_POINT else 0.0  # then the tie point is a pixel's middle
+    return Georeference((a, b, c - half * (a + b), d, e, f - half * (d + e)), crs)
+
+
+def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
+    """Mask files by the stem under which their results are written.
+
+    Of a folder (with its subfolders) in which some are called `..._mask`, as `cssr.predict` does, only those.
+    Raises: ValueError, one line, where there is none.
+    """
+    found: dict[str, Path] = {}
+    for source in sources:
+        if not source.exists():
+            raise ValueError(f"no mask or folder at {source}")
+        folder = source if source.is_dir() else source.parent
+        for path in _files(source) if source.is_dir() else [source]:
+            found[free(path.relative_to(folder), found)] = path
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in files if not _is_picture(path)]
+    files = [path for path in files if path.stem.endswith(_MASK)] or files
+    if not files:
+        raise ValueError(f"no mask in {folder}: none of its files ends with {' '.join(SUFFIXES)}")
+    return files
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether it is one of ours, which lie beside a table."""
+    return path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file()
+
+
+def measure_file(path: Path, stem: Path, units: Units, least_length: float, what: What = What()) -> list[Crack]:
+    """Measure a mask file and write `stem_cracks.csv`, `.geojson` and `.png`. `least_length`: photograph's pixels."""
+    mask, place = read_mask(path, what)
+    if mask.mean() > MOSTLY:
+        remedy = "if it is inverted, name the cracks with --crack-values 0"
+        tqdm.write(f"warning: {path} is crack by {mask.mean():.0%}; {remedy}", file=sys.stderr)
+    cracks = measure_cracks(mask, least_length * units.scale)
+    target = stem.with_name(stem.name + _PICTURE)
+    write_table(cracks, target.with_name(f"{target.name}.csv"), units)
+    write_geojson(cracks, target.with_name(f"{target.name}.geojson"), units, place)
+    write_picture(mask, cracks, target.with_name(f"{target.name}.png"), units)
+    return cracks
+
+
+def summary(cracks: Sequence[Crack], units: Units) -> str:
+    """The cracks of an image in a few words."""
+    if not cracks:
+        return "no cracks"
+    per, unit = (1, "px") if units.mm_per_pixel is None else (units.mm_per_pixel, "mm")
+    length, widest = (x * per / units.scale for x in (sum(c.length for c in cracks), max(c.max_width for c in cracks)))
+    return f"{len(cracks)} crack{'s' * (len(cracks) > 1)}, {length:.4g} {unit} long, at most {widest:.3g} {unit} wide"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure all masks that the command line of `cssr.measure` names."""
+    try:
+        units = Units(options.scale, options.mm_per_pixel)
+        if not 0 <= options.least_length < float("inf"):
+            raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
+        what = What(options.threshold, options.crack_colors, options.crack_values)
+        choose(what.threshold, what.colors, what.values)
+        masks = masks_at(options.masks)
+        failed = _measure_all(masks, options, units, what)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(masks) - len(failed)} masks: table, GeoJSON and picture of each in {options.out}")
+    if failed:
+        sys.exit(f"error: {len(failed)} of {len(masks)} masks failed: {', '.join(failed[:5])}")
+
+
+def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Units, what: What) -> list[str]:
+    failed = []
+    for stem, path in tqdm(masks.items(), unit="mask", disable=not sys.stderr.isatty()):
+        try:
+            cracks = measure_file(path, options.out / stem, units, options.least_length, what)
+        except ValueError as error:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+        except OSError as error:
+            tqdm.write(f"error: cannot write the results of {path}: {error}", file=sys.stderr)
+        else:
+            tqdm.write(f"{path}: {summary(cracks, units)}")
+            continue
+        failed.append(path.name)
+    return failed

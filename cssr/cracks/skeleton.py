@@ -1,0 +1,161 @@
+"""The centre line of a piece of a mask: paths between ends and junctions, without the spurs that thinning leaves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from cssr.cracks.components import Piece
+from cssr.cracks.thinning import stays_when_thinned
+
+_LEAST_SIGMA = 2.0  # pixels along the path; smooths the steps of the pixel grid
+
+
+@dataclass(frozen=True)
+class Path:
+    """A part of a centre line between two nodes.
+
+    points: N 2 float64 (x, y), pixel centres at .5, smoothed. radius: half the width in its middle, pixels.
+    loose: whether its first and last point are ends of the line. joined: whether they are at junctions. A closed path
+    has neither.
+    """
+
+    points: np.ndarray
+    radius: float
+    loose: tuple[bool, bool]
+    joined: tuple[bool, bool] = (False, False)
+
+    @property
+    def length(self) -> float:
+        return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Pixels of a centre line, which of them are joined, and the paths between nodes as pixel numbers."""
+
+    pixels: Piece
+    degree: np.ndarray  # N; not 2 at nodes
+    junction: np.ndarray  # N: number of the junction that a pixel is of, -1 elsewhere
+    chains: list[list[int]]
+
+
+def centre_paths(piece: Piece, outside: cKDTree) -> tuple[list[Path], list[int]]:
+    """The paths of a piece's centre line, and how many of them meet at each junction.
+
+    outside: of the pixels outside along its rim. A spur is a path to an end that reaches less beyond the piece's side
+    than half the width there: it is the piece's roughness, no branch.
+    """
+    line = piece[stays_when_thinned(piece.neighbours())]
+    radius = outside.query(line.points)[0] - 0.5
+    while True:
+        graph = _graph(line)
+        spurs = [n for chain in graph.chains if _is_spur(chain, graph, radius) for n in _own(chain, graph)]
+        if not spurs:
+            return _paths(graph, radius)
+        kept = np.setdiff1d(np.arange(len(line)), spurs)
+        line, radius = line[kept], radius[kept]
+
+
+def _links(line: Piece) -> np.ndarray:
+    """N 8: the pixels joined to each; across a corner only where no way by sides is as short."""
+    links, none = line.neighbours(), len(line)
+    there = links < none
+    for k in range(1, 8, 2):
+        links[there[:, k - 1] | there[:, (k + 1) % 8], k] = none
+    return links
+
+
+def _graph(line: Piece) -> _Graph:
+    links = _links(line)
+    degree = (links < len(line)).sum(1)
+    junction = _junctions(links, degree)
+    return _Graph(line, degree, junction, _chains(np.sort(links, 1).tolist(), degree.tolist(), junction.tolist()))
+
+
+def _junctions(links: np.ndarray, degree: np.ndarray) -> np.ndarray:
+    """Pixels at which three or more meet, those next to each other being one junction."""
+    if not (degree > 2).any():
+        return np.full(len(degree), -1)
+    inside = np.append(degree > 2, False)
+    pixel, k = np.nonzero(inside[links] & inside[:-1, None])
+    graph = coo_array((np.ones(len(pixel), bool), (pixel, links[pixel, k])), shape=(len(links), len(links)))
+    return np.where(degree > 2, connected_components(graph, directed=False)[1], -1)
+
+
+def _chains(links: list[list[int]], degree: list[int], junction: list[int]) -> list[list[int]]:
+    """Paths as pixels in order, from node to node, each once; a closed one begins and ends at the same pixel."""
+    used, chains = [d != 2 for d in degree], []
+    for node in [n for n, d in enumerate(degree) if d != 2]:
+        for first in links[node][: degree[node]]:
+            direct = degree[first] != 2 and node < first and not 0 <= junction[node] == junction[first]
+            if direct or not used[first]:
+                chains.append(_walk(node, first, links, used, degree))
+        if not degree[node]:
+            chains.append([node])
+    for start in range(len(links)):
+        if not used[start]:
+            used[start] = True
+            chains.append(_walk(start, links[start][0], links, used, degree))
+    return chains
+
+
+def _walk(start: int, first: int, links: list[list[int]], used: list[bool], degree: list[int]) -> list[int]:
+    """From a pixel by way of another to the next node, or back."""
+    chain = [start, first]
+    while degree[first] == 2 and first != start:
+        used[first] = True
+        first = links[first][links[first][0] == chain[-2]]
+        chain.append(first)
+    return chain
+
+
+def _is_spur(chain: list[int], graph: _Graph, radius: np.ndarray) -> bool:
+    if graph.junction[chain[0]] < 0:
+        chain = chain[::-1]
+    if graph.junction[chain[0]] < 0 or graph.degree[chain[-1]] != 1:
+        return False
+    points = graph.pixels.points[chain]
+    length = np.linalg.norm(np.diff(points, axis=0), axis=1).sum()
+    return length + radius[chain[-1]] < 2 * radius[chain[0]] + 1
+
+
+def _own(chain: list[int], graph: _Graph) -> list[int]:
+    return [n for n in chain if graph.junction[n] < 0]
+
+
+def _paths(graph: _Graph, radius: np.ndarray) -> tuple[list[Path], list[int]]:
+    points, junction = graph.pixels.points, graph.junction
+    middles = {n: points[chosen].mean(0) for n, chosen in _members(junction).items()}
+    paths, meeting = [], dict.fromkeys(middles, 0)
+    for chain in graph.chains:
+        ends = [int(n) for n in junction[[chain[0], chain[-1]]]]
+        closed = chain[0] == chain[-1] and len(chain) > 1 and ends[0] < 0
+        placed, middle = points[chain], float(np.median(radius[chain]))
+        for place, end in zip((0, -1), ends):
+            if end >= 0:
+                placed[place], meeting[end] = middles[end], meeting[end] + 1
+        loose, joined = tuple(end < 0 and not closed for end in ends), tuple(end >= 0 for end in ends)
+        paths.append(Path(_smoothed(placed, max(_LEAST_SIGMA, middle / 2), closed), middle, loose, joined))
+    return paths, list(meeting.values())
+
+
+def _members(junction: np.ndarray) -> dict[int, np.ndarray]:
+    """The pixels of each junction."""
+    order = np.argsort(junction, kind="stable")
+    order = order[junction[order] >= 0]
+    numbers, first = np.unique(junction[order], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(order, first[1:])))
+
+
+def _smoothed(points: np.ndarray, sigma: float, closed: bool) -> np.ndarray:
+    """Along the path; the ends stay where they are, and so does the direction there."""
+    if closed:
+        ring = gaussian_filter1d(points[:-1], sigma, axis=0, mode="wrap")
+        return np.concatenate([ring, ring[:1]])
+    beyond = min(len(points) - 1, int(4 * sigma))
+    longer = np.pad(points, ((beyond, beyond), (0, 0)), mode="reflect", reflect_type="odd")
+    return gaussian_filter1d(longer, sigma, axis=0, mode="nearest")[beyond : beyond + len(points)]

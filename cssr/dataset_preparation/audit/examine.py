@@ -1,0 +1,218 @@
+"""One sample under examination: whatever is wrong with its files is noted, nothing is raised."""
+
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from cssr.dataset_preparation.audit.overlaps import Features, features_of
+from cssr.dataset_preparation.audit.similarity import hashes_of
+from cssr.dataset_preparation.images import ORIENTATION, open_picture
+from cssr.dataset_preparation.sources import Item, MaskRule
+
+try:
+    import simplejpeg
+except ImportError:  # optional: it alone tells of damage that decoders gloss over
+    simplejpeg = None
+
+MOST_VALUES = 4096  # different values kept of one mask; more is a photograph in a mask's place
+WIDEST = 255  # pixels; wider cracks count as this wide
+_SIZES = re.compile(r"is (\d+)x(\d+), but its mask is (\d+)x(\d+)")
+
+
+@dataclass
+class Look:
+    """What the files of one sample are. `faults`: kind -> what was found."""
+
+    faults: dict[str, str] = field(default_factory=dict)
+    size: tuple[int, int] | None = None  # width, height, upright
+    mode: str | None = None  # as Pillow calls it
+    converted: str | None = None  # why it cannot be stored as it is
+    orientation: int = 1
+    blank: bool = False  # all pixels alike
+    digest: str | None = None  # of the upright RGB pixels
+    mask_digest: str | None = None
+    values: dict[int, int] | None = None  # value of the mask -> pixels
+    scale: float | None = None  # HR pixels per LQ pixel, where the sides agree on it
+    kernel: int | None = None  # side
+    hashes: np.ndarray | None = None  # 8 32 uint8, one row for each way to turn and mirror the image
+    features: Features | None = None
+
+
+@dataclass
+class Crack:
+    """What a mask says under the rule of its set."""
+
+    share: float | None = None  # crack pixels of all, 0..1
+    widths: np.ndarray | None = None  # how many ridge pixels have width 0, 1, ..., WIDEST
+    fault: str | None = None
+
+
+def look(item: Item, root: str, near: bool, overlaps: bool, image_only: bool = False) -> Look:
+    """Read all files of a sample.
+
+    Args:
+        root: prefix of paths that messages leave out.
+        near: compute perceptual hashes.
+        overlaps: find features.
+        image_only: do not look at mask, LQ image and kernel.
+    """
+    found = Look()
+    pixels = _image(item, found, root)
+    if pixels is not None:
+        found.blank = bool((pixels == pixels[:1, :1]).all())
+        found.digest = _digest(pixels)
+        found.hashes = hashes_of(pixels) if near and not found.blank else None
+        found.features = features_of(pixels) if overlaps and not found.blank else None
+    if not image_only:
+        _mask(item, found, root)
+        _low_quality(item, found, root)
+        _kernel(item, found, root)
+    return found
+
+
+def _words(problem: Exception, root: str) -> str:
+    """What went wrong, on one line, with paths below the root."""
+    return " ".join((str(problem) or type(problem).__name__).replace(root, "").split())
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _image(item: Item, found: Look, root: str) -> np.ndarray | None:
+    """The upright RGB pixels, H W 3 uint8, and what the file says about itself."""
+    try:
+        data = item.image()
+        if not data:
+            found.faults["zero-byte files"] = "the image"
+            return None
+        _check_data(data, found)
+        image, found.converted, _ = open_picture(data)
+    except Exception as problem:  # whatever a decoder stumbles over, the next image has its turn
+        found.faults = {"damaged images": _words(problem, root)}
+        return None
+    found.size = image.size
+    return np.asarray(image)
+
+
+def _check_data(data: bytes, found: Look) -> None:
+    """Note mode and orientation by the header, and damage in the data that decoding alone does not show."""
+    with Image.open(io.BytesIO(data)) as stored:
+        kind, found.mode = stored.format, stored.mode
+        found.orientation = stored.getexif().get(ORIENTATION, 1)
+    if kind == "PNG":
+        with Image.open(io.BytesIO(data)) as stored:
+            stored.verify()  # every checksum, the end of the file: training decodes with a stricter library
+    if simplejpeg and kind in ("JPEG", "MPO") and found.mode in ("L", "RGB"):
+        try:  # as small as it gets: the data are read whole all the same
+            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, strict=True)
+        except ValueError as problem:
+            found.faults["faulty JPEG data"] = str(problem)
+
+
+def files_behind(read: Callable) -> list[Path]:
+    """The files that a reader was made for, as far as it tells: paths that are bound to it."""
+    if not isinstance(read, partial):
+        path = getattr(read, "__self__", None)
+        return [path] if isinstance(path, Path) else []
+    inner = [path for part in (read.func, *read.args) if callable(part) for path in files_behind(part)]
+    return [part for part in (*read.args, *read.keywords.values()) if isinstance(part, Path)] + inner
+
+
+def _mask(item: Item, found: Look, root: str) -> None:
+    if item.mask is None:
+        return
+    try:
+        values = np.asarray(item.mask())
+        if values.ndim != 2:
+            raise ValueError(f"its mask has {values.ndim} dimensions; store it as a grey image")
+        if found.size and values.shape != found.size[::-1]:
+            width, height = found.size
+            raise ValueError(f"it is {width}x{height}, but its mask is {values.shape[1]}x{values.shape[0]}")
+    except Exception as problem:
+        if found.size or "cannot read the image" not in str(problem):  # that has been said of the image
+            kind = _kind_of(str(problem), item)
+            found.faults[kind] = "the mask" if kind == "zero-byte files" else _words(problem, root)
+        return
+    numbers, counts = np.unique(values + 0 if values.dtype == bool else values, return_counts=True)
+    kept = np.r_[0 : min(len(numbers), MOST_VALUES) - 1, -1]
+    found.values = dict(zip(numbers[kept].tolist(), counts[kept].tolist()))
+    found.mask_digest = _digest(values)
+
+
+def _kind_of(problem: str, item: Item) -> str:
+    if sizes_in(problem):
+        return "sizes that differ"
+    if any(path.is_file() and not path.stat().st_size for path in files_behind(item.mask)):
+        return "zero-byte files"
+    return "damaged masks" if "cannot read" in problem else "masks that cannot be used"
+
+
+def sizes_in(problem: str) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """(width, height) of image and mask from a message that they differ; None of another message."""
+    sizes = _SIZES.search(problem)
+    width, height, *mask = map(int, sizes.groups()) if sizes else (0, 0)
+    return ((width, height), tuple(mask)) if sizes else None
+
+
+def _low_quality(item: Item, found: Look, root: str) -> None:
+    if item.lq is None:
+        return
+    try:
+        (width, height), size = open_picture(item.lq())[0].size, found.size or (0, 0)
+        if size[0] * height == size[1] * width and size[0] % width == 0:
+            found.scale = size[0] // width
+        elif found.size:
+            raise ValueError(f"the image is {size[0]}x{size[1]}, no whole multiple of its LQ image's {width}x{height}")
+    except Exception as problem:
+        found.faults["LQ images that cannot be used"] = _words(problem, root)
+
+
+def _kernel(item: Item, found: Look, root: str) -> None:
+    if item.kernel is None:
+        return
+    try:
+        kernel = np.asarray(item.kernel())
+        square = kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1] > 0
+        if not square or not np.isfinite(kernel).all() or abs(kernel.sum() - 1) > 1e-2:
+            raise ValueError(f"its kernel has shape {kernel.shape} and sum {kernel.sum():g}; it must be k x k of sum 1")
+        found.kernel = len(kernel)
+    except Exception as problem:
+        found.faults["kernels that cannot be used"] = _words(problem, root)
+
+
+def measure(item: Item, rule: MaskRule, root: str) -> Crack:
+    """Share and widths of what is crack in a mask that could be read."""
+    try:
+        values = np.asarray(item.mask())
+        mask = np.asarray(rule.apply(values), bool)
+    except Exception as problem:
+        return Crack(fault=_words(problem, root))
+    widths = np.minimum(np.rint(crack_widths(mask)), WIDEST).astype(int)
+    return Crack(float(mask.mean()), np.bincount(widths, minlength=WIDEST + 1))
+
+
+def crack_widths(mask: np.ndarray) -> np.ndarray:
+    """The widths of cracks along their middle, in pixels, float32; none where nothing is crack, or everything.
+
+    The middle is where the Euclidean distance to the background has a local maximum (among eight neighbours); the width
+    is twice the distance to the edge there. The mask (H W bool) is doubled first, which makes the widths of straight
+    cracks exact, even or odd; a pixel of length counts about twice. The image's border is no edge.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows) or mask.all():
+        return np.zeros(0, np.float32)
+    part = mask[max(rows[0] - 1, 0) : rows[-1] + 2, max(columns[0] - 1, 0) : columns[-1] + 2]
+    doubled = np.repeat(np.repeat(part.astype(np.uint8), 2, 0), 2, 1)
+    inside = cv2.distanceTransform(doubled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # in half pixels, to the centre of the nearest background pixel: twice the distance to the edge, in whole pixels
+    ridge = (doubled > 0) & (inside >= cv2.dilate(inside, np.ones((3, 3), np.uint8)))
+    return inside[ridge]

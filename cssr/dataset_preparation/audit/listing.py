@@ -1,0 +1,139 @@
+"""What a source lists, part by part; what stops it is a finding, and the rest is examined all the same."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cssr.dataset_preparation.audit.examine import Look, files_behind
+from cssr.dataset_preparation.audit.findings import ERROR, NOTE, Case, Finding, Part
+from cssr.dataset_preparation.make import with_safe_keys
+from cssr.dataset_preparation.masks import IMAGE_SUFFIXES
+from cssr.dataset_preparation.sources import SOURCES, Source
+
+_FAULT = re.compile(r"^missing|duplicate key|is empty|name no picture|a picture twice|is not in UTF-8")
+_PARTS = re.compile(r"choose with --split from: ([^;]+)")
+
+
+def list_parts(name: str, options: dict[str, Any], against: str | None) -> tuple[list[Part], list[Finding]]:
+    """The parts of a dataset, unread, and what their listing found.
+
+    Args:
+        name: of the source; `options`: its own.
+        against: a part, or another folder of the same layout, whose images the others are compared with.
+    Raises: ValueError where nothing can be listed for another reason than a fault of the dataset.
+    """
+    chosen = {part: {**options, "split": part} for part in _parts_of(name, options)} or {"": options}
+    chosen.pop(against, None)
+    parts, findings = [], []
+    for label, taken in chosen.items():
+        source, found = _open(name, taken)
+        findings += found
+        if source:
+            parts.append(_part(label or options.get("split") or "", source, "", taken))
+            findings += _unused(parts[-1], taken) if found else []
+    return parts + (_compared(name, options, against) if against else []), findings
+
+
+def _parts_of(name: str, options: dict[str, Any]) -> list[str]:
+    """The parts to go through where none was chosen, and there are any: the source says so itself when it refuses."""
+    if options.get("split", "") is not None:
+        return []
+    try:
+        SOURCES.build({"name": name, **options})
+    except ValueError as problem:
+        parts = _PARTS.search(str(problem))
+        return parts[1].split(", ") if parts else []
+    return []
+
+
+def _open(name: str, options: dict[str, Any]) -> tuple[Source | None, list[Finding]]:
+    """A source, without unpaired files where it can pass over them, and what was found; None if it cannot be listed.
+
+    Raises: ValueError for a mistake on the command line.
+    """
+    try:
+        source = SOURCES.build({"name": name, **options})
+        return source, _notes(source)
+    except ValueError as problem:
+        if not _FAULT.search(str(problem)):
+            raise
+        found = [Finding(ERROR, "listing", _words(problem, options))]
+    if options.get("skip_unpaired") is not False:
+        return None, found
+    try:
+        source = SOURCES.build({"name": name, **options, "skip_unpaired": True})
+    except ValueError:
+        return None, found
+    return source, found + _notes(source)
+
+
+def _notes(source: Source) -> list[Finding]:
+    return [Finding(NOTE, "source", note) for note in source.notes]
+
+
+def _words(problem: Exception, options: dict[str, Any]) -> str:
+    return " ".join(str(problem).replace(root_prefix(options), "").split())
+
+
+def root_prefix(options: dict[str, Any]) -> str:
+    """What stands before the paths in messages; something that does not occur where there is no root."""
+    return f"{options['root']}/" if options.get("root") else "\0"
+
+
+def _part(label: str, source: Source, before: str, options: dict[str, Any], compared: bool = False) -> Part:
+    cases = [Case(label, before + item.origin, item, Look()) for item in source.items]
+    return Part(label, cases, source, root_prefix(options), compared)
+
+
+def _compared(name: str, options: dict[str, Any], against: str) -> list[Part]:
+    """The parts of --against; ValueError where there are none."""
+    known = inspect.signature(SOURCES.get(name)).parameters
+    if "root" in known and Path(against).is_dir():
+        options, before = {**options, "root": Path(against)}, f"{against}/"
+        if "split" in known:
+            options["split"] = None
+    elif "split" in known:
+        options, before = {**options, "split": against}, ""
+    else:
+        raise ValueError(f"--against {against} is no folder, and {name} has no parts; give a folder")
+    found = []
+    for part in _parts_of(name, options) or [None]:
+        source, faults = _open(name, {**options, "split": part} if part else options)
+        if not source:
+            raise ValueError(f"--against {against}: {faults[0].message}")
+        label = "/".join(filter(None, (against, part)))
+        found.append(_part(label, source, before, options, compared=True))
+    return found
+
+
+def _unused(part: Part, options: dict[str, Any]) -> list[Finding]:
+    """Which files beside those of the samples belong to none: where pairs were missed, it is these."""
+    root = options.get("root")
+    if not root:
+        return []
+    used = {path for case in part.cases for path in _files_of(case)}
+    suffixes = {*IMAGE_SUFFIXES, *(path.suffix.lower() for path in used)}
+    beside = (path for directory in sorted({path.parent for path in used}) for path in sorted(directory.iterdir()))
+    names = [_relative(path, root) for path in beside if path.suffix.lower() in suffixes and path not in used]
+    entries = [{"file": name} for name in names if not name.rsplit("/", 1)[-1].startswith(".")]
+    return [Finding(NOTE, "files of no sample", "beside the others, left out", entries)] if entries else []
+
+
+def _files_of(case: Case) -> Iterable[Path]:
+    item = case.item
+    return (path for read in (item.image, item.mask, item.lq, item.kernel) if read for path in files_behind(read))
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def check_keys(part: Part) -> list[Finding]:
+    """Names that become the same in a tar, or cannot be written down."""
+    try:
+        with_safe_keys(part.source)
+    except ValueError as problem:
+        return [Finding(ERROR, "names", str(problem).replace(part.prefix, ""))]
+    return []

@@ -1,0 +1,271 @@
+"""Examine a whole dataset before it is sharded: all that is wrong with it, not the first thing only.
+
+    python shards/doctor.py folder --root cracks --out report
+    python shards/doctor.py folder --root cracks --split train --against val
+    python shards/doctor.py khanhha --root crack_segmentation_dataset --workers 8
+
+Pairs, sizes, damage, colour modes, EXIF orientation, mask values, empty and full masks, copies (the same pixels),
+near-duplicates (a perceptual hash, however turned or mirrored) and images that show the same spot (overlapping tiles
+and photographs), within and across the parts: all of them, where the layout has parts and --split names none. With
+--out it writes doctor.json (everything found, by path) and doctor.png (pictures of it).
+
+Exit status: 0 the set may be sharded, 1 it must not be as it is (there are errors; warnings do not count), 2 a mistake
+on the command line or no way to finish, 130 interrupted.
+"""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from cssr import __version__
+from cssr.dataset_preparation.audit import contact_sheet, relations
+from cssr.dataset_preparation.audit.examine import Crack, Look, look, measure, simplejpeg
+from cssr.dataset_preparation.audit.findings import (
+    ERROR,
+    NOTE,
+    WARNING,
+    Case,
+    Finding,
+    Part,
+    of_files,
+    of_masks,
+    of_pictures,
+)
+from cssr.dataset_preparation.audit.listing import check_keys, list_parts
+from cssr.dataset_preparation.audit.overlaps import find_overlaps
+from cssr.dataset_preparation.audit.similarity import BITS, check_library, find_links
+from cssr.dataset_preparation.audit.tallies import lines, tally
+from cssr.dataset_preparation.options import Parser, add_from_signature
+from cssr.dataset_preparation.parallel import cores, in_order
+from cssr.dataset_preparation.sources import SOURCES, MaskRule
+from cssr.dataset_preparation.split import DOCTOR_FORMAT
+from cssr.dataset_preparation.workspace import save
+
+NEAR = (
+    40  # bits of 256: recompressed, resized, brightened copies differ in 25 at most, other photographs in 90 and more
+)
+MOST = 12_000  # images among which overlaps are looked for unless told otherwise: 5 GB
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One sub-command per source; its own options come from the signature of the source's function."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="doctor.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
+    for name in SOURCES.names():
+        about = inspect.getdoc(SOURCES.get(name)).splitlines()[0]
+        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        _add_common(command)
+        add_from_signature(command, name)
+    return parser
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--out", type=Path, metavar="DIR", help="folder for doctor.json and doctor.png; none are written without it")
+    add(
+        "--against",
+        metavar="DIR_OR_SPLIT",
+        help="compare with the images of another part, or of a folder laid out alike",
+    )
+    add("--near", type=int, default=NEAR, metavar="N", help=f"near-duplicates differ in N of {BITS} bits (%(default)s)")
+    about = f"look for images of the same spot (as a rule among up to {MOST} images)"
+    add("--overlaps", action=argparse.BooleanOptionalAction, help=about)
+    add("--workers", type=int, default=cores(), help="processes (%(default)s)")
+    add("--seed", type=int, default=0, help="of drawn pictures (%(default)s)")
+
+
+def read_arguments(argv: list[str]) -> argparse.Namespace:
+    """Parse and check the command line; ValueError with a remedy for what makes no sense."""
+    if not argv:
+        raise ValueError(f"give a source: one of {', '.join(SOURCES.names())}; `doctor.py --help` explains")
+    if not argv[0].startswith("-"):
+        SOURCES.get(argv[0])  # its error has the closest name
+    args = build_parser().parse_args(argv)
+    if args.workers < 1:
+        raise ValueError(f"--workers is {args.workers}; give at least 1")
+    if not -1 <= args.near <= BITS // 4:
+        raise ValueError(f"--near is {args.near}; give 0 to {BITS // 4} bits, or -1 to look for none")
+    if args.near >= 0:
+        check_library()
+    if args.out and args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} exists and is no folder; choose another name")
+    return args
+
+
+def examine(args: argparse.Namespace) -> tuple[list[Part], list[Case], list[Finding]]:
+    """Do what the command line asks. Returns the parts, all samples, and what was found, the worst first."""
+    options = {name: getattr(args, name) for name in inspect.signature(SOURCES.get(args.source)).parameters}
+    parts, findings = list_parts(args.source, options, args.against)
+    for part in parts:
+        findings += check_keys(part)
+    cases = [case for part in parts for case in part.cases]
+    overlaps = len(cases) <= MOST if args.overlaps is None else args.overlaps
+    findings += _look(parts, cases, args.near >= 0, overlaps, args.workers)
+    findings += [*of_files(cases), *of_pictures(cases)]
+    findings += _measure(parts, cases, args.workers)
+    for part in parts:
+        findings += of_masks(part, cases, f" ({part.name})" if len(parts) > 1 else "")
+    findings += _relate(cases, args.near, overlaps, args.workers)
+    findings += _unseen(args, overlaps, len(cases))
+    return parts, cases, sorted(findings, key=lambda found: (ERROR, WARNING, NOTE).index(found.severity))
+
+
+def _watch(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+    """Pass results on under a progress bar; elsewhere than on a terminal, silently."""
+    with closing(results):
+        yield from tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty())
+
+
+def _do(work: Callable[[int], Any], count: int, workers: int, what: str) -> Iterator[Any]:
+    return _watch(in_order(work, count, workers), count, what)
+
+
+def _look(parts: list[Part], cases: list[Case], near: bool, overlaps: bool, workers: int) -> list[Finding]:
+    """Read all files, fill in what they are, and let each part's source decide what in its masks is crack."""
+    owner = [part for part in parts for _ in part.cases]
+
+    def work(n: int) -> Look:
+        return look(cases[n].item, owner[n].prefix, near, overlaps, owner[n].compared)
+
+    for case, found in zip(cases, _do(work, len(cases), workers, "reading")):
+        case.look = found
+    return [finding for part in parts if part.source.decide and not part.compared for finding in _decide(part)]
+
+
+def _decide(part: Part) -> list[Finding]:
+    """The rule of a part, from the values that its masks were seen to hold."""
+    read = [case for case in part.cases if case.look.values]
+    seen = [replace(case.item, mask=lambda v=case.look.values: np.repeat([*v], [*v.values()])) for case in read]
+    if not seen:
+        return []
+    try:
+        part.rule = part.source.decide(seen)
+    except ValueError as problem:
+        middle = 127 if max(max(case.look.values) for case in read) > 127 else 0
+        part.rule = MaskRule(f"undecided; for the figures below, value > {middle}", lambda values: values > middle)
+        part.decided = False
+        return [Finding(ERROR, "mask values" + (f" ({part.name})" if part.name else ""), str(problem))]
+    return []
+
+
+def _measure(parts: list[Part], cases: list[Case], workers: int) -> list[Finding]:
+    rules = {part.name: part for part in parts if part.rule}
+    chosen = [case for case in cases if case.look.values is not None and case.part in rules]
+
+    def work(n: int) -> Crack:
+        part = rules[chosen[n].part]
+        return measure(chosen[n].item, part.rule, part.prefix)
+
+    for case, crack in zip(chosen, _do(work, len(chosen), workers, "measuring")):
+        case.crack = crack
+    sentences = {part.rule.sentence: name for name, part in rules.items()}
+    if len(sentences) < 2:
+        return []
+    told = "; ".join(f"{name}: {sentence}" for sentence, name in sentences.items())
+    return [Finding(WARNING, "mask rules of the parts", f"they differ: {told}")]
+
+
+def _relate(cases: list[Case], near: int, overlaps: bool, workers: int) -> list[Finding]:
+    """Copies, near-duplicates, overlaps. Of copies, and of near-duplicates, one is looked at further."""
+    found = relations.of_copies(cases)
+    first = {case.look.digest: n for n, case in reversed(list(enumerate(cases))) if case.look.digest}
+    alone = sorted(first.values())
+    if near >= 0:
+        chosen = np.array([n for n in alone if cases[n].look.hashes is not None], np.int64)
+        hashes = np.array([cases[n].look.hashes for n in chosen]).reshape(-1, 8, BITS // 8)
+        links = find_links(hashes, near, workers, _watch)
+        links = links._replace(first=chosen[links.first], second=chosen[links.second])
+        found += relations.of_links(cases, links)
+        alone = sorted(set(alone) - set(links.second.tolist()))
+    if overlaps:
+        chosen = [n for n in alone if cases[n].look.features is not None]
+        pairs = find_overlaps([cases[n].look.features for n in chosen], workers, _watch)
+        pairs = [pair._replace(first=chosen[pair.first], second=chosen[pair.second]) for pair in pairs]
+        found += relations.of_overlaps(cases, pairs)
+    return found + relations.of_groups(cases)
+
+
+def _unseen(args: argparse.Namespace, overlaps: bool, count: int) -> list[Finding]:
+    """What was not looked for."""
+    found = []
+    if args.near < 0:
+        found.append("near-duplicates (--near)")
+    if not overlaps:
+        found.append(f"images of the same spot (--overlaps; {0.4 * count / 1000:.1f} GB of memory)")
+    if simplejpeg is None:
+        found.append("damage within JPEG data that decoders gloss over (pip install simplejpeg)")
+    return [Finding(NOTE, "not looked for", what) for what in found]
+
+
+def to_json(args: argparse.Namespace, parts: list[Part], cases: list[Case], findings: list[Finding]) -> dict[str, Any]:
+    """What goes into doctor.json; paths are relative to the root."""
+    options = {name: getattr(args, name) for name in inspect.signature(SOURCES.get(args.source)).parameters}
+    return {
+        "format": DOCTOR_FORMAT,
+        "tool_version": __version__,
+        "source": args.source,
+        "options": {name: value for name, value in options.items() if name != "root"},
+        "against": args.against,
+        "near": args.near,
+        "may_be_sharded": not any(found.severity == ERROR for found in findings),
+        "findings": [
+            {
+                "severity": found.severity,
+                "kind": found.kind,
+                "message": found.message,
+                "count": len(found.entries),
+                "entries": found.entries,
+            }
+            for found in findings
+        ],
+        "related": _related(cases, findings),
+        "parts": {part.name: tally(part, cases) for part in parts},
+    }
+
+
+def _related(cases: list[Case], findings: list[Finding]) -> list[list[dict[str, str]]]:
+    """Which samples belong together, by pixels, hash or spot: a cut that is to be fair keeps each group in one part."""
+    groups = [group for found in findings if found.entries and "images" in found.entries[0] for group in found.pictures]
+    links = np.array([pair for group in groups for pair in zip(group, group[1:])], np.int64).reshape(-1, 2)
+    together = relations.groups_of(links[:, 0], links[:, 1], len(cases))
+    return [[{"part": cases[n].part, "key": cases[n].item.key, "image": cases[n].path} for n in g] for g in together]
+
+
+def report(args: argparse.Namespace, parts: list[Part], cases: list[Case], findings: list[Finding]) -> bool:
+    """Print the findings, write what --out asks for. Returns whether the set may be sharded."""
+    found = to_json(args, parts, cases, findings)
+    for name, figures in found["parts"].items():
+        print(*lines(name, figures), sep="\n")
+    print(*(finding.line() for finding in findings), sep="\n")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        save(args.out / "doctor.json", (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        contact_sheet.draw(cases, findings, {part.name: part for part in parts}).save(args.out / "doctor.png")
+        print(f"all of it: {args.out / 'doctor.json'}; pictures: {args.out / 'doctor.png'}")
+    errors, warnings = (sum(f.severity == severity for f in findings) for severity in (ERROR, WARNING))
+    told = f"{errors} kinds of errors, {warnings} of warnings"
+    print(f"{'may' if found['may_be_sharded'] else 'must not'} be sharded: {told}")
+    return found["may_be_sharded"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit code, see above."""
+    try:
+        args = read_arguments(sys.argv[1:] if argv is None else argv)
+        return 0 if report(args, *examine(args)) else 1
+    except (ValueError, OSError) as problem:
+        print("error:", " ".join(str(problem).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; run the command again", file=sys.stderr)
+        return 130

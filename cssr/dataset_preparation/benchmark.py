@@ -1,0 +1,210 @@
+"""A shard set degraded once and for all: what a benchmark file says, and the source of the samples that it makes.
+
+An LQ image is what `cssr/evaluate.py` would make of the same sample without a frozen set (the same cut to multiples of
+the scale, the same seed for each key), stored as 8 bits: clamp(lq, 0, 1) * 255, rounded. It is made one sample at a
+time by one thread on the CPU, so that its bytes depend neither on the samples beside it nor on a GPU.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cssr import __version__
+from cssr.config.loading import read_yaml
+from cssr.config.registry import did_you_mean
+from cssr.data.dataset import eval_seed
+from cssr.data.shards import ShardSet, sizes
+from cssr.dataset_preparation.encode import MOST_SCALE
+from cssr.dataset_preparation.images import png
+from cssr.dataset_preparation.reopening import Stored, decoded, image_file, list_samples
+from cssr.dataset_preparation.sources import Item, MaskRule, Source
+from cssr.degradations import DEGRADATIONS
+
+_MOST_SEED = 2**31 - 1  # with the key's 32 bits below it a signed 64-bit number
+_REWRITTEN = ("key", "source", "origin", "width", "height", "crack_share", "converted", "crc32", "group")
+_INHERITED = ("options", "licence", "split", "ratio", "split_sha256", "part", "seed")  # of the index
+_PLAIN = {bool: "true or false", int: "a whole number"}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a file of configs/benchmarks says."""
+
+    name: str  # how results call it
+    scale: int  # HR pixels per LQ pixel, 2 or more
+    degradation: dict[str, Any]  # component of cssr/degradations
+    seed: int = 0  # of the degradation, as `cssr/evaluate.py --seed`
+
+    def build(self) -> Callable:
+        """The degradation."""
+        return DEGRADATIONS.build(self.degradation, scale=self.scale)
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """The benchmark of a file; ValueError, one line with the setting's name, for whatever is not as it must be."""
+    try:
+        return _checked(read_yaml(path))
+    except ValueError as problem:
+        raise ValueError(f"--degradation {path}: {str(problem).removeprefix('config: ')}") from None
+
+
+def _checked(values: dict[str, Any]) -> Benchmark:
+    known = [field.name for field in fields(Benchmark)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown setting {key!r}{did_you_mean(key, known)}; it holds {', '.join(known)}")
+    for key in known[:-1]:
+        if key not in values:
+            raise ValueError(f"{key} is missing; a benchmark file holds {', '.join(known)}")
+    if not isinstance(values["name"], str) or not re.fullmatch(r"[\w.+-]+", values["name"]):
+        raise ValueError(f"name needs letters, digits and any of . _ + -; found {values['name']!r}")
+    _check_number("scale", values["scale"], 2, MOST_SCALE)
+    _check_number("seed", values.get("seed", 0), 0, _MOST_SEED)
+    degradation = values["degradation"]
+    component = {"name": degradation} if isinstance(degradation, str) else degradation
+    _check_component(component, values["scale"])
+    return Benchmark(**{**values, "degradation": dict(component)})
+
+
+def _check_number(key: str, value: Any, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{key} needs a whole number, {low} to {high}; found {value!r}")
+
+
+def _check_component(component: Any, scale: int) -> None:
+    if not isinstance(component, Mapping) or not isinstance(component.get("name"), str):
+        raise ValueError(f"degradation needs a mapping with a name, as {{name: gaussian}}; found {component!r}")
+    if component["name"] == "stored":
+        raise ValueError("degradation=stored degrades nothing; name one that makes LQ images")
+    parameters = DEGRADATIONS.parameters(component["name"])
+    for key, value in component.items():
+        kind = parameters[key].annotation if key in parameters else None
+        if kind in _PLAIN and type(value) is not kind:
+            raise ValueError(f"degradation.{key} needs {_PLAIN[kind]}; found {value!r}")
+    try:
+        DEGRADATIONS.build(component, scale=scale)
+    except TypeError as problem:  # of a value that is compared before it is looked at
+        raise ValueError(f"degradation: {component} has a value of a wrong type ({problem})") from None
+
+
+class Degraded(NamedTuple):
+    """A sample of the benchmark: `hr` H W 3 uint8 RGB and `mask` H W bool, cut to multiples of the scale; `whole`: not
+    a pixel was cut off; `lq` h w 3 uint8 RGB; `kernel` k k float32, None where the degradation gives none.
+    """
+
+    hr: np.ndarray
+    mask: np.ndarray
+    whole: bool
+    lq: np.ndarray
+    kernel: np.ndarray | None
+
+
+def degrade_image(hr: np.ndarray, seed: int, degrade: Callable) -> tuple[np.ndarray, np.ndarray | None]:
+    """The LQ image (h w 3 uint8) of an image (H W 3 uint8, multiples of the scale), and the kernel (k k float32)."""
+    planes = torch.from_numpy(np.ascontiguousarray(hr)).permute(2, 0, 1)[None].contiguous()
+    with torch.no_grad():
+        lq, kernel = degrade(planes.float() / 255, torch.tensor([seed]))
+    levels = (lq[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    return levels, None if kernel is None else kernel[0, 0].numpy()
+
+
+def frozen_source(shards: ShardSet, benchmark: Benchmark, degrade: Callable) -> Source:
+    """The samples of a set, each with its LQ image and kernel; `degrade`: of the benchmark.
+
+    Raises: ValueError where the set stores LQ images already, has images that are too small, or is damaged.
+    """
+    if shards.lq:
+        raise ValueError(
+            f"--data: {shards.root} stores LQ images already: evaluate on it, or give the set that it was made of"
+        )
+    kernel = _try_smallest(shards, benchmark.scale, degrade)
+    listed = list(list_samples(shards))
+    # the parts of a sample are asked for in turn: degrading it once serves them all
+    make = lru_cache(maxsize=1)(lambda number: _degraded(shards, listed[number], benchmark, degrade))
+    items = [_item(shards, stored, partial(make, number), kernel) for number, stored in enumerate(listed)]
+    rule = MaskRule(shards.index.get("mask_rule") or "as stored: 1 is crack", lambda values: values)
+    decide = (lambda _: rule) if shards.masks else None
+    return Source(_name(shards), shards.index.get("licence"), items, decide, _notes(shards, benchmark.scale))
+
+
+def _name(shards: ShardSet) -> str:
+    """Of the dataset that a set was made of."""
+    return str(shards.index.get("source", "unknown"))
+
+
+def header_of(shards: ShardSet, benchmark: Benchmark, resampler: str) -> dict[str, Any]:
+    """What the index says about the whole: what that of the original says, and how it was degraded."""
+    inherited = {name: shards.index[name] for name in _INHERITED if name in shards.index}
+    about = {"benchmark": benchmark.name, "degradation": benchmark.degradation, "degradation_seed": benchmark.seed}
+    return {
+        "tool_version": __version__,
+        "source": _name(shards),
+        **inherited,
+        **about,
+        "resampler": resampler,
+        "original_sha256": digest_of(shards),
+    }
+
+
+def digest_of(shards: ShardSet) -> str:
+    """sha256 of a set's index, as JSON with sorted keys; the index has the sha256 of every shard."""
+    return hashlib.sha256(json.dumps(shards.index, sort_keys=True).encode()).hexdigest()
+
+
+def _try_smallest(shards: ShardSet, scale: int, degrade: Callable) -> bool:
+    """Degrade an image of the smallest size in the set. Returns whether there is a kernel; ValueError if it fails."""
+    width, height = min(sizes(shards.index), key=min)
+    where = f"--data: {shards.root} has images of {width}x{height} pixels"
+    if min(width, height) < scale:
+        raise ValueError(f"{where}, too small for scale {scale}: remove them from the set, or lower the scale")
+    image = np.zeros((height // scale * scale, width // scale * scale, 3), np.uint8)
+    try:
+        return degrade_image(image, 0, degrade)[1] is not None
+    except (RuntimeError, ValueError, TypeError) as problem:
+        reason = " ".join(str(problem).split())
+        raise ValueError(f"{where}, which the degradation cannot take: {reason}; change it, or the set") from problem
+
+
+def _degraded(shards: ShardSet, stored: Stored, benchmark: Benchmark, degrade: Callable) -> Degraded:
+    sample = decoded(shards, stored)
+    height, width = (side // benchmark.scale * benchmark.scale for side in sample.mask.shape)
+    hr, mask = sample.image[:height, :width], sample.mask[:height, :width] > 0
+    lq, kernel = degrade_image(hr, eval_seed(benchmark.seed, stored.key), degrade)
+    return Degraded(hr, mask, hr.shape == sample.image.shape, lq, kernel)
+
+
+def _item(shards: ShardSet, stored: Stored, make: Callable[[], Degraded], kernel: bool) -> Item:
+    facts, group = stored.facts, stored.facts.get("group")
+    return Item(
+        stored.key,
+        str(facts.get("origin", stored.key)),
+        lambda: _image(shards, stored, make()),
+        (lambda: make().mask) if shards.masks else None,
+        {name: value for name, value in facts.items() if name not in _REWRITTEN},
+        lambda: png(Image.fromarray(make().lq)),
+        (lambda: make().kernel) if kernel else None,
+        group if isinstance(group, str) else None,
+    )
+
+
+def _image(shards: ShardSet, stored: Stored, made: Degraded) -> bytes:
+    """The HR image: the very file of the original where nothing is cut off and a set of ours may hold it, or a PNG."""
+    data = image_file(shards, stored)
+    return data if data and made.whole else png(Image.fromarray(np.ascontiguousarray(made.hr)))
+
+
+def _notes(shards: ShardSet, scale: int) -> tuple[str, ...]:
+    cut = [f"{width}x{height}" for width, height in sizes(shards.index) if width % scale or height % scale]
+    if not cut:
+        return ()
+    which = f"{', '.join(cut[:3])} pixels{' and others' if cut[3:] else ''}"
+    return (f"images of {which} are cut at the right and bottom to multiples of {scale}, and stored as PNG",)

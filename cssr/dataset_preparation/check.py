@@ -1,0 +1,215 @@
+"""`make_shards.py --check DIR`: is a shard set what its index says? Damage is reported by shard and key.
+
+Every byte is read: sizes, sha256 of each tar, names of the members, checksums that the samples carry, counts. With
+--decode every image, mask and kernel is decoded as well, and held against the sample's json.
+"""
+
+import json
+import re
+import sys
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cssr.dataset_preparation.decoding import wrong_contents
+from cssr.dataset_preparation.parallel import share
+from cssr.dataset_preparation.split import FILE, read_split
+from cssr.dataset_preparation.writer import FORMAT, sha256_of
+
+_DIFFERS = "sha256 differs from its index"
+IMAGES = ("jpg", "png")
+
+
+@dataclass
+class Found:
+    """What one shard holds, and what is wrong with it."""
+
+    faults: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    groups: set[str] = field(default_factory=set)
+    sizes: Counter = field(default_factory=Counter)
+
+
+def check(root: Path, decode: bool, workers: int) -> tuple[list[str], str]:
+    """Check a shard set, or a folder of the parts of one. Returns the faults, and a line about what was checked.
+
+    Raises: ValueError where there are no shards at all.
+    """
+    if (root / "index.json").exists():
+        return _check_set(root, decode, workers)[:2]
+    parts = sorted(path.parent for path in root.glob("*/index.json"))
+    if not parts and not (root / FILE).exists():
+        raise ValueError(f"no shards in {root} (index.json is missing); give the folder that make_shards.py has made")
+    checked = {part.name: _check_set(part, decode, workers) for part in parts}
+    faults = [f"{name}/{fault}" for name, (found, _, _) in checked.items() for fault in found]
+    faults += [] if faults else _check_split(root, {name: groups for name, (_, _, groups) in checked.items()})
+    return faults, "; ".join(f"{name}: {about}" for name, (_, about, _) in checked.items())
+
+
+def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, set[str]]:
+    try:
+        index = read_index(root)
+    except ValueError as problem:
+        return [str(problem)], "index.json cannot be used", set()
+    entries, found = index["shards"], {}
+
+    def work(task: int, tell: Callable[[], None]) -> Found:
+        return inspect_shard(root / entries[task]["name"], entries[task], index, decode, tell)
+
+    bar = tqdm(total=index["samples"], desc="checking", unit=" samples", leave=False, disable=not sys.stderr.isatty())
+    with bar, closing(share(work, len(entries), workers, bar.update)) as results:
+        found.update(results)
+    ordered = [found[number] for number in range(len(entries))]
+    faults = [f"{entry['name']}: {fault}" for entry, one in zip(entries, ordered) for fault in one.faults]
+    groups = set().union(*(one.groups for one in ordered))
+    faults += _check_sum(index, ordered, groups) if not faults else []
+    faults += [f"{name} is not in index.json" for name in _strangers(root, entries)]
+    return faults, f"{sum(len(one.keys) for one in ordered)} samples in {len(entries)} shards", groups
+
+
+def read_index(root: Path) -> dict[str, Any]:
+    """The index, its fields checked as far as checking needs them; ValueError otherwise."""
+    try:
+        index = json.loads((root / "index.json").read_bytes())
+        whole = index["format"] == FORMAT and isinstance(index["samples"], int) and bool(index["shards"])
+        for entry in index["shards"]:
+            whole = whole and re.fullmatch(r"[^/\\]+\.tar", entry["name"]) and len(entry["sha256"]) == 64
+            whole = whole and isinstance(entry["samples"], int) and isinstance(entry["bytes"], int)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise ValueError(f"index.json: cannot be read ({type(problem).__name__}: {problem})") from None
+    if not whole:
+        raise ValueError(f"index.json: damaged or of another format than {FORMAT}")
+    return index
+
+
+def inspect_shard(path: Path, entry: dict[str, Any], index: dict[str, Any], decode: bool, tell: Callable) -> Found:
+    """Check one tar against its entry in the index; `tell` is called after each sample."""
+    found = Found()
+    if not path.is_file():
+        found.faults.append("is missing")
+        return found
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        found.faults.append(f"has {size} bytes, its index says {entry['bytes']}")
+    elif sha256_of(path) != entry["sha256"]:
+        found.faults.append(_DIFFERS)
+    try:
+        for key, members in _samples(path):
+            found.keys.append(key)
+            found.faults += [f"{key}: {fault}" for fault in _check_sample(key, members, index, decode, found)]
+            tell()
+    except (OSError, tarfile.TarError, EOFError, ValueError) as problem:
+        after = f" after {found.keys[-1]}" if found.keys else ""
+        found.faults.append(f"cannot be read{after}: {problem}")
+    if found.faults == [_DIFFERS]:
+        found.faults = [f"{_DIFFERS}, but no member that has a checksum is damaged"]
+    if len(found.keys) != entry["samples"]:
+        found.faults.append(f"has {len(found.keys)} samples that can be read, its index says {entry['samples']}")
+    return found
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each sample; one is in memory at a time."""
+    key, members = None, {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            tar.members = []  # else tarfile remembers them all
+            name, _, extension = member.name.partition(".")
+            if not member.isreg() or member.issparse():  # a sparse one may claim any size
+                raise ValueError(f"{member.name} is no plain file")
+            if name != key or extension in members:
+                if key is not None:
+                    yield key, members
+                key, members = name, {}
+            members[extension] = tar.extractfile(member).read()
+    if key is not None:
+        yield key, members
+
+
+def _check_sample(key: str, members: dict[str, bytes], index: dict[str, Any], decode: bool, found: Found) -> list[str]:
+    """The faults of one sample; what it is goes into `found`."""
+    try:
+        facts = json.loads(members["json"])
+        found.sizes[f"{facts['width']}x{facts['height']}"] += 1
+        found.groups.add(facts.get("group", key))
+        sums = dict(facts.get("crc32", {}))
+        contents = wrong_contents(members, facts, index) if decode else []
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return ["json is missing or damaged"]
+    faults = [] if facts.get("key") == key else [f"json is of {facts.get('key')!r}"]
+    faults += _check_names(set(members), index)
+    damaged = [name for name, crc in sums.items() if name in members and zlib.crc32(members[name]) != crc]
+    faults += [f"{name}: checksum differs, the bytes are damaged" for name in sorted(damaged)]
+    return faults + contents
+
+
+def _check_names(names: set[str], index: dict[str, Any]) -> list[str]:
+    wanted = {"image": IMAGES, "json": ("json",)}
+    if index.get("masks", True):
+        wanted["mask"] = ("mask.png",)
+    if index.get("lq"):
+        wanted["LQ image"] = ("lq.png", "lq.jpg")
+    if index.get("kernel"):
+        wanted["kernel"] = ("kernel.npy",)
+    faults = [
+        f"{what}: {len(names & {*of})} members, not one" for what, of in wanted.items() if len(names & {*of}) != 1
+    ]
+    known = {name for of in wanted.values() for name in of}
+    return faults + [f"{name}: a member that the index does not speak of" for name in sorted(names - known)]
+
+
+def _check_sum(index: dict[str, Any], ordered: list[Found], groups: set[str]) -> list[str]:
+    """What only all shards together tell."""
+    keys = Counter(key for one in ordered for key in one.keys)
+    faults = [f"{key}: {count} samples have this key" for key, count in keys.items() if count > 1]
+    sizes = sum((one.sizes for one in ordered), Counter())
+    said = {"samples": keys.total(), "image_sizes": dict(sizes), "groups": len(groups)}
+    faults += [
+        f"index.json: its {name} are not those of the shards"
+        for name, value in said.items()
+        if index.get(name, value) != value
+    ]
+    return faults
+
+
+def _strangers(root: Path, entries: list[dict[str, Any]]) -> list[str]:
+    names = {entry["name"] for entry in entries}
+    return sorted(p.name for p in root.iterdir() if p.suffix in (".tar", ".partial") and p.name not in names)
+
+
+def _check_split(root: Path, groups: dict[str, set[str]]) -> list[str]:
+    """Faults of the cut: a group in two parts, or parts that are not those of split.json."""
+    if not (root / FILE).exists():
+        return []
+    owners = Counter(group for found in groups.values() for group in found)
+    faults = [f"{group}: in {count} parts" for group, count in sorted(owners.items()) if count > 1]
+    try:
+        split = read_split(root / FILE)
+    except ValueError as problem:
+        return [*faults, str(problem)]
+    for name in sorted(split.parts.keys() | groups.keys()):
+        differing = set(split.parts.get(name, ())) ^ groups.get(name, set())
+        if differing:
+            faults.append(f"{FILE}: {len(differing)} groups of {name} differ, the first is {min(differing)!r}")
+    return faults
+
+
+def report(roots: Sequence[Path], decode: bool, workers: int) -> int:
+    """Check shard sets and print what is found. Returns 0, or 1 if anything is wrong."""
+    total = 0
+    for root in roots:
+        faults, about = check(root, decode, workers)
+        for fault in faults:
+            print(f"{root}: {''.join(letter if letter.isprintable() else '?' for letter in fault)}")
+        print(f"{root}: {about}: {f'faults: {len(faults)}' if faults else 'nothing is wrong'}")
+        total += len(faults)
+    if total:
+        print(f"error: faults: {total}; write the damaged set again with shards/make_shards.py", file=sys.stderr)
+    return int(total > 0)

@@ -1,0 +1,209 @@
+"""One item into one sample or, cut into tiles, into several: the members of each and the facts in its json."""
+
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cssr.data.remote import DataError
+from cssr.dataset_preparation.images import Picture, open_picture, png, size_of, store_picture
+from cssr.dataset_preparation.sources import Item, MaskRule
+from cssr.dataset_preparation.split import group_of
+from cssr.dataset_preparation.tiles import Place, Tiling, name_of
+
+MOST_SCALE, MOST_KERNEL = 64, 511  # that the reader takes: HR pixels per LQ pixel, pixels a side
+Members = dict[str, bytes]  # extension -> bytes
+Facts = dict[str, Any]  # what the json says
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the samples of a set have in common.
+
+    `rule`: None in a set without masks. `scale`: HR pixels per LQ pixel, None in a set without LQ images. `kernel`: the
+    side of the blur kernels, None without. `tiling`: None where photographs are stored whole.
+    """
+
+    source: str
+    rule: MaskRule | None = None
+    scale: int | None = None
+    kernel: int | None = None
+    tiling: Tiling | None = None
+
+
+def form_of(items: list[Item], source: str, rule: MaskRule | None, tiling: Tiling | None = None) -> Form:
+    """The form of a set: its scale and kernel are those of its first item. ValueError if not every item has them."""
+    for what in ("lq", "kernel"):
+        with_it = [getattr(item, what) is not None for item in items]
+        if any(with_it) and not all(with_it):
+            raise ValueError(
+                f"{items[with_it.index(False)].origin} has no {what}, but {sum(with_it)} of {len(items)} have one; "
+                "give it to all or to none"
+            )
+    first = items[0]
+    scale = _scale_of(first) if first.lq else None
+    if tiling and scale:
+        tiling.check_scale(scale)
+    return Form(source, rule, scale, len(_kernel(first, None)) if first.kernel else None, tiling)
+
+
+def encode(item: Item, form: Form) -> Iterator[tuple[str, Members, Facts]]:
+    """Read one item, once. Yields key, members and facts of its samples; ValueError names the file at fault."""
+    data = _readable(item, item.image, bytes)
+    if _readable(item, lambda: data, lambda found: _count(found, form.tiling)) > 1:
+        yield from _tiles(item, form, data)
+        return
+    picture = _readable(item, lambda: data, store_picture)
+    size = picture.width, picture.height
+    mask = _mask(item, form, *size)
+    members = {picture.suffix: picture.data, **_beside(item, form, *size)}
+    sample = _sample(item, form, item.key, members, mask, size, picture.converted)
+    yield _with_tile(*sample, Place(0, 0, *size), size) if form.tiling else sample
+
+
+def _count(data: bytes, tiling: Tiling | None) -> int:
+    """How many samples become of an item whose image file is `data`, which is not decoded."""
+    return tiling.count(*size_of(data)) if tiling else 1
+
+
+def measure(item: Item, tiling: Tiling | None) -> int:
+    """How many samples will become of an item; ValueError if its file cannot be read, or is refused as too small."""
+    return _readable(item, item.image, lambda data: _count(data, tiling))
+
+
+def _tiles(item: Item, form: Form, data: bytes) -> Iterator[tuple[str, Members, Facts]]:
+    """The photograph is decoded once; beside it, one tile at a time is in memory."""
+    image, reason, _ = _readable(item, lambda: data, open_picture)
+    mask = _mask(item, form, *image.size)
+    lq = _lq(item, form, *image.size, open_picture)[0] if form.scale else None
+    beside = {"kernel.npy": _npy(_kernel(item, form.kernel))} if form.kernel else {}
+    for place in form.tiling.places(*image.size):
+        members = {"png": png(image.crop(place.box)), **beside}
+        if lq is not None:
+            members["lq.png"] = png(lq.crop(place.divided(form.scale).box))
+        cut = None if mask is None else mask[place.y : place.y + place.height, place.x : place.x + place.width]
+        sample = _sample(item, form, name_of(item.key, place), members, cut, (place.width, place.height), reason)
+        yield _with_tile(*sample, place, image.size)
+
+
+def _sample(
+    item: Item,
+    form: Form,
+    key: str,
+    members: Members,
+    mask: np.ndarray | None,
+    size: tuple[int, int],
+    converted: str | None,
+) -> tuple[str, Members, Facts]:
+    if mask is not None:
+        members = {**members, "mask.png": png(Image.fromarray(mask.astype(np.uint8) * 255))}
+    facts = {
+        **item.extra,
+        "key": key,
+        "source": form.source,
+        "origin": item.origin,
+        "width": size[0],
+        "height": size[1],
+        "crack_share": None if mask is None else float(mask.mean()),
+        "converted": converted,
+        "crc32": {extension: zlib.crc32(data) for extension, data in members.items()},
+    }
+    if group_of(item) != key:
+        facts["group"] = group_of(item)
+    return key, members, facts
+
+
+def _with_tile(
+    key: str, members: Members, facts: Facts, place: Place, whole: tuple[int, int]
+) -> tuple[str, Members, Facts]:
+    return key, members, {**facts, "tile": {**place._asdict(), "of": list(whole)}}
+
+
+def to_json(facts: Facts) -> bytes:
+    """A sample's json, the same for the same facts."""
+    return json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _readable(item: Item, read, decode, what: str = "") -> Any:
+    """decode(read()), where a failure names the file and what to do."""
+    try:
+        return decode(read())
+    except DataError:  # out of other shards: it names the sample and what to do
+        raise
+    except (OSError, ValueError) as problem:
+        both = "the image and what belongs to it" if item.mask or item.lq else "the image"
+        raise ValueError(f"{item.origin}{what}: {problem}; replace or remove {both}") from problem
+
+
+def _mask(item: Item, form: Form, width: int, height: int) -> np.ndarray | None:
+    """H W bool, True where crack is; None in a set without masks."""
+    if form.rule is None:
+        return None
+    mask = form.rule.apply(item.mask())
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"{item.origin} is {width}x{height}, but its mask is "
+            f"{mask.shape[1]}x{mask.shape[0]}; give both the same size"
+        )
+    return mask
+
+
+def _beside(item: Item, form: Form, width: int, height: int) -> Members:
+    """The members that go with the image: LQ image and kernel, where the set has them."""
+    members: Members = {}
+    if form.scale:
+        lq: Picture = _lq(item, form, width, height, store_picture)
+        members[f"lq.{lq.suffix}"] = lq.data
+    if form.kernel:
+        members["kernel.npy"] = _npy(_kernel(item, form.kernel))
+    return members
+
+
+def _lq(item: Item, form: Form, width: int, height: int, decode) -> Any:
+    """The LQ image as `decode` gives it, its size checked against the set's scale."""
+    decoded = _readable(item, item.lq, decode, ", its LQ image")
+    small = (decoded.width, decoded.height) if isinstance(decoded, Picture) else decoded[0].size
+    due = small[0] * form.scale, small[1] * form.scale
+    if (width, height) != due:
+        raise ValueError(
+            f"{item.origin} is {width}x{height}, but its LQ image {small[0]}x{small[1]}, where the set's first is "
+            f"{form.scale} times smaller; crop the image to {due[0]}x{due[1]}, or remove both"
+        )
+    return decoded
+
+
+def _scale_of(item: Item) -> int:
+    picture, lq = _readable(item, item.image, store_picture), _readable(item, item.lq, store_picture, ", its LQ image")
+    scale = picture.width // lq.width
+    if not 0 < scale <= MOST_SCALE or (picture.width, picture.height) != (lq.width * scale, lq.height * scale):
+        raise ValueError(
+            f"{item.origin} is {picture.width}x{picture.height}, not 1 to {MOST_SCALE} times its LQ image's "
+            f"{lq.width}x{lq.height}; crop the image to a whole multiple"
+        )
+    return scale
+
+
+def _kernel(item: Item, side: int | None) -> np.ndarray:
+    """K K float32, its side checked against the set's."""
+    kernel = np.asarray(item.kernel())
+    square = kernel.ndim == 2 and 0 < kernel.shape[0] == kernel.shape[1] <= MOST_KERNEL
+    if not square or kernel.dtype.kind != "f" or not np.isfinite(kernel).all():
+        raise ValueError(
+            f"{item.origin}: its kernel is {kernel.dtype} {kernel.shape}; give finite floats, k x k, k <= {MOST_KERNEL}"
+        )
+    if side is not None and len(kernel) != side:
+        raise ValueError(
+            f"{item.origin}: its kernel has {len(kernel)} pixels a side, the first of the set {side}; give all one side"
+        )
+    return kernel.astype(np.float32)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,44 @@
+"""Photographs out of shards, as files: `python shards/extract.py SHARDS --out DIR [--count 4] [--reduce 4]`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from cssr.data.dataset import read_sample
+from cssr.data.shards import ShardSet
+
+
+def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:
+    """Write `count` samples, evenly spread over the set, as `key.png`, reduced by `reduce` (bicubic, antialiased)."""
+    places = [(shard, index) for shard, samples in enumerate(shards.counts) for index in range(samples)]
+    count = min(count, len(places))
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for k in tqdm(range(count), disable=not sys.stderr.isatty()):
+        sample = read_sample(shards, *places[k * len(places) // count])
+        picture = Image.fromarray(sample.image.copy())
+        size = (max(1, picture.width // reduce), max(1, picture.height // reduce))
+        picture = picture if reduce == 1 else picture.resize(size, Image.Resampling.BICUBIC)
+        written.append(out / f"{sample.key}.png")
+        picture.save(written[-1])
+    return written
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shards", type=Path, help="shard directory")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write to")
+    parser.add_argument("--count", type=int, default=4, help="how many (4)")
+    parser.add_argument("--reduce", type=int, default=1, help="reduce each side by this factor (1)")
+    options = parser.parse_args()
+    if min(options.count, options.reduce) < 1:
+        sys.exit("error: --count and --reduce must be at least 1")
+    try:
+        written = extract(ShardSet.open(options.shards, "SHARDS"), options.out, options.count, options.reduce)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(written)} photographs in {options.out}")

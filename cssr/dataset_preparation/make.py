@@ -1,0 +1,285 @@
+"""Turn a dataset on disk, or drawn pictures, into the tars and index.json that training reads.
+
+    python shards/make_shards.py synthetic --out data/demo --ratio train=0.8 val=0.2 --count 400
+    python shards/make_shards.py folder --root cracks --split train --out data/cracks/train
+    python shards/make_shards.py folder --root photographs --images-only --out data/photographs
+    python shards/make_shards.py folder --root bridges --out data/bridges --tile 512 --overlap 64
+    python shards/make_shards.py khanhha --root crack_segmentation_dataset --split test --out data/khanhha/test
+    python shards/make_shards.py folder --root walls --out data/walls --ratio a=0.9 b=0.1 --groups report/doctor.json
+    python shards/make_shards.py --check data/demo --decode
+
+Plain `webdataset.WebDataset` reads the result too. A mistake stops with one line that says what to do, and leaves
+nothing behind; the output folder appears only once it is whole. After a kill or on a full disk the same command goes on
+from the shards that were finished. `make_shards.py SOURCE --help` lists a source's options.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cssr import __version__
+from cssr.cracks.masks import MOSTLY
+from cssr.dataset_preparation import check as checking
+from cssr.dataset_preparation.encode import Form, form_of, measure
+from cssr.dataset_preparation.options import read_arguments, read_check_arguments
+from cssr.dataset_preparation.parallel import in_order, share
+from cssr.dataset_preparation.show import summarize
+from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Source
+from cssr.dataset_preparation.split import FILE, Split, apply, deal, group_of, join, read_related, read_split
+from cssr.dataset_preparation.tiles import check_names
+from cssr.dataset_preparation.workspace import check_free, refuse_another, save, workplace
+from cssr.dataset_preparation.writer import Shard, is_whole, pack, write_index, write_shard
+
+
+def with_safe_keys(source: Source) -> Source:
+    """Keys as tars need them, printable and without dots and slashes, sorted.
+
+    Raises: ValueError where two become the same, or a name cannot be written down.
+    """
+    named: dict[str, Item] = {}
+    for item in source.items:
+        key = _safe(item.key)
+        try:
+            f"{item.key}{item.origin}{group_of(item)}".encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the name of {item.origin!r} is not in UTF-8; rename the file") from None
+        if key in named:
+            raise ValueError(f"duplicate key {key!r}: {named[key].origin} and {item.origin}; rename one of them")
+        named[key] = replace(item, key=key)
+    return replace(source, items=[named[key] for key in sorted(named)])
+
+
+def _safe(key: str) -> str:
+    return "".join(letter if letter.isprintable() and letter not in "./\\" else "_" for letter in key)
+
+
+def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
+    """List what the source has. Returns it with the options that it was given."""
+    taken = {option: getattr(args, option) for option in inspect.signature(SOURCES.get(args.source)).parameters}
+    source = with_safe_keys(SOURCES.build({"name": args.source, **taken}))
+    if args.groups:
+        related = read_related(args.groups, args.source, getattr(args, "split", None) or "")
+        source = replace(source, items=join(source.items, [[_safe(key) for key in keys] for keys in related]))
+    if args.tiling:
+        check_names(source.items)
+    return source, taken
+
+
+def make(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
+    """Do what the command line asks. Returns the folders made and their indexes."""
+    check_free(args.out)
+    source, taken = open_source(args)
+    split = _split(args, source.items)
+    parts = apply(split, source.items) if split else {"": source.items}
+    plan = _plan(args, source, taken, split, parts)
+    return write_set(source, parts, plan, _header(args, source, taken, split), args, split)
+
+
+def write_set(
+    source: Source,
+    parts: dict[str, list[Item]],
+    plan: dict[str, Any],
+    header: dict[str, Any],
+    args: argparse.Namespace,
+    split: Split | None = None,
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Write the items of each part, "" where there is one only, or go on with what was begun by the same plan.
+
+    Args:
+        plan: what must be the same for an unfinished set to be gone on with: names for people, values for JSON.
+        header: what the index says about the whole.
+        args: `out`, `tiling`, `shard_size`, `workers`, `keep`, as on the command line.
+    Returns: the folders made and their indexes.
+    """
+    refuse_another(args.out, plan)
+    rule = _decide(source, args.workers)
+    print(f"masks: {rule.sentence if rule else 'none'}", *(f"note: {note}" for note in source.notes), sep="\n")
+    if rule:
+        print(*(f"warning: {note}\n" for note in rule.notes), sep="", end="", file=sys.stderr)
+    form = form_of(source.items, source.name, rule, args.tiling)
+    shards = _shards(parts, args)
+    plan |= {"the mask rule": rule.sentence if rule else None, "the shards": _digest([s.samples for s in shards])}
+    headers = {name: {**header, "part": name or header.get("part")} for name in parts}
+    with workplace(args.out, plan, args.keep) as place:
+        records = _write(shards, form, place, args.workers)
+        if rule:
+            _warn_of_masks(
+                [share for part in records.values() for record in part for share in record["tally"]["shares"]]
+            )
+        if split:
+            save(place.tree / FILE, split.to_json())
+        return [
+            (args.out / name, write_index(place.tree / name, records[name], items, form, headers[name]))
+            for name, items in parts.items()
+        ]
+
+
+def _warn_of_masks(shares: list[float]) -> None:
+    """Tell of masks that look as if the rule took the wrong values for crack; `shares`: of crack pixels, 0..1."""
+    most = sum(share > MOSTLY for share in shares)
+    if not any(shares):
+        print(f"warning: all of {len(shares)} masks are empty; are these the masks?", file=sys.stderr)
+    if most:
+        text = f"{most} of {len(shares)} masks are crack by more than half; inverted? doctor.py shows them"
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def _split(args: argparse.Namespace, items: list[Item]) -> Split | None:
+    if args.split_file:
+        return read_split(args.split_file)
+    return deal(items, args.ratio, args.seed) if args.ratio else None
+
+
+def _plan(
+    args: argparse.Namespace,
+    source: Source,
+    taken: dict[str, Any],
+    split: Split | None,
+    parts: dict[str, list[Item]],
+) -> dict[str, Any]:
+    options = {**taken, **{name: getattr(args, name) for name in ("seed", "tile", "overlap", "refuse_small")}}
+    options |= {name: getattr(args, name) for name in ("shard_size", "licence")}
+    return {
+        "the version of this tool": __version__,
+        "the source": source.name,
+        **{
+            f"--{name.replace('_', '-')}": str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in options.items()
+        },
+        "--ratio": split.ratio if split else None,
+        "the list of samples": list_of(parts),
+    }
+
+
+def list_of(parts: dict[str, list[Item]]) -> str:
+    """How many samples, and a digest of what they are called and where they come from."""
+    listed = [[name, item.key, item.origin, group_of(item), item.extra] for name in parts for item in parts[name]]
+    return f"{len(listed)} ({_digest(listed)})"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _decide(source: Source, workers: int) -> MaskRule | None:
+    """The rule of the set; the masks that its source wants to see are read ahead by several processes."""
+    if source.decide is None:
+        return None
+    with closing(_masks_ahead(source.items, workers)) as items:
+        return source.decide(items)
+
+
+def _masks_ahead(items: list[Item], workers: int) -> Iterator[Item]:
+    with closing(in_order(lambda n: items[n].mask(), len(items), workers)) as masks:
+        for item, mask in zip(items, _watch(masks, len(items), "reading masks")):
+            yield replace(item, mask=lambda found=mask: found)
+
+
+def _shards(parts: dict[str, list[Item]], args: argparse.Namespace) -> list[Shard]:
+    """The shards of all parts; the headers of the images say how many tiles each gives."""
+    shards = []
+    for name, items in parts.items():
+        counts = [1] * len(items)
+        if args.tiling:
+            with closing(in_order(lambda n, of=items: measure(of[n], args.tiling), len(items), args.workers)) as found:
+                counts = list(_watch(found, len(items), "measuring"))
+        shards += pack(name, items, counts, args.shard_size)
+    return shards
+
+
+def _header(args: argparse.Namespace, source: Source, taken: dict[str, Any], split: Split | None) -> dict[str, Any]:
+    """What the index says about the whole. The seed is that of drawn pictures or, where there are none, of the cut."""
+    cut = {"ratio": split.ratio, "split_sha256": split.sha256} if split else {"ratio": None}
+    return {
+        "tool_version": __version__,
+        "source": source.name,
+        "options": {name: _portable(value) for name, value in taken.items() if name not in ("root", "split", "seed")},
+        "licence": args.licence or source.licence,
+        "split": getattr(args, "split", None),
+        **cut,
+        "seed": split.seed if split and "seed" not in taken else args.seed,
+    }
+
+
+def _portable(value: Any) -> Any:
+    """An option as the index has it: of an absolute path, the name."""
+    path = isinstance(value, Path) or (isinstance(value, str) and value.startswith("/"))
+    return Path(value).name if path else value
+
+
+def _write(shards: list[Shard], form: Form, place: Any, workers: int) -> dict[str, list[dict[str, Any]]]:
+    """Write the shards that are not finished yet. Returns the records of each part, in order."""
+    for part in {shard.part for shard in shards}:
+        (place.tree / part).mkdir(exist_ok=True)
+    before = dict(place.finished)
+
+    def work(task: int, tell: Any) -> tuple[dict[str, Any], bool]:
+        shard = shards[task]
+        found, directory = before.get((shard.part, shard.number)), place.tree / shard.part
+        if found and is_whole(directory, found):
+            return found, True
+        return write_shard(directory, shard, form, tell), False
+
+    kept, total = 0, sum(shard.samples for shard in shards)
+    bar = tqdm(total=total, desc="writing", unit=" samples", leave=False, disable=not sys.stderr.isatty())
+    with bar, closing(share(work, len(shards), workers, bar.update)) as results:
+        for _, (record, was_there) in results:
+            if was_there:
+                kept += 1
+                _move(bar, record["samples"])
+            else:
+                place.note(record)
+    if kept:
+        print(f"{kept} of {len(shards)} shards were finished before, and are kept")
+    ordered = [place.finished[shard.part, shard.number] for shard in shards]
+    return {part: [r for r in ordered if r["part"] == part] for part in {shard.part for shard in shards}}
+
+
+def _move(bar: tqdm, samples: int) -> None:
+    """Count samples as done that say nothing about the rate of this run."""
+    if not bar.disable:
+        bar.n, bar.initial, bar.last_print_n = (n + samples for n in (bar.n, bar.initial, bar.last_print_n))
+        bar.refresh()
+
+
+def _watch(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+    """Pass results on under a progress bar; elsewhere than on a terminal, silently."""
+    return iter(tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns the exit code: 0, 1 where --check finds damage, 2 for a mistake of the user, 130 when interrupted.
+    """
+    return exit_code(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: list[str]) -> int:
+    if "--check" in argv:
+        args = read_check_arguments(argv, checking.__doc__)
+        return checking.report(args.check, args.decode, args.workers)
+    for directory, index in make(read_arguments(argv, __doc__)):
+        print(summarize(directory, index))
+    return 0
+
+
+def exit_code(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    """What `command` returns; 2 for a mistake, 130 when interrupted, of which one line is printed."""
+    try:
+        return command(argv)
+    except (ValueError, OSError) as problem:
+        print("error:", " ".join(str(problem).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print("error:", str(stop) or "interrupted; nothing was written, run the command again", file=sys.stderr)
+        return 130

@@ -1,0 +1,124 @@
+"""The command line of make_shards.py: one sub-command per source, with options that all have and some of its own."""
+
+import argparse
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from cssr.dataset_preparation.parallel import cores
+from cssr.dataset_preparation.sources import SOURCES
+from cssr.dataset_preparation.split import parse_ratio
+from cssr.dataset_preparation.tiles import Tiling
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are exceptions, so that all mistakes end alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+
+    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        """As argparse, which would take the last of an option given twice without a word; ValueError instead."""
+        flags = Counter(word.partition("=")[0] for word in args if word.startswith("--"))
+        for flag, count in flags.items():
+            if count > 1:
+                raise ValueError(f"{flag} is given {count} times; give it once, with all that belongs to it")
+        return super().parse_args(args, namespace)
+
+
+def build_parser(about: str) -> argparse.ArgumentParser:
+    """One sub-command per source; its own options come from the signature of the source's function."""
+    parser = Parser(
+        prog="make_shards.py",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
+    for name in SOURCES.names():
+        line = inspect.getdoc(SOURCES.get(name)).splitlines()[0]
+        command = commands.add_parser(name, help=line, description=line, allow_abbrev=False)
+        _add_common(command)
+        add_from_signature(command, name)
+    return parser
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--out", type=Path, required=True, help="folder to make; must not exist, or be empty")
+    add(
+        "--ratio", nargs="+", metavar="PART=SHARE", help="cut into OUT/PART, e.g. train=0.8 val=0.2; see OUT/split.json"
+    )
+    add("--split-file", type=Path, metavar="FILE", help="cut as an earlier run did, by its split.json")
+    add("--groups", type=Path, metavar="FILE", help="doctor.json: images that it found related stay in one part")
+    add("--tile", type=int, metavar="N", help="cut large images into tiles of N x N pixels")
+    add("--overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (0)")
+    add("--refuse-small", action="store_true", help="refuse images smaller than a tile, which are kept whole otherwise")
+    add("--shard-size", type=int, default=256, help="samples per tar (%(default)s)")
+    add("--seed", type=int, default=0, help="of the cut, and of drawn pictures (%(default)s)")
+    add("--licence", metavar="TEXT", help="of the images, kept in the index")
+    add("--workers", type=int, default=cores(), help="processes; the result is the same for any number (%(default)s)")
+    add(
+        "--keep",
+        action="store_true",
+        help="when interrupted or stopped by a mistake, keep finished shards to go on from",
+    )
+
+
+def add_from_signature(command: argparse.ArgumentParser, name: str) -> None:
+    """The options of a source, from the signature of its function."""
+    for option, parameter in inspect.signature(SOURCES.get(name)).parameters.items():
+        if option == "seed":  # common to all
+            continue
+        plain = getattr(parameter.annotation, "__origin__", parameter.annotation)  # what Annotated wraps
+        kind = next((part for part in get_args(plain) if part is not type(None)), plain)
+        required = parameter.default is inspect.Parameter.empty
+        flag, note = f"--{option.replace('_', '-')}", " ".join(getattr(parameter.annotation, "__metadata__", ()))
+        if kind is bool:
+            command.add_argument(flag, action="store_true", help=note)
+            continue
+        note += "" if required or parameter.default is None else f" ({parameter.default})"
+        command.add_argument(
+            flag,
+            type=kind,
+            required=required,
+            help=note.strip(),
+            metavar=kind.__name__.upper(),
+            default=None if required else parameter.default,
+        )
+
+
+def read_arguments(argv: list[str], about: str) -> argparse.Namespace:
+    """Parse and check the command line; ValueError with a remedy for what makes no sense. `about` is for --help."""
+    if not argv:
+        raise ValueError(f"give a source: one of {', '.join(SOURCES.names())}; `make_shards.py --help` explains")
+    if not argv[0].startswith("-"):
+        SOURCES.get(argv[0])  # its error has the closest name
+    args = build_parser(about).parse_args(argv)
+    for option, least in (("shard_size", 1), ("seed", 0), ("workers", 1)):
+        if getattr(args, option) < least:
+            raise ValueError(f"--{option.replace('_', '-')} is {getattr(args, option)}; give at least {least}")
+    if args.ratio and args.split_file:
+        raise ValueError("--ratio draws a split, --split-file has one; leave one of them out")
+    if args.tile is None and (args.overlap is not None or args.refuse_small):
+        raise ValueError(
+            f"{'--refuse-small' if args.refuse_small else '--overlap'} is about tiles; give --tile as well"
+        )
+    args.tiling = None if args.tile is None else Tiling(args.tile, args.overlap or 0, args.refuse_small)
+    args.ratio = parse_ratio(args.ratio) if args.ratio else None
+    args.out = args.out.absolute()
+    return args
+
+
+def read_check_arguments(argv: list[str], about: str) -> argparse.Namespace:
+    """The command line of --check; `about` is for --help."""
+    parser = Parser(prog="make_shards.py", description=about, allow_abbrev=False)
+    parser.add_argument("--check", type=Path, nargs="+", required=True, metavar="DIR", help="shard sets or their parts")
+    parser.add_argument("--decode", action="store_true", help="decode every image, mask and kernel as well")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes (%(default)s)")
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise ValueError(f"--workers is {args.workers}; give at least 1")
+    return args

@@ -1,0 +1,267 @@
+"""Which files belong together: patterns of paths below the root, with what an image and its mask share as {stem}.
+
+In a pattern, {stem} is what the files of one sample have in common (it may span folders, unless the pattern has `**/`),
+{split} the part of the set, `*` and `?` stand for letters of one name, `**/` for any folders or none. Upper and lower
+case are the same.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from cssr.cracks.masks import LOSSY_SUFFIXES, Read, read_mask
+from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, reader
+from cssr.dataset_preparation.sources import Item
+
+SkipUnpaired = Annotated[bool, "pass over images without mask, masks without image and listed names without file"]
+NameList = Annotated[str | None, "text file, below the root, that names the pictures to take: one a line, name or path"]
+
+_TOKENS = re.compile(r"(\{stem\}|\{split\}|\*\*/|\*|\?)")
+_TURNED = {"**/": "(?:.+/)?", "*": "[^/]*", "?": "[^/]"}
+
+
+class Layout(NamedTuple):
+    """Where a set keeps images and masks, as patterns."""
+
+    image: str
+    mask: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures and their masks by key: paths below `root`. `notes` say what was passed over."""
+
+    root: Path
+    pictures: dict[str, Path]
+    truths: dict[str, Path]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lossy(self) -> bool:
+        """Whether some masks are JPEGs or the like, whose values are not exact."""
+        return any(path.suffix.lower() in LOSSY_SUFFIXES for path in self.truths.values())
+
+    def items(
+        self, read: Read = read_mask, resize: bool | None = None, group: Callable[[str], str] | None = None
+    ) -> list[Item]:
+        """An item for each pair, sorted by key.
+
+        Args:
+            read: turns a mask's path into its values, H W.
+            resize: match masks of another size to their images; None: the source has no such option.
+            group: key -> the photograph that it comes from.
+        """
+        return [self._item(key, read, resize, group) for key in sorted(self.pictures)]
+
+    def _item(self, key: str, read: Read, resize: bool | None, group: Callable[[str], str] | None) -> Item:
+        path, origin = self.pictures[key], self.pictures[key].relative_to(self.root).as_posix()
+        mask = reader(read, self.truths[key], path, origin, resize)
+        return Item(key, origin, path.read_bytes, mask, group=group(key) if group else None)
+
+
+def checked(
+    pairs: Pairs, mask_place: Callable[[str], str], image_place: Callable[[str], str], skip: bool | None = None
+) -> Pairs:
+    """The pairs if each picture has its mask and each mask its picture.
+
+    Args:
+        mask_place, image_place: where a missing file would have to be.
+        skip: pass over what has no partner, and note it; None: there is no such choice.
+    Raises: ValueError for what has no partner, unless `skip`, and where no pair is left.
+    """
+    pictures, truths = pairs.pictures, pairs.truths
+    bare, orphans = sorted(pictures.keys() - truths.keys()), sorted(truths.keys() - pictures.keys())
+    both = {key: path for key, path in pictures.items() if key in truths}
+    if skip and both:
+        notes = [f"passed over {len(bare)} images without mask"] * bool(bare)
+        notes += [f"passed over {len(orphans)} masks without image"] * bool(orphans)
+        return Pairs(pairs.root, both, {key: truths[key] for key in both}, (*pairs.notes, *notes))
+    or_skip = ", or pass over them with --skip-unpaired" if skip is False and both else ""
+    if bare:
+        raise ValueError(
+            f"missing mask: {len(bare)} of {len(pictures)} images have none, the first is {pictures[bare[0]]}; "
+            f"add {mask_place(bare[0])} or remove the image{or_skip}"
+        )
+    if orphans:
+        raise ValueError(
+            f"missing image: {len(orphans)} of {len(truths)} masks have none, the first is {truths[orphans[0]]}; "
+            f"add {image_place(orphans[0])} or remove the mask{or_skip}"
+        )
+    return pairs
+
+
+def find_pairs(
+    root: Path,
+    split: str | None,
+    *layouts: Layout,
+    ignore: str | None = None,
+    names: str | None = None,
+    skip: bool | None = None,
+) -> Pairs:
+    """The pictures and masks of the first layout that fits: that has both or, if none has, pictures.
+
+    Args:
+        split: fills {split}; None where the layouts have none.
+        ignore: regular expression; pictures with such a key are none.
+        names: list of the pictures to take, as for `select`.
+        skip: as for `checked` and `select`.
+    Raises: ValueError where no layout fits (it names the parts that there are), two files share a stem, or as `checked`
+        and `select`.
+    """
+    files = image_files(root)
+    usable = [layout for layout in layouts if ("{split}" in layout.image) == (split is not None)]
+    fitting = [(layout, _matched(files, root, split, layout, ignore)) for layout in usable]
+    fitting = [one for one in fitting if one[1].pictures]
+    if not fitting:
+        raise ValueError(_nothing_fits(root, split, files, layouts))
+    layout, pairs = next((one for one in fitting if one[1].truths), fitting[0])
+    image_place, mask_place = (partial(filled, pattern, split) for pattern in layout)
+    return checked(select(pairs, names, skip) if names else pairs, mask_place, image_place, skip)
+
+
+def _matched(files: list[str], root: Path, split: str | None, layout: Layout, ignore: str | None) -> Pairs:
+    """What a layout finds, unchecked; a file that is a mask is no picture."""
+    truths = match(files, root, layout.mask, split)
+    taken = set(truths.values())
+    pictures = match([name for name in files if root / name not in taken], root, layout.image, split)
+    return Pairs(root, {k: path for k, path in pictures.items() if not (ignore and re.fullmatch(ignore, k))}, truths)
+
+
+def image_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[str]:
+    """Paths below the root, sorted, of files that end so; hidden ones do not count. ValueError if it is no folder."""
+    if not root.is_dir():
+        raise ValueError(f"--root {root} is not a folder; give the folder that holds the dataset")
+    found = (path for path in root.rglob("*") if path.suffix.lower() in tuple(suffixes) and path.is_file())
+    return sorted(
+        path.relative_to(root).as_posix() for path in found if path.name[0] != "." and "__MACOSX" not in path.parts
+    )
+
+
+def match(files: Iterable[str], root: Path, pattern: str, split: str | None = None) -> dict[str, Path]:
+    """The files of a pattern by stem; ValueError where two share one."""
+    expression, found = compiled(pattern, split), {}
+    for name in files:
+        fit = expression.fullmatch(name)
+        if not fit:
+            continue
+        stem = fit["stem"]
+        if stem in found:
+            raise ValueError(f"duplicate key {stem!r}: {found[stem]} and {root / name}; rename or remove one of them")
+        found[stem] = root / name
+    return found
+
+
+def compiled(pattern: str, split: str | None = None) -> re.Pattern:
+    """A pattern as a regular expression with the groups `stem` and, where `split` is None, `split`."""
+    seen, parts = set(), []
+    for token in _TOKENS.split(pattern):
+        name = token[1:-1]
+        if token == "{split}" and split is not None:
+            parts.append(re.escape(split))
+        elif token in ("{stem}", "{split}"):
+            body = "[^/]+?" if name == "split" else "[^/]+" if "**/" in pattern else ".+"
+            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{body})")
+            seen.add(name)
+        else:
+            parts.append(_TURNED.get(token) or re.escape(token))
+    return re.compile("".join(parts), re.IGNORECASE)
+
+
+def filled(pattern: str, split: str | None, stem: str) -> str:
+    """A pattern with its blanks filled, for people."""
+    return pattern.replace("{split}", split or "*").replace("{stem}", stem).replace("**/", "")
+
+
+def parts_of(files: Iterable[str], *layouts: Layout) -> list[str]:
+    """The parts of a set: what {split} may be, with images and masks both there."""
+    found: set[str] = set()
+    for layout in layouts:
+        if "{split}" in layout.image:
+            names = [
+                {fit["split"] for name in files if (fit := compiled(pattern).fullmatch(name))} for pattern in layout
+            ]
+            found |= names[0] & names[1]
+    return sorted(found)
+
+
+def _nothing_fits(root: Path, split: str | None, files: list[str], layouts: Iterable[Layout]) -> str:
+    """What to say where no layout fits: which parts there are, or what the set should look like."""
+    parts = parts_of(files, *layouts)
+    if parts:
+        return (f"unknown split {split!r}: " if split else "") + f"choose with --split from: {', '.join(parts)}"
+    fitting = [layout for layout in layouts if ("{split}" in layout.image) == (split is not None)]
+    wanted = " or ".join(" with ".join(filled(pattern, split or "SPLIT", "NAME") for pattern in one) for one in fitting)
+    if not fitting:
+        return f"unknown split {split!r}: this set has no parts, leave --split out (--ratio makes parts)"
+    return (
+        f"{root} holds no {wanted}; point --root at the folder of the set, or name its files with "
+        "`folder --image-pattern ... --mask-pattern ...`"
+    )
+
+
+def select(pairs: Pairs, list_file: str, skip: bool | None = None) -> Pairs:
+    """The pairs that a text file names, a picture a line: key, name or path; what follows a blank may be its mask.
+
+    Args:
+        list_file: path below the root.
+        skip: pass over names without file, and note it.
+    Raises: ValueError where the file is not there, names nothing, names twice, or names what there is not.
+    """
+    lines = _read_list(pairs.root, list_file)
+    names = _names_of(pairs)
+    keys = [names.get(_plain(line)) or names.get(_plain(line.split()[0])) or names.get(_base(line)) for line in lines]
+    absent = [line for line, key in zip(lines, keys) if key is None]
+    found = dict.fromkeys(key for key in keys if key is not None)
+    if absent and not (skip and found):
+        or_skip = "" if skip is None else ", or pass over them with --skip-unpaired"
+        raise ValueError(
+            f"{list_file}: {len(absent)} of {len(lines)} lines name no picture of the set, the first is {absent[0]!r}; "
+            f"correct the list or --root{or_skip}"
+        )
+    if len(found) + len(absent) < len(lines) and not skip:
+        first = next(line for number, line in enumerate(lines) if keys[number] in keys[:number])
+        raise ValueError(f"{list_file} names a picture twice: {first!r}; remove one of the lines")
+    note = (f"passed over {len(absent)} names of {list_file} without file",) if absent else ()
+    chosen = {key: pairs.pictures[key] for key in found}
+    truths = {key: pairs.truths[key] for key in found if key in pairs.truths}
+    return Pairs(pairs.root, chosen, truths, (*pairs.notes, *note))
+
+
+def _read_list(root: Path, list_file: str) -> list[str]:
+    if Path(list_file).is_absolute():
+        raise ValueError(f"the list {list_file} is an absolute path; give it relative to --root, as the index keeps it")
+    try:
+        lines = [line.strip() for line in (root / list_file).read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ValueError(
+            f"cannot read the list {root / list_file}: {problem}; it is a text file below --root"
+        ) from problem
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise ValueError(f"the list {root / list_file} is empty; write a picture a line")
+    return lines
+
+
+def _names_of(pairs: Pairs) -> dict[str, str]:
+    """Every way to name a picture -> its key; a bare name only where no other picture has it."""
+    bare: dict[str, set[str]] = {}
+    names: dict[str, str] = {}
+    for key, path in pairs.pictures.items():
+        inside = _plain(path.relative_to(pairs.root).as_posix())
+        names |= dict.fromkeys((_plain(key), inside, inside.removesuffix(path.suffix.lower())), key)
+        for name in (path.name, path.stem, key.rsplit("/", 1)[-1]):
+            bare.setdefault(name.lower(), set()).add(key)
+    return {**{name: min(keys) for name, keys in bare.items() if len(keys) == 1}, **names}
+
+
+def _plain(name: str) -> str:
+    return name.replace("\\", "/").removeprefix("./").lower()
+
+
+def _base(line: str) -> str | None:
+    """The last part of an absolute path, which some sets' lists are made of."""
+    name = _plain(line.split()[0])
+    return name.rsplit("/", 1)[-1] if "/" in name else None

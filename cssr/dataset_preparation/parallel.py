@@ -1,0 +1,155 @@
+"""Work shared among processes: tasks go out one at a time, results come back as they are finished.
+
+The processes are forked, so that what the work needs (sources full of closures) is there without pickling. They end
+when the process that made them does, however it ends, and they compute with one thread each: the bytes of a result must
+not depend on how many there are.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import cv2
+
+from cssr.utils.interrupts import held_back
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process gets when its parent ends
+_GRACE = 2  # seconds
+_STEP, _DONE, _FAILED = range(3)
+
+Work = Callable[[int, Callable[[], None]], Any]
+
+
+class Lost(ValueError):
+    """A process ended without having been asked to."""
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def share(work: Work, count: int, workers: int, step: Callable[[], None] = lambda: None, ahead: int | None = None):
+    """Do tasks 0 to count - 1 in `workers` processes. Yields (task, result) as they are finished, in any order.
+
+    Args:
+        work: work(task, tell) -> result; it may call tell() now and then, upon which `step` is called here.
+        ahead: how far beyond the earliest unfinished task others may be begun (None: any).
+    Raises: what `work` raised, if a ValueError or OSError; Lost if a process died; KeyboardInterrupt if it was told to.
+    """
+    with _crew(work, min(workers, count)) as free:
+        busy: dict[Connection, int] = {}
+        following = 0
+        while busy or following < count:
+            while free and following < count:
+                if ahead is not None and following - min(busy.values(), default=following) >= ahead:
+                    break
+                pipe = free.pop()
+                _send(pipe, following)
+                busy[pipe], following = following, following + 1
+            for pipe in wait(list(busy)):
+                kind, value = _receive(pipe)
+                if kind == _FAILED:
+                    raise value
+                if kind == _STEP:
+                    step()
+                else:
+                    free.append(pipe)
+                    yield busy.pop(pipe), value
+
+
+def in_order(work: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
+    """work(0), work(1), ... computed ahead in `workers` processes; a few results are held at a time.
+
+    Raises: the first ValueError or OSError of `work`, in the order of the tasks.
+    """
+    early: dict[int, Any] = {}
+    following = 0
+    for task, result in share(lambda task, _: _attempt(work, task), count, workers, ahead=2 * workers):
+        early[task] = result
+        while following in early:
+            value, problem = early.pop(following)
+            if problem:
+                raise problem
+            yield value
+            following += 1
+
+
+def _attempt(work: Callable[[int], Any], task: int) -> tuple[Any, Exception | None]:
+    try:
+        return work(task), None
+    except (ValueError, OSError) as problem:
+        return None, problem
+
+
+@contextmanager
+def _crew(work: Work, workers: int) -> Iterator[list[Connection]]:
+    """The parent's ends of the pipes to new processes, which are killed at the end: none of them holds anything."""
+    context, crew, pipes = get_context("fork"), [], []
+    sys.stdout.flush()
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
+            with held_back():  # Ctrl-C reaches the whole group; the parent decides
+                process.start()
+            theirs.close()  # so that the death of the process is the end of its pipe
+            crew.append(process)
+            pipes.append(ours)
+        yield list(pipes)
+    finally:
+        for process in crew:
+            process.kill()
+        for process in crew:
+            process.join()
+        for pipe in pipes:
+            pipe.close()
+
+
+def _send(pipe: Connection, task: int) -> None:
+    try:
+        pipe.send(task)
+    except BrokenPipeError:
+        _receive(pipe)
+
+
+def _receive(pipe: Connection) -> tuple[int, Any]:
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError):
+        raise Lost(
+            "a process of --workers was killed, for lack of memory, perhaps; take fewer --workers and run again"
+        ) from None
+
+
+def _serve(work: Work, pipe: Connection, parent: int) -> None:
+    """What a process does: tasks, until it is killed."""
+    _begin(parent)
+    while True:
+        task = pipe.recv()
+        try:
+            pipe.send((_DONE, work(task, lambda: pipe.send((_STEP, None)))))
+        except (ValueError, OSError) as problem:
+            pipe.send((_FAILED, problem))
+        except MemoryError:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system itself would
+        except Exception:  # a fault of the program: say where
+            pipe.send((_FAILED, RuntimeError("".join(traceback.format_exc()))))
+
+
+def _begin(parent: int) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # so may this; a moment later it counts
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that took effect
+        os._exit(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cv2.setNumThreads(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -1,0 +1,177 @@
+"""What is in a shard set: its index in words, and a picture of some samples, `python shards/show.py DIR --out a.png`.
+
+Cracks are outlined in red; LQ image (pixels enlarged) and blur kernel (white = its maximum) stand beside an image that
+has them, keys below.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cssr.config.loading import to_inline_yaml
+from cssr.data.dataset import Sample, read_sample
+from cssr.data.shards import ShardSet
+
+_SIDE = 256  # pixels of the longer side of a picture on the sheet
+_GAP, _TEXT = 8, 18
+_OUTLINE = (255, 40, 40)
+
+
+def summarize(directory: Path | str, index: dict[str, Any]) -> str:
+    """A few lines for people about one index.json."""
+    size = sum(shard["bytes"] for shard in index["shards"]) / 1e6
+    converted = ", ".join(f"{count} {why}" for why, count in index.get("converted", {}).items())
+    return "\n".join(
+        [
+            f"{directory}: {index['samples']} samples in {len(index['shards'])} shards, {size:.1f} MB",
+            f"  image sizes: {_sizes(index['image_sizes'])}",
+            *_about_tiles(index),
+            *_about_masks(index),
+            *_about_lq(index),
+            *([f"  converted: {converted}"] if converted else []),
+        ]
+    )
+
+
+def describe(directory: Path | str, index: dict[str, Any]) -> str:
+    """All that an index.json says, as lines for people."""
+    lines = [summarize(directory, index), f"  source: {index['source']}"]
+    for name in ("split", "licence", "benchmark"):
+        if index.get(name):
+            lines.append(f"  {name}: {index[name]}")
+    options = ", ".join(f"{name}={value}" for name, value in (index.get("options") or {}).items() if value)
+    if options:
+        lines.append(f"  options: {options}")
+    if index.get("ratio"):
+        cut = " ".join(f"{part}={share:g}" for part, share in index["ratio"].items())
+        lines.append(f"  part {index['part']} of {cut}, seed {index['seed']}")
+    counts = [shard["samples"] for shard in index["shards"]]
+    lines.append(f"  shards: {min(counts)} to {max(counts)} samples; written by version {index.get('tool_version')}")
+    return "\n".join(lines)
+
+
+def _sizes(found: dict[str, int]) -> str:
+    sizes = sorted(found.items(), key=lambda entry: -entry[1])
+    shown = ", ".join(f"{name} ({count})" for name, count in sizes[:4])
+    return shown + (f" and {len(sizes) - 4} more" if len(sizes) > 4 else "")
+
+
+def _about_tiles(index: dict[str, Any]) -> list[str]:
+    groups, tile = index.get("groups", index["samples"]), index.get("tile")
+    if tile:
+        return [f"  tiles of {tile['size']} pixels, neighbours share {tile['overlap']}; photographs (groups): {groups}"]
+    return [f"  groups: {groups}"] if groups != index["samples"] else []
+
+
+def _about_masks(index: dict[str, Any]) -> list[str]:
+    if not index.get("masks", True):
+        return ["  no masks: for super-resolution alone (loss.beta=0 with model.seg=none)"]
+    cracks = f"  crack pixels: {100 * index['crack_share']:.2f} %; empty masks: {index['empty_masks']}"
+    return [cracks, f"  mask rule: {index['mask_rule']}"]
+
+
+def _about_lq(index: dict[str, Any]) -> list[str]:
+    if not index.get("lq"):
+        return []
+    side = index.get("kernel")
+    kernel = f"; blur kernels of {side} x {side}" if side else ""
+    return [f"  LQ images: {index['scale']} times smaller{kernel}", *_about_degradation(index)]
+
+
+def _about_degradation(index: dict[str, Any]) -> list[str]:
+    """How LQ images were made, where they were."""
+    if not index.get("degradation"):
+        return []
+    seed = f", seed {index['degradation_seed']}" if "degradation_seed" in index else ""
+    about = [f"  degradation: {to_inline_yaml(index['degradation'])}{seed}"]
+    about += [f"  resampler: {index['resampler']}"] if index.get("resampler") else []
+    return about
+
+
+def draw_sheet(shards: ShardSet, count: int, seed: int) -> Image.Image:
+    """A sheet of `count` samples drawn by `seed`, in the order of the set."""
+    places = [(shard, number) for shard, samples in enumerate(shards.counts) for number in range(samples)]
+    chosen = np.random.Generator(np.random.Philox(seed)).choice(len(places), min(count, len(places)), replace=False)
+    cells = [_cell(read_sample(shards, *places[k])) for k in sorted(chosen)]
+    width, height = max(c.width for c in cells), max(c.height for c in cells)
+    columns = max(1, min(len(cells), round(math.sqrt(len(cells) * height / width * 1.6))))
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), "white")
+    for k, cell in enumerate(cells):
+        sheet.paste(cell, (_GAP + k % columns * (width + _GAP), _GAP + k // columns * (height + _GAP)))
+    return sheet
+
+
+def _cell(sample: Sample) -> Image.Image:
+    """One sample: its pictures side by side, its key below."""
+    panels = [_outlined(sample)]
+    if getattr(sample, "lq", None) is not None:
+        panels.append(Image.fromarray(sample.lq).resize(panels[0].size, Image.Resampling.NEAREST))
+    if getattr(sample, "kernel", None) is not None:
+        panels.append(_kernel(sample.kernel, panels[0].height // 2))
+    width = sum(panel.width + _GAP for panel in panels) - _GAP
+    cell = Image.new("RGB", (width, max(panel.height for panel in panels) + _TEXT), "white")
+    left = 0
+    for panel in panels:
+        cell.paste(panel, (left, 0))
+        left += panel.width + _GAP
+    font = ImageFont.load_default(12)
+    text = _shorten(sample.key, font, width)
+    ImageDraw.Draw(cell).text((0, cell.height - _TEXT + 2), text, fill="black", font=font)
+    return cell
+
+
+def _outlined(sample: Sample) -> Image.Image:
+    """The image, reduced, with the crack's outline around, not on, its pixels: a hairline stays visible."""
+    picture = Image.fromarray(np.ascontiguousarray(sample.image))
+    scale = _SIDE / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    picture = picture.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
+    mask = (cv2.resize(sample.mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
+    ring = cv2.dilate(mask, np.ones((3, 3), np.uint8)) > mask
+    pixels = np.array(picture)
+    pixels[ring] = _OUTLINE
+    return Image.fromarray(pixels)
+
+
+def _kernel(kernel: np.ndarray, side: int) -> Image.Image:
+    shown = np.rint(255 * np.clip(kernel / max(kernel.max(), 1e-12), 0, 1)).astype(np.uint8)
+    return Image.fromarray(shown).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+
+
+def _shorten(text: str, font: Any, width: int) -> str:
+    """The text, its middle left out where it is wider than `width` pixels: keys differ at both ends."""
+    kept = len(text)
+    while font.getlength(text) > width and kept > 4:
+        kept -= 1
+        text = f"{text[: kept // 2]}…{text[-(kept // 2) :]}"
+    return text
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", metavar="DIR", help="a folder with index.json, or its address")
+    parser.add_argument("--count", type=int, default=24, help="samples in the picture (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="which samples (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="picture to write, .png or .jpg; none without it")
+    options = parser.parse_args()
+    try:
+        if options.count < 1 or options.seed < 0:
+            raise ValueError("--count must be at least 1, --seed at least 0")
+        shards = ShardSet.open(options.shards, "DIR")
+        print(describe(options.shards, shards.index))
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            draw_sheet(shards, options.count, options.seed).save(options.out)
+            print(f"{min(options.count, len(shards))} samples in {options.out}")
+    except (ValueError, OSError) as problem:
+        print("error:", " ".join(str(problem).split()), file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,27 @@
+"""DeepCrack (github.com/yhlleo/DeepCrack): 300 and 237 photographs of 544 x 384, cracks of many widths and surfaces.
+
+The folders are as its README says. Names such as 11125-1 are taken, on their face, for crops of photograph 11125.
+"""
+
+from cssr.dataset_preparation.groups import numbered_crop
+from cssr.dataset_preparation.layout import grey_set
+from cssr.dataset_preparation.masks import ResizeMasks
+from cssr.dataset_preparation.rules import Threshold
+from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
+
+
+@SOURCES.register
+def deepcrack(
+    root: Root, split: Split = None, threshold: Threshold = None, resize_masks: ResizeMasks = False
+) -> Source:
+    """ROOT/train_img and train_lab, test_img and test_lab (--split): X.jpg and X.png."""
+    return grey_set(
+        "deepcrack",
+        "non-commercial research and education only",
+        root,
+        split,
+        ("**/{split}_img/{stem}.*", "**/{split}_lab/{stem}.*"),
+        threshold=threshold,
+        resize=resize_masks,
+        group=numbered_crop,
+    )

@@ -1,0 +1,150 @@
+"""LabelMe annotations (github.com/wkentaro/labelme): beside each image a JSON of the shapes drawn in it."""
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image
+
+from cssr.config.registry import did_you_mean
+from cssr.cracks.masks import BROKEN
+from cssr.dataset_preparation.groups import GroupPattern, by_expression
+from cssr.dataset_preparation.layout import by_stem
+from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, upright_size
+from cssr.dataset_preparation.shapes import disc_to_mask, lines_to_mask, polygons_to_mask
+from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
+
+Labels = Annotated[str | None, "labels that are crack, with commas between (without it, the only one that there is)"]
+LineWidth = Annotated[int, "how wide lines are drawn, in pixels"]
+UnlabelledEmpty = Annotated[bool, "images without JSON have no crack (otherwise they are refused)"]
+
+
+@SOURCES.register
+def labelme(
+    root: Root,
+    split: Split = None,
+    labels: Labels = None,
+    line_width: LineWidth = 1,
+    unlabelled_empty: UnlabelledEmpty = False,
+    group_pattern: GroupPattern = None,
+) -> Source:
+    """ROOT/X.jpg and ROOT/X.json, or ROOT/SPLIT/...: polygons, rectangles, circles, lines, masks of chosen labels."""
+    if line_width < 1:
+        raise ValueError(f"--line-width is {line_width}; give 1 or more pixels")
+    folder = root / split if split else root
+    pictures, jsons = by_stem(folder, IMAGE_SUFFIXES), by_stem(folder, (".json",))
+    _check_pairs(pictures, jsons, unlabelled_empty)
+    chosen = None if labels is None else {word.strip() for word in labels.split(",")}
+    group = by_expression(group_pattern)
+    items = [
+        _item(root, key, path, jsons.get(key), chosen, line_width, group) for key, path in sorted(pictures.items())
+    ]
+    return Source("labelme", None, items, lambda _: _decide(jsons, chosen))
+
+
+def _check_pairs(pictures: dict[str, Path], jsons: dict[str, Path], unlabelled_empty: bool) -> None:
+    bare, orphans = sorted(pictures.keys() - jsons.keys()), sorted(jsons.keys() - pictures.keys())
+    if bare and not unlabelled_empty:
+        raise ValueError(
+            f"missing JSON: {len(bare)} of {len(pictures)} images have none, the first is {pictures[bare[0]]}; "
+            "annotate or remove it, or say with --unlabelled-empty that such images have no crack"
+        )
+    if orphans:
+        raise ValueError(
+            f"missing image: {len(orphans)} of {len(jsons)} JSONs have none beside them, the first is "
+            f"{jsons[orphans[0]]}; add its image or remove it"
+        )
+
+
+def _item(
+    root: Path,
+    key: str,
+    path: Path,
+    json_path: Path | None,
+    labels: set[str] | None,
+    line_width: int,
+    group: Callable[[str], str] | None,
+) -> Item:
+    mask = partial(_draw, json_path, path, labels, line_width)
+    return Item(key, path.relative_to(root).as_posix(), path.read_bytes, mask, group=group(key) if group else None)
+
+
+def _decide(jsons: dict[str, Path], chosen: set[str] | None) -> MaskRule:
+    """What is crack, from the labels of the whole set; ValueError where that is not clear."""
+    used = Counter(str(shape["label"]) for path in jsons.values() for shape in _load(path)["shapes"])
+    there = ", ".join(f"{label} ({count})" for label, count in used.most_common(8))
+    if chosen is None:
+        if len(used) > 1:
+            raise ValueError(f"the annotations have several labels: {there}; say with --labels which are crack")
+        chosen = set(used)
+    for label in sorted(chosen - set(used)):
+        raise ValueError(f"--labels: there is no {label!r}{did_you_mean(label, sorted(used))}")
+    return MaskRule(f"LabelMe shapes: crack = inside {' or '.join(sorted(chosen)) or 'none'}", lambda values: values)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all("label" in shape and "points" in shape for shape in found["shapes"]):
+            return found
+        problem: object = "a shape lacks its label or points"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = repr(error)
+    raise ValueError(f"cannot read {path} as a LabelMe annotation: {problem}; save it again")
+
+
+def _draw(json_path: Path | None, image: Path, labels: set[str] | None, line_width: int) -> np.ndarray:
+    """The mask of one image, bool H W, of the size that the JSON states or, without one, of the image."""
+    if json_path is None:
+        return np.zeros(upright_size(image), bool)
+    found = _load(json_path)
+    size = found.get("imageHeight"), found.get("imageWidth")
+    mask = np.zeros(size if all(size) else upright_size(image), bool)
+    for shape in found["shapes"]:
+        if labels is None or str(shape["label"]) in labels:
+            mask |= _shape(shape, *mask.shape, line_width, json_path)
+    return mask
+
+
+def _shape(shape: dict[str, Any], height: int, width: int, line_width: int, path: Path) -> np.ndarray:
+    """One shape, bool H W; ValueError where it has no area, or too few points."""
+    kind = shape.get("shape_type") or "polygon"
+    points = np.asarray(shape["points"], np.float64).reshape(-1, 2)
+    if kind in ("polygon", "oriented_rectangle") and len(points) >= 3:
+        return polygons_to_mask([points], height, width)
+    if kind == "rectangle" and len(points) == 2:
+        (left, top), (right, bottom) = points
+        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+        return polygons_to_mask([corners], height, width)
+    if kind == "circle" and len(points) == 2:
+        return disc_to_mask(points[0], float(np.linalg.norm(points[1] - points[0])), height, width)
+    if kind in ("line", "linestrip") and len(points) >= 2:
+        return lines_to_mask([points], height, width, line_width)
+    if kind == "mask" and len(points) >= 1 and shape.get("mask"):
+        return _pasted(shape["mask"], points[0], height, width, path)
+    raise ValueError(
+        f"{path}: a shape {shape['label']!r} of type {kind} with {len(points)} points has no area; draw it as a "
+        "polygon or linestrip, or give it another label"
+    )
+
+
+def _pasted(text: str, corner: np.ndarray, height: int, width: int, path: Path) -> np.ndarray:
+    """A mask that LabelMe keeps as a base64 PNG, laid with its upper left corner at `corner` (x, y)."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text))) as stored:
+            part = np.asarray(stored.convert("L")) > 0
+    except BROKEN as problem:
+        raise ValueError(f"{path}: cannot read a mask in it: {problem}; save it again") from problem
+    left, top = np.rint(corner).astype(int)
+    mask = np.zeros((height, width), bool)
+    rows, columns = min(part.shape[0], height - top), min(part.shape[1], width - left)
+    if left < 0 or top < 0 or rows < 1 or columns < 1:
+        raise ValueError(f"{path}: a mask in it lies outside of the image; save it again")
+    mask[top : top + rows, left : left + columns] = part[:rows, :columns]
+    return mask

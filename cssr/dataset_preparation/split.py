@@ -1,0 +1,157 @@
+"""Parts of a set (train, val, test): groups are dealt, so that no photograph's tiles or frames are in two of them."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cssr.dataset_preparation.sources import Item
+
+FORMAT = "cssr-split-1"
+DOCTOR_FORMAT = "cssr-doctor-1"
+FILE = "split.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which groups each part has, and how they were drawn: `seed`, and `ratio`, the share of each part."""
+
+    seed: int
+    ratio: dict[str, float]
+    parts: dict[str, list[str]]
+
+    def to_json(self) -> bytes:
+        """As split.json."""
+        found = {"format": FORMAT, "seed": self.seed, "ratio": self.ratio, "parts": self.parts}
+        return (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @property
+    def sha256(self) -> str:
+        """Of split.json."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+def group_of(item: Item) -> str:
+    """What must not straddle parts: the photograph that a tile or frame is of."""
+    return item.key if item.group is None else item.group
+
+
+def read_related(path: Path, source: str, part: str) -> list[list[str]]:
+    """The keys of the images that a doctor.json says belong together, group by group.
+
+    Args:
+        source: what it must be about.
+        part: whose images are wanted; others only connect them.
+    Raises: ValueError if it is none, or about another source or other parts.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        parts = list(found["parts"])
+        about = found["source"] if found["format"] == DOCTOR_FORMAT else None
+        related = [[str(one["key"]) for one in group if one["part"] == part] for group in found["related"]]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"--groups {path} cannot be read ({problem}); give a doctor.json of doctor.py") from None
+    if about != source:
+        raise ValueError(f"--groups {path} is about {about!r}, not {source!r}; examine this source with doctor.py")
+    if part not in parts:
+        told = ", ".join(map(repr, parts))
+        raise ValueError(f"--groups {path} is about the parts {told}, not {part!r}; examine this one with doctor.py")
+    return [keys for keys in related if keys]
+
+
+def join(items: Sequence[Item], related: Sequence[Sequence[str]]) -> list[Item]:
+    """The items, those that share a group or have related keys in one group, called like the first of its own.
+
+    Keys that no item has are passed over. Raises: ValueError if there are only such.
+    """
+    groups = {item.key: group_of(item) for item in items}
+    above: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while name in above:
+            name = above[name]
+        return name
+
+    for keys in related:
+        first, *others = sorted({top(groups[key]) for key in keys if key in groups}) or [""]
+        above.update(dict.fromkeys(others, first))
+    if related and not any(key in groups for keys in related for key in keys):
+        raise ValueError(
+            f"--groups: {related[0][0]!r} and all its others are not here; examine this set with doctor.py"
+        )
+    return [replace(item, group=top(group_of(item))) if group_of(item) in above else item for item in items]
+
+
+def parse_ratio(words: list[str]) -> dict[str, float]:
+    """["train=0.8", "val=0.2"] -> {"train": 0.8, "val": 0.2}; ValueError unless positive shares add up to 1."""
+    found: dict[str, float] = {}
+    for word in words:
+        match = re.fullmatch(r"([A-Za-z0-9_-]+)=([0-9]*\.?[0-9]+)", word)
+        if not match or float(match[2]) <= 0 or match[1] in found:
+            raise ValueError(f"--ratio has {word!r}; write parts with positive shares, each once, as train=0.8 val=0.2")
+        found[match[1]] = float(match[2])
+    if abs(sum(found.values()) - 1) > 1e-6:
+        raise ValueError(f"--ratio adds up to {sum(found.values()):g}; make the shares add up to 1")
+    return found
+
+
+def deal(items: list[Item], ratio: dict[str, float], seed: int) -> Split:
+    """Draw parts: the groups, in a seeded order, fill one part after the other up to its share of the items.
+
+    A group goes where its middle lies, so that a part misses its share by half a group at most.
+    Raises: ValueError if a part gets none.
+    """
+    sizes = Counter(map(group_of, items))
+    groups = list(sizes)  # in the order of the items, which is that of their keys
+    order = [groups[k] for k in np.random.Generator(np.random.Philox(seed)).permutation(len(groups))]
+    counts = np.array([sizes[group] for group in order])
+    bounds = np.rint(np.cumsum(list(ratio.values())) * len(items))
+    owner = np.searchsorted(bounds, np.cumsum(counts) - counts / 2, side="right").clip(max=len(ratio) - 1)
+    parts = {name: sorted(g for g, k in zip(order, owner) if k == number) for number, name in enumerate(ratio)}
+    for name, members in parts.items():
+        if not members:
+            raise ValueError(
+                f"of {len(groups)} groups none is left for the part {name!r} of --ratio; enlarge its share"
+            )
+    return Split(seed, ratio, parts)
+
+
+def read_split(path: Path) -> Split:
+    """A split.json; ValueError if it is none, or has a group twice."""
+    try:
+        found = json.loads(path.read_bytes())
+        split = Split(found["seed"], found["ratio"], found["parts"])
+        whole = found["format"] == FORMAT and split.parts.keys() == split.ratio.keys() and all(split.parts.values())
+        whole = whole and all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in split.parts)
+        whole = whole and all(isinstance(group, str) for groups in split.parts.values() for group in groups)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(
+            f"--split-file {path} cannot be read ({problem}); give a split.json of an earlier run"
+        ) from None
+    if not whole:
+        raise ValueError(f"--split-file {path} is damaged or no {FORMAT}; give a split.json of an earlier run")
+    twice = [g for g, count in Counter(g for groups in split.parts.values() for g in groups).items() if count > 1]
+    if twice:
+        raise ValueError(f"--split-file {path} has {twice[0]!r} more than once; leave it in one part")
+    return split
+
+
+def apply(split: Split, items: list[Item]) -> dict[str, list[Item]]:
+    """The items of each part, in their order. ValueError unless the split is about exactly these groups."""
+    owner = {group: name for name, groups in split.parts.items() for group in groups}
+    here = set(map(group_of, items))
+    for difference, what in (
+        (here - owner.keys(), "in no part of the split"),
+        (owner.keys() - here, "in the split, but not in the source"),
+    ):
+        if difference:
+            raise ValueError(
+                f"{len(difference)} groups are {what}, the first is {min(difference)!r}; "
+                "take the split of these very images, edit it, or draw another with --ratio"
+            )
+    return {name: [item for item in items if owner[group_of(item)] == name] for name in split.parts}

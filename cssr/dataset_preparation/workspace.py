@@ -1,0 +1,231 @@
+"""OUT.partial, where a set is written until it is whole: what is finished there survives a kill, nothing else counts.
+
+It holds `plan.json` (what was asked for), `journal.jsonl` (one line for each shard that is finished, with its sha256),
+`tree/` (what becomes OUT) and `lock`. A shard is written under another name, renamed when it is on the disk, and then
+entered into the journal. When the same command runs again, shards of the journal whose bytes are right are kept.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cssr.dataset_preparation.parallel import Lost
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PATIENCE = 10  # seconds that a lock is waited for: the processes of a run that was killed end within moments
+_OURS = {"lock", "plan.json.partial", "journal.jsonl", "tree"}
+_AGAIN = "run the same command again to go on"
+
+
+class Stopped(KeyboardInterrupt):
+    """Interrupted; the message says what is left."""
+
+
+class Workplace:
+    """The folder beside `out`, locked. `finished` has the records of the journal by (part, shard number).
+
+    `precious`: there is work in it that a mistake of this run must not cost.
+    """
+
+    def __init__(self, out: Path):
+        self.out, self.path = out, _beside(out)
+        self.tree, self.finished, self.precious = self.path / "tree", {}, False
+        self._missing = [parent for parent in out.parents if not parent.exists()]  # nearest first
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.path / "lock")
+
+    def begin(self, plan: dict[str, Any]) -> None:
+        """Take up what is there, or start."""
+        if not (self.path / "plan.json").exists():  # nothing, or what a kill has left of the clearing up
+            (self.path / "journal.jsonl").unlink(missing_ok=True)
+            shutil.rmtree(self.tree, ignore_errors=True)
+        save(self.path / "plan.json", json.dumps(plan).encode())
+        self.tree.mkdir(exist_ok=True)
+        self.finished = _read_journal(self.path / "journal.jsonl")
+        self.precious = bool(self.finished)
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Enter a finished shard: `record` has its part, its number, and what the index needs."""
+        with (self.path / "journal.jsonl").open("ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.finished[record["part"], record["number"]] = record
+
+    def deliver(self) -> None:
+        """The tree becomes `out`."""
+        for directory in [self.tree, *(path for path in self.tree.iterdir() if path.is_dir())]:
+            sync(directory)
+        os.rename(self.tree, self.out)
+        sync(self.out.parent)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove all of it, and the folders above that were made for it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        for parent in self._missing:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+    def leave(self) -> None:
+        """Let go of the lock."""
+        os.close(self._lock)
+
+
+@contextmanager
+def workplace(out: Path, plan: dict[str, Any], keep: bool) -> Iterator[Workplace]:
+    """A place to write `out` in, which becomes `out` at the end.
+
+    A mistake or an interruption lets it vanish, unless `keep` is set or something was kept before. Else, and when the
+    disk is full or a process was killed, its finished shards stay, for the same command to go on from.
+    Raises: ValueError (disk full included) or Stopped, saying what is left.
+    """
+    place = Workplace(out)
+    try:
+        refuse_another(out, plan)
+        with _clearing_up(place, keep):
+            place.begin(plan)
+            yield place
+            place.precious = True  # all is there: an OUT that has come into being meanwhile must not cost it
+            place.deliver()
+    finally:
+        place.leave()
+
+
+@contextmanager
+def _clearing_up(place: Workplace, keep: bool) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as problem:
+        full = isinstance(problem, OSError) and problem.errno in FULL
+        mistake = isinstance(problem, (ValueError, OSError, KeyboardInterrupt)) and not isinstance(problem, Lost)
+        left = _left(place, keep or full or place.precious or not mistake)
+        if isinstance(problem, KeyboardInterrupt):
+            raise Stopped(f"interrupted; {left or 'nothing was written, run the command again'}") from None
+        if full:
+            left = left or "nothing was written"
+            raise ValueError(f"{problem.strerror} while writing {place.out}: make room; {left}") from problem
+        if left and isinstance(problem, (ValueError, OSError)):
+            raise ValueError(f"{problem}; {left}") from problem
+        raise
+
+
+def _left(place: Workplace, keep: bool) -> str:
+    """Clear up after a failure. Returns a clause about what is left, or "" where nothing is."""
+    if not (keep and place.finished):
+        place.clear()
+        return ""
+    for path in place.tree.rglob("*.partial"):
+        path.unlink(missing_ok=True)
+    count = len(place.finished)
+    return f"{count} finished shard{'s are' if count > 1 else ' is'} kept in {place.path}: {_AGAIN}"
+
+
+def refuse_another(out: Path, plan: dict[str, Any]) -> None:
+    """ValueError if there is an unfinished set beside `out` that was begun with another plan; it names a difference.
+
+    `plan` may be a part of the whole plan: what it lacks is not compared.
+    """
+    path = _beside(out)
+    if not path.exists():
+        return
+    remedy = f"give the command that was begun, or remove {path} to start anew"
+    try:
+        begun = json.loads((path / "plan.json").read_bytes())
+    except FileNotFoundError:
+        if path.is_dir() and {entry.name for entry in path.iterdir()} <= _OURS:
+            return  # killed while it began, or while it cleared up
+        raise ValueError(f"{path} is in the way, and not from this command; remove or rename it") from None
+    except (OSError, ValueError):
+        raise ValueError(f"{path} is in the way, its plan.json cannot be read; remove it to start anew") from None
+    for name, value in json.loads(json.dumps(plan)).items():
+        if begun.get(name) != value:
+            was, now = _short(begun.get(name)), _short(value)
+            raise ValueError(f"{path} was begun by another command: {name} was {was} and is now {now}; {remedy}")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
+
+
+def _lock(path: Path) -> int:
+    """A file descriptor that holds the lock until it, and its copies in forked processes, are closed."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(handle)
+                raise ValueError(f"another run is writing to {path.parent}; wait for it to end, or end it") from None
+            time.sleep(0.1)
+        except OSError:  # a file system that has no locks
+            break
+    if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
+        os.close(handle)
+        raise ValueError(f"another run has just finished or removed {path.parent}; look what is there, and run again")
+    return handle
+
+
+def _read_journal(path: Path) -> dict[tuple[str | None, int], dict[str, Any]]:
+    """The records; what a kill has left of a last line is cut off."""
+    found, whole = {}, 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        found[record["part"], record["number"]] = record
+        whole += len(line)
+    if path.exists():
+        os.truncate(path, whole)
+    return found
+
+
+def save(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole, or not at all, after whatever happens."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(directory: Path) -> None:
+    """Make the names in a directory last through a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # there are network file systems that do not know how
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_free(out: Path) -> None:
+    """ValueError unless `out` is absent or an empty directory."""
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"--out {out} exists and is not empty; remove it or choose another folder")
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
+        raise ValueError(f"--out {out} exists and is no folder; choose another name")

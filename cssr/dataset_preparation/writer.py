@@ -1,0 +1,192 @@
+"""Samples into tars: what a shard holds, byte for byte, and the index of a set.
+
+A sample is `key.jpg` or `key.png` (8-bit RGB), `key.mask.png` (8-bit, 255 = crack; none in a set without masks, whose
+index says "masks": false), `key.lq.png` or `.jpg` and `key.kernel.npy` in a set that has them, and `key.json`. Beside
+the shards lies index.json. Neither holds a time or an absolute path, so that the same input gives the same bytes.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cssr.dataset_preparation.encode import Facts, Form, encode, form_of, to_json
+from cssr.dataset_preparation.sources import Item, MaskRule
+from cssr.dataset_preparation.split import group_of
+from cssr.dataset_preparation.workspace import save
+
+FORMAT = "cssr-shards-1"
+
+
+@dataclass
+class Tally:
+    """What samples add up to; goes into the index."""
+
+    shares: list[float | None] = field(default_factory=list)  # None: a sample without mask
+    converted: Counter = field(default_factory=Counter)
+    sizes: Counter = field(default_factory=Counter)
+
+    def add(self, facts: Facts) -> None:
+        """Count one sample by its json."""
+        self.shares.append(facts["crack_share"])
+        self.sizes[f"{facts['width']}x{facts['height']}"] += 1
+        if facts["converted"]:
+            self.converted[facts["converted"]] += 1
+
+    def extend(self, other: dict[str, Any]) -> None:
+        """Count what another has counted, given as `vars(other)`, perhaps from JSON."""
+        self.shares += other["shares"]
+        self.converted.update(other["converted"])
+        self.sizes.update(other["sizes"])
+
+    def summary(self) -> dict[str, Any]:
+        """The counts under their names in index.json; `crack_share` is the mean over samples, 0..1; None: no masks."""
+        masks = None not in self.shares
+        return {
+            "samples": len(self.shares),
+            "crack_share": round(float(np.mean(self.shares)), 6) if masks else None,
+            "empty_masks": sum(share == 0 for share in self.shares) if masks else None,
+            "converted": dict(sorted(self.converted.items())),
+            "image_sizes": dict(sorted(self.sizes.items())),
+        }
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard to be: its part ("" in a set without) and number in it, what goes in, how many samples that gives."""
+
+    part: str
+    number: int
+    items: Sequence[Item]
+    samples: int
+
+    @property
+    def name(self) -> str:
+        """Of the tar."""
+        return f"shard-{self.number:06d}.tar"
+
+
+def pack(part: str, items: Sequence[Item], counts: Sequence[int], size: int) -> list[Shard]:
+    """Items into shards of at most `size` samples, in order; an item that gives more has one for itself."""
+    shards, first, held = [], 0, 0
+    for place, count in enumerate([*counts, size]):  # the last closes what is open
+        if held and held + count > size:
+            shards.append(Shard(part, len(shards), items[first:place], held))
+            first, held = place, 0
+        held += count
+    return shards
+
+
+def write_part(
+    directory: Path, items: list[Item], rule: MaskRule | None, shard_size: int, header: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the shards of one part and its index.json into `directory`, in this process. Returns the index.
+
+    `header` is what the index says about the whole: source, split, of LQ images that were made also `degradation`,
+    `degradation_seed`, `resampler` and `benchmark`. Without a `rule` there are no masks.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    form = form_of(items, header["source"], rule)
+    shards = pack("", items, [1] * len(items), shard_size)
+    return write_index(directory, [write_shard(directory, shard, form) for shard in shards], items, form, header)
+
+
+def write_shard(directory: Path, shard: Shard, form: Form, step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Write one tar, which gets its name when it is on the disk. Returns its record: what journal and index need.
+
+    `step` is called after each sample.
+    """
+    path = directory / shard.name
+    partial, tally = path.with_name(f"{path.name}.partial"), Tally()
+    with partial.open("wb") as file:
+        hashed = _Hashed(file)
+        _write_tar(hashed, _counted(shard, form, tally, step))
+        file.flush()
+        os.fsync(file.fileno())
+    if len(tally.shares) != shard.samples:
+        raise ValueError(f"the images of {shard.name} have changed since they were listed; run the command again")
+    os.replace(partial, path)
+    facts = {"name": shard.name, "samples": shard.samples, "bytes": hashed.size, "sha256": hashed.digest.hexdigest()}
+    return {"part": shard.part, "number": shard.number, **facts, "tally": vars(tally)}
+
+
+def is_whole(directory: Path, record: dict[str, Any]) -> bool:
+    """Whether the tar of a record is there, byte for byte."""
+    path = directory / record["name"]
+    return path.is_file() and path.stat().st_size == record["bytes"] and sha256_of(path) == record["sha256"]
+
+
+def write_index(
+    directory: Path, records: list[dict[str, Any]], items: Sequence[Item], form: Form, header: dict[str, Any]
+) -> dict[str, Any]:
+    """Write index.json for the shards of one part, by their records, in order. Returns it."""
+    tally = Tally()
+    for record in records:
+        tally.extend(record["tally"])
+    about = {
+        "masks": form.rule is not None,
+        "mask_rule": form.rule.sentence if form.rule else None,
+        "lq": form.scale is not None,
+        "scale": form.scale,
+        "kernel": form.kernel,
+        "tile": {"size": form.tiling.size, "overlap": form.tiling.overlap} if form.tiling else None,
+        "groups": len(set(map(group_of, items))),
+    }
+    shards = [{name: record[name] for name in ("name", "samples", "bytes", "sha256")} for record in records]
+    index = {"format": FORMAT, **header, **about, **tally.summary(), "shards": shards}
+    save(directory / "index.json", (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
+    return index
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, as hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Hashed:
+    """A file that is written to, its size and digest kept."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+
+def _counted(
+    shard: Shard, form: Form, tally: Tally, step: Callable[[], None]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members, the json with them, of each sample of a shard."""
+    for item in shard.items:
+        for key, members, facts in encode(item, form):
+            yield key, {**members, "json": to_json(facts)}
+            tally.add(facts)
+            step()
+
+
+def _write_tar(file: Any, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
+    # PAX headers hold names longer than 100 bytes; shorter names give the same bytes as plain ustar
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for key, members in samples:
+            for extension, data in sorted(members.items()):
+                about = tarfile.TarInfo(f"{key}.{extension}")
+                about.size, about.mode = len(data), 0o644
+                about.uname = about.gname = "cssr"
+                tar.addfile(about, io.BytesIO(data))
