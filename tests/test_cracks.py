@@ -169,6 +169,19 @@ def test_a_speck_measures_the_same_wherever_it_lies():
         np.testing.assert_allclose(crack.lines[0], alone.lines[0] + (left, top))
 
 
+def test_confidence_is_the_mean_probability_of_a_cracks_own_pixels(monkeypatch):
+    """By scipy's labels; the same where pixels are looked up a few at a time, and of specks of one shape."""
+    random = np.random.default_rng(0)
+    mask = ndimage.binary_dilation(random.random((90, 120)) > 0.97)
+    prob = random.integers(1, 256, mask.shape).astype(np.uint8)
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    expected = sorted(ndimage.mean(prob / 255, labels, range(1, count + 1)))
+    assert sorted(c.confidence for c in measure_cracks(mask, prob=prob)) == pytest.approx(expected)
+    monkeypatch.setattr("cssr.cracks.components._AT_ONCE", 7)
+    assert sorted(c.confidence for c in measure_cracks(prob * mask, prob=prob)) == pytest.approx(expected)
+    assert {c.confidence for c in measure_cracks(mask)} == {None}
+
+
 def test_pieces_below_the_least_length_are_left_out():
     mask = np.zeros((60, 60), bool)
     mask[10, 10:50] = mask[30, 10:20] = mask[50, 50] = True

@@ -28,9 +28,9 @@ def save(mask: np.ndarray, path) -> None:
     Image.fromarray(mask.astype(bool)).save(path)
 
 
-def rows_of(path) -> list[dict[str, float]]:
+def rows_of(path) -> list[dict[str, float | None]]:
     with open(path, encoding="utf-8", newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 # ---- files ----
@@ -85,6 +85,15 @@ def test_geojson_holds_lines_as_long_as_the_table_says(tmp_path):
     assert np.array_equal(ring[0], ring[-1]) and len(ring) < 80
     assert np.hypot(*(ring - (140, 100)).T) == pytest.approx(20, abs=0.6)
     assert check_geojson(write_geojson([], tmp_path / "b.geojson"))["features"] == [] and "crs" not in data
+
+
+def test_confidence_is_in_files_where_probabilities_are_known(tmp_path):
+    mask = mask_of_two()
+    for prob, expected in ((None, None), (np.full(mask.shape, 51, np.uint8), 0.2)):
+        cracks = measure_cracks(mask, prob=prob)
+        data = check_geojson(write_geojson(cracks, tmp_path / "a.geojson"))
+        found = [*rows_of(write_table(cracks, tmp_path / "a.csv")), *(f["properties"] for f in data["features"])]
+        assert [row["confidence"] for row in found] == [expected] * 4
 
 
 def test_geojson_on_a_map(tmp_path):

@@ -51,18 +51,22 @@ class Georeference:
         return points @ np.array([[a, d], [b, e]]) + (c, f)
 
 
-def record(crack: Crack, units: Units) -> dict[str, float]:
-    """A crack as a row: lengths in pixels of the photograph, and in millimetres where a pixel's width is known."""
+def record(crack: Crack, units: Units) -> dict[str, float | None]:
+    """A crack as a row: lengths in pixels of the photograph, and in millimetres where a pixel's width is known.
+
+    `confidence`, its pixels' mean probability, is None where none is known.
+    """
     pixels = {"length": crack.length, "mean_width": crack.mean_width, "max_width": crack.max_width}
-    found: dict[str, float] = {"number": crack.number}
+    found: dict[str, float | None] = {"number": crack.number}
     found |= {f"{name}_px": value / units.scale for name, value in pixels.items()}
     found |= {"orientation_deg": crack.orientation, "area_px": crack.area / units.scale**2}
     found |= {name: value / units.scale for name, value in zip(("left", "top", "right", "bottom"), crack.box)}
     found |= {name: value / units.scale for name, value in zip(("widest_x", "widest_y"), crack.widest)}
+    found["confidence"] = crack.confidence
     if units.mm_per_pixel is not None:
         found |= {f"{name}_mm": value * units.mm_per_pixel / units.scale for name, value in pixels.items()}
         found["area_mm2"] = crack.area * (units.mm_per_pixel / units.scale) ** 2
-    return {name: round(value, _PLACES) for name, value in found.items()}
+    return {name: None if value is None else round(value, _PLACES) for name, value in found.items()}
 
 
 def table(cracks: Sequence[Crack], units: Units = Units()) -> str:

@@ -38,12 +38,15 @@ class Crack:
     area: int  # pixels
     lines: tuple[np.ndarray, ...]  # the centre line's parts: N 2 float64 each
     widest: tuple[float, float]  # where max_width lies
+    confidence: float | None = None  # mean probability of its pixels, 0..1, where probabilities are known
 
 
-def measure_cracks(mask: np.ndarray, least_length: float = 0.0) -> list[Crack]:
+def measure_cracks(mask: np.ndarray, least_length: float = 0.0, prob: np.ndarray | None = None) -> list[Crack]:
     """The cracks of a mask at least so long, longest first; none of an empty mask.
 
-    Args: mask: H W, crack where it is not zero (bool, uint8, ...); beyond the image there is none.
+    Args:
+        mask: H W, crack where it is not zero (bool, uint8, ...); beyond the image there is none.
+        prob: H W uint8, probabilities of which 255 is 1: gives cracks their confidence. It may be the mask itself.
     Memory beside the mask: some 150 bytes a pixel of the largest crack, and 100 bytes for each run of crack pixels in a
     row: 200 MB of a photograph of 12,000 x 9,000 pixels with some dozens of cracks, which takes seconds. A thick
     spot of more than a million pixels is measured in larger pixels, to about 5 % of its width.
@@ -53,12 +56,12 @@ def measure_cracks(mask: np.ndarray, least_length: float = 0.0) -> list[Crack]:
         raise ValueError(f"a mask of height x width is needed, found an array of shape {np.shape(mask)}")
     # A centre line has no more pixels than its crack, each step being 1.42 at most.
     long_enough = (runs for runs in pieces(mask) if 1.42 * runs.area + 2 >= least_length)
-    found = [crack for runs in long_enough if (crack := _measure(runs)).length >= least_length]
+    found = [crack for runs in long_enough if (crack := _measure(runs, prob)).length >= least_length]
     found.sort(key=lambda crack: (-crack.length, crack.box))
     return [replace(crack, number=number) for number, crack in enumerate(found, 1)]
 
 
-def _measure(runs: Runs) -> Crack:
+def _measure(runs: Runs, prob: np.ndarray | None) -> Crack:
     times, (left, top, *_) = _reduction(runs), runs.box
     pixels = (runs.every(times) if times > 1 else runs).pixels()
     corner = np.array([left // times, top // times])
@@ -67,6 +70,7 @@ def _measure(runs: Runs) -> Crack:
     lines = tuple((line + corner) * times for line in crack.lines)
     measures = {name: getattr(crack, name) * times for name in ("length", "mean_width", "max_width")}
     widest = tuple(((crack.widest + corner) * times).tolist())
+    measures["confidence"] = None if prob is None else runs.mean_of(prob) / 255
     return replace(crack, lines=lines, widest=widest, box=runs.box, area=runs.area, **measures)
 
 
