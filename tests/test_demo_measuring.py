@@ -46,6 +46,7 @@ def test_cracks_are_measured_at_the_threshold(page):
     assert upright["length"] == pytest.approx(20, abs=0.5) and upright["max_width"] == pytest.approx(2, abs=0.25)
     assert (level["number"], upright["number"]) == (1, 2) and upright["orientation"] == pytest.approx(90, abs=1)
     assert level["box"] == [30, 20, 130, 26]
+    assert (level["confidence"], upright["confidence"]) == pytest.approx((200 / 255, 100 / 255))
     assert both["total"] == pytest.approx(70, abs=1) and both["unit"] == "px"
     assert both["share"] == pytest.approx((600 + 160) / (120 * 160)) and none["share"] == none["widest"] == 0
 

@@ -42,7 +42,7 @@ def measured(prob: np.ndarray, threshold: float, scale: int, mm: float | None) -
     pixel, is given; boxes are SR pixels, for the page to show.
     """
     mask = prob > threshold * 255  # as the page colours it
-    cracks, units = measure_cracks(mask), Units(scale, mm)
+    cracks, units = measure_cracks(mask, prob=prob), Units(scale, mm)
     unit = (mm or 1.0) / scale
     return {
         "unit": "mm" if mm else "px",
@@ -58,7 +58,8 @@ def measured(prob: np.ndarray, threshold: float, scale: int, mm: float | None) -
 
 def _row(crack: Crack, unit: float) -> dict[str, Any]:
     lengths = {name: unit * getattr(crack, name) for name in _LENGTHS}
-    return {"number": crack.number, **lengths, "orientation": crack.orientation, "box": list(crack.box)}
+    facts = {"orientation": crack.orientation, "confidence": crack.confidence, "box": list(crack.box)}
+    return {"number": crack.number, **lengths, **facts}
 
 
 def _mask_png(mask: np.ndarray) -> bytes:

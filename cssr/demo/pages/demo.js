@@ -230,6 +230,7 @@ function row(crack, number) {
   line.insertCell().append(show);
   for (const value of [crack.length, crack.mean_width, crack.max_width]) line.insertCell().textContent = number(value);
   line.insertCell().textContent = `${Math.round(crack.orientation)}°`;
+  line.insertCell().textContent = `${Math.round(100 * crack.confidence)} %`;
   return line;
 }
 
