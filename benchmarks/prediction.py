@@ -110,7 +110,7 @@ def ours(model: JointModel, path: Path, tile: int, batch: int) -> np.ndarray:
         open_photograph(path) as photograph,
         Files(Path(out) / "photograph") as files,
     ):
-        return predict_rows(model, photograph, files, WANTED, tiles, keep_mask=True).mask
+        return predict_rows(model, photograph, files, WANTED, tiles, keep_mask=True).crack_prob > 0
 
 
 def equal(ways: dict[str, Callable[[], Any]]) -> float:

@@ -66,8 +66,8 @@ def prediction_parser(doc: str) -> argparse.ArgumentParser:
     add("--float", action="store_true", help="probabilities as float32 (.npy, or TIFF) instead of 8 bit")
     add("--tta", action="store_true", help="test-time augmentation: probabilities averaged over flips and quarter "
         "turns (finding cracks takes 8 x as long)")  # fmt: skip
-    add("--measure", action="store_true", help="each crack's length, width and direction: _cracks.csv, _cracks.geojson "
-        "(map coordinates where there are) and _cracks.png")  # fmt: skip
+    add("--measure", action="store_true", help="each crack's length, width, direction and confidence: _cracks.csv, "
+        "_cracks.geojson (map coordinates where there are) and _cracks.png")  # fmt: skip
     add("--mm-per-pixel", type=float, metavar="X", help="width of a pixel of the photograph, for measures in mm")
     add("--least-length", type=float, default=0.0, metavar="N", help="what --measure leaves out: cracks shorter than "
         "so many of the photograph's pixels (0)")  # fmt: skip

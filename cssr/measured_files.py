@@ -22,19 +22,20 @@ class Measured:
     least_length: float = 0.0  # of a crack, the photograph's pixels
 
 
-def write_measures(files: Files, mask: np.ndarray, photograph: Photograph, how: Measured) -> int:
-    """`_cracks.csv`, `_cracks.geojson` and `_cracks.png` of a mask (H W bool), larger than the photograph by any scale.
+def write_measures(files: Files, crack_prob: np.ndarray, photograph: Photograph, how: Measured) -> int:
+    """`_cracks.csv`, `_cracks.geojson` and `_cracks.png` of a mask, larger than the photograph by any scale.
 
+    `crack_prob` (H W uint8) is 0 where there is no crack, else the probability in 1/255.
     The lines' coordinates are the map's where the photograph lies on one, else the photograph's pixels.
     Returns: how many cracks there are.
     """
-    scale = mask.shape[0] / photograph.shape[0]
-    cracks = measure_cracks(mask, how.least_length * scale)
+    scale = crack_prob.shape[0] / photograph.shape[0]
+    cracks = measure_cracks(crack_prob, how.least_length * scale, prob=crack_prob)
     units = Units(scale, how.mm_per_pixel)
     write_table(cracks, files.new("_cracks.csv"), units)
     place = None if photograph.place is None else georeference(photograph.place.enlarged(scale))
     write_geojson(cracks, files.new("_cracks.geojson"), units, place)
-    write_picture(_background(mask, photograph), cracks, files.new("_cracks.png"), units)
+    write_picture(_background(crack_prob, photograph), cracks, files.new("_cracks.png"), units)
     return len(cracks)
 
 

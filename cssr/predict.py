@@ -229,7 +229,7 @@ class _Run:
             with Files(self._options.out / source.stem) as files:
                 found = self._predict(photograph, files)
                 if self._measured:
-                    found.cracks = write_measures(files, found.mask, photograph, self._measured)
+                    found.cracks = write_measures(files, found.crack_prob, photograph, self._measured)
         done.remove_others(record, old, files.sizes)
         done.write(record, facts, files.sizes, found.told())
         self._say(source, photograph, found)

@@ -50,12 +50,14 @@ class Found:
     width: int  # of prob and mask, or of the SR image
     height: int
     crack: float | None = None  # share of the pixels; None where none are looked for
-    mask: np.ndarray | None = field(default=None, repr=False)  # H W bool, where it is kept
+    crack_prob: np.ndarray | None = field(
+        default=None, repr=False
+    )  # H W uint8, where kept: 0 no crack, else prob x 255
     cracks: int | None = None  # pieces, where they are measured
     warnings: list[str] = field(default_factory=list)  # how the photograph differs from what the model was trained on
 
     def told(self) -> dict[str, Any]:
-        """All but the mask."""
+        """All but the probabilities."""
         names = ("width", "height", "crack", "cracks", "warnings")
         return {name: getattr(self, name) for name in names}
 
@@ -72,7 +74,7 @@ def predict_rows(
 
     Args:
         tiles: photograph pixels.
-        keep_mask: whether the mask is wanted in memory as well, a byte a pixel.
+        keep_mask: whether the mask is wanted in memory as well, with probabilities, a byte a pixel: `crack_prob`.
     Raises: OSError for a file that ends too early, or a disk that is full.
     """
     with ExitStack() as stack:
@@ -97,7 +99,7 @@ def predict_rows(
     if found is None:
         return Found(*sr.shape[::-1], warnings=warnings)
     share = found.crack_pixels / (found.shape[0] * found.shape[1])
-    return Found(*found.shape[::-1], share, found.mask, warnings=warnings)
+    return Found(*found.shape[::-1], share, found.crack_prob, warnings=warnings)
 
 
 def _look(photograph: Photograph) -> tuple[float, float]:
@@ -156,7 +158,7 @@ class _Cracks:
         self._reduce = model.scale if wanted.size == "photo" else 1
         scale = model.scale // self._reduce
         self.shape = (photograph.shape[0] * scale, photograph.shape[1] * scale)
-        self.mask = np.empty(self.shape, bool) if keep_mask else None
+        self.crack_prob = np.empty(self.shape, np.uint8) if keep_mask else None
         self.crack_pixels, self._top = 0, 0
         self._left: Tensor | None = None  # rows that are too few to be averaged
         where = {"shape": self.shape, "tiff": as_tiff(wanted, photograph, scale)}
@@ -187,8 +189,8 @@ class _Cracks:
     def _write(self, prob: np.ndarray) -> None:
         mask = prob > self._wanted.threshold
         self.crack_pixels += int(mask.sum())
-        if self.mask is not None:
-            self.mask[self._top : self._top + len(mask)] = mask
+        if self.crack_prob is not None:
+            self.crack_prob[self._top : self._top + len(mask)] = np.where(mask, (prob * 255).round().clip(1), 0)
         for name, rows in self._rows.items():
             rows.write({"prob": self._shown, "mask": lambda *_: mask, "overlay": self._overlaid}[name](prob, mask))
         self._top += len(mask)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 
 from cssr import JointModel, done, rasters
 from cssr.config.schema import ModelConfig
@@ -102,6 +103,11 @@ def test_cracks_are_measured_in_pixels_and_millimetres_of_the_photograph(export,
     assert length == pytest.approx(85, rel=0.05) and float(rows[0]["length_mm"]) == pytest.approx(length / 2, abs=1e-3)
     assert 2 < float(rows[0]["mean_width_px"]) < 5
     assert f"in {len(rows)} pieces" in capsys.readouterr().out
+    prob = predict(JointModel.from_pretrained(export), photos / "a.png", tile=65).prob
+    prob = prob if size == "sr" else F.avg_pool2d(torch.from_numpy(prob)[None], 2)[0].numpy()
+    labels, count = ndimage.label(prob > 0.5, np.ones((3, 3)))
+    confidences = sorted(ndimage.mean(prob, labels, range(1, count + 1)))
+    assert sorted(float(row["confidence"]) for row in rows) == pytest.approx(confidences, abs=0.003)
     lines = json.loads((tmp_path / "out" / "a_cracks.geojson").read_text())
     assert len(lines["features"]) == len(rows) and lines["name"] == "a_cracks"
 
