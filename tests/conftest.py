@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ending import no_process_left_behind as no_process_left_behind
 
 from cssr.dataset_preparation.sources import SOURCES
 from cssr.degradations import DEGRADATIONS
