@@ -57,6 +57,7 @@ VARIANTS = [
     *({"stages": stages} for stages in (1, 3, 5)),
     {"sft": False},
     {"residual": False},
+    {"residual": "stages"},
     {"zero_pad_kernel": True},
     {"upsample": "pixel_shuffle"},
     {"upsample": "pixel_shuffle", "scale": 2, "error_space": "lq"},

@@ -43,6 +43,7 @@ from cssr.models.sr import SR
 
 Upsample = Literal["deconv", "pixel_shuffle"]
 ErrorSpace = Literal["hr", "lq"]
+Residual = Literal["stages"] | bool
 
 _SLOPE = 0.01  # of PReLU at the start, and of the stage predictors' leaky ReLU
 
@@ -194,10 +195,17 @@ class Stage(nn.Module):
         self.error = layers.enlarge(3) if error_space == "hr" else None
 
     def forward(
-        self, low: Tensor, highs: tuple[Tensor, ...], lq: Tensor, kernel: Tensor, given: Tensor | None
+        self,
+        low: Tensor,
+        highs: tuple[Tensor, ...],
+        lq: Tensor,
+        kernel: Tensor,
+        given: Tensor | None,
+        enlarged: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         high = self.up(low)
         sr = self.image(torch.cat((*highs, high), 1))
+        sr = sr if enlarged is None else sr + enlarged
         kernel = predicted_or(given, self.predictor, sr, kernel)
         error = blur_and_reduce(sr, kernel, self.scale) - lq
         return (high if self.error is None else high + self.error(error)), kernel, error
@@ -232,7 +240,7 @@ class KBPN(nn.Module):
     predicts_kernel = True
 
     def __init__(
-        self, head: nn.Module, predictor: FirstPredictor, stages: list[Stage], backs: list[Back], residual: bool
+        self, head: nn.Module, predictor: FirstPredictor, stages: list[Stage], backs: list[Back], residual: Residual
     ):
         super().__init__()
         self.head, self.predictor = head, predictor
@@ -241,6 +249,9 @@ class KBPN(nn.Module):
         self.scale, self.residual = stages[0].scale, residual
         self.kernel_size = predictor.resize.kernel_size
         init_kaiming(self)
+        if residual == "stages":  # every image starts as the bicubic enlargement
+            for convolution in (self.tail, *(stage.image for stage in stages)):
+                nn.init.zeros_(convolution.weight)
 
     @property
     def recomputed(self) -> tuple[nn.Module, ...]:
@@ -260,14 +271,16 @@ class KBPN(nn.Module):
         kernel = predicted_or(given, self.predictor, low)
         highs: tuple[Tensor, ...] = ()  # not lists: a block that is recomputed must find what it was given
         lows: tuple[Tensor, ...] = ()
+        enlarged = F.interpolate(lq, scale_factor=self.scale, mode="bicubic") if self.residual else None
+        of_stages = enlarged if self.residual == "stages" else None
         for stage, back in zip(self.stages, (*self.backs, None)):
-            high, kernel, error = stage(low, highs, lq, kernel, given)
+            high, kernel, error = stage(low, highs, lq, kernel, given, of_stages)
             highs = (*highs, high)
             if back is not None:
                 new, low = back(highs, lows, error, kernel)
                 lows = (*lows, new)
         sr = self.tail(torch.cat(highs, 1)) + 0 * error.mean()  # the last error is in the graph in any space
-        return (sr + F.interpolate(lq, scale_factor=self.scale, mode="bicubic") if self.residual else sr), kernel
+        return (sr if enlarged is None else sr + enlarged), kernel
 
     def _checked(self, kernel: Tensor, batch: int) -> Tensor:
         expected = (batch, 1, self.kernel_size, self.kernel_size)
@@ -289,7 +302,7 @@ def kbpn(
     kernel_size: int = 21,
     predicted_size: int = 7,
     sft: bool = True,
-    residual: bool = True,
+    residual: Residual = True,
     zero_pad_kernel: bool = False,
     upsample: Upsample = "deconv",
     error_space: ErrorSpace = "hr",
@@ -302,7 +315,8 @@ def kbpn(
         kernel_size: side of the kernel that is used, given and returned, HR pixels, odd.
         predicted_size: side of the kernel that is predicted and then resized, bicubic, to `kernel_size`.
         sft: whether the kernel modulates the LQ features.
-        residual: whether the network adds to the bicubic enlargement.
+        residual: whether the network adds to the bicubic enlargement. "stages": each stage's own image does too, and all
+            start as that (ours, for narrow networks, whose features need not carry the whole image then).
         zero_pad_kernel: whether a stage may surround its correction of the kernel by zeros instead of enlarging it.
         upsample: transposed convolution, or convolution and pixel shuffle.
         error_space: whether the LQ error is added to the HR features (enlarged) or to the next LQ features.
@@ -312,6 +326,7 @@ def kbpn(
     _check_choice("model.scale", scale, tuple(PROJECTION))
     _check_choice("upsample", upsample, get_args(Upsample))
     _check_choice("error_space", error_space, get_args(ErrorSpace))
+    _check_choice("residual", residual, (True, False, "stages"))
     _check_kernel(kernel_size, predicted_size, zero_pad_kernel)
     layers = Layers(scale, width, upsample)
     channels = (3, features, features, width, width)
