@@ -13,7 +13,7 @@ import yaml
 
 from cssr import __version__
 
-MEASURES = ("iou_max", "aiu", "f1", "ap", "cldice", "hd95_min", "psnr", "ssim", "kernel_psnr")
+MEASURES = ("iou_max", "aiu", "f1", "ap", "ece", "cldice", "hd95_min", "psnr", "ssim", "kernel_psnr")
 _RECIPE = ("model", "degradation", "loss", "phases", "optim", "imports")  # of config.yaml, shown as they are
 _CITATION = """\
 @inproceedings{kondo2021cssr,
@@ -181,6 +181,7 @@ def _training(export: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         "converted from": export.get("source"),
         "weights": "averaged (EMA)" if export.get("averaged_weights") else None,
         "resampler": export.get("resampler"),
+        "temperature": export["model"].get("temperature"),
         "cssr": f"{export.get('cssr_version', 'unknown')} wrote the weights, {__version__} this card",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
