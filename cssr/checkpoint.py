@@ -15,13 +15,14 @@ import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import init_empty_weights
 from torch import Tensor
 
-from cssr.config.loading import from_dict
+from cssr.config.loading import from_dict, model_config
 from cssr.config.schema import Config
 from cssr.models.export import assign_state, load_weights, read_export, read_tensors
 from cssr.models.from_hub import fetch, is_hub_name
@@ -156,6 +157,23 @@ def choose(run_dir: Path, which: str) -> Path:
     if which.isdigit() and name_of(int(which)) in names:
         return names[name_of(int(which))]
     raise ValueError(f"no checkpoint {which!r} in {run_dir}; there are: {', '.join(names) or 'none'}")
+
+
+def check_exportable(model: JointModel, config: Config) -> None:
+    """Refuse a model that its own settings do not build again, before it is trained.
+
+    Raises: ValueError, one line.
+    """
+    json.dumps(asdict(model.config))
+    with init_empty_weights(include_buffers=True):
+        again = build_model(model_config(asdict(model.config), config.imports)).state_dict()
+    own = model.state_dict()
+    differs = sorted({*own, *again} - {name for name in own if name in again and own[name].shape == again[name].shape})
+    if differs:
+        raise ValueError(
+            f"the model cannot be exported: built from its settings again, {len(differs)} of its tensors are missing "
+            f"or of another shape ({', '.join(differs[:3])}); its networks must depend on their settings alone"
+        )
 
 
 def export(

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from cssr.config.schedules import Progress, build_schedule
+from cssr.config.schedules import Progress, breakpoints, build_schedule
 from cssr.config.schema import Config, ModelConfig, PhaseConfig
 from cssr.data.shards import ShardSet
+from cssr.definitions import KEYS, SEGMENTATION_KEYS, UNRANKED_KEYS
 from cssr.losses import LOSSES
-from cssr.metrics import KEYS, SEGMENTATION_KEYS
 from cssr.task import Task
 
 _OF_LOGITS = {"aux_weight", "loss"}  # arguments by which a loss of logits is known: its own, or the loss it wraps
@@ -37,12 +38,23 @@ def measures_segmentation(model: ModelConfig, sets: Sequence[ShardSet], setting:
 
 def check_best(best: str, segmentation: bool) -> None:
     """Refuse a `train.best` that validation does not give; ValueError names the choices."""
-    if best not in KEYS:
-        raise ValueError(f"train.best: unknown measure {best!r}; choose from {', '.join(KEYS)}")
+    ranked = [key for key in KEYS if key not in UNRANKED_KEYS]
+    if best not in ranked:
+        raise ValueError(f"train.best: no measure {best!r} by which one is better; choose from {', '.join(ranked)}")
     if best in SEGMENTATION_KEYS and not segmentation:
         raise ValueError(
             f"train.best={best} measures segmentation, but model.seg=none finds no cracks or data.val has no masks: "
             "set train.best=psnr"
+        )
+
+
+def check_memory(micro_batch: int, crop: int) -> None:
+    """Refuse micro-batches of which the crops alone (image, mask, distance; float32) exceed this machine's memory."""
+    there, needed = psutil.virtual_memory().total, micro_batch * crop**2 * 5 * 4
+    if needed > there:
+        raise ValueError(
+            f"train.micro_batch: {micro_batch} crops of {crop} pixels take {needed / 2**30:.0f} GiB, this machine has "
+            f"{there / 2**30:.0f}: lower it (gradients are accumulated to train.batch_size), or data.crop"
         )
 
 
@@ -155,13 +167,18 @@ def _of_segmentation(config: Config) -> Iterator[str]:
 
 
 def _is_zero(setting: Any, first: int, phase: PhaseConfig, config: Config) -> bool:
-    """Whether a schedule is 0 at each step of a phase that begins at `first` samples; numbers count in any phase."""
+    """Whether a schedule is 0 throughout a phase that begins at `first` samples; numbers count in any phase.
+
+    It is asked where it may turn, beside that, and at a thousand places between.
+    """
     if isinstance(setting, (int, float)):
         return setting == 0
     batch, schedule = config.train.batch_size, build_schedule(setting)
     total = config.train.steps * batch
-    places = range(-(-first // batch) * batch, min(phase.until or total, total), batch)
-    return all(schedule(Progress(samples, total)) == 0 for samples in places)
+    end = min(phase.until or total, total)
+    turns = [turn + beside for turn in breakpoints(setting) for beside in (-batch, 0, batch)]
+    steps = {place // batch * batch for place in (*range(first, end, max((end - first) // 1000, 1)), *turns, end - 1)}
+    return all(schedule(Progress(samples, total)) == 0 for samples in steps if first <= samples < end)
 
 
 def _pixel_weights(config: Config) -> Iterator[str]:

@@ -14,6 +14,8 @@ KEYS = (
     *LINE_KEYS,
     *CRACK_KEYS,
 )
+SLOW_KEYS = ("hd95_min", "ahd95", "msd_min", "amsd", *LINE_KEYS, *CRACK_KEYS)  # measured where it is asked for
+UNRANKED_KEYS = ("iou_max_threshold", "ods_threshold", "psnr_infinite", "width_bias", "length_bias")  # none is best
 IMAGE_KEYS = ("psnr", "psnr_infinite", "ssim", "kernel_psnr", "lq_psnr")
 SEGMENTATION_KEYS = tuple(key for key in KEYS if key not in IMAGE_KEYS)
 

@@ -49,6 +49,11 @@ def truncate_lines(path: Path, step: int) -> None:
     temporary.replace(path)
 
 
+def has_step(path: Path, step: int) -> bool:
+    """Whether a file of lines has one of this step."""
+    return path.is_file() and any(_step_of(line) == step for line in path.read_text(encoding="utf-8").splitlines())
+
+
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])

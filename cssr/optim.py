@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cssr.config.registry import did_you_mean
-from cssr.config.schedules import SCHEDULES, Progress, warmed_up
+from cssr.config.schedules import Progress, bounded_schedule, warmed_up
 from cssr.config.schema import Config, PhaseConfig
 from cssr.models.encoders import layers_from_the_end
 from cssr.models.joint import JointModel, parent_of
@@ -66,7 +66,7 @@ class LearningRate:
 
     def __init__(self, config: Config):
         self.base, self.batch_size = config.optim.lr, config.train.batch_size
-        schedule = SCHEDULES.build(config.optim.schedule)
+        schedule = bounded_schedule(config.optim.schedule, 0, 1e6, "optim.schedule")
         self.factor = warmed_up(schedule, config.optim.warmup, config.optim.warmup_start)
 
     def apply(self, optimizer: torch.optim.Optimizer, progress: Progress, phase: PhaseConfig) -> float:

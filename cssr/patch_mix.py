@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cssr.config.registry import did_you_mean
-from cssr.config.schedules import Progress, Schedule, build_schedule
+from cssr.config.schedules import Progress, Schedule, bounded_schedule
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,4 @@ def build_mix(setting: Any, where: str) -> PatchMix | None:
     size, share = setting.get("size", 16), setting.get("share", 0.5)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"{where}.size must be a whole number of at least 1 (HR pixels), found {size!r}")
-    if isinstance(share, (int, float)) and not 0 <= share <= 1:
-        raise ValueError(f"{where}.share must lie in 0..1, found {share}")
-    return PatchMix(build_schedule(share), size)
+    return PatchMix(bounded_schedule(share, 0, 1, f"{where}.share"), size)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from cssr.checks import check_best, check_strategy, check_training, measures_segmentation
+from cssr.checks import check_best, check_memory, check_strategy, check_training, measures_segmentation
 from cssr.config.schema import Config
 from cssr.data.checks import check_lq, is_stored, open_train_sets
 from cssr.data.sampler import check_split
@@ -32,6 +32,8 @@ def prepare(config: Config, engine: Accelerator) -> Prepared:
     """
     world, scale = engine.num_processes, config.model.scale
     micro_batch = config.train.micro_batch or max(config.train.batch_size // world, 1)
+    engines.check_compilation(engine)
+    check_memory(micro_batch, config.data.crop)
     check_split(config.data.lanes, config.train.batch_size, world, config.data.workers, micro_batch)
     check_strategy(config, engines.shards_parameters(engine), engine.device.type)
     lq_scale = scale if is_stored(config.degradation) else None

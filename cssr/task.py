@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cssr.config.schedules import Progress, Schedule, build_schedule, phase_at
+from cssr.config.schedules import Progress, Schedule, bounded_schedule, phase_at
 from cssr.config.schema import Config, PhaseConfig
 from cssr.data.batch import Batch
 from cssr.losses import LOSSES
@@ -32,7 +32,12 @@ class Task(nn.Module):
         self.sr_losses = {phase.until: LOSSES.build(phase.sr or config.loss.sr) for phase in config.phases}
         self.extra = [_weighted(entry) for entry in config.loss.extra]
         betas = [config.loss.beta if phase.beta is None else phase.beta for phase in config.phases]
-        self._beta = {phase.until: build_schedule(beta) for phase, beta in zip(config.phases, betas)}
+        self._beta = {
+            phase.until: bounded_schedule(
+                beta, 0, 1, "loss.beta" if phase.beta is None else f"phases: {phase.name}.beta"
+            )
+            for phase, beta in zip(config.phases, betas)
+        }
         self._compiled: Callable | None = None  # the model's forward pass, where it is compiled
         self._held: frozenset[str] = frozenset()
         self._batch_norm = config.optim.batch_norm
@@ -155,5 +160,6 @@ def _weighted(entry: Any) -> tuple[str, Schedule, Loss]:
         raise ValueError(
             f"loss.extra: an entry is {{loss: NAME or component, weight: NUMBER or schedule}}, found {entry}"
         )
-    component = {"name": entry["loss"]} if isinstance(entry["loss"], str) else entry["loss"]
-    return component["name"], build_schedule(entry["weight"]), LOSSES.build(component)
+    loss, component = LOSSES.build(entry["loss"]), entry["loss"]
+    name = component if isinstance(component, str) else component["name"]
+    return name, bounded_schedule(entry["weight"], 0, 1e6, f"loss.extra: the weight of {name}"), loss

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from cssr.data.checks import check_kernels, sampled_images
 from cssr.data.loader import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.guard import LeftOut, StopSignal, Watchdog, explain
-from cssr.log import Console, memory_gib, trackers, truncate_lines
+from cssr.log import Console, has_step, memory_gib, trackers, truncate_lines
 from cssr.models.export import load_weights
 from cssr.models.joint import build_model
 from cssr.models.training_range import training_range
@@ -60,9 +60,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         recipe = arguments[0] if "=" not in arguments[0] or Path(arguments[0]).is_file() else None
         config = load_config(recipe, arguments[recipe is not None :])
+    except (ValueError, OSError) as error:
+        sys.exit(_once(error))
+    try:
         run = Run(config)
-    except ValueError as error:  # every rank finds the same mistake: one tells
-        sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+    except ValueError as error:
+        sys.exit(_once(error))
     except (OSError, RuntimeError, MemoryError) as error:
         sys.exit(f"error: {_explained(error, config, config.train.micro_batch or config.train.batch_size)}")
     try:
@@ -73,6 +76,11 @@ def main(arguments: list[str] | None = None) -> None:
         run.close()
     if run.interrupted:
         sys.exit(128 + run.stop.number)
+
+
+def _once(error: Exception) -> str | int:
+    """What one rank tells, as every rank meets the same mistake."""
+    return f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1
 
 
 def _explained(error: Exception, config: Config, micro_batch: int) -> Exception:
@@ -95,7 +103,7 @@ class Run:
             project_config=ProjectConfiguration(project_dir=str(self.dir), logging_dir=str(self.dir / "tensorboard")),
         )
         self.step, self.best, self.changed = 0, None, []
-        self.claim, self.watchdog, self.stop = None, None, None
+        self.claim, self.watchdog, self.stop, self.saver = None, None, None, None
         self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)
         self.prepared = prepare(config, self.engine)
         start = self._newest_checkpoint() if self.writes else None
@@ -137,11 +145,18 @@ class Run:
         self.model, self.task = model, Task(model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self._check_kernel()
-        sizes = self.prepared.micro_batch, self.prepared.accumulation
-        self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes, self.any_rank)
         self.validation = Validation(
             config, self.prepared.val_sets, self.engine, self.degrade, self.prepared.segmentation
         )
+        self._rehearse()
+        sizes = self.prepared.micro_batch, self.prepared.accumulation
+        self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes, self.any_rank)
+
+    def _rehearse(self) -> None:
+        """Try what the first validation and the export will need; before the engine makes parts of the weights."""
+        store.check_exportable(self.model, self.config)
+        device = torch.device("cpu") if engines.shards_parameters(self.engine) else self.engine.device
+        self.validation.rehearse(self.model.to(device), device, self.prepared.validates)
 
     def _check_kernel(self) -> None:
         if self.prepared.lq_scale is None:
@@ -159,15 +174,18 @@ class Run:
         if self.step >= config.train.steps and (self.dir / "export").is_dir():
             return self._say_finished()
         self._begin()
+        if self.step and self._unvalidated():
+            self._validate()
         stream = self._stream()
         with closing(stream):
             while self.step < config.train.steps and not self.any_rank(bool(self.stop)):
                 self.watchdog.alive()
                 self._step(stream)
-                if self._due(config.train.val_every) and self.prepared.validates:
-                    self._validate()
-                if self._due(config.train.save_every):
+                validates = self._due(config.train.val_every) and self.prepared.validates
+                if validates or self._due(config.train.save_every):
                     self._save()
+                if validates:  # once what it may stumble over costs no step
+                    self._validate()
                 self.saver.check()
                 self.console.step()
         self._end()
@@ -177,6 +195,11 @@ class Run:
         """The last checkpoint, and the export of a run that is finished."""
         self._save()
         self.saver.wait()
+        if self.left_out.count >= self.config.train.steps:
+            raise ValueError(
+                f"every step was left out, as no loss was finite: nothing was trained, and no export is written; "
+                f"look at {self.dir / 'skipped.jsonl'}, lower optim.lr or set optim.clip_norm"
+            )
         if self.step >= self.config.train.steps:
             self._export()
         else:
@@ -230,6 +253,12 @@ class Run:
         self._keep_best(found.measures[config.train.best])
         self.logged_at += time.monotonic() - began
 
+    def _unvalidated(self) -> bool:
+        """Whether the run was stopped between a checkpoint and its validation."""
+        if not (self.prepared.validates and self._due(self.config.train.val_every)):
+            return False
+        return self.any_rank(self.engine.is_main_process and not has_step(self.dir / "validation.jsonl", self.step))
+
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
             if self.stop:
@@ -241,10 +270,8 @@ class Run:
         if value is None or not is_better(self.config.train.best, value, self.best):
             return
         self.best = value
-        # Named before it is written: a run killed in between validates this step again, and names it again.
-        if self.engine.is_main_process:
+        if self.engine.is_main_process:  # whose checkpoint is written already, or being written
             store.write_best(self.dir, self.step, self.config.train.best, value)
-        self._save()
 
     def _save(self) -> None:
         """Take a checkpoint; a thread of rank 0 writes it while training goes on."""
@@ -373,7 +400,10 @@ class Run:
         return by_hand and self.step < self.config.train.steps
 
     def close(self) -> None:
-        """Let go of the run directory."""
+        """Let go of the run directory, once the checkpoint that was begun is in it."""
+        if self.saver:
+            with suppress(ValueError, OSError):  # the run has another error to tell by now
+                self.saver.wait()
         if self.stop:
             self.stop.close()
         if self.watchdog:

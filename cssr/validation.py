@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from cssr import metrics
@@ -15,11 +16,14 @@ from cssr.consolidate import copied, whole_weights
 from cssr.data.batch import Batch
 from cssr.data.loader import eval_stream
 from cssr.data.shards import ShardSet
+from cssr.definitions import SLOW_KEYS
 from cssr.log import Console, append_line
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel, build_model
 from cssr.utils.distributed import shards_parameters
 from cssr.visualize import sample_panels, save_picture, strip
+
+_ODD_SIZE = (40, 72)  # LQ pixels: of no crop, no multiple of a large stride
 
 
 @dataclass
@@ -52,6 +56,7 @@ class Validation:
             panels.extend(sample_panels(batch, outputs, i, self._segmentation) for i in new)
 
         how = {"tile": self._config.eval.tile, "show": show, "segmentation": self._segmentation}
+        how["distances"] = self._config.train.best in SLOW_KEYS
         rows = gather_rows(evaluate(model, watched(self._stream()), self._degrade, engine.device, **how))
         measures = metrics.aggregate(rows)["image"] if rows else {}
         if rows and self._segmentation:
@@ -59,6 +64,39 @@ class Validation:
             fitted = fit_temperature(metrics.set_histogram(rows))
             measures["temperature"] = self._config.model.temperature * fitted
         return Found(measures, panels, time.monotonic() - began)
+
+    @torch.no_grad()
+    def rehearse(self, model: JointModel, device: torch.device, validates: bool) -> None:
+        """Run in advance what validation and prediction will need: an image of another size, then one of `data.val`.
+
+        Args:
+            model: on `device`; left in training mode.
+        Raises: ValueError, one line: a network that does not take images of every size, a measure `train.best` that
+            this model and these images do not have, an image that cannot be read.
+        """
+        config = self._config
+        model.eval()
+        try:
+            model.infer(torch.zeros(1, 3, *_ODD_SIZE, device=device))
+            if not validates:
+                return
+            stream = eval_stream(self._sets, config.model.scale, 1, config.eval.seed, limit=1)
+            slow = config.train.best in SLOW_KEYS
+            rows = evaluate(model, stream, self._degrade, device, slow, config.eval.tile, None, self._segmentation)
+        except (AssertionError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise
+            raise ValueError(
+                "validation and prediction would fail, as the model does not take images of every size: choose "
+                f"another encoder in model.seg ({' '.join(str(error).split())[:200]})"
+            ) from error
+        finally:
+            model.train()
+        if config.train.best in ("kernel_psnr", "lq_psnr") and rows[0].get(config.train.best) is None:
+            raise ValueError(
+                f"train.best={config.train.best} needs an SR network that predicts kernels (model.sr=kbpn) and a "
+                "degradation that gives them (gaussian): set train.best=psnr, or choose those"
+            )
 
     def _whole(self, model: JointModel) -> JointModel:
         """A model of its own on each rank, as ranks may have batches of different number, which parts do not allow."""

@@ -30,6 +30,7 @@ _OPTIONS = {
     "main_process_ip": str,
     "main_process_port": int,
     "mixed_precision": str,
+    "dynamo_backend": str,
 }
 Row = tuple[str, str]
 

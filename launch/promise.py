@@ -36,6 +36,7 @@ class Promise:
     rendezvous: str = "static"
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
     fsdp: Mapping[str, Any] = field(default_factory=dict)
+    dynamo: str = "no"  # accelerate's backend of torch.compile
 
     @property
     def strategy(self) -> str:
@@ -133,6 +134,7 @@ def read_promise(path: Path, options: Mapping[str, Any]) -> Promise:
         rendezvous=file.rdzv_backend or "static",
         deepspeed=file.deepspeed_config,
         fsdp=file.fsdp_config,
+        dynamo=str(given.get("dynamo_backend", (file.dynamo_config or {}).get("dynamo_backend", "no"))).lower(),
     )
 
 
@@ -147,7 +149,13 @@ def faults(promise: Promise, machine: Machine) -> list[str]:
     """Why a launch would silently do something else, or fail late; one line each, with the remedy."""
     if promise.processes is None:
         return ["num_processes is neither in the launch file nor given: add --num_processes N"]
-    found = [*_of_kind(promise), *_of_cpu(promise, machine), *_of_devices(promise, machine), *_of_machines(promise)]
+    found = [
+        *_of_kind(promise),
+        *_of_dynamo(promise),
+        *_of_cpu(promise, machine),
+        *_of_devices(promise, machine),
+        *_of_machines(promise),
+    ]
     return [*found, *_of_precision(promise, machine), *_of_deepspeed(promise, machine), *_of_fsdp(promise, machine)]
 
 
@@ -164,6 +172,14 @@ def _of_kind(promise: Promise) -> Iterator[str]:
         yield (
             f"{why} silently runs one process on each machine, not {promise.processes} together: "
             "use launch/cpu_2proc.yaml or launch/multi_gpu.yaml, or num_processes: 1"
+        )
+
+
+def _of_dynamo(promise: Promise) -> Iterator[str]:
+    if promise.dynamo not in ("no", "none"):
+        yield (
+            f"dynamo_backend: {promise.dynamo} renames the weights, with which no checkpoint can be written: "
+            'set dynamo_config: {dynamo_backend: "NO"}, and train.compile=true'
         )
 
 

@@ -3,15 +3,22 @@
 import dataclasses
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
 
 import cssr.config.loading
 from cssr.config.loading import describe, from_dict, load_config, save_config, to_dict
-from cssr.config.registry import Registry
+from cssr.config.registry import Registry, Within
+from cssr.config.schedules import SCHEDULES
 from cssr.config.schema import Config
+from cssr.degradations import DEGRADATIONS
+from cssr.losses import LOSSES
+from cssr.models.seg import SEG
+from cssr.models.sr import SR
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -243,6 +250,36 @@ def test_values_that_no_run_can_use_are_refused_at_once(override):
     assert override.partition("=")[0].split("[")[0] in refused(override)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "loss.beta=.nan",
+        "loss.beta={name: linear, until: .inf}",
+        "model.mean=[.nan,0,0]",
+        "model.std=[.inf,1,1]",
+        "loss.seg={name: boundary_combo, alpha: .nan}",
+        "data.cache_gib=inf",
+        "data.timeout=.inf",
+        "optim.lr=.nan",
+        "optim.lr=-1",
+        "optim.weight_decay=-1",
+        "optim.arguments={betas: [.nan, 1]}",
+        "phases=[{lr: {sr: -1}}]",
+        "train.steps=100000000000000000000000",
+        "data.lanes=1000000",
+        "train.batch_size=100000",
+        "train.seed=18446744073709551616",
+        "eval.seed=4294967296",
+        "model.scale=1000",
+        "loss.sr_times_seg=-1",
+        "train.run_dir=",
+        "train.run_dir=''",
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused_at_once(override):
+    assert re.search(re.sub(r"\W.*", "", override), refused(override))
+
+
 def test_tiles_too_small_for_their_overlap_are_refused_at_once():
     """The joint model's tiles overlap by 32 pixels: eval.tile=48 would end the run at its first validation."""
     assert "eval.tile" in refused("eval.tile=48")
@@ -396,6 +433,65 @@ def test_there_are_recipes():
 # ---- registry ----
 
 
+@pytest.mark.parametrize(
+    "component, said",
+    [
+        ({"name": "hammer", "weight": "abc"}, "tool 'hammer': weight must be a whole number, found 'abc'"),
+        ({"name": "hammer", "weight": None}, "found None"),
+        ({"name": "hammer", "weight": True}, "found True"),
+        ({"name": "hammer", "weight": 1.5}, "found 1.5"),
+        ({"name": "drill", "sizes": 3}, "sizes must be a list, each a whole number of 1 to 9, found 3"),
+        ({"name": "drill", "sizes": [1, 10]}, r"found \[1, 10\]"),
+        ({"name": "drill", "speed": float("nan")}, "speed must be a number or null, found nan"),
+        ({"name": "drill", "way": "left"}, "way must be in or out, found 'left'"),
+        ({"name": "drill", "more": [1]}, r"more must be a mapping or null, found \[1\]"),
+        ({"name": "saw", "teet": 3}, r"does not take 'teet' \(did you mean teeth\?\)"),
+        ({"name": ["hammer"]}, "the name of a tool is a word"),
+    ],
+)
+def test_arguments_are_checked_against_the_signature(tools, component, said):
+    @tools.register
+    def drill(
+        sizes: Sequence[Annotated[int, Within(1, 9)]] = (1,),
+        speed: float | None = None,
+        way: Literal["in", "out"] = "in",
+        more: Mapping[str, Any] | None = None,
+    ):
+        return sizes, speed, way, more
+
+    with pytest.raises(ValueError, match=said):
+        tools.build(component)
+    whole = {"name": "drill", "sizes": [1, 9], "speed": 2, "way": "out", "more": {"a": [1]}}
+    assert tools.build(whole) == ([1, 9], 2, "out", {"a": [1]})
+
+
+@pytest.mark.parametrize(
+    "zoo, arguments",
+    [
+        ("SR", {"stages": "abc"}),
+        ("SR", {"stages": None}),
+        ("SR", {"width": 0}),
+        ("SR", {"width": 10**6}),
+        ("SEG", {"encoder": 34}),
+        ("SEG", {"encoder": None}),
+        ("DEGRADATIONS", {"size": 1001}),
+        ("DEGRADATIONS", {"sigma": "wide"}),
+        ("LOSSES", {"alpha": 2}),
+        ("LOSSES", {"alpha": {"name": "linear", "until": 10, "end": -1}}),
+        ("LOSSES", {"alpha": [1]}),
+        ("LOSSES", {"aux_weight": -1}),
+        ("SCHEDULES", {"at": 5}),
+        ("SCHEDULES", {"at": [-5]}),
+    ],
+)
+def test_so_it_is_in_every_zoo(zoo, arguments):
+    names = {"SR": "dbpn", "SEG": "unet", "DEGRADATIONS": "gaussian", "LOSSES": "boundary_combo", "SCHEDULES": "steps"}
+    registry = {"SR": SR, "SEG": SEG, "DEGRADATIONS": DEGRADATIONS, "LOSSES": LOSSES, "SCHEDULES": SCHEDULES}[zoo]
+    with pytest.raises(ValueError, match=next(iter(arguments))) as caught:
+        registry.build({"name": names[zoo], **arguments}, scale=4)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def tools():
     registry = Registry("tool")
@@ -440,7 +536,7 @@ def test_building_leaves_the_component_as_it_was(tools):
         ({"name": "hammer"}, "tool 'hammer' needs weight"),
         ({"name": "hammer", "wieght": 2}, "does not take 'wieght' .did you mean weight.*weight: int"),
         ({"name": "hammer", "weight": 2, "scale": 3}, "does not take 'scale'"),  # the caller's, not the user's
-        ({"name": 3}, "unknown tool 3"),
+        ({"name": 3}, "the name of a tool is a word, found 3"),
     ],
 )
 def test_a_mistake_is_answered_with_what_to_type(tools, component, message):

@@ -164,7 +164,7 @@ def test_kernels_sum_to_one(size):
     "arguments, message",
     [
         ({"size": 20}, "size must be odd, found 20"),
-        ({"size": -1}, "size must be odd"),
+        ({"size": -1}, "size must be a whole number of 1 to 101"),
         ({"sigma": [0, 1]}, "sigma needs 0 < low <= high"),
         ({"sigma": [2, 1]}, "sigma needs 0 < low <= high"),
         ({"sigma": [1]}, "sigma"),
@@ -173,7 +173,7 @@ def test_kernels_sum_to_one(size):
         ({"sigma": [3, float("inf")]}, "sigma"),
         ({"theta": [3]}, "theta"),
         ({"size": 15}, "sigma=4 does not fit size=15; set size=17 or lower it"),
-        ({"padding": "circular"}, "padding must be one of zero, reflect, replicate"),
+        ({"padding": "circular"}, "padding must be zero, reflect or replicate"),
     ],
 )
 def test_settings_of_the_blur_are_checked_when_it_is_built(arguments, message):

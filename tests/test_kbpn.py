@@ -233,14 +233,14 @@ def test_zero_padding_is_chosen_by_the_gate(bias, padded):
     "settings, message",
     [
         ({"scale": 3}, "model.scale must be one of 2, 4, 8"),
-        ({"stages": 0}, "stages must be at least 1"),
-        ({"width": 0}, "width must be at least 1"),
-        ({"predicted_size": 0}, "predicted_size must be at least 1"),
+        ({"stages": 0}, "stages must be a whole number of 1 to"),
+        ({"width": 0}, "width must be a whole number of 1 to"),
+        ({"predicted_size": 0}, "predicted_size must be a whole number of 1 to"),
         ({"kernel_size": 20}, "kernel_size must be odd"),
         ({"zero_pad_kernel": True, "predicted_size": 7}, "predicted_size below kernel_size"),
         ({"zero_pad_kernel": True, "predicted_size": 4}, "odd predicted_size"),
-        ({"upsample": "nearest"}, "deconv, pixel_shuffle"),
-        ({"error_space": "lr"}, "hr, lq"),
+        ({"upsample": "nearest"}, "deconv or pixel_shuffle"),
+        ({"error_space": "lr"}, "hr or lq"),
     ],
 )
 def test_impossible_settings_are_answered_in_one_line(settings, message):

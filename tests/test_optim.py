@@ -111,7 +111,6 @@ def test_further_arguments_reach_the_optimizer():
         ("optim.optimizer=''", "optim.optimizer: unknown ''"),
         ("optim.arguments={speed: 3}", "optim: adam refuses its settings.*speed"),
         ("optim.arguments={betas: [2, 3]}", "optim: adam refuses its settings"),
-        ("optim.lr=-1", "optim: adam refuses its settings"),
         ("optim.arguments={lr: 3}", "optim"),
     ],
 )
@@ -223,7 +222,7 @@ def test_layers_of_the_encoder_have_rates_of_their_own():
         (["optim.layer_decay=0.5"], {"seg": {"name": "crackformer", "width": 16}}, "optim.layer_decay needs"),
         (["optim.layer_decay=0.5"], {"seg": {"name": "smp", "encoder": "resnet18"}}, "one of timm's encoders"),
         (["phases=[{alternate: [[sr], [segm]]}]"], {}, "alternate names the group 'segm'"),
-        (["phases=[{mix: {share: 2}}]"], {}, "phases: joint.mix.share must lie in 0..1"),
+        (["phases=[{mix: {share: 2}}]"], {}, "phases: joint.mix.share must be 0 to 1"),
         (["phases=[{mix: {shares: 1}}]"], {}, "phases: joint.mix takes no 'shares'.*did you mean share"),
         (["phases=[{mix: 3}]"], {}, "phases: joint.mix is null or a mapping"),
     ],

@@ -5,18 +5,24 @@ import os
 import signal
 import subprocess
 from contextlib import closing
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from conftest import draw_shards
+from helpers import spoil, write_set
 from running import ROOT, kill_all, launch, logged, losses, settings, start, wait_for_step
 
 from cssr import checkpoint as store
 from cssr import snapshot
+from cssr.checkpoint import load_model
 from cssr.config.loading import changed_settings, load_config, save_config
 from cssr.evaluate import main as evaluate
+from cssr.predict import predict
 from cssr.train import Run, main
 
 
@@ -184,7 +190,7 @@ def test_help_prints_every_setting(capsys):
     ("data.train=null", "data.train is not set"),
     ("train.stepz=3", "Did you mean: 'steps'"),
     ("train.steps=many", "train.steps"),
-    ("train.best=iou", "unknown measure 'iou'"),
+    ("train.best=iou", "no measure 'iou'"),
     ("loss.seg=dise", "did you mean dice"),
     ("degradation=gausian", "did you mean gaussian"),
     ("optim.optimizer=adamm", "did you mean"),
@@ -296,3 +302,76 @@ def test_a_single_value_for_batch_norm_names_the_settings(shards, tmp_path):
     norm = f"model.seg={{name: unet, encoder: resnet10t, width: 4, {encoder}}}"
     with pytest.raises(SystemExit, match="BatchNorm sees a single value of each channel: raise data.crop=32"):
         main(settings(shards, tmp_path / "run", norm, "train.steps=1", "train.batch_size=1"))
+
+
+# ---- what is tried before the first step, and what is no training ----
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("model.seg={name: smp, architecture: fpn, encoder: tu-swin_tiny_patch4_window7_224}", "images of every size"),
+        ("train.best=kernel_psnr", "predicts kernels"),
+        ("train.best=width_bias", "no measure 'width_bias'"),
+        ("train.best=iou_max_threshold", "no measure 'iou_max_threshold'"),
+        ("train.micro_batch=100000000", "train.micro_batch"),
+        ("model.seg={name: smp, arch: fpn}", "does not take 'arch' .did you mean architecture"),
+        ("model.seg={name: smp, architecture: fpn, encoder: tu-resnet10t, decoder_width: 3}", "decoder_width=3"),
+        ("loss.beta=2", "loss.beta must be 0 to 1, found 2"),
+        ("loss.beta={name: linear, until: 8, end: -1}", "loss.beta must be 0 to 1, found -1 at 8 samples"),
+        ("loss.extra=[{loss: 5, weight: 1}]", "a loss is a name"),
+        ("loss.extra=[{loss: l1, weight: -1}]", "weight of l1 must be 0"),
+        ("optim.schedule={name: constant, value: -1}", "optim.schedule must be 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(override, said, shards, tmp_path):
+    with pytest.raises(SystemExit, match=said) as caught:
+        main(settings(shards, tmp_path / "run", "train.steps=4", override))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_what_accelerate_would_compile_is_refused(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit, match="dynamo_backend INDUCTOR renames the weights.*train.compile=true"):
+        main(settings(shards, tmp_path / "run", "train.steps=4"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_slow_measure_is_measured_where_it_chooses_the_best(shards, tmp_path):
+    run_dir = tmp_path / "run"
+    main(settings(shards, run_dir, "train.steps=2", "train.val_every=1", "train.best=hd95_min"))
+    best = json.loads((run_dir / "checkpoints" / "best.json").read_text())
+    assert best["measure"] == "hd95_min" and best["value"] > 0
+
+
+def test_a_run_of_which_every_step_was_left_out_fails(shards, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    fault = "loss.seg={name: faulty, kind: nan, samples: [0, 4, 8]}"
+    with pytest.raises(SystemExit, match="every step was left out"):
+        main(settings(shards, tmp_path / "run", "train.steps=3", "imports=[faulty_loss]", fault))
+    assert not (tmp_path / "run" / "export").exists()
+
+
+def test_a_damaged_validation_image_costs_no_step(shards, tmp_path):
+    """The checkpoint comes first; repaired, the run goes on with the validation that it missed."""
+    val = write_set(tmp_path / "val", 4, sizes=((64, 64),))
+    whole = {path: path.read_bytes() for path in val.glob("*.tar")}
+    spoil(val, "val-002")
+    run_dir = tmp_path / "run"
+    words = settings(shards, run_dir, "train.steps=4", "train.val_every=2", "eval.limit=null", f"data.val={val}")
+    with pytest.raises(SystemExit, match="val-002|sample 2"):
+        main(words)
+    assert [path.name for path in store.checkpoints(run_dir)] == ["step_00000002"]
+    for path, data in whole.items():
+        path.write_bytes(data)
+    main(words)
+    steps = [json.loads(line)["step"] for line in (run_dir / "validation.jsonl").read_text().splitlines()]
+    assert steps == [2, 4]
+
+
+def test_a_scale_that_does_not_divide_the_default_crop(shards, tmp_path):
+    """An export loads by what it needs alone: 224 is no multiple of 3."""
+    main(settings(shards, tmp_path / "run", "train.steps=1", "model.scale=3", "model.sr=bicubic", "data.crop=30"))
+    model = load_model(tmp_path / "run")
+    assert model.scale == 3 and predict(model, np.zeros((8, 9, 3), np.uint8)).sr.shape == (24, 27, 3)

@@ -155,7 +155,7 @@ def test_finite_with_gradient_on_uniform_masks(name, fill):
 
 
 @pytest.mark.parametrize("setting, message", [
-    (2.0, "null or a mapping of crack, failure, begin"),
+    (2.0, "a mapping or null, found 2.0"),
     ([1, 2], "mapping"),
     ({"cracks": 1}, r"does not take 'cracks' \(did you mean crack\?\)"),
     ({"crack": -1}, "crack must be a number of at least 0"),

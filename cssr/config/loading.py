@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cssr.config.schema import ADDRESSES, Config, PhaseConfig, check
+from cssr.config.schema import ADDRESSES, Config, ModelConfig, PhaseConfig, check, check_model
 
 _LARGEST = 1 << 20  # bytes of a recipe
 _DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, what an alias stands for included
@@ -63,6 +63,14 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     check(config)
     import_modules(config.imports)
     return config
+
+
+def model_config(values: Mapping[str, Any], imports: Sequence[str] = ()) -> ModelConfig:
+    """The settings of a model alone, of which an export has no others; ValueError names the one that does not fit."""
+    model = _typed(ModelConfig, values, "model.")
+    check_model(model)
+    import_modules(imports)
+    return model
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -5,12 +5,32 @@ A component in a configuration is a mapping `{name: dbpn, stages: 6}`: the name 
 keyword arguments, whose defaults live in the function's signature and nowhere else.
 """
 
+import collections.abc
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
+import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Within:
+    """In an annotation: the numbers that can be meant, `low` and `high` among them."""
+
+    low: float
+    high: float
+
+
+Count = Annotated[int, Within(1, 4096)]  # channels, layers, stages
+KernelSide = Annotated[int, Within(1, 101)]  # of a kernel, pixels
+Share = Annotated[float, Within(0, 1)]
+Samples = Annotated[int, Within(0, 10**15)]  # seen so far
+Weight = Annotated[float, Within(0, 1e6)]
 
 
 class Registry:
@@ -56,6 +76,8 @@ class Registry:
         if "name" not in arguments:
             raise ValueError(f"a {self.kind} needs a name: one of {', '.join(self.names())}; found {arguments}")
         name = arguments.pop("name")
+        if not isinstance(name, str):
+            raise ValueError(f"the name of a {self.kind} is a word, found {name!r}: one of {', '.join(self.names())}")
         factory, parameters = self.get(name), self.parameters(name)
         accepted = {key: value for key, value in context.items() if key in parameters}
         self._check(name, parameters, arguments, accepted)
@@ -67,7 +89,8 @@ class Registry:
             p for p in parameters if p not in context and parameters[p].kind is not inspect.Parameter.VAR_KEYWORD
         ]
         for key in arguments:
-            if key in context or (key not in settable and not open_ended):
+            taken = key in settable or (open_ended and isinstance(key, str) and not _misspells(key, settable))
+            if key in context or not taken:
                 takes = ", ".join(str(parameters[p]) for p in settable) or "no arguments"
                 raise ValueError(
                     f"{self.kind} {name!r} does not take {key!r}{did_you_mean(key, settable)}; it takes: {takes}"
@@ -76,12 +99,77 @@ class Registry:
         missing = [p for p in required if p not in arguments]
         if missing:
             raise ValueError(f"{self.kind} {name!r} needs {', '.join(missing)}")
+        try:
+            hints = get_type_hints(self.get(name), include_extras=True)
+        except NameError:  # what somebody else's module imports for type checkers only
+            hints = {}
+        for key, value in arguments.items():
+            kind = hints.get(key, parameters[key].annotation if key in parameters else Any)
+            if kind is not inspect.Parameter.empty and not fits(value, kind):
+                raise ValueError(f"{self.kind} {name!r}: {key} must be {described(kind)}, found {_shortened(value)}")
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of YAML or JSON is one that an annotation describes; numbers must be finite."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        bounds = [extra for extra in inner[1:] if isinstance(extra, Within)]
+        return fits(value, inner[0]) and (value is None or all(b.low <= value <= b.high for b in bounds))
+    if origin in (types.UnionType, Union):
+        return any(fits(value, part) for part in inner)
+    if origin is Literal:
+        return isinstance(value, (str, int, float)) and value in inner
+    if origin in (list, tuple, collections.abc.Sequence):
+        items = inner[0] if inner else Any
+        return isinstance(value, (list, tuple)) and all(fits(part, items) for part in value)
+    if origin in (dict, collections.abc.Mapping):
+        key, part = inner or (Any, Any)
+        return isinstance(value, Mapping) and all(fits(k, key) and fits(v, part) for k, v in value.items())
+    return kind is Any or (_fits_plain(value, kind) if isinstance(kind, type) else True)
+
+
+def _fits_plain(value: Any, kind: type) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is float:
+        return number and math.isfinite(value)
+    if kind is int:
+        return number and isinstance(value, int)
+    return isinstance(value, (str, Path) if kind is Path else kind)
+
+
+def described(kind: Any) -> str:
+    """An annotation in words, for error messages."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        bounds = next((extra for extra in inner[1:] if isinstance(extra, Within)), None)
+        return described(inner[0]) + (f" of {bounds.low:g} to {bounds.high:g}" if bounds else "")
+    if origin in (types.UnionType, Union):
+        return " or ".join(described(part) for part in inner)
+    if origin is Literal:
+        return " or ".join(part for part in (", ".join(map(str, inner[:-1])), str(inner[-1])) if part)
+    if origin in (list, tuple, collections.abc.Sequence):
+        return f"a list, each {described(inner[0])}" if inner else "a list"
+    if origin in (dict, collections.abc.Mapping):
+        return "a mapping"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    return words.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:80]}..."
+
+
+def _misspells(word: str, names: list[str]) -> bool:
+    """Whether a word that another library may take is rather one of our own names, cut short or mistyped."""
+    return any(name.startswith(word) for name in names) or bool(difflib.get_close_matches(word, names, cutoff=0.8))
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A clause for an error message: the closest of `choices`, or all of them."""
     choices = list(choices)
-    close = difflib.get_close_matches(str(word), choices, n=3)
+    begun = [choice for choice in choices if len(str(word)) > 1 and choice.startswith(str(word))]
+    close = begun[:3] or difflib.get_close_matches(str(word), choices, n=3)
     if close:
         return f" (did you mean {' or '.join(close)}?)"
     return f" (choose from {', '.join(choices)})" if choices else ""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cssr.config.registry import Registry
+from cssr.config.registry import Registry, Samples, fits
 
 SCHEDULES = Registry("schedule")
 
@@ -23,15 +23,34 @@ class Progress:
 
 
 Schedule = Callable[[Progress], float]
+ScheduleSetting = float | str | Mapping[str, Any]  # a number, or a component of SCHEDULES
 
 
-def build_schedule(setting: float | Mapping[str, Any] | str) -> Schedule:
+def build_schedule(setting: ScheduleSetting) -> Schedule:
     """The schedule that a setting describes; a plain number is constant."""
-    if isinstance(setting, bool) or setting is None:
+    if not fits(setting, ScheduleSetting):
         raise ValueError(f"a schedule is a number or one of {', '.join(SCHEDULES.names())}; found {setting}")
     if isinstance(setting, (int, float)):
         return constant(float(setting))
     return SCHEDULES.build(setting)
+
+
+def bounded_schedule(setting: ScheduleSetting, low: float, high: float, name: str) -> Schedule:
+    """The schedule that a setting describes; ValueError, which names it, where a value leaves low..high."""
+    schedule, ends = build_schedule(setting), breakpoints(setting)
+    total = max(ends, default=0) + 1
+    for samples in (0, *ends, total):
+        value = schedule(Progress(samples, total))
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be {low:g} to {high:g}, found {value:g} at {samples} samples")
+    return schedule
+
+
+def breakpoints(setting: ScheduleSetting) -> list[int]:
+    """The numbers of samples at which a schedule may turn: those in its setting."""
+    numbers = setting.values() if isinstance(setting, Mapping) else []
+    flat = [n for value in numbers for n in (value if isinstance(value, (list, tuple)) else [value])]
+    return sorted({n for n in flat if isinstance(n, int) and not isinstance(n, bool) and n >= 0})
 
 
 @SCHEDULES.register
@@ -41,14 +60,16 @@ def constant(value: float = 1.0) -> Schedule:
 
 
 @SCHEDULES.register
-def linear(until: int, begin: int = 0, start: float = 0.0, end: float = 1.0) -> Schedule:
+def linear(until: Samples, begin: Samples = 0, start: float = 0.0, end: float = 1.0) -> Schedule:
     """From `start` at `begin` samples to `end` at `until`, constant outside (CSBSR's rising beta)."""
     _check_window(begin, until)
     return lambda progress: start + (end - start) * _share(progress.samples, begin, until)
 
 
 @SCHEDULES.register
-def staircase(every: int, begin: int = 0, start: float = 1.0, end: float = 0.01, step: float = 0.01) -> Schedule:
+def staircase(
+    every: Samples, begin: Samples = 0, start: float = 1.0, end: float = 0.01, step: float = 0.01
+) -> Schedule:
     """`start` less `step` after each `every` samples from `begin` on, down to `end`.
 
     CSSR's alpha of the boundary losses: 1 to 0.01, 0.01 an epoch, held at 1 while only SR trains (`begin`).
@@ -59,7 +80,7 @@ def staircase(every: int, begin: int = 0, start: float = 1.0, end: float = 0.01,
 
 
 @SCHEDULES.register
-def cosine(floor: float = 0.0, begin: int = 0, until: int | None = None) -> Schedule:
+def cosine(floor: float = 0.0, begin: Samples = 0, until: Samples | None = None) -> Schedule:
     """Half a cosine from 1 at `begin` to `floor` at `until` (the end of the run by default)."""
 
     def value(progress: Progress) -> float:
@@ -70,13 +91,13 @@ def cosine(floor: float = 0.0, begin: int = 0, until: int | None = None) -> Sche
 
 
 @SCHEDULES.register
-def steps(at: Sequence[int], factor: float = 0.1) -> Schedule:
+def steps(at: Sequence[Samples], factor: float = 0.1) -> Schedule:
     """1, multiplied by `factor` at each sample count of `at`."""
     return lambda progress: factor ** sum(progress.samples >= sample for sample in at)
 
 
 @SCHEDULES.register
-def window(begin: int, until: int, factor: float = 10.0) -> Schedule:
+def window(begin: Samples, until: Samples, factor: float = 10.0) -> Schedule:
     """`factor` between `begin` and `until` samples, 1 outside (CSBSR's learning rate times 10)."""
     _check_window(begin, until)
     return lambda progress: factor if begin <= progress.samples < until else 1.0
@@ -94,10 +115,10 @@ def phase_at(phases: Sequence[Any], samples: int) -> Any:
     return next(phase for phase in phases if phase.until is None or samples < phase.until)
 
 
-def _share(samples: int, begin: int, until: int) -> float:
+def _share(samples: int, begin: Samples, until: Samples) -> float:
     return min(max((samples - begin) / max(until - begin, 1), 0.0), 1.0)
 
 
-def _check_window(begin: int, until: int) -> None:
+def _check_window(begin: Samples, until: Samples) -> None:
     if until <= begin:
         raise ValueError(f"a schedule's until ({until}) must lie beyond its begin ({begin}), in samples")

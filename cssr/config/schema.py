@@ -8,8 +8,9 @@ their arguments and defaults are those of the function of that name. Naming anot
 drops that layer's arguments.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -158,33 +159,77 @@ class Config:
 
 def check(config: Config) -> None:
     """What can be checked without touching data or devices; ValueError names the setting."""
-    for key, lowest in _LOWEST.items():
-        value = _at(config, key)
-        if value is not None and value < lowest:
-            raise ValueError(f"{key} must be at least {lowest}, found {value}")
-    for key in ("data.hflip", "data.vflip", "data.crack_share", "data.max_damaged", "optim.ema"):
-        value = _at(config, key)
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{key} must lie in 0..1, found {value}")
-    if config.optim.clip_norm is not None and not config.optim.clip_norm > 0:
-        raise ValueError(f"optim.clip_norm must be above 0, found {config.optim.clip_norm}; null: no clipping")
-    if config.optim.layer_decay is not None and not 0 < config.optim.layer_decay <= 1:
-        raise ValueError(f"optim.layer_decay must be above 0 and at most 1, found {config.optim.layer_decay}")
-    if not 0 < config.model.temperature < math.inf:
-        raise ValueError(f"model.temperature must be a finite number above 0, found {config.model.temperature}")
+    _check_finite(dataclasses.asdict(config))
+    _check_bounds({key: _at(config, key) for key in _BOUNDS})
+    for key in ("optim.clip_norm", "optim.layer_decay"):
+        if _at(config, key) == 0:
+            raise ValueError(f"{key} must be above 0, found 0; null: none")
     if config.optim.ema == 1:
         raise ValueError("optim.ema must be below 1, found 1: the average would stay as the weights began")
+    if not config.train.run_dir:
+        raise ValueError("train.run_dir is empty: name the directory of the run")
+    check_model(config.model)
     _check_sizes(config)
     _check_phases(config.phases)
 
 
-# settings with a smallest value; null is fine where it is allowed
-_LOWEST = dict.fromkeys(("model.scale", "data.crop", "data.lanes", "data.shuffle_window", "train.steps"), 1)
-_LOWEST |= dict.fromkeys(("train.batch_size", "train.micro_batch", "train.log_every", "train.save_every"), 1)
-_LOWEST |= dict.fromkeys(("train.keep", "eval.batch_size", "eval.limit"), 1)
-_LOWEST |= {"data.max_pixels": 1, "data.cache_gib": 0.001, "data.retries": 0, "data.timeout": 0.1}
-_LOWEST |= dict.fromkeys(("data.workers", "train.seed", "train.val_every", "train.sample_count", "eval.seed"), 0)
-_LOWEST |= {"train.max_skipped": 0, "train.hang_timeout": 1, "optim.warmup": 0, "optim.warmup_start": 0}
+def _check_finite(value: Any, key: str = "") -> None:
+    """Refuse NaN and infinity wherever they are."""
+    if isinstance(value, (dict, list)):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in parts:
+            _check_finite(part, f"{key}[{name}]" if isinstance(name, int) else f"{key}.{name}".lstrip("."))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} must be a finite number, found {value}")
+
+
+def _check_bounds(values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        low, high = _BOUNDS.get(key, (None, None))
+        if low is not None and value is not None and not low <= value <= high:
+            raise ValueError(f"{key} must be {_bounded(low, high)}, found {value}")
+
+
+def _bounded(low: float, high: float) -> str:
+    return f"{low} to {high}" if isinstance(high, int) and high < 10**7 else f"{low} to {high:g}"
+
+
+# what can be meant: smallest and largest value; null is fine where it is allowed
+_SOME, _MANY, _SAMPLES, _SEEDS, _SHARE = 65_536, 10**9, 10**15, 2**32 - 1, (0, 1)
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "model.scale": (1, 32),
+    "model.temperature": (1e-6, 10**6),
+    "data.crop": (1, 16_384),
+    "data.lanes": (1, _SOME),
+    "data.shuffle_window": (1, _MANY),
+    "data.workers": (0, 1024),
+    "data.max_pixels": (1, 10**11),
+    "data.cache_gib": (0.001, 10**7),
+    "data.retries": (0, 1000),
+    "data.timeout": (0.1, 10**6),
+    "loss.sr_times_seg": (0, _SAMPLES),
+    "optim.lr": (0, 10**6),
+    "optim.weight_decay": (0, 1000),
+    "optim.warmup": (0, _SAMPLES),
+    "optim.warmup_start": (0, 1000),
+    "optim.clip_norm": (0, 10**9),
+    "train.steps": (1, _MANY),
+    "train.batch_size": (1, _SOME),
+    "train.micro_batch": (1, _SOME),
+    "train.seed": (0, _SEEDS),
+    "train.log_every": (1, _MANY),
+    "train.val_every": (0, _MANY),
+    "train.save_every": (1, _MANY),
+    "train.keep": (1, 10**6),
+    "train.max_skipped": (0, _MANY),
+    "train.hang_timeout": (1, 10**7),
+    "train.sample_count": (0, 1000),
+    "eval.batch_size": (1, _SOME),
+    "eval.limit": (1, _MANY),
+    "eval.seed": (0, _SEEDS),
+    **dict.fromkeys(("data.hflip", "data.vflip", "data.crack_share", "data.max_damaged"), _SHARE),
+    **dict.fromkeys(("optim.ema", "optim.layer_decay"), _SHARE),
+}
 
 
 def _at(config: Any, key: str) -> Any:
@@ -193,22 +238,28 @@ def _at(config: Any, key: str) -> Any:
     return config
 
 
-def _check_sizes(config: Config) -> None:
-    model, data, scale = config.model, config.data, config.model.scale
-    if data.crop % scale:
-        near = data.crop // scale * scale or scale
-        raise ValueError(f"data.crop={data.crop} is not a multiple of model.scale={scale}; try {near}")
-    if (scale == 1) != (model.sr.get("name") == "none"):
+def check_model(model: ModelConfig) -> None:
+    """What can be checked of a model's settings alone, of which an export has no others; ValueError names the one."""
+    _check_finite(dataclasses.asdict(model), "model")
+    _check_bounds({f"model.{name}": value for name, value in vars(model).items()})
+    if (model.scale == 1) != (model.sr.get("name") == "none"):
         raise ValueError(
-            f"model.sr={model.sr.get('name')} with model.scale={scale}: scale 1 goes with sr=none "
+            f"model.sr={model.sr.get('name')} with model.scale={model.scale}: scale 1 goes with sr=none "
             "(the HR upper bound) and with nothing else"
         )
-    share = data.resized_crop
-    if share is not None and not (len(share) == 2 and 0 < share[0] <= share[1] <= 1):
-        raise ValueError(f"data.resized_crop needs [low, high] with 0 < low <= high <= 1, found {share}")
     for key, values in (("model.mean", model.mean), ("model.std", model.std)):
         if len(values) != 3 or (key == "model.std" and min(values) <= 0):
             raise ValueError(f"{key} needs three numbers (red, green, blue), std above 0; found {values}")
+
+
+def _check_sizes(config: Config) -> None:
+    data, scale = config.data, config.model.scale
+    if data.crop % scale:
+        near = data.crop // scale * scale or scale
+        raise ValueError(f"data.crop={data.crop} is not a multiple of model.scale={scale}; try {near}")
+    share = data.resized_crop
+    if share is not None and not (len(share) == 2 and 0 < share[0] <= share[1] <= 1):
+        raise ValueError(f"data.resized_crop needs [low, high] with 0 < low <= high <= 1, found {share}")
     check_tile(config.eval.tile, "eval.tile")
 
 
@@ -226,3 +277,7 @@ def _check_phases(phases: Sequence[PhaseConfig]) -> None:
         raise ValueError("phases: every phase but the last needs until: SAMPLES, and the last until: null")
     if sorted(set(ends[:-1])) != ends[:-1] or (ends[0] or 1) < 1:
         raise ValueError(f"phases: until must rise from phase to phase, in samples, found {ends[:-1]}")
+    for phase in phases:
+        for group, factor in phase.lr.items():
+            if not 0 <= factor <= 10**6:
+                raise ValueError(f"phases: {phase.name}.lr.{group} must be 0 to 1e+06, found {factor}")

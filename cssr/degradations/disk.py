@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cssr.config.registry import KernelSide
 from cssr.degradations.blurs import Blur, axis, blur_kind, check_fits, check_size, normalized
 from cssr.degradations.draws import Rngs, check_range, uniform
 
 
 @blur_kind
-def disk(radius: Sequence[float] = (1.0, 10.0), size: int = 21) -> Blur:
+def disk(radius: Sequence[float] = (1.0, 10.0), size: KernelSide = 21) -> Blur:
     """Circle of confusion of a lens out of focus: an even disk, its edge pixels weighted by the area covered.
 
     Args:

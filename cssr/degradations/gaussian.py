@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cssr.config.registry import KernelSide
 from cssr.degradations.blurs import Blur, axis, blur_kind, check_fits, check_size, normalized
 from cssr.degradations.draws import Rngs, chances, check_range, uniform
 
@@ -15,7 +16,7 @@ def gaussian(
     sigma: Sequence[float] = (0.2, 4.0),
     theta: Sequence[float] = (0.0, 180.0),
     isotropic: bool = False,
-    size: int = 21,
+    size: KernelSide = 21,
 ) -> Blur:
     """Gaussian of random widths and direction; the defaults are CSBSR's.
 
@@ -36,7 +37,7 @@ def generalized_gaussian(
     shape: Sequence[float] = (0.5, 4.0),
     theta: Sequence[float] = (0.0, 180.0),
     isotropic: bool = False,
-    size: int = 21,
+    size: KernelSide = 21,
 ) -> Blur:
     """exp(-q^shape / 2), where q is the squared distance in standard deviations (Liu et al. 2020, via Real-ESRGAN).
 
@@ -54,7 +55,7 @@ def plateau(
     shape: Sequence[float] = (1.0, 2.0),
     theta: Sequence[float] = (0.0, 180.0),
     isotropic: bool = False,
-    size: int = 21,
+    size: KernelSide = 21,
 ) -> Blur:
     """1 / (1 + q^shape), otherwise as `generalized_gaussian`; the kernel's side cuts its long tails."""
     return _shaped("plateau", lambda q, s: 1 / (1 + q**s), sigma, shape, theta, isotropic, size)

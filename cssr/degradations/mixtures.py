@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cssr.config.registry import KernelSide
 from cssr.degradations.blurs import BLURS, Blur, blur_kind, check_size, normalized
 from cssr.degradations.draws import Rngs, check_weights, choices
 
@@ -14,7 +15,7 @@ Component = str | Mapping[str, Any]
 
 
 @blur_kind
-def compound(first: Component = "motion", second: Component = "gaussian", size: int = 21) -> Blur:
+def compound(first: Component = "motion", second: Component = "gaussian", size: KernelSide = 21) -> Blur:
     """One blur after the other, as a single kernel: their convolution, cropped to `size` and normalised.
 
     CSBSR's code calls this `all_rand` for `first: motion`, `second: {name: random_blur, blurs: [gaussian, disk]}`.
@@ -32,7 +33,7 @@ def compound(first: Component = "motion", second: Component = "gaussian", size: 
 def random_blur(
     blurs: Sequence[Component] = ("gaussian", "motion", "disk"),
     weights: Sequence[float] | None = None,
-    size: int = 21,
+    size: KernelSide = 21,
 ) -> Blur:
     """One of several blurs, drawn for each sample.
 

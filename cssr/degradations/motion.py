@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cssr.config.registry import KernelSide
 from cssr.degradations.blurs import Blur, axis, blur_kind, check_fits, check_size, normalized
 from cssr.degradations.draws import Rngs, check_range, uniform
 
 
 @blur_kind
-def motion(length: Sequence[float] = (2.0, 20.0), theta: Sequence[float] = (0.0, 180.0), size: int = 21) -> Blur:
+def motion(length: Sequence[float] = (2.0, 20.0), theta: Sequence[float] = (0.0, 180.0), size: KernelSide = 21) -> Blur:
     """Even motion along a straight line while the shutter is open.
 
     Args:

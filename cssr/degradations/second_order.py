@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cssr.config.registry import did_you_mean
+from cssr.config.registry import KernelSide, Share, did_you_mean
 from cssr.degradations import DEGRADATIONS, canvas, draws
 from cssr.degradations.blurs import BLURS, Blur, axis, check_fits, check_size, normalized
 from cssr.degradations.canvas import METHODS, Canvas
@@ -51,8 +51,8 @@ def second_order(
     scale: int,
     first: Mapping[str, Any] | None = None,
     second: Mapping[str, Any] | None = None,
-    final_sinc: float = 0.8,
-    size: int = 21,
+    final_sinc: Share = 0.8,
+    size: KernelSide = 21,
 ) -> Callable:
     """Wang et al. 2021, "Real-ESRGAN": ordinary damage on its way to the viewer, twice. No single kernel describes it.
 

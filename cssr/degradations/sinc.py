@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cssr.config.registry import KernelSide
 from cssr.degradations.blurs import Blur, axis, blur_kind, check_size, normalized
 from cssr.degradations.draws import Rngs, check_range, uniform
 
 
 @blur_kind
-def sinc(cutoff: Sequence[float] = (1 / 3, 1.0), size: int = 21) -> Blur:
+def sinc(cutoff: Sequence[float] = (1 / 3, 1.0), size: KernelSide = 21) -> Blur:
     """The circular low-pass filter that makes ringing and overshoot (Real-ESRGAN); its kernel has negative lobes.
 
     Args:

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cssr.config.schedules import Progress, build_schedule
+from cssr.config.registry import Weight
+from cssr.config.schedules import Progress, ScheduleSetting, bounded_schedule
 from cssr.data.batch import Batch, Outputs
 from cssr.losses import LOSSES
 from cssr.losses.terms import Maps, boundary_term, combo_term, dice_term, generalized_dice_term, weighted_bce
@@ -27,7 +28,7 @@ _ALPHA: Mapping[str, Any] = {
 }  # CSSR's: 0.01 less each pass of its 9,600 training images
 
 
-def _over_heads(term: Term, aux_weight: float, pixel_weight: Setting, distance: bool = False) -> Callable:
+def _over_heads(term: Term, aux_weight: Weight, pixel_weight: Setting, distance: bool = False) -> Callable:
     """A loss from what one head's logits (B 1 H W) give; `distance` says that it needs the batch's distance map."""
     weight = build_weight(pixel_weight)
 
@@ -43,14 +44,14 @@ def _over_heads(term: Term, aux_weight: float, pixel_weight: Setting, distance: 
     return loss
 
 
-def _of_region(region: Region, aux_weight: float, pixel_weight: Setting) -> Callable:
+def _of_region(region: Region, aux_weight: Weight, pixel_weight: Setting) -> Callable:
     """A loss of logits and mask alone."""
     return _over_heads(lambda logits, batch, _, maps: region(logits, batch.mask, maps), aux_weight, pixel_weight)
 
 
-def _with_boundary(region: Region, alpha: Any, aux_weight: float, pixel_weight: Setting) -> Callable:
+def _with_boundary(region: Region, alpha: Any, aux_weight: Weight, pixel_weight: Setting) -> Callable:
     """alpha region + (1 - alpha) boundary, alpha a schedule."""
-    schedule = build_schedule(alpha)
+    schedule = bounded_schedule(alpha, 0, 1, "loss.seg.alpha")
 
     def term(logits: Tensor, batch: Batch, progress: Progress, maps: Maps) -> Tensor:
         share = schedule(progress)
@@ -61,20 +62,20 @@ def _with_boundary(region: Region, alpha: Any, aux_weight: float, pixel_weight: 
 
 
 @LOSSES.register
-def bce(weight: Sequence[float] = (1.0, 1.0), aux_weight: float = 0.4, pixel_weight: Setting = None) -> Callable:
+def bce(weight: Sequence[float] = (1.0, 1.0), aux_weight: Weight = 0.4, pixel_weight: Setting = None) -> Callable:
     """Weighted BCE; `weight` is that of crack and background pixels."""
     _check_pair("weight", weight)
     return _of_region(lambda logits, mask, maps: weighted_bce(logits, mask, weight, maps), aux_weight, pixel_weight)
 
 
 @LOSSES.register
-def dice(aux_weight: float = 0.4, pixel_weight: Setting = None) -> Callable:
+def dice(aux_weight: Weight = 0.4, pixel_weight: Setting = None) -> Callable:
     """Dice with squared denominators."""
     return _of_region(dice_term, aux_weight, pixel_weight)
 
 
 @LOSSES.register
-def generalized_dice(aux_weight: float = 0.4, pixel_weight: Setting = None) -> Callable:
+def generalized_dice(aux_weight: Weight = 0.4, pixel_weight: Setting = None) -> Callable:
     """Generalised Dice of the crack class."""
     return _of_region(generalized_dice_term, aux_weight, pixel_weight)
 
@@ -83,7 +84,7 @@ def generalized_dice(aux_weight: float = 0.4, pixel_weight: Setting = None) -> C
 def combo(
     weight: Sequence[float] = (1.0, 1.0),
     mix: Sequence[float] = (1.0, 1.0),
-    aux_weight: float = 0.4,
+    aux_weight: Weight = 0.4,
     pixel_weight: Setting = None,
 ) -> Callable:
     """Weighted BCE and Dice, in the proportions `mix`."""
@@ -91,7 +92,7 @@ def combo(
 
 
 @LOSSES.register
-def boundary(aux_weight: float = 0.4, pixel_weight: Setting = None) -> Callable:
+def boundary(aux_weight: Weight = 0.4, pixel_weight: Setting = None) -> Callable:
     """The boundary loss alone (it has no lower bound on what lies far from cracks: combine it)."""
 
     def term(logits: Tensor, batch: Batch, progress: Progress, maps: Maps) -> Tensor:
@@ -104,8 +105,8 @@ def boundary(aux_weight: float = 0.4, pixel_weight: Setting = None) -> Callable:
 def boundary_combo(
     weight: Sequence[float] = (1.0, 1.0),
     mix: Sequence[float] = (1.0, 1.0),
-    alpha: Any = _ALPHA,
-    aux_weight: float = 0.4,
+    alpha: ScheduleSetting = _ALPHA,
+    aux_weight: Weight = 0.4,
     pixel_weight: Setting = None,
 ) -> Callable:
     """CSSR's loss: alpha Combo + (1 - alpha) Boundary."""
@@ -116,8 +117,8 @@ def boundary_combo(
 def generalized_boundary_combo(
     weight: Sequence[float] = (1.0, 1.0),
     mix: Sequence[float] = (1.0, 1.0),
-    alpha: Any = _ALPHA,
-    aux_weight: float = 0.4,
+    alpha: ScheduleSetting = _ALPHA,
+    aux_weight: Weight = 0.4,
     pixel_weight: Setting = None,
 ) -> Callable:
     """Boundary Combo with generalised Dice for Dice."""
@@ -125,7 +126,9 @@ def generalized_boundary_combo(
 
 
 @LOSSES.register
-def boundary_generalized_dice(alpha: Any = _ALPHA, aux_weight: float = 0.4, pixel_weight: Setting = None) -> Callable:
+def boundary_generalized_dice(
+    alpha: ScheduleSetting = _ALPHA, aux_weight: Weight = 0.4, pixel_weight: Setting = None
+) -> Callable:
     """alpha generalised Dice + (1 - alpha) Boundary (Kervadec et al.)."""
     return _with_boundary(generalized_dice_term, alpha, aux_weight, pixel_weight)
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cssr.config.registry import Weight
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
 from cssr.losses import LOSSES
@@ -18,8 +19,8 @@ _PIXELS = {"batch": (0, 1, 2, 3), "image": (1, 2, 3)}  # the dimensions over whi
 @LOSSES.register
 def crackformer_side(
     balance: Literal["batch", "image"] = "batch",
-    background: float = 1.1,
-    aux_weight: float = 0.4,
+    background: Weight = 1.1,
+    aux_weight: Weight = 0.4,
     pixel_weight: Mapping[str, Any] | None = None,
 ) -> Callable:
     """Balanced cross-entropy of the main logits plus `aux_weight` times its mean over the auxiliary maps.
@@ -35,8 +36,6 @@ def crackformer_side(
         aux_weight: of the auxiliary maps together.
         pixel_weight: `cssr/losses/weights.py`.
     """
-    if balance not in _PIXELS:
-        raise ValueError(f"loss 'crackformer_side': balance must be one of {', '.join(_PIXELS)}, found {balance!r}")
     weight = build_weight(pixel_weight)
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:

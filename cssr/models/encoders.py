@@ -77,7 +77,7 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
         options["pretrained_cfg_overlay"] = {"file": str(_weight_file(pretrained))}
     try:
         return timm.create_model(name, features_only=True, pretrained=bool(pretrained), **options, **arguments)
-    except (OSError, RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # timm's models refuse settings in every way: AssertionError, KeyError, ...
         raise ValueError(_encoder_error(name, pretrained, error)) from error
 
 
@@ -142,14 +142,16 @@ def check_pyramid(encoder: nn.Module, name: str) -> None:
     if any(deep != 2 * shallow for shallow, deep in pairwise(strides)) or strides[0].bit_count() != 1:
         raise ValueError(
             f"encoder {name} gives features at strides {strides}; each must be twice the one before, "
-            "as of resnet34, vgg16, convnext_tiny, mobilenetv3_large_100"
+            "as of resnet34, vgg16, convnext_tiny, mobilenetv3_large_100; a vision transformer goes with "
+            f"model.seg={{name: smp, architecture: dpt, encoder: tu-{name}}}"
         )
     side, mode = 2 * max(strides), encoder.training
     try:
         encoder.eval()(torch.zeros(1, 3, side, side))
-    except (AssertionError, RuntimeError) as error:
+    except Exception as error:
         raise ValueError(
-            f"encoder {name} does not take images of any size: {' '.join(str(error).split())[:200]}"
+            f"encoder {name} does not take images of any size ({' '.join(str(error).split())[:200]}): take a "
+            "convolutional one, as resnet34 or convnext_tiny"
         ) from None
     finally:
         encoder.train(mode)

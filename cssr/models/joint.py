@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cssr.config.loading import from_dict
-from cssr.config.registry import Registry
+from cssr.config.loading import model_config
+from cssr.config.registry import Count, Registry
 from cssr.config.schema import TILE_OVERLAP, ModelConfig
 from cssr.data.batch import Outputs
 from cssr.models.blocks import pad_to_multiple
@@ -236,7 +236,7 @@ class JointModel(nn.Module):
         imports = settings.get("imports", [])
         if came_from_hub(directory) and not trust:
             check_untrusted(settings["model"], imports, str(source))
-        model = build_model(from_dict({"model": settings["model"], "imports": imports}).model)
+        model = build_model(model_config(settings["model"], imports))
         load_export(model, directory, settings.get("sha256"))
         model.trained_on = dict(settings.get("trained_on") or {})
         return model.eval()
@@ -411,7 +411,7 @@ def dsrl(
     upsample: Upsample = "deconv",
     encoder: str = "resnet101",
     pretrained: bool | str = False,
-    width: int = 16,
+    width: Count = 16,
     encoder_args: dict[str, Any] | None = None,
 ) -> Dual:
     """Dual super-resolution learning: one network for both; `model.sr` and `model.seg` have no effect.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, DynamoBackend, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore
 
@@ -92,6 +92,16 @@ def _check_world(found: int) -> None:
                 f"the launcher promised {promised} processes ({promise}), accelerate runs {found}: "
                 "use one of the launch files in launch/; `python launch/doctor.py --config_file X` explains a file"
             )
+
+
+def check_compilation(engine: Accelerator) -> None:
+    """Refuse to train what accelerate would compile: the names of its weights change, and no checkpoint has them."""
+    if engine.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ValueError(
+            f"accelerate's dynamo_backend {engine.state.dynamo_plugin.backend.value} renames the weights: leave "
+            '--dynamo_backend out, answer no in `accelerate config` (dynamo_config: {dynamo_backend: "NO"}), and set '
+            "train.compile=true"
+        )
 
 
 def uses_deepspeed(engine: Accelerator) -> bool:

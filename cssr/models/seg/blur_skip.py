@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cssr.config.registry import did_you_mean
+from cssr.config.registry import Count, KernelSide, did_you_mean
 from cssr.models.blocks import JoinedBranch, Modulation, VectorBranch
 from cssr.models.seg import SEG
 
@@ -106,10 +106,10 @@ class BlurSkip(nn.Module):
 def blur_skip(
     net: str | dict[str, Any] = "pspnet",
     pretrained: bool | str = False,
-    kernel_size: int = 21,
-    reduce: int | None = None,
+    kernel_size: KernelSide = 21,
+    reduce: KernelSide | None = None,
     modulate_by: ModulateBy = "features_and_kernel",
-    layers: int = 2,
+    layers: Count = 2,
 ) -> BlurSkip:
     """BlurSkip around a segmentation network: x (B 3 H W) and kernel (B 1 k k) -> what that network gives.
 

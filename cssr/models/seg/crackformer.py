@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cssr.config.registry import Count, KernelSide, Share
 from cssr.models.blocks import conv_relu
 from cssr.models.seg import SEG
 
@@ -171,7 +172,9 @@ class CrackFormer(nn.Module):
 
 
 @SEG.register
-def crackformer(pretrained: bool | str = False, width: int = 64, window: int = 7, dropout: float = 0.3) -> CrackFormer:
+def crackformer(
+    pretrained: bool | str = False, width: Count = 64, window: KernelSide = 7, dropout: Share = 0.3
+) -> CrackFormer:
     """CrackFormer: x (B 3 H W, H and W multiples of 32) -> crack logits and five side logits (B 1 H W each).
 
     The side logits come deepest first; the crack logits are a weighted sum of them. The defaults are those of CSBSR.

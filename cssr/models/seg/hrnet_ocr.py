@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from cssr.config.registry import did_you_mean
+from cssr.config.registry import Count, Share, did_you_mean
 from cssr.models.encoders import EncoderDecoder, timm_encoder
 from cssr.models.seg import SEG
 
@@ -88,9 +88,9 @@ def _conv_bn_relu(inputs: int, outputs: int, size: int) -> nn.Sequential:
 def hrnet_ocr(
     encoder: str = "hrnet_w48",
     pretrained: bool | str = False,
-    width: int = 512,
-    hidden: int = 256,
-    dropout: float = 0.05,
+    width: Count = 512,
+    hidden: Count = 256,
+    dropout: Share = 0.05,
 ) -> HRNetOCR:
     """HRNet with OCR: x (B 3 H W, H and W multiples of 32) -> crack logits and auxiliary logits (B 1 H W each).
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cssr.config.registry import did_you_mean
+from cssr.config.registry import Count, Share, did_you_mean
 from cssr.models.encoders import EncoderDecoder, timm_encoder
 from cssr.models.seg import SEG
 
@@ -96,9 +96,9 @@ def _enlarge(logits: Tensor, size: Sequence[int]) -> Tensor:
 def pspnet(
     encoder: str = "resnet34",
     pretrained: bool | str = False,
-    sizes: Sequence[int] = (1, 2, 3, 6),
-    width: int = 64,
-    dropout: Sequence[float] = (0.3, 0.15, 0.1),
+    sizes: Sequence[Count] = (1, 2, 3, 6),
+    width: Count = 64,
+    dropout: Sequence[Share] = (0.3, 0.15, 0.1),
     encoder_args: dict[str, Any] | None = None,
 ) -> PSPNet:
     """PSPNet: x (B 3 H W, H and W multiples of 8) -> crack logits and auxiliary logits (B 1 H W each).
@@ -114,7 +114,7 @@ def pspnet(
     Raises:
         ValueError: one line: an encoder that cannot be dilated, or a size, width or dropout out of range.
     """
-    _check(sizes, width, dropout)
+    _check(dropout)
     arguments = {**(encoder_args or {}), "output_stride": _STRIDE}
     if encoder.split(".")[0] not in timm.list_models(module="resnet"):
         return PSPNet(_dilated(encoder, pretrained, arguments), sizes, width, dropout)
@@ -138,10 +138,8 @@ def _dilated(encoder: str, pretrained: bool | str, arguments: dict[str, Any]) ->
     return body
 
 
-def _check(sizes: Sequence[int], width: int, dropout: Sequence[float]) -> None:
-    if width < 1 or min(sizes, default=1) < 1:
-        raise ValueError(f"{_WHERE} width and sizes must be at least 1, found width={width}, sizes={list(sizes)}")
-    if not isinstance(dropout, Sequence) or len(dropout) != 3 or not all(0 <= share < 1 for share in dropout):
+def _check(dropout: Sequence[float]) -> None:
+    if len(dropout) != 3 or not all(0 <= share < 1 for share in dropout):
         raise ValueError(f"{_WHERE} dropout must be three numbers in [0, 1), found {dropout}")
 
 

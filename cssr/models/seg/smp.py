@@ -51,12 +51,11 @@ def smp(architecture: str = "unet", encoder: str = "resnet34", pretrained: bool 
         model = library.create_model(
             architecture, encoder, encoder_weights=weights, in_channels=3, classes=1, **arguments
         )
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"model.seg: segmentation_models_pytorch refuses architecture={architecture}, encoder={encoder}, "
-            f"pretrained={pretrained}: {reason}"
-        ) from error
+    except Exception as error:  # the library and the encoders' libraries refuse settings in every way
+        settings = {"architecture": architecture, "encoder": encoder, "pretrained": pretrained, **arguments}
+        told = ", ".join(f"{name}={value}" for name, value in settings.items())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"model.seg: segmentation_models_pytorch refuses {told}: {reason}") from error
     if local:
         load_encoder(getattr(model.encoder, "model", model.encoder), encoder.removeprefix("tu-"), pretrained)
     return SMP(model, max(32, getattr(model.encoder, "output_stride", 32)))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cssr.config.registry import Count
 from cssr.models.blocks import conv_relu
 from cssr.models.encoders import EncoderDecoder, check_pyramid, timm_encoder
 from cssr.models.seg import SEG
@@ -66,8 +67,8 @@ class UNet(EncoderDecoder):
 @SEG.register
 def unet(
     encoder: str = "vgg16",
-    depth: int | None = None,
-    width: int = 32,
+    depth: Count | None = None,
+    width: Count = 32,
     upsample: Upsample = "pixel_shuffle",
     pretrained: bool | str = False,
     encoder_args: dict[str, Any] | None = None,

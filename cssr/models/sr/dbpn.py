@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cssr.config.registry import Count
 from cssr.models.blocks import PROJECTION, BackProjection, conv_prelu, deconv_prelu, init_kaiming
 from cssr.models.sr import SR
 
@@ -43,7 +44,7 @@ class DBPN(nn.Module):
 
 @SR.register
 def dbpn(
-    scale: int, stages: int = 6, width: int = 64, features: int = 256, residual: bool = False, channels: int = 3
+    scale: int, stages: Count = 6, width: Count = 64, features: Count = 256, residual: bool = False, channels: Count = 3
 ) -> DBPN:
     """DBPN for scale 2, 4 or 8.
 

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cssr.config.registry import Count
 from cssr.models.sr import SR
 
 
@@ -25,7 +26,7 @@ class Unchanged(nn.Module):
 
 
 @SR.register
-def bicubic(scale: int, channels: int = 3) -> Bicubic:
+def bicubic(scale: int, channels: Count = 3) -> Bicubic:
     """Bicubic enlargement of any number of channels, nothing to train."""
     return Bicubic(scale)
 

@@ -20,12 +20,13 @@ training) stay 0 instead of becoming NaN.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cssr.config.registry import Count, KernelSide
 from cssr.models.blocks import (
     PROJECTION,
     BackProjection,
@@ -295,12 +296,12 @@ class KBPN(nn.Module):
 @SR.register
 def kbpn(
     scale: int,
-    stages: int = 4,
-    width: int = 128,
-    features: int = 64,
-    hidden: int = 32,
-    kernel_size: int = 21,
-    predicted_size: int = 7,
+    stages: Count = 4,
+    width: Count = 128,
+    features: Count = 64,
+    hidden: Count = 32,
+    kernel_size: KernelSide = 21,
+    predicted_size: KernelSide = 7,
     sft: bool = True,
     residual: Residual = True,
     zero_pad_kernel: bool = False,
@@ -315,18 +316,17 @@ def kbpn(
         kernel_size: side of the kernel that is used, given and returned, HR pixels, odd.
         predicted_size: side of the kernel that is predicted and then resized, bicubic, to `kernel_size`.
         sft: whether the kernel modulates the LQ features.
-        residual: whether the network adds to the bicubic enlargement. "stages": each stage's own image does too, and all
-            start as that (ours, for narrow networks, whose features need not carry the whole image then).
+        residual: whether the network adds to the bicubic enlargement. "stages": each stage's own image does too, and
+            all start as that (ours, for narrow networks, whose features need not carry the whole image then).
         zero_pad_kernel: whether a stage may surround its correction of the kernel by zeros instead of enlarging it.
         upsample: transposed convolution, or convolution and pixel shuffle.
         error_space: whether the LQ error is added to the HR features (enlarged) or to the next LQ features.
     Raises: ValueError for settings that do not go together.
     """
-    _check_positive(stages=stages, width=width, features=features, hidden=hidden, predicted_size=predicted_size)
-    _check_choice("model.scale", scale, tuple(PROJECTION))
-    _check_choice("upsample", upsample, get_args(Upsample))
-    _check_choice("error_space", error_space, get_args(ErrorSpace))
-    _check_choice("residual", residual, (True, False, "stages"))
+    if scale not in PROJECTION:
+        raise ValueError(
+            f"SR network 'kbpn': model.scale must be one of {', '.join(map(str, PROJECTION))}, found {scale}"
+        )
     _check_kernel(kernel_size, predicted_size, zero_pad_kernel)
     layers = Layers(scale, width, upsample)
     channels = (3, features, features, width, width)
@@ -336,17 +336,6 @@ def kbpn(
     ups = [Stage(layers, number, predictor, error_space) for number, predictor in enumerate(predictors, 1)]
     backs = [Back(layers, number, kernel_size if sft else 0, error_space) for number in range(1, stages)]
     return KBPN(head, first, ups, backs, residual)
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"SR network 'kbpn': {name} must be at least 1, found {value}")
-
-
-def _check_choice(name: str, value: object, known: tuple) -> None:
-    if value not in known:
-        raise ValueError(f"SR network 'kbpn': {name} must be one of {', '.join(map(str, known))}, found {value!r}")
 
 
 def _check_kernel(kernel_size: int, predicted_size: int, zero_pad: bool) -> None:

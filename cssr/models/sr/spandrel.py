@@ -81,8 +81,6 @@ def spandrel(
         ValueError: one line: no such file, or one that the library cannot load; a network for another scale, for
             another purpose, or for other images than RGB or grey ones; arguments that do not go together.
     """
-    if not isinstance(arguments or {}, Mapping):
-        raise ValueError(_error(f"arguments must be settings by name, found {arguments!r}"))
     known, state, given = _architectures(_library()), None, dict(arguments or {})
     if weights is not None:
         facts = _loaded(_library(), weights)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from cssr.config.registry import Count
 from cssr.models.blocks import PROJECTION, conv_relu
 from cssr.models.sr import SR
 
@@ -66,12 +67,12 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 @SR.register
 def srcnet(
     scale: int,
-    groups: int = 10,
-    blocks: int = 20,
-    width: int = 64,
-    hidden: int = 32,
-    enlarged: int = 256,
-    channels: int = 3,
+    groups: Count = 10,
+    blocks: Count = 20,
+    width: Count = 64,
+    hidden: Count = 32,
+    enlarged: Count = 256,
+    channels: Count = 3,
 ) -> SrcNet:
     """SrcNet's SR network for scale 2, 4 or 8; the defaults are the published ones.
 
