@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from cssr.config.schedules import Progress, breakpoints, build_schedule
@@ -16,6 +15,7 @@ from cssr.data.shards import ShardSet
 from cssr.definitions import KEYS, SEGMENTATION_KEYS, UNRANKED_KEYS
 from cssr.losses import LOSSES
 from cssr.task import Task
+from cssr.utils.machine import memory
 
 _OF_LOGITS = {"aux_weight", "loss"}  # arguments by which a loss of logits is known: its own, or the loss it wraps
 
@@ -50,7 +50,7 @@ def check_best(best: str, segmentation: bool) -> None:
 
 def check_memory(micro_batch: int, crop: int) -> None:
     """Refuse micro-batches of which the crops alone (image, mask, distance; float32) exceed this machine's memory."""
-    there, needed = psutil.virtual_memory().total, micro_batch * crop**2 * 5 * 4
+    there, needed = memory(), micro_batch * crop**2 * 5 * 4
     if needed > there:
         raise ValueError(
             f"train.micro_batch: {micro_batch} crops of {crop} pixels take {needed / 2**30:.0f} GiB, this machine has "

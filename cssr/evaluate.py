@@ -41,6 +41,7 @@ from cssr.pictured import draw_pictures
 from cssr.results import compose, load
 from cssr.utils.distributed import start_engine
 from cssr.utils.files import write_atomic
+from cssr.utils.machine import check_processes
 
 _MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint
 _CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "seed")  # options that results depend on
@@ -63,6 +64,8 @@ def check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < lowest:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, found {value}")
+    world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    check_processes(options.workers * world, f"--workers {options.workers}", gib=0.3)
     check_tile(options.tile, "--tile")
 
 

@@ -1,5 +1,6 @@
 """What settings, data and processes come to before anything is built: batch sizes, open sets, what is measured."""
 
+import os
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -10,6 +11,7 @@ from cssr.data.checks import check_lq, is_stored, open_train_sets
 from cssr.data.sampler import check_split
 from cssr.data.shards import ShardSet, open_sets
 from cssr.utils import distributed as engines
+from cssr.utils.machine import check_processes
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ def prepare(config: Config, engine: Accelerator) -> Prepared:
     world, scale = engine.num_processes, config.model.scale
     micro_batch = config.train.micro_batch or max(config.train.batch_size // world, 1)
     engines.check_compilation(engine)
+    per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * config.data.workers
+    check_processes(per_machine, f"data.workers={config.data.workers}", gib=0.3)
     check_memory(micro_batch, config.data.crop)
     check_split(config.data.lanes, config.train.batch_size, world, config.data.workers, micro_batch)
     check_strategy(config, engines.shards_parameters(engine), engine.device.type)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from cssr.utils.machine import check_processes
+
 ROOT = Path(__file__).resolve().parents[1]
 _VISIBLE = {  # the environment variable that says which devices a process sees; mps has none, and one device
     "cuda": "CUDA_VISIBLE_DEVICES",
@@ -65,6 +67,7 @@ def crew(processes: int | None, jobs: int | None, file: str | None, threads: int
     if there and processes > len(there):
         raise ValueError(f"--processes {processes}: there are {len(there)} devices")
     jobs = jobs or max(1, (len(there) or cores) // processes)
+    check_processes(processes * jobs, f"--processes {processes} x --jobs {jobs}", gib=1, per_core=2)
     given = int(os.environ["OMP_NUM_THREADS"]) if os.environ.get("OMP_NUM_THREADS", "").isdigit() else None
     threads = given or threads or max(1, cores // (jobs * processes))
     return Crew(processes, chosen or _default_file(bool(there), processes), threads, _places(there, processes, jobs))

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
+from cssr.utils.machine import memory as own_memory
+
 DDP = ("MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON")
 _PACKAGES = ("deepspeed", "transformers")
-_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,10 @@ class Machine:
             "environment": dict(os.environ),
         }
         if device is None:
-            return cls(memory=_own_memory(), **known)
+            return cls(memory=own_memory(), **known)
         facts = getattr(torch.get_device_module(device), "get_device_properties", lambda _: None)(0)
         memory, name = getattr(facts, "total_memory", None), getattr(facts, "name", "")
         return cls(device.type, torch.accelerator.device_count(), name, memory, **known)
-
-
-def _own_memory() -> int:
-    """Of the machine, or what a container may use of it."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip() if _MEMORY_LIMIT.is_file() else ""
-    return min(whole, int(limit)) if limit.isdigit() else whole
 
 
 def read_promise(path: Path, options: Mapping[str, Any]) -> Promise:

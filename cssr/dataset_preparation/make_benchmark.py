@@ -24,9 +24,9 @@ from cssr.data.shards import open_sets
 from cssr.dataset_preparation.benchmark import digest_of, frozen_source, header_of, read_benchmark
 from cssr.dataset_preparation.make import exit_code, list_of, with_safe_keys, write_set
 from cssr.dataset_preparation.options import Parser
-from cssr.dataset_preparation.parallel import cores
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.workspace import check_free
+from cssr.utils.machine import check_processes, cores
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
@@ -41,9 +41,9 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     add("--workers", type=int, default=cores(), help="processes; the result is the same for any number (%(default)s)")
     add("--keep", action="store_true", help="when interrupted or stopped by a mistake, keep finished shards")
     args = parser.parse_args(argv)
-    for option in ("shard_size", "workers"):
-        if getattr(args, option) < 1:
-            raise ValueError(f"--{option.replace('_', '-')} is {getattr(args, option)}; give at least 1")
+    check_processes(args.workers, "--workers", gib=0.2, least=1)
+    if args.shard_size < 1:
+        raise ValueError(f"--shard-size is {args.shard_size}; give at least 1")
     args.out, args.tiling = args.out.absolute(), None
     return args
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from cssr.dataset_preparation.parallel import cores
 from cssr.dataset_preparation.sources import SOURCES
 from cssr.dataset_preparation.split import parse_ratio
 from cssr.dataset_preparation.tiles import Tiling
+from cssr.utils.machine import check_processes, cores
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,7 +97,8 @@ def read_arguments(argv: list[str], about: str) -> argparse.Namespace:
     if not argv[0].startswith("-"):
         SOURCES.get(argv[0])  # its error has the closest name
     args = build_parser(about).parse_args(argv)
-    for option, least in (("shard_size", 1), ("seed", 0), ("workers", 1)):
+    check_processes(args.workers, "--workers", gib=0.2, least=1)
+    for option, least in (("shard_size", 1), ("seed", 0)):
         if getattr(args, option) < least:
             raise ValueError(f"--{option.replace('_', '-')} is {getattr(args, option)}; give at least {least}")
     if args.ratio and args.split_file:
@@ -119,6 +120,5 @@ def read_check_arguments(argv: list[str], about: str) -> argparse.Namespace:
     parser.add_argument("--decode", action="store_true", help="decode every image, mask and kernel as well")
     parser.add_argument("--workers", type=int, default=cores(), help="processes (%(default)s)")
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        raise ValueError(f"--workers is {args.workers}; give at least 1")
+    check_processes(args.workers, "--workers", gib=0.2, least=1)
     return args

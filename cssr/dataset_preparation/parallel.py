@@ -31,11 +31,6 @@ class Lost(ValueError):
     """A process ended without having been asked to."""
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def share(work: Work, count: int, workers: int, step: Callable[[], None] = lambda: None, ahead: int | None = None):
     """Do tasks 0 to count - 1 in `workers` processes. Yields (task, result) as they are finished, in any order.
 

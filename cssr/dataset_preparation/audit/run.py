@@ -45,10 +45,11 @@ from cssr.dataset_preparation.audit.overlaps import find_overlaps
 from cssr.dataset_preparation.audit.similarity import BITS, check_library, find_links
 from cssr.dataset_preparation.audit.tallies import lines, tally
 from cssr.dataset_preparation.options import Parser, add_from_signature
-from cssr.dataset_preparation.parallel import cores, in_order
+from cssr.dataset_preparation.parallel import in_order
 from cssr.dataset_preparation.sources import SOURCES, MaskRule
 from cssr.dataset_preparation.split import DOCTOR_FORMAT
 from cssr.dataset_preparation.workspace import save
+from cssr.utils.machine import check_processes, cores
 
 NEAR = (
     40  # bits of 256: recompressed, resized, brightened copies differ in 25 at most, other photographs in 90 and more
@@ -91,8 +92,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     if not argv[0].startswith("-"):
         SOURCES.get(argv[0])  # its error has the closest name
     args = build_parser().parse_args(argv)
-    if args.workers < 1:
-        raise ValueError(f"--workers is {args.workers}; give at least 1")
+    check_processes(args.workers, "--workers", gib=0.2, least=1)
     if not -1 <= args.near <= BITS // 4:
         raise ValueError(f"--near is {args.near}; give 0 to {BITS // 4} bits, or -1 to look for none")
     if args.near >= 0:

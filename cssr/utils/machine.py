@@ -1,0 +1,39 @@
+"""Cores and memory of this machine, against which processes are held before they are started."""
+
+import os
+from pathlib import Path
+
+import psutil
+
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory() -> int:
+    """Bytes of memory that this machine has, or that a container may use of it."""
+    whole = psutil.virtual_memory().total
+    limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip() if _MEMORY_LIMIT.is_file() else ""
+    return min(whole, int(limit)) if limit.isdigit() else whole
+
+
+def check_processes(count: int, option: str, gib: float, per_core: int = 4, least: int = 0) -> None:
+    """Refuse more processes than this machine can bear.
+
+    Args:
+        count: of processes in all. option: the option or setting that asks for them, for the message.
+        gib: memory that each takes at least.
+        per_core: processes for each core that may still be meant; 16 always may. least: the smallest number allowed.
+    Raises: ValueError, one line.
+    """
+    if count < least:
+        raise ValueError(f"{option} is {count}; give at least {least}")
+    most = max(cores(), min(max(16, per_core * cores()), int(memory() / 2**30 / gib)))
+    if count > most:
+        raise ValueError(
+            f"{option}: {count} processes are more than this machine can bear ({cores()} cores, "
+            f"{memory() / 2**30:.0f} GiB of memory; each takes {gib:g} GiB or more): give at most {most}"
+        )

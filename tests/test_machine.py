@@ -1,0 +1,53 @@
+"""Processes are held against the cores and the memory of the machine, before any is started."""
+
+import argparse
+
+import pytest
+
+from cssr.evaluate import check_options
+from cssr.utils import machine
+from cssr.utils.machine import check_processes
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    """Two cores and 24 GiB."""
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(machine, "memory", lambda: 24 << 30)
+
+
+@pytest.mark.parametrize("count, gib", [(17, 0.3), (500, 0.1), (13, 2)])
+def test_more_processes_than_the_machine_can_bear(count, gib):
+    with pytest.raises(ValueError, match=f"--workers: {count} processes are more .*2 cores, 24 GiB.*give at most"):
+        check_processes(count, "--workers", gib)
+
+
+def test_what_may_be_meant_is_allowed():
+    check_processes(16, "--workers", 0.3)
+    check_processes(2, "--workers", 100)  # as many as there are cores, always
+    with pytest.raises(ValueError, match="--workers is 0; give at least 1"):
+        check_processes(0, "--workers", 0.3, least=1)
+
+
+def test_containers_have_their_own_memory(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "_MEMORY_LIMIT", limit)
+    whole = machine.memory()
+    for text, expected in (("max", whole), ("1048576", 1 << 20)):
+        limit.write_text(f"{text}\n")
+        assert machine.memory() == expected
+
+
+def test_evaluation_checks_its_workers(monkeypatch):
+    options = argparse.Namespace(batch_size=1, limit=None, workers=500, seed=0, tile=0)
+    with pytest.raises(ValueError, match="--workers 500: 500 processes"):
+        check_options(options)
+
+
+def test_launchers_check_processes_times_jobs(monkeypatch):
+    devices = pytest.importorskip("devices")
+    monkeypatch.setattr(devices, "devices", lambda: [])
+    for processes, jobs in ((100, None), (1, 100), (10, 10)):
+        with pytest.raises(ValueError, match="--processes .* x --jobs .*: 100 processes are more"):
+            devices.crew(processes, jobs, None)
