@@ -71,6 +71,8 @@ def prediction_parser(doc: str) -> argparse.ArgumentParser:
     add("--mm-per-pixel", type=float, metavar="X", help="width of a pixel of the photograph, for measures in mm")
     add("--least-length", type=float, default=0.0, metavar="N", help="what --measure leaves out: cracks shorter than "
         "so many of the photograph's pixels (0)")  # fmt: skip
+    add("--bits", type=int, metavar="N", help="of values that photographs store in 16 bits (without it, as each file "
+        "says or shows)")  # fmt: skip
     add("--every", type=int, default=1, metavar="N", help="of videos, each N-th frame (1)")
     add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE}; 0: whole)")
     add("--batch", type=int, default=1, help="tiles worked at once (1); more keep a GPU busy")

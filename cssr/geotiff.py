@@ -39,10 +39,36 @@ def there() -> bool:
     return find_spec("rasterio") is not None
 
 
-def is_tiff(path: Path) -> bool:
-    """By its first bytes; classic or BigTIFF."""
-    with open(path, "rb") as file:
+def is_tiff(image: bytes | str | Path) -> bool:
+    """By the first bytes of a file; classic or BigTIFF."""
+    if isinstance(image, bytes):
+        return image[:4] in _MAGIC
+    with open(image, "rb") as file:
         return file.read(4) in _MAGIC
+
+
+def bits_of(greatest: int) -> int:
+    """As few of 8, 10, 12, 14 and 16 bits as hold a value: cameras store those of 10 to 14 bits in 16."""
+    return next(bits for bits in (8, 10, 12, 14, 16) if greatest < 1 << bits)
+
+
+def check_bits(bits: int | None) -> None:
+    """ValueError unless it is the number of bits of values that are stored in 16."""
+    if bits is not None and not 8 <= bits <= 16:
+        raise ValueError(f"--bits is {bits}; give 8 to 16, the bits of values that are stored in 16")
+
+
+def to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Scale values of so many bits to 0..255, uint8."""
+    top = (1 << bits) - 1
+    return (np.minimum(values, top) * np.float32(255 / top)).round().astype(np.uint8)
+
+
+def depth_note(bits: int, stated: bool) -> str:
+    """What to say of a file whose values of 16 bits have fewer."""
+    if bits == 16:
+        return ""
+    return f"values of {bits} bits" if stated else f"values of {bits} bits, as its greatest shows; else say --bits"
 
 
 @contextmanager
@@ -58,31 +84,66 @@ def _gdal() -> Iterator[Any]:
 
 
 class TiffFile:
-    """A TIFF to be read by windows, as it lies in the file.
+    """A TIFF to be read by windows, as it lies in the file: `part` gives Pillow pictures of 8 bits.
 
+    Attributes:
+        size: width, height. place: on the map, or None. masked: whether some pixels may hold no data, by a nodata
+            value, a mask or alpha. bits: of its values; `note` says so where the file does not. held: bytes in memory.
+    Args:
+        bits: of values that are stored in 16; None: as the file says or as its greatest value shows.
     Raises: OSError if it cannot be read, ValueError for values other than 8 or 16 bit.
     """
 
-    def __init__(self, path: Path):
+    held = CACHE
+
+    def __init__(self, image: bytes | str | Path, bits: int | None = None):
         self._lock = threading.Lock()
         with _gdal() as rasterio:
-            self._file = rasterio.open(path)
+            self._memory = rasterio.MemoryFile(image) if isinstance(image, bytes) else None
+            self._file = self._memory.open() if self._memory else rasterio.open(image)
             plain = self._file.transform.is_identity and self._file.crs is None
             self.place = None if plain else Place(self._file.crs, self._file.transform)
+            all_valid = rasterio.enums.MaskFlags.all_valid
+            self.masked = any(all_valid not in flags for flags in self._file.mask_flag_enums)
         self.size = (self._file.width, self._file.height)
         self._colours = [colour.name for colour in self._file.colorinterp]
         if self._file.dtypes[0] not in ("uint8", "uint16"):
             self.close()
             raise ValueError(f"its values are {self._file.dtypes[0]}: save it with 8 or 16 bit")
+        deep = self._file.dtypes[0] == "uint16"
+        stated = (bits or self._stated_bits()) if deep else 8
+        self.bits = stated or bits_of(self._greatest())
+        self.note = depth_note(self.bits, stated is not None) if deep else ""
 
-    def part(self, left: int, top: int, right: int, bottom: int) -> Image.Image:
-        """A window, in one of Pillow's modes, 8 bit."""
+    def _stated_bits(self) -> int | None:
+        packed = int(self._file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 16))
+        top = str(self._file.tags().get("TIFFTAG_MAXSAMPLEVALUE", "")).split(" ")[0]
+        return packed if packed < 16 else int(top).bit_length() if top.isdigit() and 255 < int(top) < 65535 else None
+
+    def _greatest(self) -> int:
+        """The greatest value of a pixel that holds data; the file is read once, by rows of blocks."""
+        width, height = self.size
+        step, greatest = max(BLOCK, (1 << 22) // width // BLOCK * BLOCK), 0
+        for top in range(0, height, step):
+            values, valid = self._read(0, top, width, min(top + step, height))
+            values = values[:3] if valid is None else values[:3, valid]
+            greatest = max(greatest, int(values.max(initial=0)))
+        return greatest
+
+    def part(self, left: int, top: int, right: int, bottom: int) -> tuple[Image.Image, np.ndarray | None]:
+        """A window in one of Pillow's modes without alpha, and which pixels hold data (H W bool; None: all)."""
+        values, valid = self._read(left, top, right, bottom)
+        if values.dtype == np.uint16:
+            values = to_8_bits(values, self.bits)
+        picture = self._picture(values)
+        return picture.convert("RGB") if picture.mode in ("RGBA", "LA") else picture, valid
+
+    def _read(self, left: int, top: int, right: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
         with self._lock, _gdal() as rasterio:
             window = rasterio.windows.Window(left, top, right - left, bottom - top)
             values = self._file.read(self._bands(), window=window)
-        if values.dtype == np.uint16:
-            values = (values / np.float32(257)).round().astype(np.uint8)
-        return self._picture(values)
+            valid = self._file.dataset_mask(window=window) >= 128 if self.masked else None
+        return values, None if valid is None or valid.all() else valid
 
     def _bands(self) -> list[int]:
         """Those that make a picture: of a file with many, the first three."""
@@ -111,6 +172,8 @@ class TiffFile:
     def close(self) -> None:
         """The file."""
         self._file.close()
+        if self._memory:
+            self._memory.close()
 
 
 class TiffRows:

@@ -38,11 +38,11 @@ class Source:
         """As it is told to the user."""
         return str(self.path) if self.frame is None else f"{self.path} frame {self.frame}"
 
-    def open(self) -> Photograph:
-        """To be read; ValueError, one line, if it cannot be."""
+    def open(self, bits: int | None = None) -> Photograph:
+        """To be read; ValueError, one line, if it cannot be. `bits`: as for `open_photograph`."""
         if self.problem:
             raise ValueError(self.problem)
-        return open_photograph(self.path if self.image is None else self.image)
+        return open_photograph(self.path if self.image is None else self.image, bits=bits)
 
     def facts(self) -> dict[str, Any]:
         """By which it is known again."""

@@ -156,6 +156,7 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie in 0..1, found {options.threshold}")
     check_tile(options.tile, "--tile")
+    geotiff.check_bits(options.bits)
     for name in ("batch", "every"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
@@ -201,6 +202,7 @@ class _Run:
         self._measured = Measured(options.mm_per_pixel, options.least_length) if options.measure else None
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
         self._facts["tta"] = options.tta
+        self._facts["bits"] = options.bits
         self._facts["measured"] = asdict(self._measured) if self._measured else None
         self.failed: list[str] = []
         self.count = self.skipped = 0
@@ -223,7 +225,7 @@ class _Run:
         if done.is_done(record, facts):
             self.skipped += 1
             return
-        with source.open() as photograph:
+        with source.open(self._options.bits) as photograph:
             self._check_memory(photograph)
             old = done.begin(record)  # from here on nothing looks whole
             with Files(self._options.out / source.stem) as files:

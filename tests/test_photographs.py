@@ -1,12 +1,14 @@
 """Photographs as files: every kind of them, upright, by windows."""
 
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from cssr import geotiff, photographs
-from cssr.photographs import open_photograph, read_photograph
+from cssr.photographs import open_photograph, read_photograph, read_with_valid
 
 ORIENTATION = 0x0112
 WINDOW = (3, 5, 20, 11)
@@ -70,6 +72,108 @@ def test_16_bit_is_scaled_to_8(channels, ending, pixels, tmp_path):
     assert np.array_equal(
         found[..., ::-1] if channels == 3 else found[..., 0], pixels if channels == 3 else wide[..., 0] // 257
     )
+
+
+def deep(path, pixels, bits: int, channels: int) -> None:
+    """A picture whose values of `bits` are stored in 16, the greatest of them among them."""
+    values = np.round(pixels / 255 * ((1 << bits) - 1)).astype(np.uint16)
+    values[0, 0] = (1 << bits) - 1
+    cv2.imwrite(str(path), values if channels == 3 else values[..., 0])
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
+def test_values_in_16_bits_are_scaled_by_those_that_they_have(bits, channels, library, pixels, tmp_path, monkeypatch):
+    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    expected = pixels[..., ::-1] if channels == 3 else np.repeat(pixels[..., :1], 3, 2)
+    for ending in ("png", "tif"):
+        path = tmp_path / f"a.{ending}"
+        deep(path, pixels, bits, channels)
+        for source in (path, path.read_bytes()):
+            with open_photograph(source) as photograph:
+                found = photograph.pixels(0, 0, *photograph.shape)
+                assert photograph.bits == bits and (f"{bits} bits" in photograph.note) == (bits < 16)
+            assert np.abs(found.astype(int) - expected)[1:].max() <= 1
+        dark = read_photograph(path, bits=16)
+        assert np.abs(dark.astype(int) - expected.astype(int) // 2 ** (16 - bits))[1:].max() <= 1
+
+
+def test_the_bits_that_a_file_states_count(pixels, tmp_path):
+    """A dark photograph of 12 bits shows but 10 of them."""
+    dark = (pixels // 8).astype(np.uint16) * 16
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), dark)
+    whole = path.read_bytes()
+    chunk = b"sBIT" + bytes([12, 12, 12])
+    at = 33  # behind IHDR
+    path.write_bytes(whole[:at] + (3).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + whole[at:])
+    with open_photograph(path) as photograph:
+        assert photograph.bits == 12 and photograph.note == "values of 12 bits"
+        assert np.abs(photograph.pixels(0, 0, 40, 30)[..., ::-1].astype(int) - pixels // 8).max() <= 1
+    if geotiff.there():
+        import rasterio
+
+        how = {"driver": "GTiff", "height": 40, "width": 30, "count": 3, "dtype": "uint16", "NBITS": 12}
+        with rasterio.open(tmp_path / "a.tif", "w", **how) as file:
+            file.write(dark.transpose(2, 0, 1))
+        assert np.abs(read_photograph(tmp_path / "a.tif").astype(int) - pixels // 8).max() <= 1
+
+
+def test_a_picture_of_the_caller_is_as_deep_as_its_file(pixels, tmp_path):
+    deep(tmp_path / "a.png", pixels, 12, 3)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.array_equal(read_photograph(picture), read_photograph(tmp_path / "a.png"))
+
+
+# ---- pixels without data ----
+
+
+def masked_files(folder, pixels, valid):
+    """The same photograph with its missing pixels marked in every way that there is; their values differ."""
+    for value in (0, 255):
+        layers = np.dstack([np.where(valid[..., None], pixels, value), valid * 255]).astype(np.uint8)
+        for ending in ("png", "tif", "webp"):
+            how = {"lossless": True, "exact": True} if ending == "webp" else {}
+            Image.fromarray(layers).save(folder / f"alpha{value}.{ending}", **how)
+    if not geotiff.there():
+        return
+    import rasterio
+
+    how = {"driver": "GTiff", "height": valid.shape[0], "width": valid.shape[1], "count": 3, "dtype": "uint8"}
+    for nodata in (0, 255):
+        with rasterio.open(folder / f"nodata{nodata}.tif", "w", **how, nodata=nodata) as file:
+            file.write(np.where(valid[..., None], pixels, nodata).astype(np.uint8).transpose(2, 0, 1))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(folder / "mask.tif", "w", **how) as file:
+        file.write(np.where(valid[..., None], pixels, 77).astype(np.uint8).transpose(2, 0, 1))
+        file.write_mask(valid)
+
+
+@pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
+def test_pixels_without_data_are_black_and_told_apart(library, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(1, 255, (40, 30, 3)).astype(np.uint8)
+    valid = np.zeros((40, 30), bool)
+    valid[5:35, 4:20] = valid[10:20, 20:27] = True
+    masked_files(tmp_path, pixels, valid)
+    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    for path in sorted(tmp_path.iterdir()):
+        if path.name == "mask.tif" and library == "pillow":
+            with pytest.raises(ValueError, match="its mask of missing pixels needs rasterio"):
+                open_photograph(path)
+            continue
+        for source in (path, path.read_bytes()):
+            rgb, found = read_with_valid(source)
+            assert np.array_equal(found, valid) and np.array_equal(rgb, np.where(valid[..., None], pixels, 0)), path
+        with open_photograph(path) as photograph:
+            assert photograph.masked and photograph.extent() == (5, 4, 30, 23) and not photograph.note, path
+            assert np.array_equal(photograph.valid(*WINDOW)[0, 0], window(valid))
+            assert photograph.valid(6, 5, 10, 10) is None
+            tensor = photograph.read(0, 0, 40, 30)[0].permute(1, 2, 0).numpy()
+            assert np.array_equal(tensor[valid], pixels[valid])
+            assert np.array_equal(tensor[0, 4:20], pixels[5, 4:20])  # the nearest continued
+    Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(tmp_path / "none.png")
+    with open_photograph(tmp_path / "none.png") as photograph, pytest.raises(ValueError, match="none of its pixels"):
+        photograph.extent()
 
 
 def test_cmyk(pixels, tmp_path):

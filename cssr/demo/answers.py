@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cssr.models.joint import JointModel
-from cssr.photographs import read_photograph
+from cssr.photographs import read_with_valid
 from cssr.predict import Prediction, predict
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
 
 def open_photograph(body: bytes, most: int) -> tuple[np.ndarray, list[str]]:
-    """The photograph in `body` as H W 3 uint8, upright, and what is to be said of it.
+    """Read the photograph in `body` as H W 3 uint8 (H W 4 where pixels are missing), upright, and what is to be said.
 
     Raises: ValueError, one sentence for the page, for what is no photograph, is damaged, or has more than `most`
         pixels, before pixels are decoded where the head of the file tells.
@@ -36,9 +36,11 @@ def open_photograph(body: bytes, most: int) -> tuple[np.ndarray, list[str]]:
         _check_pixels(opened.size, most)
         try:
             frames = getattr(opened, "n_frames", 1)
-            image = read_photograph(opened)
+            image, valid = read_with_valid(body)
         except Exception:  # decoders raise many kinds of errors on damaged files, and the server is to live on
             raise ValueError("The file is a damaged or unusual picture: it cannot be decoded.") from None
+    if valid is not None:
+        image = np.dstack([image, valid.astype(np.uint8) * 255])
     if frames > 1 and opened.format != "MPO":  # a camera's JPEG with a preview behind it
         return image, [f"The file has {frames} pictures; the first one is taken."]
     return image, []

@@ -1,0 +1,76 @@
+"""Image files of folders: which suffixes are read, and a walk that follows links and leaves litter alone."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import features
+
+_HEIF = (".heic", ".heif", ".hif")  # read where pillow-heif is installed
+_OPTIONAL = {"jpg_2000": (".jp2", ".j2k", ".jpf", ".jpx"), "avif": (".avif",)}  # by what Pillow was built with
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"),
+    *(suffix for codec, suffixes in _OPTIONAL.items() if features.check(codec) for suffix in suffixes),
+    *(_HEIF if find_spec("pillow_heif") else ()),
+)
+_RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw", ".iiq", ".3fr")
+_OTHERS = (*(suffix for suffixes in _OPTIONAL.values() for suffix in suffixes), ".gif", ".jxl", ".psd", ".tga", ".ecw")
+LIKE_IMAGES = {*_HEIF, *_RAW, *_OTHERS, ".ppm", ".pgm", ".sid", ".jls", ".exr"} - {*IMAGE_SUFFIXES}  # not read
+_LITTER = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or a by-product of an operating system, NAS or editor."""
+    return name.startswith(".") or name in _LITTER
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, sorted by path; linked folders too, unless a link leads back above itself.
+
+    Litter (`is_litter`), and what is neither a file nor a link to one, is left out.
+    """
+    yield from sorted(_walk(folder, (os.path.realpath(folder),)))
+
+
+def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_litter(entry.name):
+                continue
+            path = folder / entry.name
+            if entry.is_file():
+                yield path
+            elif entry.is_dir():
+                real = os.path.realpath(path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
+                if real not in above:
+                    yield from _walk(path, (*above, real))
+
+
+def with_suffix(paths: Iterable[Path], suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Those of the paths that end with one of the suffixes, in any case."""
+    return [path for path in paths if path.suffix.lower() in {*suffixes}]
+
+
+def passed_over(paths: Iterable[Path]) -> str:
+    """Say how many of the files look like photographs but are of kinds that are not read; "" if none does."""
+    counts = Counter(path.suffix.lower() for path in paths if path.suffix.lower() in LIKE_IMAGES)
+    if not counts:
+        return ""
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    return f"passed over {counts.total()} files that look like photographs ({kinds}): {remedy(counts)}"
+
+
+def remedy(suffixes: Iterable[str]) -> str:
+    """What to do with files of suffixes that are not read."""
+    heif = {*suffixes} <= {*_HEIF}
+    return "pip install pillow-heif, or convert them to JPEG" if heif else "convert them to JPEG, PNG or TIFF"
+
+
+def register_heif() -> None:
+    """Have Pillow read HEIC where pillow-heif is installed."""
+    if find_spec("pillow_heif"):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
