@@ -9,6 +9,12 @@ FORMATS = ("onnx", "torch_export")  # for other systems
 TOLERANCE = 1e-3  # largest difference of a value of 0..1, a quarter of a step of 8 bits
 
 
+def check_bits(bits: int | None) -> None:
+    """ValueError unless it is the number of bits of values that are stored in 16."""
+    if bits is not None and not 8 <= bits <= 16:
+        raise ValueError(f"--bits is {bits}; give 8 to 16, the bits of values that are stored in 16")
+
+
 def evaluation_parser(doc: str) -> argparse.ArgumentParser:
     """Of cssr/evaluate.py."""
     parser = argparse.ArgumentParser(prog="accelerate launch cssr/evaluate.py", description=doc)

@@ -52,12 +52,6 @@ def bits_of(greatest: int) -> int:
     return next(bits for bits in (8, 10, 12, 14, 16) if greatest < 1 << bits)
 
 
-def check_bits(bits: int | None) -> None:
-    """ValueError unless it is the number of bits of values that are stored in 16."""
-    if bits is not None and not 8 <= bits <= 16:
-        raise ValueError(f"--bits is {bits}; give 8 to 16, the bits of values that are stored in 16")
-
-
 def to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
     """Scale values of so many bits to 0..255, uint8."""
     top = (1 << bits) - 1

@@ -4,24 +4,26 @@ A TIFF that is large, georeferenced, deep, or marks missing data is read by wind
 else is decoded when it is opened, by Pillow, which takes 4 bytes a pixel (grey: 1), 432 MB for 12,000 x 9,000; up to
 1,000 megapixels.
 
-Pixels that hold no data (`cssr/utils/valid_pixels.py`) are black in `pixels`; `read`, for networks, continues the nearest
-valid ones into them, so that no edge arises that the photograph does not have.
+Pixels that hold no data (`cssr/utils/valid_pixels.py`) are black in `pixels`; `read`, for networks, continues the
+nearest valid ones into them, so that no edge arises that the photograph does not have.
 """
 
 import io
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from cssr import geotiff
 from cssr.utils.image_files import LIKE_IMAGES, register_heif, remedy
 from cssr.utils.images import any_size
 from cssr.utils.valid_pixels import OPAQUE, fill_missing
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it is used: shards are made without it
 
 PIXELS = 10**9  # of a photograph that is decoded as a whole: a larger one is taken for a decompression bomb
 _SMALL = 16_000_000  # pixels of a TIFF without a place on the map that is decoded as a whole
@@ -74,13 +76,17 @@ class Photograph:
         array = array.swapaxes(0, 1) if self._exchange else array
         return array[:: -1 if self._up else 1, :: -1 if self._left else 1]
 
-    def read(self, top: int, left: int, height: int, width: int) -> Tensor:
+    def read(self, top: int, left: int, height: int, width: int) -> "Tensor":
         """Read a window for networks: 1 3 height width uint8, the nearest valid pixels continued into missing ones."""
+        import torch
+
         rgb, valid = self.window(top, left, height, width)
         return torch.from_numpy(np.array(fill_missing(rgb, valid))).permute(2, 0, 1)[None]
 
-    def valid(self, top: int, left: int, height: int, width: int) -> Tensor | None:
+    def valid(self, top: int, left: int, height: int, width: int) -> "Tensor | None":
         """Read which pixels of a window are valid: 1 1 height width bool; None where all of them are."""
+        import torch
+
         valid = self.window(top, left, height, width)[1] if self.masked else None
         return None if valid is None else torch.from_numpy(np.array(valid))[None, None]
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cssr.arguments import TILE, prediction_parser
+from cssr.arguments import TILE, check_bits, prediction_parser
 
 if __name__ == "__main__":  # --help and mistakes are answered without the imports below, which take seconds
     prediction_parser(__doc__).parse_args()
@@ -156,7 +156,7 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must lie in 0..1, found {options.threshold}")
     check_tile(options.tile, "--tile")
-    geotiff.check_bits(options.bits)
+    check_bits(options.bits)
     for name in ("batch", "every"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")

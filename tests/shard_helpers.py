@@ -15,6 +15,7 @@ def draw(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), seed: 
     """Write a picture of noise; `size` is width, height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    noise = noise if "A" in mode else noise[..., :3]
     Image.fromarray(noise).convert(mode).save(path, **options)
 
 

@@ -141,7 +141,7 @@ def test_ratio_parts_are_disjoint_complete_and_repeatable(tree, tmp_path):
 @pytest.mark.parametrize(
     ("mode", "suffix", "reason"),
     [
-        ("RGBA", "png", "RGBA to RGB"),
+        ("RGBA", "png", "RGBA to RGB; pixels without data, black"),
         ("L", "png", "grey to RGB"),
         ("L", "jpg", "grey to RGB"),
         ("P", "png", "palette to RGB"),
@@ -168,7 +168,9 @@ def test_every_picture_is_stored_as_rgb(tmp_path, mode, suffix, reason):
     if mode == "I;16":
         assert np.asarray(image)[..., 0].max() == round(319 * 200 / 257)
     elif mode == "RGBA":
-        assert (np.asarray(image) == np.asarray(Image.open(path))[..., :3]).all()
+        colours, alpha = np.split(np.asarray(Image.open(path)), [3], 2)
+        assert (np.asarray(image) == np.where(alpha >= 128, colours, 0)).all()
+        assert (stored.valid == (alpha[..., 0] >= 128)).all()
 
 
 def test_exif_orientation_is_applied(tree, tmp_path, capsys):

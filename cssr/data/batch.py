@@ -30,15 +30,17 @@ class Batch:
     key: list[str] = field(default_factory=list)  # B sample ids
     lq: Tensor | None = None  # B 3 h w float32 about 0..1, the degraded low-resolution image; stored: as `hr`
     kernel: Tensor | None = None  # B 1 k k float32, sums to 1, the blur kernel of each sample; None without blur
+    valid: Tensor | None = None  # B 1 H W, 1 where a pixel holds data: as `mask`; None: all do
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`, images and masks as float32 (0..1)."""
-        names = ("hr", "mask", "distance", "lq", "kernel")
+        names = ("hr", "mask", "distance", "lq", "kernel", "valid")
         there = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         moved = {name: send(tensor, device) for name, tensor in there.items()}
         for name in {"hr", "lq"} & moved.keys():
             moved[name] = moved[name].float() / 255 if moved[name].dtype == torch.uint8 else moved[name]
-        return replace(self, **{**moved, "mask": moved["mask"].float()})
+        floats = {name: moved[name].float() for name in ("mask", "valid") if name in moved}
+        return replace(self, **{**moved, **floats})
 
     def __len__(self) -> int:
         return len(self.hr)

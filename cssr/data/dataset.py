@@ -1,7 +1,8 @@
 """Samples of shards: read, decoded, checked, and made ready for a batch of training or evaluation.
 
-A sample is `key.jpg|png`, `key.mask.png`, `key.json` and, in a set of degraded images, `key.lq.png|jpg` and perhaps
-`key.kernel.npy`. A set whose index says `"masks": false` has no `key.mask.png`; its samples come with masks of 0.
+A sample is `key.jpg|png`, `key.mask.png`, `key.json`, where some pixels hold no data `key.valid.png` and, in a set of
+degraded images, `key.lq.png|jpg` and perhaps `key.kernel.npy`. A set whose index says `"masks": false` has no
+`key.mask.png`; its samples come with masks of 0.
 """
 
 import os
@@ -14,6 +15,7 @@ from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_siz
 from cssr.data.remote import DataError, Notify
 from cssr.data.shards import ShardSet
 from cssr.data.tar_reader import Files, contents
+from cssr.utils.valid_pixels import fill_missing
 
 _BESIDE = 1 << 25  # bytes that an image file may have beside 8 a pixel: thumbnails, colour profiles
 
@@ -26,10 +28,11 @@ class Sample:
     """One sample as stored: what a shard holds under a key."""
 
     key: str
-    image: np.ndarray  # H W 3 uint8 RGB
+    image: np.ndarray  # H W 3 uint8 RGB; the nearest valid pixels continued into those without data
     mask: np.ndarray  # H W uint8, 0 or 1; 0 in a set without masks
     lq: np.ndarray | None = None  # h w 3 uint8 RGB, h = H // scale, w = W // scale
     kernel: np.ndarray | None = None  # k k float32
+    valid: np.ndarray | None = None  # H W uint8, 1 where a pixel holds data; None: all do
 
 
 def read_sample(shards: ShardSet, shard: int, index: int, notify: Notify = _ignore, with_lq: bool = True) -> Sample:
@@ -66,6 +69,9 @@ def _decode(shards: ShardSet, key: str, files: Files, with_lq: bool, doubt: Noti
     sample = Sample(key, decode_image(data, doubt), mask)
     if sample.image.shape[:2] != sample.mask.shape:
         raise ValueError(f"its image has {sample.image.shape[:2]} pixels, its mask {sample.mask.shape}")
+    if shards.valid and files.has("valid.png"):
+        sample.valid = decode_mask(files.sized(width, height, "valid.png"))
+        sample.image, sample.mask = fill_missing(sample.image, sample.valid), sample.mask * sample.valid
     if with_lq and shards.scale:
         lq = files.sized(width // shards.scale, height // shards.scale, "lq.png", "lq.jpg")
         sample.lq = decode_image(lq, doubt)

@@ -41,6 +41,7 @@ class _Loaded(NamedTuple):
     kernel: np.ndarray | None
     damaged: list[str]  # what could not be used in its place
     notices: list[str]  # what else there was to say
+    valid: np.ndarray | None = None
 
 
 class _ShardSamples(Samples):
@@ -84,6 +85,7 @@ class _TrainSamples(_ShardSamples):
         self.sets, self.plan, self.data, self.seed = sets, plan, data, seed
         self.indices, self.distance, self.scale = places, distance, scale
         self.with_kernel = all(shards.kernel == sets[0].kernel for shards in sets)
+        self.with_valid = any(shards.valid for shards in sets)
         super().__init__()
 
     def load(self, place: int) -> _Loaded:
@@ -92,8 +94,9 @@ class _TrainSamples(_ShardSamples):
         image, mask, lq, kernel = self._augment(sample, draws)
         distance = signed_distance(mask)[None] if self.distance else None
         seed = int(draws.integers(2**62))
-        rest = lq, kernel, damaged, self.take_notices()
-        return _Loaded(_planes(image), mask[None], distance, seed, sample.key, *rest)
+        valid = (image[None, ..., 3] > 127).view(np.uint8) if self.with_valid else None
+        rest = lq, kernel, damaged, self.take_notices(), valid
+        return _Loaded(_planes(image[..., :3]), mask[None], distance, seed, sample.key, *rest)
 
     def soon(self, place: int) -> None:
         if any(shards.cache for shards in self.sets):
@@ -102,12 +105,11 @@ class _TrainSamples(_ShardSamples):
 
     def _augment(self, sample: Sample, draws: np.random.Generator) -> tuple:
         """Image, mask, LQ image (3 h w) and kernel (1 k k); None for the last two where they are not wanted."""
+        image = np.dstack([sample.image, 255 * _valid_of(sample)]) if self.with_valid else sample.image
         if self.scale is None:
-            return *augment(sample.image, sample.mask, self.data, draws), None, None
+            return *augment(image, sample.mask, self.data, draws), None, None
         kernel = sample.kernel if self.with_kernel else None
-        image, mask, lq, kernel = augment_stored(
-            sample.image, sample.mask, sample.lq, kernel, self.scale, self.data, draws
-        )
+        image, mask, lq, kernel = augment_stored(image, sample.mask, sample.lq, kernel, self.scale, self.data, draws)
         return image, mask, _planes(lq), None if kernel is None else kernel[None]
 
     def _read(self, place: int) -> tuple[Sample, list[str]]:
@@ -124,6 +126,11 @@ class _TrainSamples(_ShardSamples):
         raise DataError(f"{_MAX_SUBSTITUTES} damaged samples in a row, the last: {damaged[-1]}; check the shards")
 
 
+def _valid_of(sample: Sample) -> np.ndarray:
+    """H W uint8, 1 where a pixel holds data."""
+    return np.ones(sample.mask.shape, np.uint8) if sample.valid is None else sample.valid
+
+
 def _planes(image: np.ndarray) -> np.ndarray:
     """H W 3 to 3 H W; cv2 does it several times faster than numpy."""
     planes = np.empty((3, *image.shape[:2]), np.uint8)
@@ -136,6 +143,7 @@ class _EvalSamples(_ShardSamples):
 
     def __init__(self, sets: Sequence[ShardSet], indices: range, multiple: int, seed: int, stored: bool):
         self.sets, self.indices, self.multiple, self.seed, self.stored = sets, indices, multiple, seed, stored
+        self.with_valid = any(shards.valid for shards in sets)
         self.shards = [(number, shard) for number, one in enumerate(sets) for shard in range(len(one.counts))]
         self.ends = np.cumsum([count for one in sets for count in one.counts])
         super().__init__()
@@ -149,7 +157,8 @@ class _EvalSamples(_ShardSamples):
         lq = None if sample.lq is None else _planes(sample.lq)
         kernel = None if sample.kernel is None else sample.kernel[None]
         image, mask = _planes(sample.image[:height, :width]), sample.mask[None, :height, :width]
-        rest = lq, kernel, [], self.take_notices()
+        valid = _valid_of(sample)[None, :height, :width] if self.with_valid else None
+        rest = lq, kernel, [], self.take_notices(), valid
         return _Loaded(image, mask, None, eval_seed(self.seed, sample.key), sample.key, *rest)
 
     def soon(self, index: int) -> None:
@@ -230,8 +239,10 @@ def train_stream(
 
 def _collate(samples: Sequence[_Loaded]) -> Batch:
     parts = _Loaded(*zip(*samples))
-    hr, mask, distance, lq, kernel = map(_stack, (parts.hr, parts.mask, parts.distance, parts.lq, parts.kernel))
-    return Batch(hr, mask, distance, torch.tensor(parts.seed, dtype=torch.int64), [*parts.key], lq, kernel)
+    hr, mask, distance, lq, kernel, valid = map(
+        _stack, (parts.hr, parts.mask, parts.distance, parts.lq, parts.kernel, parts.valid)
+    )
+    return Batch(hr, mask, distance, torch.tensor(parts.seed, dtype=torch.int64), [*parts.key], lq, kernel, valid)
 
 
 def _stack(arrays: Sequence[np.ndarray | None]) -> torch.Tensor | None:

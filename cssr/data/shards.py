@@ -34,7 +34,8 @@ def parse_index(text: bytes) -> dict[str, Any] | None:
         index = json.loads(text)
         whole = index["format"] == FORMAT and bool(index["shards"]) and bool(index["image_sizes"])
         whole = whole and all(map(_is_shard, index["shards"])) and all(map(_SIZE.fullmatch, index["image_sizes"]))
-        whole = whole and isinstance(index.get("masks", True), bool) and _has_sound_lq(index)
+        whole = whole and all(isinstance(index.get(name, True), bool) for name in ("masks", "valid"))
+        whole = whole and _has_sound_lq(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return index if whole else None
@@ -103,6 +104,11 @@ class ShardSet:
     def masks(self) -> bool:
         """Whether the samples have masks."""
         return self.index.get("masks", True)
+
+    @property
+    def valid(self) -> bool:
+        """Whether some of the samples have pixels without data."""
+        return self.index.get("valid", False)
 
     @property
     def lq(self) -> bool:

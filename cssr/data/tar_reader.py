@@ -17,7 +17,16 @@ import numpy as np
 
 from cssr.data.decode import image_size
 
-_SLOTS = ("jpg", "png", "mask.png", "lq.png", "lq.jpg", "kernel.npy", "json")  # what of a sample is looked at
+_SLOTS = (
+    "jpg",
+    "png",
+    "mask.png",
+    "valid.png",
+    "lq.png",
+    "lq.jpg",
+    "kernel.npy",
+    "json",
+)  # what of a sample is looked at
 _SMALL = 1 << 21  # bytes that a json may have
 _REMEMBERED = 200_000  # samples whose places are remembered, some 200 bytes each
 _BLOCK = 512
@@ -189,6 +198,10 @@ class Files:
         if extension in self._checksums and zlib.crc32(data) != self._checksums[extension]:
             raise ValueError(f"its {extension} is not what was written, by its checksum")
         return data
+
+    def has(self, extension: str) -> bool:
+        """Whether the sample has this file."""
+        return self._places[extension][1] > 0
 
     def sized(self, width: int, height: int, *extensions: str) -> bytes:
         """The same of an image file, which must have this size by its header."""

@@ -17,17 +17,18 @@ def augment(
     """A training crop of a photograph and its mask.
 
     Args:
-        image: H W 3 uint8. mask: H W uint8, 0 or 1.
+        image: H W 3 uint8, or H W 4 whose last channel goes along unchanged (255 where a pixel holds data).
+        mask: H W uint8, 0 or 1.
         data: the settings `crop`, `resized_crop`, `crack_share`, `hflip`, `vflip`, `photometric`.
         rng: source of every draw.
     Returns:
-        the image (crop crop 3 uint8) and the mask (crop crop uint8) cut, resized and mirrored alike.
+        the image (crop crop 3 or 4 uint8) and the mask (crop crop uint8) cut, resized and mirrored alike.
     """
     image, mask = _crop(image, mask, data, rng)
     how = _draw_mirror(data, rng)
     image, mask = _mirror(image, how), _mirror(mask, how)
     if data.photometric:
-        image = photometric_distortion(image, rng)
+        image = np.dstack([photometric_distortion(image[..., :3], rng), image[..., 3:]])
     return image, mask
 
 

@@ -30,7 +30,7 @@ from cssr.dataset_preparation.sources import Item, MaskRule, Source
 from cssr.degradations import DEGRADATIONS
 
 _MOST_SEED = 2**31 - 1  # with the key's 32 bits below it a signed 64-bit number
-_REWRITTEN = ("key", "source", "origin", "width", "height", "crack_share", "converted", "crc32", "group")
+_REWRITTEN = ("key", "source", "origin", "width", "height", "crack_share", "converted", "crc32", "group", "valid_share")
 _INHERITED = ("options", "licence", "split", "ratio", "split_sha256", "part", "seed")  # of the index
 _PLAIN = {bool: "true or false", int: "a whole number"}
 
@@ -98,7 +98,8 @@ def _check_component(component: Any, scale: int) -> None:
 
 class Degraded(NamedTuple):
     """A sample of the benchmark: `hr` H W 3 uint8 RGB and `mask` H W bool, cut to multiples of the scale; `whole`: not
-    a pixel was cut off; `lq` h w 3 uint8 RGB; `kernel` k k float32, None where the degradation gives none.
+    a pixel was cut off; `lq` h w 3 uint8 RGB; `kernel` k k float32, None where the degradation gives none; `valid`: H W
+    bool, which pixels hold data, None where all do.
     """
 
     hr: np.ndarray
@@ -106,6 +107,7 @@ class Degraded(NamedTuple):
     whole: bool
     lq: np.ndarray
     kernel: np.ndarray | None
+    valid: np.ndarray | None = None
 
 
 def degrade_image(hr: np.ndarray, seed: int, degrade: Callable) -> tuple[np.ndarray, np.ndarray | None]:
@@ -179,7 +181,8 @@ def _degraded(shards: ShardSet, stored: Stored, benchmark: Benchmark, degrade: C
     height, width = (side // benchmark.scale * benchmark.scale for side in sample.mask.shape)
     hr, mask = sample.image[:height, :width], sample.mask[:height, :width] > 0
     lq, kernel = degrade_image(hr, eval_seed(benchmark.seed, stored.key), degrade)
-    return Degraded(hr, mask, hr.shape == sample.image.shape, lq, kernel)
+    valid = None if sample.valid is None else sample.valid[:height, :width] > 0
+    return Degraded(hr, mask, hr.shape == sample.image.shape, lq, kernel, valid)
 
 
 def _item(shards: ShardSet, stored: Stored, make: Callable[[], Degraded], kernel: bool) -> Item:
@@ -193,6 +196,7 @@ def _item(shards: ShardSet, stored: Stored, make: Callable[[], Degraded], kernel
         lambda: png(Image.fromarray(make().lq)),
         (lambda: make().kernel) if kernel else None,
         group if isinstance(group, str) else None,
+        (lambda: make().valid) if shards.valid else None,
     )
 
 

@@ -49,7 +49,9 @@ def check(root: Path, decode: bool, workers: int) -> tuple[list[str], str]:
         raise ValueError(f"no shards in {root} (index.json is missing); give the folder that make_shards.py has made")
     checked = {part.name: _check_set(part, decode, workers) for part in parts}
     faults = [f"{name}/{fault}" for name, (found, _, _) in checked.items() for fault in found]
-    faults += [] if faults else _check_split(root, {name: groups for name, (_, _, groups) in checked.items()})
+    if not faults:
+        blank = {group for part in parts for group in read_index(part).get("blank_groups", ())}
+        faults = _check_split(root, {name: groups for name, (_, _, groups) in checked.items()}, blank)
     return faults, "; ".join(f"{name}: {about}" for name, (_, about, _) in checked.items())
 
 
@@ -158,10 +160,11 @@ def _check_names(names: set[str], index: dict[str, Any]) -> list[str]:
         wanted["LQ image"] = ("lq.png", "lq.jpg")
     if index.get("kernel"):
         wanted["kernel"] = ("kernel.npy",)
+    optional = {"valid.png"} if index.get("valid") else set()
     faults = [
         f"{what}: {len(names & {*of})} members, not one" for what, of in wanted.items() if len(names & {*of}) != 1
     ]
-    known = {name for of in wanted.values() for name in of}
+    known = {name for of in wanted.values() for name in of} | optional
     return faults + [f"{name}: a member that the index does not speak of" for name in sorted(names - known)]
 
 
@@ -184,8 +187,8 @@ def _strangers(root: Path, entries: list[dict[str, Any]]) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.suffix in (".tar", ".partial") and p.name not in names)
 
 
-def _check_split(root: Path, groups: dict[str, set[str]]) -> list[str]:
-    """Faults of the cut: a group in two parts, or parts that are not those of split.json."""
+def _check_split(root: Path, groups: dict[str, set[str]], blank: set[str]) -> list[str]:
+    """Faults of the cut: a group in two parts, or parts that are not those of split.json but for the `blank` groups."""
     if not (root / FILE).exists():
         return []
     owners = Counter(group for found in groups.values() for group in found)
@@ -195,7 +198,7 @@ def _check_split(root: Path, groups: dict[str, set[str]]) -> list[str]:
     except ValueError as problem:
         return [*faults, str(problem)]
     for name in sorted(split.parts.keys() | groups.keys()):
-        differing = set(split.parts.get(name, ())) ^ groups.get(name, set())
+        differing = (set(split.parts.get(name, ())) ^ groups.get(name, set())) - blank
         if differing:
             faults.append(f"{FILE}: {len(differing)} groups of {name} differ, the first is {min(differing)!r}")
     return faults

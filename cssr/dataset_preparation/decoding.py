@@ -31,6 +31,8 @@ def wrong_contents(members: dict[str, bytes], facts: dict[str, Any], index: dict
             faults += _shape(name, decoded[name], (*(side // index["scale"] for side in size), 3))
     if "mask.png" in decoded:
         faults += _check_mask(decoded["mask.png"], facts)
+    if "valid.png" in decoded:
+        faults += _check_valid(decoded["valid.png"], facts)
     if "kernel.npy" in members and index.get("kernel"):
         faults += _check_kernel(members["kernel.npy"], index["kernel"])
     return faults
@@ -69,6 +71,13 @@ def _check_mask(mask: np.ndarray, facts: dict[str, Any]) -> list[str]:
     share = (mask > 0).mean()
     if abs(share - (facts["crack_share"] or 0)) > 1e-9:
         faults.append(f"mask.png has a crack share of {share:.6f}, its json says {facts['crack_share']}")
+    return faults
+
+
+def _check_valid(valid: np.ndarray, facts: dict[str, Any]) -> list[str]:
+    faults, share = _shape("valid.png", valid, (facts["height"], facts["width"])), float((valid > 0).mean())
+    if abs(share - facts.get("valid_share", share)) > 1e-9:
+        faults.append(f"valid.png has a share of {share:.6f}, its json says {facts['valid_share']}")
     return faults
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cssr.cracks.masks import NO_DATA
 from cssr.data.remote import DataError
-from cssr.dataset_preparation.images import Picture, open_picture, png, size_of, store_picture
+from cssr.dataset_preparation.images import Opened, Picture, open_picture, png, size_of, store_picture
 from cssr.dataset_preparation.sources import Item, MaskRule
 from cssr.dataset_preparation.split import group_of
 from cssr.dataset_preparation.tiles import Place, Tiling, name_of
@@ -26,7 +27,8 @@ class Form:
     """What the samples of a set have in common.
 
     `rule`: None in a set without masks. `scale`: HR pixels per LQ pixel, None in a set without LQ images. `kernel`: the
-    side of the blur kernels, None without. `tiling`: None where photographs are stored whole.
+    side of the blur kernels, None without. `tiling`: None where photographs are stored whole. `bits`: of image values
+    that are stored in 16; None: as files say or show. `keep_blank`: store images and tiles without any data as well.
     """
 
     source: str
@@ -34,9 +36,18 @@ class Form:
     scale: int | None = None
     kernel: int | None = None
     tiling: Tiling | None = None
+    bits: int | None = None
+    keep_blank: bool = False
 
 
-def form_of(items: list[Item], source: str, rule: MaskRule | None, tiling: Tiling | None = None) -> Form:
+def form_of(
+    items: list[Item],
+    source: str,
+    rule: MaskRule | None,
+    tiling: Tiling | None = None,
+    bits: int | None = None,
+    keep_blank: bool = False,
+) -> Form:
     """The form of a set: its scale and kernel are those of its first item. ValueError if not every item has them."""
     for what in ("lq", "kernel"):
         with_it = [getattr(item, what) is not None for item in items]
@@ -49,20 +60,27 @@ def form_of(items: list[Item], source: str, rule: MaskRule | None, tiling: Tilin
     scale = _scale_of(first) if first.lq else None
     if tiling and scale:
         tiling.check_scale(scale)
-    return Form(source, rule, scale, len(_kernel(first, None)) if first.kernel else None, tiling)
+    kernel = len(_kernel(first, None)) if first.kernel else None
+    return Form(source, rule, scale, kernel, tiling, bits, keep_blank)
 
 
 def encode(item: Item, form: Form) -> Iterator[tuple[str, Members, Facts]]:
-    """Read one item, once. Yields key, members and facts of its samples; ValueError names the file at fault."""
+    """Read one item, once. Yields key, members and facts of its samples, both empty for one without any data.
+
+    Raises: ValueError naming the file at fault.
+    """
     data = _readable(item, item.image, bytes)
     if _readable(item, lambda: data, lambda found: _count(found, form.tiling)) > 1:
         yield from _tiles(item, form, data)
         return
-    picture = _readable(item, lambda: data, store_picture)
+    picture = _readable(item, lambda: data, lambda found: store_picture(found, form.bits))
     size = picture.width, picture.height
-    mask = _mask(item, form, *size)
+    mask, valid = _mask_and_valid(item, form, *size, picture.valid)
+    if _is_blank(valid) and not form.keep_blank:
+        yield item.key, {}, {}
+        return
     members = {picture.suffix: picture.data, **_beside(item, form, *size)}
-    sample = _sample(item, form, item.key, members, mask, size, picture.converted)
+    sample = _sample(item, form, item.key, members, mask, valid, size, picture.converted)
     yield _with_tile(*sample, Place(0, 0, *size), size) if form.tiling else sample
 
 
@@ -78,16 +96,22 @@ def measure(item: Item, tiling: Tiling | None) -> int:
 
 def _tiles(item: Item, form: Form, data: bytes) -> Iterator[tuple[str, Members, Facts]]:
     """The photograph is decoded once; beside it, one tile at a time is in memory."""
-    image, reason, _ = _readable(item, lambda: data, open_picture)
-    mask = _mask(item, form, *image.size)
-    lq = _lq(item, form, *image.size, open_picture)[0] if form.scale else None
+    opened: Opened = _readable(item, lambda: data, lambda found: open_picture(found, form.bits))
+    image, reason = opened.image, opened.reason
+    mask, valid = _mask_and_valid(item, form, *image.size, opened.valid)
+    lq = _lq(item, form, *image.size, open_picture).image if form.scale else None
     beside = {"kernel.npy": _npy(_kernel(item, form.kernel))} if form.kernel else {}
     for place in form.tiling.places(*image.size):
+        window = np.s_[place.y : place.y + place.height, place.x : place.x + place.width]
+        seen = None if valid is None or valid[window].all() else valid[window]
+        if _is_blank(seen) and not form.keep_blank:
+            yield item.key, {}, {}
+            continue
         members = {"png": png(image.crop(place.box)), **beside}
         if lq is not None:
             members["lq.png"] = png(lq.crop(place.divided(form.scale).box))
-        cut = None if mask is None else mask[place.y : place.y + place.height, place.x : place.x + place.width]
-        sample = _sample(item, form, name_of(item.key, place), members, cut, (place.width, place.height), reason)
+        cut, size = None if mask is None else mask[window], (place.width, place.height)
+        sample = _sample(item, form, name_of(item.key, place), members, cut, seen, size, reason)
         yield _with_tile(*sample, place, image.size)
 
 
@@ -97,11 +121,14 @@ def _sample(
     key: str,
     members: Members,
     mask: np.ndarray | None,
+    valid: np.ndarray | None,
     size: tuple[int, int],
     converted: str | None,
 ) -> tuple[str, Members, Facts]:
     if mask is not None:
         members = {**members, "mask.png": png(Image.fromarray(mask.astype(np.uint8) * 255))}
+    if valid is not None:
+        members = {**members, "valid.png": png(Image.fromarray(valid.astype(np.uint8) * 255))}
     facts = {
         **item.extra,
         "key": key,
@@ -115,6 +142,8 @@ def _sample(
     }
     if group_of(item) != key:
         facts["group"] = group_of(item)
+    if valid is not None:
+        facts["valid_share"] = float(valid.mean())
     return key, members, facts
 
 
@@ -140,17 +169,36 @@ def _readable(item: Item, read, decode, what: str = "") -> Any:
         raise ValueError(f"{item.origin}{what}: {problem}; replace or remove {both}") from problem
 
 
-def _mask(item: Item, form: Form, width: int, height: int) -> np.ndarray | None:
-    """H W bool, True where crack is; None in a set without masks."""
+def _is_blank(valid: np.ndarray | None) -> bool:
+    return valid is not None and not valid.any()
+
+
+def _mask_and_valid(
+    item: Item, form: Form, width: int, height: int, valid: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Where crack is (H W bool; None in a set without masks), and which pixels hold data (H W bool; None: all do).
+
+    `valid`: by the image. Where it, or the mask, holds no data, there is no crack.
+    """
+    if item.valid is not None:
+        valid = item.valid()
     if form.rule is None:
-        return None
-    mask = form.rule.apply(item.mask())
+        return None, valid
+    values = np.asarray(item.mask())
+    mask = form.rule.apply(values)
+    _check_size(item, mask, width, height)
+    known = values != NO_DATA if values.dtype != bool else None
+    if known is not None and not known.all():
+        valid = known if valid is None else valid & known
+    return mask if valid is None else mask & valid, valid
+
+
+def _check_size(item: Item, mask: np.ndarray, width: int, height: int) -> None:
     if mask.shape != (height, width):
         raise ValueError(
             f"{item.origin} is {width}x{height}, but its mask is "
             f"{mask.shape[1]}x{mask.shape[0]}; give both the same size"
         )
-    return mask
 
 
 def _beside(item: Item, form: Form, width: int, height: int) -> Members:
@@ -167,7 +215,7 @@ def _beside(item: Item, form: Form, width: int, height: int) -> Members:
 def _lq(item: Item, form: Form, width: int, height: int, decode) -> Any:
     """The LQ image as `decode` gives it, its size checked against the set's scale."""
     decoded = _readable(item, item.lq, decode, ", its LQ image")
-    small = (decoded.width, decoded.height) if isinstance(decoded, Picture) else decoded[0].size
+    small = (decoded.width, decoded.height) if isinstance(decoded, Picture) else decoded.image.size
     due = small[0] * form.scale, small[1] * form.scale
     if (width, height) != due:
         raise ValueError(

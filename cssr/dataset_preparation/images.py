@@ -2,57 +2,99 @@
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from cssr.cracks.masks import BROKEN as BROKEN
+from cssr.photographs import open_photograph
+from cssr.utils.image_files import register_heif
 
 KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of a telephone, with a second picture behind it
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 MOST_PIXELS = 500_000_000  # 1.5 GB in memory; more is refused
 MODE_NAMES = {"L": "grey", "1": "1-bit", "P": "palette", "LA": "grey with alpha", "I": "32-bit", "F": "float"}
-BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
+MISSING = "pixels without data, black"  # the last part of why an image was converted
 
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # its own limit is below what a large camera or a mosaic has
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file as it is stored: bytes, `jpg` or `png`, size in pixels, why it was converted (None: it was not)."""
+    """An image file as it is stored.
+
+    Attributes:
+        data: the file. suffix: `jpg` or `png`. width, height: pixels.
+        converted: why it was converted; None: it was not.
+        valid: H W bool, which pixels hold data; None: all do.
+    """
 
     data: bytes
     suffix: str
     width: int
     height: int
     converted: str | None
+    valid: np.ndarray | None = None
 
 
-def store_picture(data: bytes) -> Picture:
+@dataclass(frozen=True)
+class Opened:
+    """A decoded image file.
+
+    Attributes:
+        image: upright, RGB. reason: why its file cannot be stored as it is; None: it can. suffix: to store it under.
+        valid: H W bool, which pixels hold data (`cssr.photographs`); None: all do.
+        note: what people should know of it, or "".
+    """
+
+    image: Image.Image = field(repr=False)
+    reason: str | None
+    suffix: str
+    valid: np.ndarray | None = None
+    note: str = ""
+
+
+def store_picture(data: bytes, bits: int | None = None) -> Picture:
     """Keep an upright 8-bit RGB JPEG or PNG as it is, make an 8-bit RGB PNG of anything else; ValueError if damaged."""
-    image, reason, suffix = open_picture(data)
-    if reason is None:
-        return Picture(data, suffix, *image.size, None)
-    return Picture(png(image), "png", *image.size, reason)
+    opened = open_picture(data, bits)
+    stored = data if opened.reason is None else png(opened.image)
+    return Picture(stored, opened.suffix, *opened.image.size, opened.reason, opened.valid)
 
 
-def open_picture(data: bytes) -> tuple[Image.Image, str | None, str]:
-    """Decode an image file.
+def open_picture(data: bytes, bits: int | None = None) -> Opened:
+    """Decode an image file; `bits`: as for `cssr.photographs.open_photograph`.
 
-    Returns: the upright RGB image, why its file cannot be stored as it is (None: it can), the suffix to store it under.
     Raises: ValueError if it is damaged, of a kind that cannot be stored as 8 bits, or too large to decode.
     """
     try:
-        _check_end(data)
         with _open(data) as stored:
-            stored.load()
+            if (
+                stored.format == "PNG"
+            ):  # cut off, or with a wrong checksum: Pillow may read it, stricter decoders do not
+                stored.verify()
+        with _open(data) as stored:
             reason = _why_convert(stored, data)
             if reason is None:
-                return stored, None, KEPT[stored.format]
-            upright = ImageOps.exif_transpose(_to_rgb(stored))
+                stored.load()
+                return Opened(stored, None, KEPT[stored.format])
     except BROKEN as problem:
-        raise ValueError(f"cannot read the image: {problem}") from problem
-    upright.info.clear()  # no EXIF, profile or text goes along
-    return upright, reason, "png"
+        if data[:2] not in (b"II", b"MM"):  # there are TIFFs that Pillow does not know
+            raise ValueError(f"cannot read the image: {problem}") from problem
+        reason = "TIFF to PNG"
+    return _converted(data, reason, bits)
+
+
+def _converted(data: bytes, reason: str, bits: int | None) -> Opened:
+    try:
+        with open_photograph(data, MOST_PIXELS, bits) as photograph:
+            rgb, valid = photograph.window(0, 0, *photograph.shape)
+    except (ValueError, OSError) as problem:
+        text = str(problem).removeprefix("cannot read the image as a photograph: ")
+        raise ValueError(f"cannot read the image: {text}") from problem
+    reason = f"{photograph.bits}-bit to 8-bit RGB" if photograph.bits > 8 else reason
+    reason += "" if valid is None else f"; {MISSING}"
+    return Opened(Image.fromarray(np.ascontiguousarray(rgb)), reason, "png", valid, photograph.note)
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -73,6 +115,7 @@ def png(image: Image.Image) -> bytes:
 
 def _open(data: bytes) -> Image.Image:
     """The header read, the number of pixels checked."""
+    register_heif()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(data))
@@ -81,32 +124,14 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _check_end(data: bytes) -> None:
-    """OSError for a PNG that is cut off or has a wrong checksum: Pillow may read it, stricter decoders do not."""
-    with _open(data) as stored:
-        if stored.format == "PNG":
-            stored.verify()
-
-
 def _why_convert(stored: Image.Image, data: bytes) -> str | None:
     deep = stored.format == "PNG" and data[24] == 16  # bit depth in IHDR; Pillow shows such files as plain RGB
     if deep or stored.mode.startswith("I;16"):
         return "16-bit to 8-bit RGB"
     if stored.mode != "RGB":
         return f"{MODE_NAMES.get(stored.mode, stored.mode)} to RGB"
+    if "transparency" in stored.info:
+        return "transparent colour to RGB"
     if stored.getexif().get(ORIENTATION, 1) != 1:
         return "EXIF orientation applied"
     return None if stored.format in KEPT else f"{stored.format} to PNG"
-
-
-def _to_rgb(stored: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB; alpha is dropped, 16 bits are scaled (Pillow itself would clip them at 255)."""
-    if stored.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; store it as an 8-bit image")
-    if not stored.mode.startswith("I"):
-        return (stored.convert("RGBA") if stored.mode == "P" else stored).convert("RGB")  # a palette may have alpha
-    exif = stored.getexif()
-    rgb = Image.fromarray(np.rint(np.clip(np.asarray(stored), 0, 65535) / 257).astype(np.uint8)).convert("RGB")
-    if ORIENTATION in exif:
-        rgb.getexif()[ORIENTATION] = exif[ORIENTATION]
-    return rgb

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -105,16 +106,17 @@ def write_set(
     print(f"masks: {rule.sentence if rule else 'none'}", *(f"note: {note}" for note in source.notes), sep="\n")
     if rule:
         print(*(f"warning: {note}\n" for note in rule.notes), sep="", end="", file=sys.stderr)
-    form = form_of(source.items, source.name, rule, args.tiling)
+    bits, keep_blank = getattr(args, "bits", None), getattr(args, "keep_blank", True)
+    form = form_of(source.items, source.name, rule, args.tiling, bits, keep_blank)
     shards = _shards(parts, args)
     plan |= {"the mask rule": rule.sentence if rule else None, "the shards": _digest([s.samples for s in shards])}
     headers = {name: {**header, "part": name or header.get("part")} for name in parts}
     with workplace(args.out, plan, args.keep) as place:
         records = _write(shards, form, place, args.workers)
+        tallies = [record["tally"] for part in records.values() for record in part]
         if rule:
-            _warn_of_masks(
-                [share for part in records.values() for record in part for share in record["tally"]["shares"]]
-            )
+            _warn_of_masks([share for tally in tallies for share in tally["shares"]])
+        _warn_of_depths({reason for tally in tallies for reason in tally["converted"]})
         if split:
             save(place.tree / FILE, split.to_json())
         return [
@@ -133,6 +135,14 @@ def _warn_of_masks(shares: list[float]) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
 
+def _warn_of_depths(reasons: set[str]) -> None:
+    """Tell of a set whose images seem to differ in bits: a dark one of 12 bits may show but 10."""
+    depths = sorted({int(found[1]) for why in reasons if (found := re.match(r"(\d+)-bit", why)) and int(found[1]) > 8})
+    if len(depths) > 1:
+        told = " and ".join(map(str, depths))
+        print(f"warning: values of {told} bits in one set, by each file; if all have N, say --bits N", file=sys.stderr)
+
+
 def _split(args: argparse.Namespace, items: list[Item]) -> Split | None:
     if args.split_file:
         return read_split(args.split_file)
@@ -146,8 +156,8 @@ def _plan(
     split: Split | None,
     parts: dict[str, list[Item]],
 ) -> dict[str, Any]:
-    options = {**taken, **{name: getattr(args, name) for name in ("seed", "tile", "overlap", "refuse_small")}}
-    options |= {name: getattr(args, name) for name in ("shard_size", "licence")}
+    names = ("seed", "tile", "overlap", "refuse_small", "bits", "keep_blank", "shard_size", "licence")
+    options = {**taken, **{name: getattr(args, name) for name in names}}
     return {
         "the version of this tool": __version__,
         "the source": source.name,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
+from cssr.arguments import check_bits
 from cssr.dataset_preparation.sources import SOURCES
 from cssr.dataset_preparation.split import parse_ratio
 from cssr.dataset_preparation.tiles import Tiling
@@ -56,6 +57,13 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--tile", type=int, metavar="N", help="cut large images into tiles of N x N pixels")
     add("--overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (0)")
     add("--refuse-small", action="store_true", help="refuse images smaller than a tile, which are kept whole otherwise")
+    add("--keep-blank", action="store_true", help="keep images and tiles none of whose pixels holds data")
+    add(
+        "--bits",
+        type=int,
+        metavar="N",
+        help="of image values stored in 16 bits (without it, as each file says or shows)",
+    )
     add("--shard-size", type=int, default=256, help="samples per tar (%(default)s)")
     add("--seed", type=int, default=0, help="of the cut, and of drawn pictures (%(default)s)")
     add("--licence", metavar="TEXT", help="of the images, kept in the index")
@@ -107,6 +115,7 @@ def read_arguments(argv: list[str], about: str) -> argparse.Namespace:
         raise ValueError(
             f"{'--refuse-small' if args.refuse_small else '--overlap'} is about tiles; give --tile as well"
         )
+    check_bits(args.bits)
     args.tiling = None if args.tile is None else Tiling(args.tile, args.overlap or 0, args.refuse_small)
     args.ratio = parse_ratio(args.ratio) if args.ratio else None
     args.out = args.out.absolute()

@@ -40,7 +40,7 @@ def image_file(shards: ShardSet, stored: Stored) -> bytes | None:
     """
     with _opened(shards, stored.shard) as files, _naming(shards, stored.shard, f"key {stored.key}"):
         data = files(stored.index)[1].read("jpg", "png")
-        return data if open_picture(data)[1] is None else None
+        return data if open_picture(data).reason is None else None
 
 
 def decoded(shards: ShardSet, stored: Stored) -> Sample:

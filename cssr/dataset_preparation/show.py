@@ -35,8 +35,20 @@ def summarize(directory: Path | str, index: dict[str, Any]) -> str:
             *_about_masks(index),
             *_about_lq(index),
             *([f"  converted: {converted}"] if converted else []),
+            *_about_missing(index),
         ]
     )
+
+
+def _about_missing(index: dict[str, Any]) -> list[str]:
+    lines = []
+    if index.get("valid"):
+        lines.append(f"  samples with pixels without data: {index.get('samples_with_missing_pixels', 'some')}")
+    if index.get("blank_left_out"):
+        lines.append(
+            f"  left out: {index['blank_left_out']} images or tiles without any data (--keep-blank keeps them)"
+        )
+    return lines
 
 
 def describe(directory: Path | str, index: dict[str, Any]) -> str:

@@ -33,6 +33,9 @@ class Tally:
     shares: list[float | None] = field(default_factory=list)  # None: a sample without mask
     converted: Counter = field(default_factory=Counter)
     sizes: Counter = field(default_factory=Counter)
+    missing: int = 0  # samples in which some pixels hold no data
+    blank: int = 0  # images and tiles left out since none does
+    blank_items: list[str] = field(default_factory=list)  # keys of images of which nothing is left
 
     def add(self, facts: Facts) -> None:
         """Count one sample by its json."""
@@ -40,12 +43,16 @@ class Tally:
         self.sizes[f"{facts['width']}x{facts['height']}"] += 1
         if facts["converted"]:
             self.converted[facts["converted"]] += 1
+        self.missing += "valid_share" in facts
 
     def extend(self, other: dict[str, Any]) -> None:
         """Count what another has counted, given as `vars(other)`, perhaps from JSON."""
         self.shares += other["shares"]
         self.converted.update(other["converted"])
         self.sizes.update(other["sizes"])
+        self.missing += other["missing"]
+        self.blank += other["blank"]
+        self.blank_items += other["blank_items"]
 
     def summary(self) -> dict[str, Any]:
         """The counts under their names in index.json; `crack_share` is the mean over samples, 0..1; None: no masks."""
@@ -56,6 +63,8 @@ class Tally:
             "empty_masks": sum(share == 0 for share in self.shares) if masks else None,
             "converted": dict(sorted(self.converted.items())),
             "image_sizes": dict(sorted(self.sizes.items())),
+            **({"valid": True, "samples_with_missing_pixels": self.missing} if self.missing else {}),
+            **({"blank_left_out": self.blank} if self.blank else {}),
         }
 
 
@@ -111,15 +120,25 @@ def write_shard(directory: Path, shard: Shard, form: Form, step: Callable[[], No
         _write_tar(hashed, _counted(shard, form, tally, step))
         file.flush()
         os.fsync(file.fileno())
-    if len(tally.shares) != shard.samples:
+    if len(tally.shares) + tally.blank != shard.samples:
         raise ValueError(f"the images of {shard.name} have changed since they were listed; run the command again")
-    os.replace(partial, path)
-    facts = {"name": shard.name, "samples": shard.samples, "bytes": hashed.size, "sha256": hashed.digest.hexdigest()}
+    if tally.shares:
+        os.replace(partial, path)
+    else:
+        partial.unlink()
+    facts = {
+        "name": shard.name,
+        "samples": len(tally.shares),
+        "bytes": hashed.size,
+        "sha256": hashed.digest.hexdigest(),
+    }
     return {"part": shard.part, "number": shard.number, **facts, "tally": vars(tally)}
 
 
 def is_whole(directory: Path, record: dict[str, Any]) -> bool:
-    """Whether the tar of a record is there, byte for byte."""
+    """Whether the tar of a record is there, byte for byte, or none is to be."""
+    if not record["samples"]:
+        return True
     path = directory / record["name"]
     return path.is_file() and path.stat().st_size == record["bytes"] and sha256_of(path) == record["sha256"]
 
@@ -131,6 +150,9 @@ def write_index(
     tally = Tally()
     for record in records:
         tally.extend(record["tally"])
+    blank = set(tally.blank_items)
+    groups = {group_of(item) for item in items if item.key not in blank}
+    lost = set(map(group_of, items)) - groups
     about = {
         "masks": form.rule is not None,
         "mask_rule": form.rule.sentence if form.rule else None,
@@ -138,9 +160,16 @@ def write_index(
         "scale": form.scale,
         "kernel": form.kernel,
         "tile": {"size": form.tiling.size, "overlap": form.tiling.overlap} if form.tiling else None,
-        "groups": len(set(map(group_of, items))),
+        "groups": len(groups),
+        **({"blank_groups": sorted(lost)} if lost else {}),
     }
-    shards = [{name: record[name] for name in ("name", "samples", "bytes", "sha256")} for record in records]
+    if not tally.shares:
+        raise ValueError(
+            f"none of its {tally.blank} images holds data: all pixels are transparent or marked as missing; see the "
+            "images, or keep them with --keep-blank"
+        )
+    kept = [record for record in records if record["samples"]]
+    shards = [{name: record[name] for name in ("name", "samples", "bytes", "sha256")} for record in kept]
     index = {"format": FORMAT, **header, **about, **tally.summary(), "shards": shards}
     save(directory / "index.json", (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
     return index
@@ -175,10 +204,14 @@ def _counted(
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members, the json with them, of each sample of a shard."""
     for item in shard.items:
+        before = len(tally.shares)
         for key, members, facts in encode(item, form):
-            yield key, {**members, "json": to_json(facts)}
-            tally.add(facts)
+            if members:
+                yield key, {**members, "json": to_json(facts)}
+                tally.add(facts)
+            tally.blank += not members
             step()
+        tally.blank_items += [item.key] if len(tally.shares) == before else []
 
 
 def _write_tar(file: Any, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:

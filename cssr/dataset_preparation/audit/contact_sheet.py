@@ -130,7 +130,7 @@ def _image(case: Case) -> Image.Image | None:
     try:
         data = case.item.image()
         if "damaged images" not in case.look.faults:
-            return open_picture(data)[0]
+            return open_picture(data).image
     except (ValueError, OSError):
         return None
     ImageFile.LOAD_TRUNCATED_IMAGES = True

@@ -36,6 +36,8 @@ class Look:
     mode: str | None = None  # as Pillow calls it
     converted: str | None = None  # why it cannot be stored as it is
     orientation: int = 1
+    missing: float = 0.0  # share of pixels without data
+    note: str = ""  # what the reader says of it
     blank: bool = False  # all pixels alike
     digest: str | None = None  # of the upright RGB pixels
     mask_digest: str | None = None
@@ -55,7 +57,7 @@ class Crack:
     fault: str | None = None
 
 
-def look(item: Item, root: str, near: bool, overlaps: bool, image_only: bool = False) -> Look:
+def look(item: Item, root: str, near: bool, overlaps: bool, image_only: bool = False, bits: int | None = None) -> Look:
     """Read all files of a sample.
 
     Args:
@@ -63,9 +65,10 @@ def look(item: Item, root: str, near: bool, overlaps: bool, image_only: bool = F
         near: compute perceptual hashes.
         overlaps: find features.
         image_only: do not look at mask, LQ image and kernel.
+        bits: of image values that are stored in 16; None: as files say or show.
     """
     found = Look()
-    pixels = _image(item, found, root)
+    pixels = _image(item, found, root, bits)
     if pixels is not None:
         found.blank = bool((pixels == pixels[:1, :1]).all())
         found.digest = _digest(pixels)
@@ -87,7 +90,7 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _image(item: Item, found: Look, root: str) -> np.ndarray | None:
+def _image(item: Item, found: Look, root: str, bits: int | None) -> np.ndarray | None:
     """The upright RGB pixels, H W 3 uint8, and what the file says about itself."""
     try:
         data = item.image()
@@ -95,12 +98,14 @@ def _image(item: Item, found: Look, root: str) -> np.ndarray | None:
             found.faults["zero-byte files"] = "the image"
             return None
         _check_data(data, found)
-        image, found.converted, _ = open_picture(data)
+        opened = open_picture(data, bits)
     except Exception as problem:  # whatever a decoder stumbles over, the next image has its turn
         found.faults = {"damaged images": _words(problem, root)}
         return None
-    found.size = image.size
-    return np.asarray(image)
+    found.size, found.converted, found.note = opened.image.size, opened.reason, opened.note
+    if opened.valid is not None:
+        found.missing = 1 - float(opened.valid.mean())
+    return np.asarray(opened.image)
 
 
 def _check_data(data: bytes, found: Look) -> None:
@@ -167,7 +172,7 @@ def _low_quality(item: Item, found: Look, root: str) -> None:
     if item.lq is None:
         return
     try:
-        (width, height), size = open_picture(item.lq())[0].size, found.size or (0, 0)
+        (width, height), size = open_picture(item.lq()).image.size, found.size or (0, 0)
         if size[0] * height == size[1] * width and size[0] % width == 0:
             found.scale = size[0] // width
         elif found.size:

@@ -128,6 +128,13 @@ def of_pictures(cases: Sequence[Case]) -> list[Finding]:
     )
     blank = [n for n, case in enumerate(cases) if case.look.blank]
     found += _about(WARNING, "blank images", "all of their pixels are alike; remove them", cases, blank)
+    gone = [n for n, case in enumerate(cases) if case.look.missing == 1]
+    found += _about(WARNING, "images without data", "all transparent or marked as missing: left out", cases, gone)
+    holes = [n for n, case in enumerate(cases) if 0 < case.look.missing < 1]
+    message = "transparent, or marked as missing: left out of training and measures"
+    found += _about(NOTE, "pixels without data", message, cases, holes, lambda case: f"{case.look.missing:.0%}")
+    shallow = [n for n, case in enumerate(cases) if case.look.note]
+    found += _about(WARNING, "bits of values", "see each, and the image", cases, shallow, lambda case: case.look.note)
     reasons = defaultdict(list)
     for n, case in enumerate(cases):
         if case.look.converted:

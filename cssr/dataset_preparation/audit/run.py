@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cssr import __version__
+from cssr.arguments import check_bits
 from cssr.dataset_preparation.audit import contact_sheet, relations
 from cssr.dataset_preparation.audit.examine import Crack, Look, look, measure, simplejpeg
 from cssr.dataset_preparation.audit.findings import (
@@ -81,6 +82,12 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--near", type=int, default=NEAR, metavar="N", help=f"near-duplicates differ in N of {BITS} bits (%(default)s)")
     about = f"look for images of the same spot (as a rule among up to {MOST} images)"
     add("--overlaps", action=argparse.BooleanOptionalAction, help=about)
+    add(
+        "--bits",
+        type=int,
+        metavar="N",
+        help="of image values stored in 16 bits (without it, as each file says or shows)",
+    )
     add("--workers", type=int, default=cores(), help="processes (%(default)s)")
     add("--seed", type=int, default=0, help="of drawn pictures (%(default)s)")
 
@@ -105,12 +112,13 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 def examine(args: argparse.Namespace) -> tuple[list[Part], list[Case], list[Finding]]:
     """Do what the command line asks. Returns the parts, all samples, and what was found, the worst first."""
     options = {name: getattr(args, name) for name in inspect.signature(SOURCES.get(args.source)).parameters}
+    check_bits(args.bits)
     parts, findings = list_parts(args.source, options, args.against)
     for part in parts:
         findings += check_keys(part)
     cases = [case for part in parts for case in part.cases]
     overlaps = len(cases) <= MOST if args.overlaps is None else args.overlaps
-    findings += _look(parts, cases, args.near >= 0, overlaps, args.workers)
+    findings += _look(parts, cases, args.near >= 0, overlaps, args.workers, args.bits)
     findings += [*of_files(cases), *of_pictures(cases)]
     findings += _measure(parts, cases, args.workers)
     for part in parts:
@@ -130,12 +138,14 @@ def _do(work: Callable[[int], Any], count: int, workers: int, what: str) -> Iter
     return _watch(in_order(work, count, workers), count, what)
 
 
-def _look(parts: list[Part], cases: list[Case], near: bool, overlaps: bool, workers: int) -> list[Finding]:
+def _look(
+    parts: list[Part], cases: list[Case], near: bool, overlaps: bool, workers: int, bits: int | None
+) -> list[Finding]:
     """Read all files, fill in what they are, and let each part's source decide what in its masks is crack."""
     owner = [part for part in parts for _ in part.cases]
 
     def work(n: int) -> Look:
-        return look(cases[n].item, owner[n].prefix, near, overlaps, owner[n].compared)
+        return look(cases[n].item, owner[n].prefix, near, overlaps, owner[n].compared, bits)
 
     for case, found in zip(cases, _do(work, len(cases), workers, "reading")):
         case.look = found

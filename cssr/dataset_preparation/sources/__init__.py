@@ -36,7 +36,8 @@ class Item:
     or not; both raise OSError or ValueError when they cannot. `mask` is None in a set without masks. `extra` goes into
     the sample's json. `lq()` gives the bytes of a low-resolution image file that belongs to the picture, `kernel()` the
     blur kernel between the two (k k float32, sum 1). `group` is the photograph that a tile or a frame comes from, which
-    must not straddle training and test; None: the key itself.
+    must not straddle training and test; None: the key itself. `valid()` says which pixels hold data (H W bool, or None
+    where all do) where the image file itself does not.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Item:
     lq: Callable[[], bytes] | None = None
     kernel: Callable[[], np.ndarray] | None = None
     group: str | None = None
+    valid: Callable[[], np.ndarray | None] | None = None
 
 
 @dataclass(frozen=True)
