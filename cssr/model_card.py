@@ -147,6 +147,8 @@ def _summary(export: Mapping[str, Any]) -> str:
     parts = f"SR network `{_name(model.get('sr'))}`, segmentation network `{_name(model.get('seg'))}`"
     what = "`dsrl`, one network with two heads" if _name(model.get("form")) == "dsrl" else parts
     task = "enlarges a photograph and finds the cracks in it" if segments(export) else "enlarges photographs of cracks"
+    if model.get("scale") == 1:
+        return f"A model of cssr that finds the cracks in a photograph as it is, {parts}."
     blind = " It estimates the blur of the photograph as it goes." if _name(model.get("sr")) == "kbpn" else ""
     return f"A joint model of cssr that {task}: x{model.get('scale')} along each side, {what}.{blind}"
 
