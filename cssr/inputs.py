@@ -4,7 +4,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cssr.done import file_facts
+from cssr import done
 from cssr.photographs import Photograph, open_photograph
 from cssr.stems import free
+from cssr.utils.image_files import IMAGE_SUFFIXES, is_litter, passed_over, walk, with_suffix
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".mts")
 
 
@@ -46,7 +46,7 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         """By which it is known again."""
-        return {**file_facts(self.path), "frame": self.frame}
+        return {**done.file_facts(self.path), "frame": self.frame}
 
 
 def photographs(sources: Path | Sequence[Path], apart: Path | None = None) -> dict[str, Path]:
@@ -107,16 +107,42 @@ def _below(source: Path) -> Iterator[tuple[Path, Path]]:
     """What a folder or a pattern holds."""
     root = _root(source)
     if source.is_dir():
-        paths = [path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES]
+        paths = without_results(with_suffix(walk(source)))
     elif glob.has_magic(str(source)):
-        paths = [Path(path) for path in glob.glob(str(source), recursive=True)]
-        paths = [path for path in paths if path.suffix.lower() in SUFFIXES + VIDEOS]
+        paths = without_results(with_suffix(_matching(source), IMAGE_SUFFIXES + VIDEOS))
     else:
         raise ValueError(f"no photograph or folder at {source}")
     if not paths:
         videos = "; videos are given by name or pattern" if source.is_dir() else ""
-        raise ValueError(f"no photograph in {source}: none of its files ends with {' '.join(SUFFIXES)}{videos}")
+        left = passed_over_in([source])
+        reason = left or f"none of its files ends with {' '.join(IMAGE_SUFFIXES)}{videos}"
+        raise ValueError(f"no photograph in {source}: {reason}")
     yield from ((path, path.relative_to(root)) for path in sorted(paths))
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The files that a pattern matches; litter below the folder in which it begins is none."""
+    paths = (Path(path) for path in glob.glob(str(pattern), recursive=True))
+    below = ((path, path.relative_to(_root(pattern)).parts) for path in paths if path.is_file())
+    return [path for path, parts in below if not any(map(is_litter, parts))]
+
+
+def without_results(paths: Iterable[Path]) -> list[Path]:
+    """The paths but those that an earlier prediction has written, as the records beside them say."""
+    kept, written = [], {}
+    for path in paths:
+        if path.parent not in written:
+            records = (done.read(record) for record in path.parent.glob(f"*{done.ENDING}"))
+            written[path.parent] = {Path(name).name for record in records if record for name in record["files"]}
+        if path.name not in written[path.parent]:
+            kept.append(path)
+    return kept
+
+
+def passed_over_in(sources: Sequence[Path]) -> str:
+    """What to say of files in folders and patterns that look like photographs but are not read; "" without any."""
+    folders = [path for source in sources if source.is_dir() for path in walk(source)]
+    return passed_over(folders + [path for source in sources if not source.exists() for path in _matching(source)])
 
 
 def _root(source: Path) -> Path:

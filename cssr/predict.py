@@ -111,6 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         _choose_model(options)
         _check(options)
         found = photographs(options.source, apart=options.out)
+        left = inputs.passed_over_in(options.source)
         model = load_model(options.model, options.checkpoint).to(device_named(options.device))
         _make_directory(options.out)
         for name in ("measure", "tta"):
@@ -123,6 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped: give the same command again to go on")
+    if left:
+        print(left, file=sys.stderr)
     again = f" ({run.skipped} of them were there already)" if run.skipped else ""
     print(f"{run.count - len(run.failed)} photographs: {_written(model, run.wanted)} in {options.out}{again}")
     if run.failed:

@@ -261,7 +261,7 @@ def test_which_files_of_a_folder_are_masks(tmp_path):
     "arguments, message",
     [
         (["nowhere", "--out", "o"], "no mask or folder at nowhere"),
-        (["{folder}", "--out", "o"], "no mask in .*: none of its files ends with .png"),
+        (["{folder}", "--out", "o"], "no mask in .*: none of its files ends with .jpg"),
         (["{folder}", "--out", "o", "--scale", "0"], "scale must be a number above 0, found 0"),
         (["{folder}", "--out", "o", "--least-length", "nan"], "--least-length must be 0 or more, found nan"),
         (["{folder}", "--out", "o", "--mm-per-pixel", "-2"], "mm_per_pixel must be a number above 0, found -2"),

@@ -14,9 +14,10 @@ from cssr.cracks.files import Georeference, Units, write_geojson, write_picture,
 from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.cracks.measure import Crack, measure_cracks
 from cssr.stems import free
+from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
 from cssr.utils.images import any_size
 
-SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+_LOSS_FREE = (".png", ".tif", ".tiff", ".bmp")  # what masks of a folder are, if there are any; else all images
 _MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here
 _PIXEL_SCALE, _TIE_POINTS, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735  # tags of GeoTIFF 1.1
 _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _IS_POINT, _OWN = 1025, 2048, 3072, 2, 32767  # keys and values in them
@@ -80,11 +81,15 @@ def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    images = with_suffix(walk(folder))
+    files = with_suffix(images, _LOSS_FREE) or images
+    if len(files) < len(images):
+        left = f"{len(images) - len(files)} files that end with none of {' '.join(_LOSS_FREE)}"
+        print(f"note: {folder}: left out {left}: name them if they are masks", file=sys.stderr)
     files = [path for path in files if not _is_picture(path)]
     files = [path for path in files if path.stem.endswith(_MASK)] or files
     if not files:
-        raise ValueError(f"no mask in {folder}: none of its files ends with {' '.join(SUFFIXES)}")
+        raise ValueError(f"no mask in {folder}: none of its files ends with {' '.join(IMAGE_SUFFIXES)}")
     return files
 
 

@@ -6,22 +6,21 @@ from pathlib import Path
 
 from cssr.cracks.masks import Read, check_threshold, decide_by_levels, read_mask
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES
-from cssr.dataset_preparation.pairing import Layout, Pairs, checked, find_pairs, select
+from cssr.dataset_preparation.pairing import Layout, Pairs, checked, composed, find_pairs, select
 from cssr.dataset_preparation.sources import Item, Source
+from cssr.utils.image_files import walk, with_suffix
 
 
 def by_stem(directory: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     """Files below `directory` by relative path without suffix; ValueError where there is none, or two share a stem.
 
-    Hidden files, and files with other suffixes, do not count.
+    Litter (`cssr.utils.image_files`), and files with other suffixes, do not count.
     """
     if not directory.is_dir():
         raise ValueError(f"there is no folder {directory}; create it, or point --root at the folder above it")
     found: dict[str, Path] = {}
-    for path in sorted(directory.rglob("*")):
-        if path.name.startswith(".") or path.suffix.lower() not in tuple(suffixes) or not path.is_file():
-            continue
-        stem = path.relative_to(directory).with_suffix("").as_posix()
+    for path in with_suffix(walk(directory), suffixes):
+        stem = composed(path.relative_to(directory).with_suffix("").as_posix())
         if stem in found:
             raise ValueError(f"duplicate key {stem!r}: {found[stem]} and {path}; rename or remove one of them")
         found[stem] = path
@@ -53,7 +52,10 @@ def image_folder(root: Path, split: str | None) -> Path:
     Raises: ValueError as `split_folder`.
     """
     base = root / split if split else root
-    inside = {path.name for path in base.rglob("*") if path.is_dir()} if base.is_dir() else {"images"}
+    inside = {"images"}
+    if base.is_dir():
+        inside = {part for path in walk(base) for part in path.relative_to(base).parts[:-1]}
+        inside |= {path.name for path in base.iterdir() if path.is_dir()}
     return split_folder(root, split) / "images" if inside & {"images", "masks"} else base
 
 

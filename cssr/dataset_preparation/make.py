@@ -39,6 +39,7 @@ from cssr.dataset_preparation.split import FILE, Split, apply, deal, group_of, j
 from cssr.dataset_preparation.tiles import check_names
 from cssr.dataset_preparation.workspace import check_free, refuse_another, save, workplace
 from cssr.dataset_preparation.writer import Shard, is_whole, pack, write_index, write_shard
+from cssr.utils.image_files import passed_over, walk
 
 
 def with_safe_keys(source: Source) -> Source:
@@ -67,6 +68,8 @@ def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
     """List what the source has. Returns it with the options that it was given."""
     taken = {option: getattr(args, option) for option in inspect.signature(SOURCES.get(args.source)).parameters}
     source = with_safe_keys(SOURCES.build({"name": args.source, **taken}))
+    left = passed_over(walk(taken["root"])) if taken.get("root") else ""
+    source = replace(source, notes=(*source.notes, *filter(None, [left])))
     if args.groups:
         related = read_related(args.groups, args.source, getattr(args, "split", None) or "")
         source = replace(source, items=join(source.items, [[_safe(key) for key in keys] for keys in related]))

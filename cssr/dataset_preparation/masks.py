@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from cssr.cracks.masks import BROKEN, Read
+from cssr.utils.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture lies on its side
 
 ResizeMasks = Annotated[bool, "enlarge or reduce masks of another size than their image to it (nearest neighbour)"]

@@ -6,6 +6,7 @@ case are the same.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Annotated, NamedTuple
 from cssr.cracks.masks import LOSSY_SUFFIXES, Read, read_mask
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, reader
 from cssr.dataset_preparation.sources import Item
+from cssr.utils.image_files import walk, with_suffix
 
 SkipUnpaired = Annotated[bool, "pass over images without mask, masks without image and listed names without file"]
 NameList = Annotated[str | None, "text file, below the root, that names the pictures to take: one a line, name or path"]
@@ -131,20 +133,22 @@ def _matched(files: list[str], root: Path, split: str | None, layout: Layout, ig
 
 
 def image_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Paths below the root, sorted, of files that end so; hidden ones do not count. ValueError if it is no folder."""
+    """Paths below the root, sorted, of files that end so; litter does not count. ValueError if it is no folder."""
     if not root.is_dir():
         raise ValueError(f"--root {root} is not a folder; give the folder that holds the dataset")
-    found = (path for path in root.rglob("*") if path.suffix.lower() in tuple(suffixes) and path.is_file())
-    return sorted(
-        path.relative_to(root).as_posix() for path in found if path.name[0] != "." and "__MACOSX" not in path.parts
-    )
+    return sorted(path.relative_to(root).as_posix() for path in with_suffix(walk(root), suffixes))
+
+
+def composed(name: str) -> str:
+    """A name with letters and accents as one: macOS takes them apart, and u-umlaut would not be u-umlaut."""
+    return unicodedata.normalize("NFC", name)
 
 
 def match(files: Iterable[str], root: Path, pattern: str, split: str | None = None) -> dict[str, Path]:
     """The files of a pattern by stem; ValueError where two share one."""
     expression, found = compiled(pattern, split), {}
     for name in files:
-        fit = expression.fullmatch(name)
+        fit = expression.fullmatch(composed(name))
         if not fit:
             continue
         stem = fit["stem"]
@@ -157,7 +161,7 @@ def match(files: Iterable[str], root: Path, pattern: str, split: str | None = No
 def compiled(pattern: str, split: str | None = None) -> re.Pattern:
     """A pattern as a regular expression with the groups `stem` and, where `split` is None, `split`."""
     seen, parts = set(), []
-    for token in _TOKENS.split(pattern):
+    for token in _TOKENS.split(composed(pattern)):
         name = token[1:-1]
         if token == "{split}" and split is not None:
             parts.append(re.escape(split))
@@ -258,7 +262,7 @@ def _names_of(pairs: Pairs) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    return name.replace("\\", "/").removeprefix("./").lower()
+    return composed(name).replace("\\", "/").removeprefix("./").lower()
 
 
 def _base(line: str) -> str | None:

@@ -31,7 +31,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
     Litter (`is_litter`), and what is neither a file nor a link to one, is left out.
     """
-    yield from sorted(_walk(folder, (os.path.realpath(folder),)))
+    yield from sorted(_walk(folder, (os.path.realpath(folder),))) if folder.is_dir() else ()
 
 
 def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from cssr.dataset_preparation.audit.findings import ERROR, NOTE, Case, Finding, 
 from cssr.dataset_preparation.make import with_safe_keys
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES
 from cssr.dataset_preparation.sources import SOURCES, Source
+from cssr.utils.image_files import LIKE_IMAGES, is_litter
 
 _FAULT = re.compile(r"^missing|duplicate key|is empty|name no picture|a picture twice|is not in UTF-8")
 _PARTS = re.compile(r"choose with --split from: ([^;]+)")
@@ -116,8 +117,8 @@ def _unused(part: Part, options: dict[str, Any]) -> list[Finding]:
     used = {path for case in part.cases for path in _files_of(case)}
     suffixes = {*IMAGE_SUFFIXES, *(path.suffix.lower() for path in used)}
     beside = (path for directory in sorted({path.parent for path in used}) for path in sorted(directory.iterdir()))
-    names = [_relative(path, root) for path in beside if path.suffix.lower() in suffixes and path not in used]
-    entries = [{"file": name} for name in names if not name.rsplit("/", 1)[-1].startswith(".")]
+    beside = (path for path in beside if path.is_file() and not is_litter(path.name) and path not in used)
+    entries = [{"file": _relative(path, root)} for path in beside if path.suffix.lower() in {*suffixes, *LIKE_IMAGES}]
     return [Finding(NOTE, "files of no sample", "beside the others, left out", entries)] if entries else []
 
 

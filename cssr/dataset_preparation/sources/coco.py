@@ -12,6 +12,7 @@ from cssr.dataset_preparation.groups import roboflow
 from cssr.dataset_preparation.pairing import SkipUnpaired
 from cssr.dataset_preparation.shapes import polygons_to_mask, runs_to_mask
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
+from cssr.utils.image_files import walk, with_suffix
 
 Annotations = Annotated[str | None, "the JSON, below ROOT (without it, the usual places; {split} stands for --split)"]
 Images = Annotated[str | None, "folder of the images, below ROOT (without it, the usual places)"]
@@ -89,7 +90,7 @@ def _find_json(root: Path, split: str | None, given: str | None) -> Path:
         path = root / place.replace("{split}", split or "")
         if path.is_file():
             return path
-    there = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.json"))
+    there = sorted(path.relative_to(root).as_posix() for path in with_suffix(walk(root), (".json",)))
     remedy = "point --root at the folder of the set"
     if there:
         remedy = f"choose with --annotations from: {', '.join(there[:6])}"

@@ -13,6 +13,7 @@ from cssr.dataset_preparation.masks import ResizeMasks
 from cssr.dataset_preparation.pairing import Layout, SkipUnpaired, find_pairs
 from cssr.dataset_preparation.rules import Threshold
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
+from cssr.utils.image_files import walk, with_suffix
 
 _FLAT = Layout("**/Images/{stem}.*", "**/Masks/{stem}.*")
 _CORRECTED = Layout("**/img_dir/{split}/{stem}.*", "**/ann_dir/{split}/{stem}.*")
@@ -37,7 +38,7 @@ def crackseg9k(
 
 def _list(root: Path, split: str | None) -> str | None:
     """The list of a split, relative to the root; ValueError with the lists that there are."""
-    lists = {path.stem: path.relative_to(root).as_posix() for path in sorted(root.rglob("*.txt"))}
+    lists = {path.stem: path.relative_to(root).as_posix() for path in with_suffix(walk(root), (".txt",))}
     if split is None or split in lists or not any(name.startswith(("train", "test", "val")) for name in lists):
         return lists.get(split)
     raise ValueError(f"unknown split {split!r}: there is no {split}.txt; choose with --split from: {', '.join(lists)}")
