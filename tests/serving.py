@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 class Server(ThreadingHTTPServer):
     """`requests`: (name, first byte asked for) of each, in order. `fault(count, name)`: what to do instead of serving:
     a status, "cut" (close in the middle), "short" (say less and send less), "hang", "drip" (a byte at a time), "slow",
+    "headers", "chunks" (drip for ever in these),
     "spoil" (change a byte), "all" (ignore the range), or None.
     """
 
@@ -51,8 +52,19 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(path.read_bytes(), 0 if fault == "all" else first, fault)
 
+    def _drip_for_ever(self, begin: bytes) -> None:
+        """A header, or the size of a chunk, that does not end."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + begin)
+        for _ in range(400):
+            self.wfile.write(b"1")
+            if self.server.stopped.wait(0.05):
+                return
+
     def _send(self, data: bytes, first: int, fault: str | None) -> None:
         whole = len(data)
+        if fault in ("headers", "chunks"):
+            self._drip_for_ever(b"X-Padding: " if fault == "headers" else b"Transfer-Encoding: chunked\r\n\r\n")
+            return
         if fault == "spoil":
             data = data[:700] + bytes([data[700] ^ 1]) + data[701:]
         data = data[first : whole // 2 if fault == "short" else whole]

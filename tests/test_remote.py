@@ -173,6 +173,15 @@ def test_a_slow_server_is_reported_a_stalled_one_given_up(tmp_path, fault, monke
     assert ("is slow: " if fault == "slow" else "only ") in told[0]
 
 
+@pytest.mark.parametrize("fault", ["headers", "chunks"])
+def test_a_server_that_drips_for_ever_is_given_up(root, tmp_path, fault):
+    """A socket's timeout begins anew with every byte: the deadline is that of connection, headers or block together."""
+    with serving(root, lambda count, name: fault) as server, pytest.raises(Unreachable, match="no answer in 0.4 s"):
+        began = time.monotonic()
+        ShardSet.open(server.address, "x", settings("", tmp_path, timeout=0.4, retries=1))
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("fault, tries, reason", [
     (404, 1, "404"), (403, 1, "403"), (503, 4, "503"), ("spoil", 4, "sha256"), ("short", 4, "ended after"),
     ("hang", 4, "timed out"),

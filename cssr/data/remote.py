@@ -6,6 +6,7 @@ template `pipe:COMMAND`: a shell's output, `{name}` standing for the file's name
 
 import contextlib
 import errno
+import functools
 import hashlib
 import http.client
 import os
@@ -14,8 +15,10 @@ import re
 import selectors
 import shlex
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -199,11 +202,77 @@ def _http(root: str, name: str, start: int, timeout: float) -> Iterator[_Stream]
     parts = urllib.parse.urlsplit(root)
     url = urllib.parse.urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{urllib.parse.quote(name)}"))
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    with urllib.request.urlopen(request, timeout=timeout) as response:
+    deadline = _Deadline(timeout)
+    with (
+        contextlib.closing(deadline),
+        deadline.watch(lambda: deadline.opener().open(request, timeout=timeout)) as response,
+    ):
         goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         if response.status != 200 and not goes_on:
             raise _Broken(f"HTTP status {response.status}")
-        yield _Stream(lambda count: _read1(response, count), start if goes_on else 0)
+        yield _Stream(lambda count: deadline.watch(lambda: _read1(response, count)), start if goes_on else 0)
+
+
+class _Deadline:
+    """Cuts connections that take longer than `seconds` over a step: connection and headers, or a block of the body.
+
+    A socket's own timeout begins anew with every byte, so that a server that drips would hold a reader for ever.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds, self._sockets, self._late = seconds, [], False
+
+    def opener(self) -> urllib.request.OpenerDirector:
+        """As urllib's own, of connections that can be cut."""
+
+        def connection(kind: type, *arguments: Any, **settings: Any) -> http.client.HTTPConnection:
+            made = kind(*arguments, **settings)
+            made._create_connection = self._connect
+            return made
+
+        class Http(urllib.request.HTTPHandler):
+            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(functools.partial(connection, http.client.HTTPConnection), request)
+
+        class Https(urllib.request.HTTPSHandler):
+            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                make = functools.partial(connection, http.client.HTTPSConnection)
+                return self.do_open(make, request, context=self._context)
+
+        return urllib.request.build_opener(Http, Https)
+
+    def _connect(self, *arguments: Any, **settings: Any) -> socket.socket:
+        found = socket.create_connection(*arguments, **settings)
+        self._sockets.append(found.dup())  # TLS takes the socket itself
+        return found
+
+    def watch(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns; TimeoutError once it was late."""
+        timer = threading.Timer(self._seconds, self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            result = work()
+        except Exception as error:
+            if self._late:
+                raise TimeoutError(f"no answer in {self._seconds:g} s") from error
+            raise
+        finally:
+            timer.cancel()
+        if self._late:
+            raise TimeoutError(f"no answer in {self._seconds:g} s")
+        return result
+
+    def _cut(self) -> None:
+        self._late = True
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Forget the connections."""
+        for one in self._sockets:
+            one.close()
 
 
 def _read1(response: http.client.HTTPResponse, count: int) -> bytes:
