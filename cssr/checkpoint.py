@@ -29,8 +29,10 @@ from cssr.models.from_hub import fetch, is_hub_name
 from cssr.models.joint import JointModel, build_model
 from cssr.models.shipped import is_shipped, shipped_directory, shipped_models
 from cssr.utils.files import PARTIAL, write_atomic
+from cssr.utils.json_files import read_json
 
 _DAMAGED = ".damaged"
+_STATE = {"step": int, "samples": int, "optimizer": dict, "config": dict, "files": dict[str, dict[str, Any]]}
 _BLOCK = 1 << 22  # bytes hashed at once
 
 
@@ -108,9 +110,9 @@ def _fault(path: Path) -> str | None:
 def read_state(path: Path) -> dict[str, Any]:
     """The `state.json` of a checkpoint; ValueError if it is damaged."""
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = read_json(path / "state.json", {"sha256": str, **_STATE})
         whole = state.pop("sha256") == digest(state)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except ValueError:
         whole = False
     if not whole:
         raise ValueError(f"checkpoint {path} is damaged: delete it to go on from the one before")
@@ -126,7 +128,8 @@ def checkpoints(run_dir: Path) -> list[Path]:
 def read_best(run_dir: Path) -> dict[str, Any] | None:
     """{"checkpoint", "measure", "value"} of the best checkpoint, or None."""
     path = run_dir / "checkpoints" / "best.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    shape = {"checkpoint": str, "measure": str, "value": float}
+    return read_json(path, shape, "delete it: the next validation writes another") if path.exists() else None
 
 
 def write_best(run_dir: Path, step: int, measure: str, value: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from cssr import __version__
 from cssr.models.joint import JointModel
 from cssr.utils.files import write_atomic
+from cssr.utils.json_files import read_json
 
 ENDING = "_prediction.json"
 
@@ -39,9 +40,8 @@ def is_done(record: Path, facts: dict[str, Any]) -> bool:
 def read(record: Path) -> dict[str, Any] | None:
     """{"facts", "files": {name: bytes}, "found"}; None if there is none, or it is not a whole one."""
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-        return found if {"facts", "files", "found"} <= found.keys() and isinstance(found["files"], dict) else None
-    except (OSError, ValueError, AttributeError):
+        return read_json(record, {"facts": dict, "files": dict[str, int], "found": dict})
+    except ValueError:
         return None
 
 

@@ -4,7 +4,6 @@ All of it is read from the files of the run: `export/config.json`, `config.yaml`
 only the last part is told.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from cssr import __version__
+from cssr.utils.json_files import read_json
 
 MEASURES = ("iou_max", "aiu", "f1", "ap", "ece", "cldice", "hd95_min", "psnr", "ssim", "kernel_psnr")
 _RECIPE = ("model", "degradation", "loss", "phases", "optim", "imports")  # of config.yaml, shown as they are
@@ -83,13 +83,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if str(data["format"]).startswith("cssr-results-") and data["metrics"]["image"] and "images" in data:
-            return data
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path} is no results file of cssr, or damaged: evaluate again")
+    data = read_json(path, {"format": str, "metrics": {"image": dict}, "images": Any}, "evaluate again")
+    if not data["format"].startswith("cssr-results-") or not data["metrics"]["image"]:
+        raise ValueError(f"{path} is no results file of cssr, or damaged: evaluate again")
+    return data
 
 
 def _recipe(run: Path | None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`results.json`: what an evaluation writes and a report reads."""
 
 import functools
-import json
 import math
 import operator
 import re
@@ -14,6 +13,7 @@ from cssr import __version__, metrics
 from cssr.calibration import fit_temperature, reliability
 from cssr.groups import breakdown
 from cssr.intervals import intervals
+from cssr.utils.json_files import read_json
 
 RESULTS_FORMAT = "cssr-results-1"
 _REQUIRED = (
@@ -160,12 +160,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, evaluate again: {error}") from None
+    data = read_json(path, remedy="evaluate again")
     found = data.get("format") if isinstance(data, dict) else None
     if found != RESULTS_FORMAT:
         raise ValueError(f"{path} is not a results file: its format is {found!r}, expected {RESULTS_FORMAT!r}")

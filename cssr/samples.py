@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
 from cssr.metrics import THRESHOLDS, thresholds_below
+from cssr.utils.json_files import read_json
 from cssr.visualize import to_image
 
 FORMAT = "cssr-samples-1"
@@ -128,6 +129,9 @@ def _plain(key: str) -> str:
     return re.sub(r"[^\w.-]+", "-", key).strip("-.")[-60:] or "sample"
 
 
+_INDEX = {"format": str, "samples": [{"key": str, "folder": str, "files": list[str]}], "kinds": dict[str, list[str]]}
+
+
 def read_samples(directory: Path) -> tuple[dict[str, list[str]], dict[str, Sample]]:
     """Kinds (best, median, worst) to keys, and the samples by key; nothing where the directory has no index.
 
@@ -136,8 +140,10 @@ def read_samples(directory: Path) -> tuple[dict[str, list[str]], dict[str, Sampl
     index = directory / "index.json"
     if not index.is_file():
         return {}, {}
+    found = read_json(index, {"format": str}, "evaluate again")
+    if found["format"] == FORMAT:
+        found = read_json(index, _INDEX, "evaluate again")
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"its format is {found['format']!r}, expected {FORMAT!r}")
         samples = {entry["key"]: _read(directory, entry) for entry in found["samples"]}

@@ -25,6 +25,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from words import check_options, run_command, sweep_parser
 
@@ -52,6 +53,7 @@ from cssr.config.loading import changed_settings, load_config, parse_override, t
 from cssr.config.schema import Config
 from cssr.data.shards import parse_sets
 from cssr.utils.files import write_atomic
+from cssr.utils.json_files import read_json
 
 # Settings whose change does not make it another run, by how their names begin.
 _FREE = (
@@ -153,12 +155,10 @@ def check_unchanged(out: Path, runs: Sequence[Run]) -> dict[str, dict]:
 
 
 def _read_record(path: Path) -> dict[str, dict]:
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["runs"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: remove it if the settings are what they were") from None
+    shape = {"runs": dict[str, dict[str, Any]]}
+    return read_json(path, shape, "remove it if the settings are what they were")["runs"]
 
 
 # ---- the work ----

@@ -12,13 +12,14 @@ import yaml
 
 import cssr.config.loading
 from cssr.config.loading import describe, from_dict, load_config, save_config, to_dict
-from cssr.config.registry import Registry, Within
+from cssr.config.registry import Registry
 from cssr.config.schedules import SCHEDULES
 from cssr.config.schema import Config
 from cssr.degradations import DEGRADATIONS
 from cssr.losses import LOSSES
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
+from cssr.utils.annotations import Within
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

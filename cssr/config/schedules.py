@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cssr.config.registry import Registry, Samples, fits
+from cssr.config.registry import Registry, Samples
+from cssr.utils.annotations import fits
 
 SCHEDULES = Registry("schedule")
 

@@ -22,6 +22,7 @@ from cssr.dataset_preparation.decoding import wrong_contents
 from cssr.dataset_preparation.parallel import share
 from cssr.dataset_preparation.split import FILE, read_split
 from cssr.dataset_preparation.writer import FORMAT, sha256_of
+from cssr.utils.json_files import read_json
 
 _DIFFERS = "sha256 differs from its index"
 IMAGES = ("jpg", "png")
@@ -79,7 +80,7 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
 def read_index(root: Path) -> dict[str, Any]:
     """The index, its fields checked as far as checking needs them; ValueError otherwise."""
     try:
-        index = json.loads((root / "index.json").read_bytes())
+        index = read_json(root / "index.json")
         whole = index["format"] == FORMAT and isinstance(index["samples"], int) and bool(index["shards"])
         for entry in index["shards"]:
             whole = whole and re.fullmatch(r"[^/\\]+\.tar", entry["name"]) and len(entry["sha256"]) == 64

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cssr.dataset_preparation.sources import Item
+from cssr.utils.json_files import read_json
 
 FORMAT = "cssr-split-1"
 DOCTOR_FORMAT = "cssr-doctor-1"
@@ -49,13 +50,14 @@ def read_related(path: Path, source: str, part: str) -> list[list[str]]:
         part: whose images are wanted; others only connect them.
     Raises: ValueError if it is none, or about another source or other parts.
     """
+    shape = {"format": str, "source": str, "parts": dict | list, "related": [[{"key": str, "part": str}]]}
     try:
-        found = json.loads(path.read_bytes())
-        parts = list(found["parts"])
-        about = found["source"] if found["format"] == DOCTOR_FORMAT else None
-        related = [[str(one["key"]) for one in group if one["part"] == part] for group in found["related"]]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise ValueError(f"--groups {path} cannot be read ({problem}); give a doctor.json of doctor.py") from None
+        found = read_json(path, shape, "give a doctor.json of doctor.py")
+    except ValueError as problem:
+        raise ValueError(f"--groups: {problem}") from None
+    parts = list(found["parts"])
+    about = found["source"] if found["format"] == DOCTOR_FORMAT else None
+    related = [[one["key"] for one in group if one["part"] == part] for group in found["related"]]
     if about != source:
         raise ValueError(f"--groups {path} is about {about!r}, not {source!r}; examine this source with doctor.py")
     if part not in parts:
@@ -123,17 +125,14 @@ def deal(items: list[Item], ratio: dict[str, float], seed: int) -> Split:
 
 def read_split(path: Path) -> Split:
     """A split.json; ValueError if it is none, or has a group twice."""
+    shape = {"format": str, "seed": int, "ratio": dict[str, float], "parts": dict[str, list[str]]}
     try:
-        found = json.loads(path.read_bytes())
-        split = Split(found["seed"], found["ratio"], found["parts"])
-        whole = found["format"] == FORMAT and split.parts.keys() == split.ratio.keys() and all(split.parts.values())
-        whole = whole and all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in split.parts)
-        whole = whole and all(isinstance(group, str) for groups in split.parts.values() for group in groups)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(
-            f"--split-file {path} cannot be read ({problem}); give a split.json of an earlier run"
-        ) from None
-    if not whole:
+        found = read_json(path, shape, "give a split.json of an earlier run")
+    except ValueError as problem:
+        raise ValueError(f"--split-file: {problem}") from None
+    split = Split(found["seed"], found["ratio"], found["parts"])
+    whole = found["format"] == FORMAT and split.parts.keys() == split.ratio.keys() and all(split.parts.values())
+    if not whole or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in split.parts):
         raise ValueError(f"--split-file {path} is damaged or no {FORMAT}; give a split.json of an earlier run")
     twice = [g for g, count in Counter(g for groups in split.parts.values() for g in groups).items() if count > 1]
     if twice:

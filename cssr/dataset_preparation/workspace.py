@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cssr.dataset_preparation.parallel import Lost
+from cssr.utils.json_files import parse_json, read_json
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 10  # seconds that a lock is waited for: the processes of a run that was killed end within moments
@@ -138,13 +139,13 @@ def refuse_another(out: Path, plan: dict[str, Any]) -> None:
         return
     remedy = f"give the command that was begun, or remove {path} to start anew"
     try:
-        begun = json.loads((path / "plan.json").read_bytes())
-    except FileNotFoundError:
+        begun = read_json(path / "plan.json", dict) if (path / "plan.json").exists() else None
+    except ValueError:
+        raise ValueError(f"{path} is in the way, its plan.json cannot be read; remove it to start anew") from None
+    if begun is None:
         if path.is_dir() and {entry.name for entry in path.iterdir()} <= _OURS:
             return  # killed while it began, or while it cleared up
         raise ValueError(f"{path} is in the way, and not from this command; remove or rename it") from None
-    except (OSError, ValueError):
-        raise ValueError(f"{path} is in the way, its plan.json cannot be read; remove it to start anew") from None
     for name, value in json.loads(json.dumps(plan)).items():
         if begun.get(name) != value:
             was, now = _short(begun.get(name)), _short(value)
@@ -186,7 +187,7 @@ def _read_journal(path: Path) -> dict[tuple[str | None, int], dict[str, Any]]:
     found, whole = {}, 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
-            record = json.loads(line)
+            record = parse_json(line, str(path), {"part": str | None, "number": int})
         except ValueError:
             break
         if not line.endswith(b"\n"):

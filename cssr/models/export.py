@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cssr import __version__
+from cssr.utils.json_files import parse_json, read_bytes
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 FORMAT = 1  # of config.json; higher for a change that older versions would misread
@@ -88,19 +89,13 @@ def read_export(directory: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no export in {directory} ({SETTINGS} is missing)")
     try:
-        settings = json.loads(_text(path))
+        settings = parse_json(read_bytes(path, _LARGEST_SETTINGS), str(path))
         settings = {**settings, "model": dict(settings["model"])}
         number, version = int(settings.get("format", 0)), str(settings.get("cssr_version", "unknown"))[:40]
     except _DAMAGE:
         raise ValueError(f"{path} is damaged: it holds no model settings") from None
     _check_version(path, number, version)
     return settings
-
-
-def _text(path: Path) -> str:
-    if path.stat().st_size > _LARGEST_SETTINGS:
-        raise ValueError("too large")
-    return path.read_text(encoding="utf-8")
 
 
 def _check_version(path: Path, number: int, version: str) -> None:

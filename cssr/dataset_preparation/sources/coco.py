@@ -1,6 +1,5 @@
 """COCO instance annotations (cocodataset.org): one JSON with polygons or run lengths, and a folder of images."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,9 @@ from cssr.dataset_preparation.groups import roboflow
 from cssr.dataset_preparation.pairing import SkipUnpaired
 from cssr.dataset_preparation.shapes import polygons_to_mask, runs_to_mask
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
+from cssr.utils.annotations import Within
 from cssr.utils.image_files import walk, with_suffix
+from cssr.utils.json_files import read_json
 
 Annotations = Annotated[str | None, "the JSON, below ROOT (without it, the usual places; {split} stands for --split)"]
 Images = Annotated[str | None, "folder of the images, below ROOT (without it, the usual places)"]
@@ -52,6 +53,15 @@ class Shapes:
             else:
                 mask |= polygons_to_mask([np.reshape(part, (-1, 2)) for part in one], self.height, self.width)
         return mask
+
+
+_Id = int | str
+_Side = Annotated[int, Within(1, 10**6)]  # pixels
+_SHAPE = {
+    "images": [{"id": _Id, "file_name": str, "height": _Side, "width": _Side}],
+    "annotations": [{"?id": _Id | None, "image_id": _Id, "category_id": _Id, "?segmentation": list | dict | None}],
+    "categories": [{"id": _Id, "name": str | int}],
+}
 
 
 @SOURCES.register
@@ -99,15 +109,9 @@ def _find_json(root: Path, split: str | None, given: str | None) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        whole = all(isinstance(found[key], list) for key in ("images", "annotations", "categories"))
-        whole = whole and all({"id", "file_name", "height", "width"} <= one.keys() for one in found["images"])
-        whole = whole and all({"image_id", "category_id"} <= one.keys() for one in found["annotations"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"cannot read {path} as COCO annotations: {problem!r}; export it again") from problem
-    if not whole or not found["images"]:
-        raise ValueError(f"{path} lists no images, or not as COCO annotations do; export it again")
+    found = read_json(path, _SHAPE, "export it again as COCO annotations")
+    if not found["images"]:
+        raise ValueError(f"{path} lists no images; export it again as COCO annotations")
     twice = len({image["id"] for image in found["images"]}) < len(found["images"])
     if twice:
         raise ValueError(f"{path} gives two images the same id; export it again")

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -19,10 +18,19 @@ from cssr.dataset_preparation.layout import by_stem
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, upright_size
 from cssr.dataset_preparation.shapes import disc_to_mask, lines_to_mask, polygons_to_mask
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
+from cssr.utils.annotations import Within
+from cssr.utils.json_files import read_json
 
 Labels = Annotated[str | None, "labels that are crack, with commas between (without it, the only one that there is)"]
 LineWidth = Annotated[int, "how wide lines are drawn, in pixels"]
 UnlabelledEmpty = Annotated[bool, "images without JSON have no crack (otherwise they are refused)"]
+
+_Side = Annotated[int, Within(1, 10**6)] | None  # pixels
+_SHAPE = {
+    "shapes": [{"label": str | int, "points": list[list[float]], "?shape_type": str | None, "?mask": str | None}],
+    "?imageHeight": _Side,
+    "?imageWidth": _Side,
+}
 
 
 @SOURCES.register
@@ -89,14 +97,7 @@ def _decide(jsons: dict[str, Path], chosen: set[str] | None) -> MaskRule:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if all("label" in shape and "points" in shape for shape in found["shapes"]):
-            return found
-        problem: object = "a shape lacks its label or points"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = repr(error)
-    raise ValueError(f"cannot read {path} as a LabelMe annotation: {problem}; save it again")
+    return read_json(path, _SHAPE, "save it again as a LabelMe annotation")
 
 
 def _draw(json_path: Path | None, image: Path, labels: set[str] | None, line_width: int) -> np.ndarray:

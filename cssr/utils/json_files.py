@@ -1,0 +1,81 @@
+"""JSON that others have written, checked against a shape before it is used; errors name the file and the place."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from cssr.utils.annotations import described, fits, shortened
+
+_LARGEST = 1 << 30  # bytes
+
+
+def read_json(path: Path, shape: Any = Any, remedy: str = "write it again") -> Any:
+    """The JSON of a file in UTF-8, UTF-16, UTF-32 or (failing that) Latin-1, with or without a byte order mark.
+
+    Args:
+        shape: as for `check_shape`.
+        remedy: what the error says to do.
+    Raises: ValueError, one line, for what is no regular file, no JSON, nested too deeply, or not of the shape.
+    """
+    return parse_json(read_bytes(path), str(path), shape, remedy)
+
+
+def read_bytes(path: Path, largest: int = _LARGEST) -> bytes:
+    """A regular file; ValueError for a pipe, a device, a folder, a file that is too large or cannot be read."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe without a writer does not hang
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise ValueError(f"{path} is no regular file")
+            if facts.st_size > largest:
+                raise ValueError(f"{path} has {facts.st_size} bytes, more than {largest}")
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it again") -> Any:
+    """As `read_json`, of bytes that `name` stands for in errors."""
+    try:
+        try:
+            text = data.decode(json.detect_encoding(data))
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+        value = json.loads(text.lstrip("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ValueError(f"{name} is damaged, no JSON: {reason}; {remedy}") from None
+    fault = misfit(value, shape)
+    if fault:
+        raise ValueError(f"{name} is damaged, or something else: {fault}; {remedy}")
+    return value
+
+
+def misfit(value: Any, shape: Any, place: str = "") -> str | None:
+    """What does not fit a shape, and where; None if all does.
+
+    A shape is an annotation (`int`, `str | None`, `list[float]`, a bounded number), `{"name": shape, "?name": shape}`
+    for an object with at least these keys (those with ? may be absent), or `[shape]` for a list of such.
+    """
+    where = place or "the whole"
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{where} must be an object, found {shortened(value)}"
+        for key, inner in shape.items():
+            name, optional = key.removeprefix("?"), key.startswith("?")
+            if name not in value:
+                if optional:
+                    continue
+                return f"{where} has no {name}"
+            fault = misfit(value[name], inner, f"{place}.{name}".lstrip("."))
+            if fault:
+                return fault
+        return None
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where} must be a list, found {shortened(value)}"
+        faults = (misfit(part, shape[0], f"{place}[{number}]") for number, part in enumerate(value))
+        return next((fault for fault in faults if fault), None)
+    return None if fits(value, shape) else f"{where} must be {described(shape)}, found {shortened(value)}"
