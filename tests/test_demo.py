@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 import zlib
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -26,6 +27,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install -e '.[test
 from demo_server import Dark, Held, cracked, dark_model, encoded, serving_page, unpacked  # noqa: E402
 
 import cssr.demo.answers  # noqa: E402
+from cssr.demo import connections  # noqa: E402
 from cssr.demo.__main__ import main  # noqa: E402
 
 TILE = 96
@@ -359,3 +361,47 @@ def test_without_the_extra_it_is_named(export, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     with pytest.raises(SystemExit, match=r"the page needs uvicorn, .*pip install 'cssr\[demo\]'"):
         main([str(export)])
+
+
+# ---- connections that hold others up ----
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(connections, "HEADERS", 0.5)
+    monkeypatch.setattr(connections, "READING", 0.5)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: local", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET"]
+)
+def test_a_connection_without_a_request_is_closed_in_time(impatient, sent):
+    with serving_page(dark_model()) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as silent:
+            silent.sendall(sent)
+            began = time.monotonic()
+            with suppress(ConnectionResetError):
+                while silent.recv(1 << 16):
+                    pass
+            assert time.monotonic() - began < 4
+
+
+def test_one_address_has_some_of_the_connections_only(monkeypatch):
+    monkeypatch.setattr(connections, "A_CLIENT", 3)
+    with serving_page(dark_model()) as address:
+        host, port = address.removeprefix("http://").split(":")
+        held = [socket.create_connection((host, int(port)), timeout=5) for _ in range(3)]
+        time.sleep(0.2)
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(address)
+        for one in held:
+            one.close()
+        time.sleep(0.2)
+        assert httpx.get(address).status_code == 200
+
+
+def test_an_origin_that_is_none_is_refused():
+    with serving_page(dark_model()) as address:
+        answer = post(address, encoded(cracked()), headers={"Origin": "http://["})
+        assert answer.status_code == 403 and "own page" in refused(answer)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cssr.config.schema import check_tile
+from cssr.demo.connections import protocol
 from cssr.demo.limits import Limits
 
 CONNECTIONS = 64  # open at once; further ones get 503
@@ -99,7 +100,7 @@ def server(app: Any) -> Any:
     config = uvicorn.Config(
         app,
         **quiet,
-        http="h11",
+        http=protocol(),
         ws="none",
         lifespan="off",
         limit_concurrency=CONNECTIONS,

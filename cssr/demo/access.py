@@ -50,7 +50,7 @@ class Access:
         if not self._known(host):
             return "This server does not go by the name in the request: open it by its address, or by localhost."
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-        foreign = (origin is not None and urlsplit(origin).netloc != host) or site not in ("same-origin", "none")
+        foreign = (origin is not None and _place(origin) != host) or site not in ("same-origin", "none")
         if method not in ("GET", "HEAD") and foreign:
             return "Only this server's own page may send photographs to it."
         return None
@@ -90,3 +90,11 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
     if not body:
         raise HTTPException(400, "The file is empty: it has no bytes.")
     return bytes(body)
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of an origin; None of what is none, as `http://[`."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
