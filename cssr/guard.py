@@ -99,7 +99,7 @@ class LeftOut:
 
     def __init__(self, path: Path, most: int):
         self._path, self._most = path, most
-        self.count = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+        self.count = len(path.read_bytes().splitlines()) if path.is_file() else 0
 
     def note(self, step: int, found: list[dict[str, Any]], writes: bool) -> str:
         """Count a step. `found`: {rank, loss, keys} of each rank. Returns what to say of it.
@@ -119,16 +119,29 @@ class LeftOut:
         return f"left out a step: {said}"
 
 
-def explain(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
-    """One line for an error of a machine or another rank, or of sizes that show in a step only; None for any other."""
+def explain(error: BaseException, config: Config, micro_batch: int, building: bool = False) -> ValueError | None:
+    """One line for an error of a machine or another rank, or of sizes that show in a step only; None for any other.
+
+    Args:
+        building: whether the model was being built, or tried on an image, and no batch was there yet.
+    """
+    if building and _is_of_memory(error):
+        return ValueError(
+            f"out of memory before the first batch: make the model smaller (model.sr={config.model.sr}, "
+            f"model.seg={config.model.seg}: widths, stages, the encoder), or set eval.tile for large validation images "
+            f"({' '.join(str(error).split())[:200]})"
+        )
     return _of_memory(error, config, micro_batch) or _of_ranks(error) or _of_batch_norm(error, config, micro_batch)
 
 
+def _is_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
 def _of_memory(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
-    text = " ".join(str(error).split())
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
-    if not known:
+    if not _is_of_memory(error):
         return None
+    text = " ".join(str(error).split())
     return ValueError(
         f"out of memory: lower train.micro_batch (here {micro_batch}; batch_size={config.train.batch_size} stays, "
         f"gradients are accumulated), data.crop={config.data.crop} or eval.batch_size={config.eval.batch_size}, or use "

@@ -13,6 +13,7 @@ from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
 from cssr.config.schema import TrainConfig
+from cssr.utils.files import naming
 
 
 class JsonlTracker(GeneralTracker):
@@ -35,7 +36,7 @@ class JsonlTracker(GeneralTracker):
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
     """Append one JSON object to a file of lines."""
-    with open(path, "a", encoding="utf-8") as file:
+    with naming(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
 
@@ -43,7 +44,7 @@ def truncate_lines(path: Path, step: int) -> None:
     """Drop the lines after `step` (and a half-written last one), so that a resumed run has no step twice."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
     temporary = path.with_suffix(".partial")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     temporary.replace(path)
@@ -51,7 +52,9 @@ def truncate_lines(path: Path, step: int) -> None:
 
 def has_step(path: Path, step: int) -> bool:
     """Whether a file of lines has one of this step."""
-    return path.is_file() and any(_step_of(line) == step for line in path.read_text(encoding="utf-8").splitlines())
+    return path.is_file() and any(
+        _step_of(line) == step for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    )
 
 
 def _step_of(line: str) -> float:
@@ -95,7 +98,7 @@ class Console:
             return
         tqdm.write(text, file=sys.stderr) if self.bar else print(text, flush=True)
         if self.path:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def step(self) -> None:

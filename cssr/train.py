@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(_once(error))
     except (OSError, RuntimeError, MemoryError) as error:
-        sys.exit(f"error: {_explained(error, config, config.train.micro_batch or config.train.batch_size)}")
+        sys.exit(f"error: {_explained(error, config, config.train.micro_batch or config.train.batch_size, True)}")
     try:
         run.train()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -83,9 +83,9 @@ def _once(error: Exception) -> str | int:
     return f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1
 
 
-def _explained(error: Exception, config: Config, micro_batch: int) -> Exception:
+def _explained(error: Exception, config: Config, micro_batch: int, building: bool = False) -> Exception:
     """What one line tells; any other error goes on as it came."""
-    explained = explain(error, config, micro_batch)
+    explained = explain(error, config, micro_batch, building)
     if explained is None and not isinstance(error, (ValueError, OSError)):
         raise error
     return explained or error

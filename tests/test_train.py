@@ -287,13 +287,19 @@ def test_recipe_settings_round_trip(tmp_path):
     assert yaml.safe_load((tmp_path / "c.yaml").read_text()) and load_config(tmp_path / "c.yaml") == config
 
 
-@pytest.mark.parametrize("where", ["cssr.train.Stepper", "cssr.stepper.Stepper.step"])
-def test_memory_that_does_not_suffice_is_one_line_while_building_too(where, shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "where, said",
+    [
+        ("cssr.train.Stepper", r"out of memory before the first batch: make the model smaller \(model.sr="),
+        ("cssr.stepper.Stepper.step", r"out of memory: lower train.micro_batch \(here 4"),
+    ],
+)
+def test_memory_that_does_not_suffice_is_one_line_while_building_too(where, said, shards, tmp_path, monkeypatch):
     def none_left(*args, **kwargs):
         raise torch.OutOfMemoryError("none left")
 
     monkeypatch.setattr(where, none_left)
-    with pytest.raises(SystemExit, match=r"out of memory: lower train.micro_batch \(here 4"):
+    with pytest.raises(SystemExit, match=said):
         main(settings(shards, tmp_path / "run", "train.steps=1"))
 
 
@@ -375,3 +381,23 @@ def test_a_scale_that_does_not_divide_the_default_crop(shards, tmp_path):
     main(settings(shards, tmp_path / "run", "train.steps=1", "model.scale=3", "model.sr=bicubic", "data.crop=30"))
     model = load_model(tmp_path / "run")
     assert model.scale == 3 and predict(model, np.zeros((8, 9, 3), np.uint8)).sr.shape == (24, 27, 3)
+
+
+def test_a_log_that_cannot_grow_is_named(shards, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match="log.txt cannot be written: No space left on device .*make room"):
+        main(settings(shards, tmp_path / "run", "train.steps=1"))
+
+
+def test_damaged_logs_do_not_end_a_resume(shards, tmp_path):
+    run_dir = tmp_path / "run"
+    main(settings(shards, run_dir, "train.steps=2"))
+    with open(run_dir / "metrics.jsonl", "ab") as file:
+        file.write(b'\xff\xfe{"step": \n')
+    (run_dir / "checkpoints" / "best.json").write_text("[]")
+    with pytest.raises(SystemExit, match="best.json is damaged.*delete it"):
+        main(settings(shards, run_dir, "train.steps=3"))
+    (run_dir / "checkpoints" / "best.json").unlink()
+    main(settings(shards, run_dir, "train.steps=3"))
+    assert sorted(logged(run_dir)) == [1, 2, 3]

@@ -88,8 +88,14 @@ def _begun(loader: DataLoader) -> Iterator[Any]:
 
     A sample goes through their pipe at once; by Linux's default it holds an eighth of one of 224 x 224.
     """
-    with held_back():
-        samples = iter(loader)
+    try:
+        with held_back():
+            samples = iter(loader)
+    except OSError as error:  # semaphores, which lie in shared memory, or processes
+        raise DataError(
+            f"data.workers: loader processes cannot be started ({error.strerror}); see that /dev/shm has room (in a "
+            "container: --shm-size=1g), or set data.workers=0"
+        ) from error
     queue = getattr(samples, "_worker_result_queue", None)  # of torch; without it, or the right, all goes on as it is
     with suppress(AttributeError, OSError):
         fcntl.fcntl(queue._reader.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
