@@ -112,7 +112,12 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise ValueError(f"no file at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # whose own text advises to run what the file holds
+        raise ValueError(
+            f"{path} cannot be read as a state_dict: it is damaged, or holds more than tensors, and code in it is not "
+            "run; save the state_dict alone: torch.save(model.state_dict(), FILE)"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a state_dict: {str(error).splitlines()[0]}") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state_dict (tensors by name)")

@@ -144,3 +144,14 @@ def test_a_tilde_after_an_equals_sign_is_the_home(monkeypatch, tmp_path, handler
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["predict", "~", "--out=~/a", "--name=a=~", "data.train=~/b"])
     assert interrupts.run(lambda: sys.argv[1:]) == ["~", f"--out={tmp_path}/a", "--name=a=~", "data.train=~/b"]
+
+
+def test_escape_codes_do_not_reach_the_terminal():
+    """A program on a pseudo-terminal, of which a file's name has escape codes."""
+    ours, theirs = pty.openpty()
+    code = "from cssr.utils.interrupts import run; import sys; run(lambda: sys.exit('error: \\x1b[31m\\x07a\\tb'))"
+    words = [sys.executable, "-c", code]
+    subprocess.run(words, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs, timeout=60)
+    os.close(theirs)
+    assert os.read(ours, 1000) == b"error: \\x1b[31m\\x07a\tb\r\n"
+    os.close(ours)

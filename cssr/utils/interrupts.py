@@ -1,6 +1,7 @@
 """Ctrl-C, hang-ups and requests to stop: one line, and no traceback, from every command."""
 
 import os
+import re
 import signal
 import stat
 import sys
@@ -28,6 +29,7 @@ def run(main: Callable[[], Any]) -> Any:
 
     In `--out=~/results` the `~` is the home, which shells see to only where a word begins with it.
     """
+    sys.stdout, sys.stderr = (Terminal(s) if s and s.isatty() else s for s in (sys.stdout, sys.stderr))
     words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in sys.argv]
     sys.argv = [f"{option}{equals}{os.path.expanduser(value)}" for option, equals, value in words]
     try:
@@ -39,6 +41,24 @@ def run(main: Callable[[], Any]) -> Any:
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
+
+
+class Terminal:
+    """A terminal's stream on which control characters are written out, so that no file's name and no server's answer
+    moves the cursor or sets the title; lines, tabs, and what tqdm moves its bars by stay.
+    """
+
+    _CONTROL = re.compile(r"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As of a text stream."""
+        return self._stream.write(self._CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

@@ -112,10 +112,19 @@ def _load(path: Path) -> dict[str, Any]:
     found = read_json(path, _SHAPE, "export it again as COCO annotations")
     if not found["images"]:
         raise ValueError(f"{path} lists no images; export it again as COCO annotations")
+    outside = next((one["file_name"] for one in found["images"] if _is_outside(one["file_name"])), None)
+    if outside is not None:
+        raise ValueError(
+            f"{path}: file_name {outside!r} leads out of the folder of the images; write it relative to it"
+        )
     twice = len({image["id"] for image in found["images"]}) < len(found["images"])
     if twice:
         raise ValueError(f"{path} gives two images the same id; export it again")
     return found
+
+
+def _is_outside(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _crack(found: dict[str, Any], wanted: str | None) -> dict[int, str]:
