@@ -54,6 +54,12 @@ def read(directory: Path) -> list[dict]:
     return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
 
 
+def shard(directory: Path, number: int = 0) -> Path:
+    """A tar of a set, by its number."""
+    (path,) = directory.glob(f"*-{number:06d}.tar")
+    return path
+
+
 def same_bytes(first: Path, second: Path) -> bool:
     """Whether two folders hold the same files, byte for byte."""
     held = [{p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()} for d in (first, second)]

@@ -1,5 +1,6 @@
 """make_shards.py --check finds what is wrong with a set, by shard and key; show.py says and draws what is in one."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import png
 from PIL import Image
-from shard_helpers import SCRIPT, draw, draw_mask, make_tree, run
+from shard_helpers import SCRIPT, draw, draw_mask, make_tree, run, shard
 
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation import show
@@ -62,26 +63,26 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
-def bless(part: Path, shard: str) -> None:
+def bless(path: Path) -> None:
     """Make the index believe in a shard as it is now, as if it had been damaged before it was written."""
-    index = json.loads((part / "index.json").read_text())
+    index = json.loads((path.parent / "index.json").read_text())
     for entry in index["shards"]:
-        if entry["name"] == shard:
-            entry.update(bytes=(part / shard).stat().st_size, sha256=sha256_of(part / shard))
-    (part / "index.json").write_text(json.dumps(index))
+        if entry["name"] == path.name:
+            entry.update(bytes=path.stat().st_size, sha256=sha256_of(path))
+    (path.parent / "index.json").write_text(json.dumps(index))
 
 
-def rewrite(part: Path, shard: str, change) -> None:
+def rewrite(path: Path, change) -> None:
     """Pass the members of a tar, {name: bytes}, through `change`; the index believes in the result."""
-    with tarfile.open(part / shard) as tar:
+    with tarfile.open(path) as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}
     change(members)
-    with tarfile.open(part / shard, "w") as tar:
+    with tarfile.open(path, "w") as tar:
         for name, data in members.items():
-            (part / "member").write_bytes(data)
-            tar.add(part / "member", name)
-    (part / "member").unlink()
-    bless(part, shard)
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    bless(path)
 
 
 @pytest.mark.parametrize("words", [(), ("--decode",), ("--workers", 1)])
@@ -90,35 +91,36 @@ def test_a_whole_set_has_no_faults(made, capsys, words):
 
 
 def test_a_flipped_bit_is_found_in_its_sample(out, capsys):
-    path = out / "train/shard-000001.tar"
+    path = shard(out / "train", 1)
     member = member_of(path, ".jpg", 1)
     key = member.name.removesuffix(".jpg")
     flip(path, member.offset_data + member.size * 2 // 3)
     assert faults(capsys, out) == [
-        "train/shard-000001.tar: sha256 differs from its index",
-        f"train/shard-000001.tar: {key}: jpg: checksum differs, the bytes are damaged",
+        f"train/{path.name}: sha256 differs from its index",
+        f"train/{path.name}: {key}: jpg: checksum differs, the bytes are damaged",
     ]
 
 
 def test_a_flipped_bit_between_the_samples_is_found_too(out, capsys):
-    path = out / "val/shard-000000.tar"
+    path = shard(out / "val")
     member = member_of(path, ".json")
     flip(path, member.offset_data + member.size + 3)
     (fault,) = faults(capsys, out)
-    assert fault.startswith("val/shard-000000.tar: sha256 differs") and "no member that has a checksum" in fault
+    assert fault.startswith(f"val/{path.name}: sha256 differs") and "no member that has a checksum" in fault
 
 
 def test_a_truncated_a_missing_and_a_strange_shard(out, capsys):
-    path = out / "train/shard-000000.tar"
+    path = shard(out / "train")
     member = member_of(path, ".mask.png", 1)
     with path.open("r+b") as file:
         file.truncate(member.offset_data + 5)
-    (out / "train/shard-000002.tar").unlink()
-    shutil.copy(out / "val/shard-000000.tar", out / "val/shard-000009.tar")
+    missing = shard(out / "train", 2)
+    missing.unlink()
+    shutil.copy(shard(out / "val"), out / "val/strange.tar")
     found = faults(capsys, out)
-    assert any("shard-000000.tar: has " in fault and "its index says" in fault for fault in found)
-    assert any("shard-000000.tar: cannot be read after" in fault for fault in found)
-    assert "train/shard-000002.tar: is missing" in found and "val/shard-000009.tar is not in index.json" in found
+    assert any(f"{path.name}: has " in fault and "its index says" in fault for fault in found)
+    assert any(f"{path.name}: cannot be read after" in fault for fault in found)
+    assert f"train/{missing.name}: is missing" in found and "val/strange.tar is not in index.json" in found
 
 
 @pytest.mark.parametrize(
@@ -133,9 +135,9 @@ def test_a_truncated_a_missing_and_a_strange_shard(out, capsys):
     ],
 )
 def test_members_that_are_missing_or_too_many(out, capsys, change, says):
-    rewrite(out / "train", "shard-000000.tar", change)
+    rewrite(shard(out / "train"), change)
     found = faults(capsys, out / "train")
-    assert any(says in fault for fault in found) and all("shard-000000.tar: " in fault for fault in found)
+    assert any(says in fault for fault in found) and all("-000000.tar: " in fault for fault in found)
 
 
 @pytest.mark.parametrize(
@@ -151,14 +153,14 @@ def test_members_that_are_missing_or_too_many(out, capsys, change, says):
     ],
 )
 def test_a_hostile_json_is_a_fault_like_another(out, capsys, text):
-    rewrite(out / "val", "shard-000000.tar", lambda m: m.update({next(n for n in m if n.endswith(".json")): text}))
+    rewrite(shard(out / "val"), lambda m: m.update({next(n for n in m if n.endswith(".json")): text}))
     found = faults(capsys, out / "val", "--decode")
     assert any("json" in fault for fault in found) and all(fault.isprintable() for fault in found)
 
 
 def test_a_sparse_member_is_not_expanded(out, capsys):
     part = out / "val"
-    with tarfile.open(part / "shard-000000.tar", "w") as tar:
+    with tarfile.open(shard(part), "w") as tar:
         member = tarfile.TarInfo("a.jpg")
         member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
         header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
@@ -167,7 +169,7 @@ def test_a_sparse_member_is_not_expanded(out, capsys):
         header[148:156] = b" " * 8
         header[148:156] = b"%06o\0 " % sum(header)
         tar.fileobj.write(header)
-    bless(part, "shard-000000.tar")
+    bless(shard(part))
     assert any("cannot be read: a.jpg is no plain file" in fault for fault in faults(capsys, part))
 
 
@@ -191,10 +193,10 @@ def test_decoding_finds_damage_that_was_written(out, capsys):
         members[name] = bytes(data)
         assert np.asarray(Image.open(write(out.parent / "a.jpg", data))).any()  # Pillow is content
 
-    rewrite(out / "val", "shard-000001.tar", spoil)
+    rewrite(shard(out / "val", 1), spoil)
     assert faults(capsys, out) == []
     (fault,) = faults(capsys, out, "--decode")
-    assert fault.startswith("val/shard-000001.tar: p") and ": jpg: " in fault
+    assert "-000001.tar: p" in fault and ": jpg: " in fault
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -216,7 +218,7 @@ def test_decoding_holds_contents_against_the_json(out, capsys, ending, data, say
         without_checksums(members)
         members[next(name for name in members if name.endswith(ending))] = data
 
-    rewrite(out / "val", "shard-000001.tar", spoil)
+    rewrite(shard(out / "val", 1), spoil)
     assert any(says in fault for fault in faults(capsys, out, "--decode"))
 
 
@@ -225,6 +227,7 @@ def test_an_index_that_is_wrong(out, capsys):
     index = json.loads(path.read_text())
     for change, says in (
         ({"samples": 7}, "index.json: its samples are not those of the shards"),
+        ({"shardlist": index["shardlist"][:1]}, "index.json: its shardlist are not those of the shards"),
         ({"image_sizes": {"64x48": 5, "1x1": 1}}, "index.json: its image_sizes are not"),
         ({"format": "x"}, "index.json: damaged or of another format"),
         ({"shards": [{**index["shards"][0], "name": "../a.tar"}]}, "index.json: damaged or of another format"),
@@ -237,8 +240,8 @@ def test_an_index_that_is_wrong(out, capsys):
 
 def test_samples_twice_and_groups_in_two_parts(out, capsys):
     index = json.loads((out / "val/index.json").read_text())
-    shutil.copy(out / "val/shard-000000.tar", out / "val/shard-000001.tar")
-    index["shards"][1] = {**index["shards"][0], "name": "shard-000001.tar"}
+    shutil.copy(shard(out / "val"), shard(out / "val", 1))
+    index["shards"][1] = {**index["shards"][0], "name": index["shards"][1]["name"]}
     (out / "val/index.json").write_text(json.dumps(index))
     assert any("2 samples have this key" in fault for fault in faults(capsys, out / "val"))
     shutil.rmtree(out / "val")
@@ -253,7 +256,7 @@ def test_the_command_has_its_exit_status(out, tmp_path, capsys):
         return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True).returncode
 
     assert status("--check", out, "--decode") == 0
-    (out / "val/shard-000000.tar").unlink()
+    shard(out / "val").unlink()
     assert status("--check", out) == 1
     assert status("--check", tmp_path / "nowhere") == 2
     assert run("--check", out, "--workers", 0) == 2 and "--workers is 0" in capsys.readouterr().err

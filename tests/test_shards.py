@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 from shard_helpers import SCRIPT, draw, draw_mask, make_tree, read, refused, run, same_bytes
+from torch.utils.data import DataLoader
 
 from cssr.data.dataset import read_sample
 from cssr.data.shards import ShardSet
@@ -98,6 +101,45 @@ def test_plain_webdataset_reads_the_samples(tree, tmp_path):
     }
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize(
+    ("count", "size", "shards"),
+    [(10, None, 10), (16, None, 16), (47, None, 24), (20, 256, 1), (20, 7, 3)],
+    ids=["few", "sixteen", "some", "one, as told", "several, as told"],
+)
+def test_a_small_set_has_shards_for_every_worker(tmp_path, count, size, shards):
+    words = () if size is None else ("--shard-size", size)
+    make = ("synthetic", "--count", count, "--size", 64, "--workers", 2)
+    assert run(*make, "--out", tmp_path / "out", *words) == 0
+    urls = [str(path) for path in sorted((tmp_path / "out").glob("*.tar"))]
+    assert len(urls) == shards
+    if shards > 1:
+        loader = DataLoader(webdataset.WebDataset(urls, shardshuffle=False), batch_size=None, num_workers=2)
+        assert len({sample["__key__"] for sample in loader}) == count
+
+
+def test_shards_are_named_after_their_set(tree, tmp_path):
+    """webdataset and wids cache by base name: no two sets may share one; equal sets may."""
+    other = make_tree(tmp_path / "other")
+    draw(other / "images/p3.jpg", seed=99)
+    words = ("--ratio", "train=0.6", "val=0.4", "--shard-size", 2)
+    for root, out in ((tree, "out"), (tree, "again"), (other, "another")):
+        assert run("folder", "--root", root, "--out", tmp_path / out, *words) == 0
+    names = {out: {p.name for p in (tmp_path / out).rglob("*.tar")} for out in ("out", "again", "another")}
+    assert names["out"] == names["again"] and len(names["out"]) == 5
+    assert all(re.fullmatch(r"folder-(train|val)-[0-9a-f]{8}-00000\d\.tar", name) for name in names["out"])
+    assert len(names["out"] & names["another"]) in (2, 3)  # the part in which nothing differs
+
+
+def test_the_index_is_one_of_wids_too(tree, tmp_path):
+    """Its names and numbers are those of the tars, in order."""
+    assert run("folder", "--root", tree, "--out", tmp_path / "out", "--shard-size", 4) == 0
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    assert index["wids_version"] == 1 and [entry["nsamples"] for entry in index["shardlist"]] == [4, 4, 2]
+    for entry in index["shardlist"]:
+        assert (tmp_path / "out" / entry["url"]).stat().st_size == entry["filesize"]
+
+
 def test_long_and_odd_names_survive(tmp_path):
     names = {
         "Müller_" + "x" * 150: None,
@@ -116,7 +158,7 @@ def test_long_and_odd_names_survive(tmp_path):
     assert sorted(sample["__key__"] for sample in samples) == sorted(key or name for name, key in names.items())
     assert {json.loads(sample["json"])["origin"] for sample in samples} == {f"images/{name}.jpg" for name in names}
     shards = ShardSet.open(tmp_path / "out", "test")
-    assert all(read_sample(shards, 0, number).mask.any() for number in range(len(names)))
+    assert all(read_sample(shards, number, 0).mask.any() for number in range(len(names)))
 
 
 def test_refuses_names_that_are_no_text(tree, tmp_path, capsys):

@@ -45,7 +45,7 @@ def test_shards_tell_missing_pixels_from_black(tmp_path, capsys):
     assert run("--check", tmp_path / "out", "--decode") == 0
     shards = ShardSet.open(tmp_path / "out", "data")
     sample = read_sample(shards, 0, 0)
-    assert shards.valid and (sample.valid == (layers[..., 3] > 0)).all() and read_sample(shards, 0, 1).valid is None
+    assert shards.valid and (sample.valid == (layers[..., 3] > 0)).all() and read_sample(shards, 1, 0).valid is None
     assert (sample.image[:, 40:] == sample.image[:, 39:40]).all()  # continued, for networks
 
 

@@ -20,7 +20,7 @@ from cssr.data.remote import DataError, Notify, Remote, is_remote
 
 _REMEDY = "write the shards again with shards/make_shards.py"
 FORMAT = "cssr-shards-1"
-LARGEST = 1 << 26  # bytes; some 400,000 shards
+LARGEST = 1 << 26  # bytes; some 200,000 shards
 _LARGEST_KERNEL = 511  # pixels a side
 _LEAST_SAMPLE = 1024  # bytes in a tar: a header and a block
 _MOST_SAMPLES = 1_000_000  # a shard

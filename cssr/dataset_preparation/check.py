@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cssr.dataset_preparation.decoding import wrong_contents
 from cssr.dataset_preparation.parallel import share
 from cssr.dataset_preparation.split import FILE, read_split
-from cssr.dataset_preparation.writer import FORMAT, sha256_of
+from cssr.dataset_preparation.writer import FORMAT, sha256_of, wids_fields
 from cssr.utils.json_files import read_json
 
 _DIFFERS = "sha256 differs from its index"
@@ -174,7 +174,7 @@ def _check_sum(index: dict[str, Any], ordered: list[Found], groups: set[str]) ->
     keys = Counter(key for one in ordered for key in one.keys)
     faults = [f"{key}: {count} samples have this key" for key, count in keys.items() if count > 1]
     sizes = sum((one.sizes for one in ordered), Counter())
-    said = {"samples": keys.total(), "image_sizes": dict(sizes), "groups": len(groups)}
+    said = {"samples": keys.total(), "image_sizes": dict(sizes), "groups": len(groups), **wids_fields(index["shards"])}
     faults += [
         f"index.json: its {name} are not those of the shards"
         for name, value in said.items()

@@ -37,12 +37,12 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     add("--data", required=True, metavar="SHARDS", help="shard set to degrade: its folder or address")
     add("--degradation", type=Path, required=True, metavar="FILE", help="one of configs/benchmarks, or your own")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not exist, or be empty")
-    add("--shard-size", type=int, default=256, help="samples per tar (%(default)s)")
+    add("--shard-size", type=int, help="samples per tar (256, less where there would be fewer than 16 tars)")
     add("--workers", type=int, default=cores(), help="processes; the result is the same for any number (%(default)s)")
     add("--keep", action="store_true", help="when interrupted or stopped by a mistake, keep finished shards")
     args = parser.parse_args(argv)
     check_processes(args.workers, "--workers", gib=0.2, least=1)
-    if args.shard_size < 1:
+    if args.shard_size is not None and args.shard_size < 1:
         raise ValueError(f"--shard-size is {args.shard_size}; give at least 1")
     args.out, args.tiling = args.out.absolute(), None
     return args

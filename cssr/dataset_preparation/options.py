@@ -64,7 +64,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of image values stored in 16 bits (without it, as each file says or shows)",
     )
-    add("--shard-size", type=int, default=256, help="samples per tar (%(default)s)")
+    add("--shard-size", type=int, help="samples per tar (256, less where a part would have fewer than 16 tars)")
     add("--seed", type=int, default=0, help="of the cut, and of drawn pictures (%(default)s)")
     add("--licence", metavar="TEXT", help="of the images, kept in the index")
     add("--workers", type=int, default=cores(), help="processes; the result is the same for any number (%(default)s)")
@@ -107,7 +107,7 @@ def read_arguments(argv: list[str], about: str) -> argparse.Namespace:
     args = build_parser(about).parse_args(argv)
     check_processes(args.workers, "--workers", gib=0.2, least=1)
     for option, least in (("shard_size", 1), ("seed", 0)):
-        if getattr(args, option) < least:
+        if getattr(args, option) is not None and getattr(args, option) < least:
             raise ValueError(f"--{option.replace('_', '-')} is {getattr(args, option)}; give at least {least}")
     if args.ratio and args.split_file:
         raise ValueError("--ratio draws a split, --split-file has one; leave one of them out")

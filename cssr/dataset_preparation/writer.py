@@ -6,10 +6,9 @@ the shards lies index.json. Neither holds a time or an absolute path, so that th
 """
 
 import hashlib
-import io
 import json
 import os
-import tarfile
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import webdataset
 
 from cssr.dataset_preparation.encode import Facts, Form, encode, form_of, to_json
 from cssr.dataset_preparation.sources import Item, MaskRule
@@ -24,6 +24,9 @@ from cssr.dataset_preparation.split import group_of
 from cssr.dataset_preparation.workspace import save
 
 FORMAT = "cssr-shards-1"
+LARGEST_SHARD = 256  # samples, unless told otherwise
+_FACTS = ("samples", "bytes", "sha256")  # of a shard, beside its name
+_LEAST_SHARDS = 16  # of a part that has as many samples, unless told otherwise: one or more for each loader worker
 
 
 @dataclass
@@ -79,12 +82,16 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of the tar."""
+        """Of the tar, until `write_index` names it after its set."""
         return f"shard-{self.number:06d}.tar"
 
 
-def pack(part: str, items: Sequence[Item], counts: Sequence[int], size: int) -> list[Shard]:
-    """Items into shards of at most `size` samples, in order; an item that gives more has one for itself."""
+def pack(part: str, items: Sequence[Item], counts: Sequence[int], size: int | None = None) -> list[Shard]:
+    """Items into shards of at most `size` samples, in order; an item that gives more has one for itself.
+
+    Without a `size` it is 256, or less where 16 shards need it: plain webdataset gives a worker no less than a shard.
+    """
+    size = size or max(1, min(LARGEST_SHARD, sum(counts) // _LEAST_SHARDS))
     shards, first, held = [], 0, 0
     for place, count in enumerate([*counts, size]):  # the last closes what is open
         if held and held + count > size:
@@ -136,17 +143,21 @@ def write_shard(directory: Path, shard: Shard, form: Form, step: Callable[[], No
 
 
 def is_whole(directory: Path, record: dict[str, Any]) -> bool:
-    """Whether the tar of a record is there, byte for byte, or none is to be."""
-    if not record["samples"]:
-        return True
-    path = directory / record["name"]
-    return path.is_file() and path.stat().st_size == record["bytes"] and sha256_of(path) == record["sha256"]
+    """Whether the tar of a record is there, byte for byte, or none is to be.
+
+    A tar that its set has named already, before the run was broken off, is renamed back.
+    """
+    for path in directory.glob(f"*-{record['number']:06d}.tar") if record["samples"] else ():
+        if path.stat().st_size == record["bytes"] and sha256_of(path) == record["sha256"]:
+            os.replace(path, directory / record["name"])
+            return True
+    return not record["samples"]
 
 
 def write_index(
     directory: Path, records: list[dict[str, Any]], items: Sequence[Item], form: Form, header: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write index.json for the shards of one part, by their records, in order. Returns it."""
+    """Name the shards of one part after their set, and write index.json, by their records, in order. Returns it."""
     tally = Tally()
     for record in records:
         tally.extend(record["tally"])
@@ -169,10 +180,26 @@ def write_index(
             "images, or keep them with --keep-blank"
         )
     kept = [record for record in records if record["samples"]]
-    shards = [{name: record[name] for name in ("name", "samples", "bytes", "sha256")} for record in kept]
-    index = {"format": FORMAT, **header, **about, **tally.summary(), "shards": shards}
+    stem = _stem(header, kept)
+    shards = [{"name": f"{stem}-{r['number']:06d}.tar", **{key: r[key] for key in _FACTS}} for r in kept]
+    for record, shard in zip(kept, shards):
+        os.replace(directory / record["name"], directory / shard["name"])
+    index = {"format": FORMAT, **header, **about, **tally.summary(), "shards": shards, **wids_fields(shards)}
     save(directory / "index.json", (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
     return index
+
+
+def _stem(header: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
+    """SOURCE-PART-DIGEST: webdataset and wids cache shards by base name, which no two sets must share."""
+    names = [header.get("benchmark") or header["source"], header.get("part") or header.get("split")]
+    digest = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:8]
+    return "-".join([*(re.sub(r"[^A-Za-z0-9_.]", "_", name) for name in names if name), digest])
+
+
+def wids_fields(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The fields by which the index is one of wids as well."""
+    listed = [{"url": s["name"], "nsamples": s["samples"], "filesize": s["bytes"]} for s in shards]
+    return {"wids_version": 1, "shardlist": listed}
 
 
 def sha256_of(path: Path) -> str:
@@ -195,31 +222,23 @@ class _Hashed:
         self.size += len(data)
         return self.file.write(data)
 
-    def tell(self) -> int:
-        return self.size
 
-
-def _counted(
-    shard: Shard, form: Form, tally: Tally, step: Callable[[], None]
-) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _counted(shard: Shard, form: Form, tally: Tally, step: Callable[[], None]) -> Iterator[dict[str, Any]]:
     """Key and members, the json with them, of each sample of a shard."""
     for item in shard.items:
         before = len(tally.shares)
         for key, members, facts in encode(item, form):
             if members:
-                yield key, {**members, "json": to_json(facts)}
+                yield {"__key__": key, **members, "json": to_json(facts)}
                 tally.add(facts)
             tally.blank += not members
             step()
         tally.blank_items += [item.key] if len(tally.shares) == before else []
 
 
-def _write_tar(file: Any, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
+def _write_tar(file: Any, samples: Iterable[dict[str, Any]]) -> None:
     # PAX headers hold names longer than 100 bytes; shorter names give the same bytes as plain ustar
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for key, members in samples:
-            for extension, data in sorted(members.items()):
-                about = tarfile.TarInfo(f"{key}.{extension}")
-                about.size, about.mode = len(data), 0o644
-                about.uname = about.gname = "cssr"
-                tar.addfile(about, io.BytesIO(data))
+    about = {"user": "cssr", "group": "cssr", "mode": 0o644, "mtime": 0, "format": "PAX_FORMAT"}
+    with webdataset.TarWriter(file, encoder=False, **about) as tar:
+        for sample in samples:
+            tar.write(sample)
