@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from einops import rearrange
 from scipy.spatial import cKDTree
 
 from cssr.metrics import THRESHOLDS, same_shape, thresholds_below
@@ -45,7 +46,8 @@ class _Contour(NamedTuple):
 
 def _corners(level: np.ndarray) -> _Corners:
     padded = np.pad(level, 1)
-    around = np.stack([padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]]).reshape(4, -1)
+    corners = [padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]]
+    around = rearrange(corners, "corner h w -> corner (h w)")
     at = np.flatnonzero((around != around[0]).any(0))
     around = around[:, at]
     return _Corners(at, around, around.min(0), around.max(0))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 
 from cssr.calibration import expected_calibration_error
 from cssr.definitions import CRACK_KEYS as CRACK_KEYS
@@ -69,7 +70,8 @@ def threshold_counts(prob: torch.Tensor, mask: torch.Tensor) -> Counts:
     first = 2 * bins * torch.arange(batch, dtype=torch.int32, device=prob.device).view(-1, 1)
     cracks = (mask if mask.dtype == torch.bool else mask > 0.5).flatten(1)
     index = thresholds_below(prob).flatten(1).add_(cracks, alpha=bins).add_(first)  # level, class, sample
-    histogram = torch.bincount(index.flatten(), minlength=2 * batch * bins).view(batch, 2, bins)
+    histogram = torch.bincount(index.flatten(), minlength=2 * batch * bins)
+    histogram = rearrange(histogram, "(b crack bins) -> b crack bins", b=batch, crack=2)
     above = histogram.flip(-1).cumsum(-1).flip(-1)  # B 2 100; entry k: pixels with at least k thresholds below them
     (fp, tp), (negatives, positives) = above[..., 1:].unbind(1), above[..., :1].unbind(1)
     return Counts(tp, fp, positives - tp, negatives - fp)
@@ -81,7 +83,7 @@ def threshold_counts(prob: torch.Tensor, mask: torch.Tensor) -> Counts:
 def mse(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
     """Mean squared error over channels and pixels of each sample: (B, C, H, W) twice -> (B,) float64."""
     same_shape(sr, hr)
-    return (sr.double() - hr.double()).square().flatten(1).mean(1)
+    return reduce((sr.double() - hr.double()).square(), "b c h w -> b", "mean")
 
 
 def psnr(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
@@ -118,7 +120,7 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
     mx, my, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]))
     vx, vy, cov = xx - mx * mx, yy - my * my, xy - mx * my
     value = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return value.double().flatten(1).mean(1)
+    return reduce(value.double(), "b c h w -> b", "mean")
 
 
 # ---- aggregation ----

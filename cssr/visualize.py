@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -21,8 +22,8 @@ _MARKERS = "os^DvPX"  # seven, so that colour and marker together repeat after 4
 
 def to_image(x: Tensor) -> np.ndarray:
     """C H W float (0..1; C 3 or 1) as H W 3 uint8, clipped and rounded."""
-    array = (x.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+    levels = (x.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return repeat(levels, "c h w -> h w (n c)", n=3 // len(levels)).numpy()
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.6) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
 
 from cssr.cracks.measure import Crack
@@ -181,7 +182,7 @@ def _resized(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _paper(image: np.ndarray) -> np.ndarray:
     """The same as H W 3."""
-    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    return image if image.ndim == 3 else repeat(image, "h w -> h w 3")
 
 
 def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: float, size: int) -> None:

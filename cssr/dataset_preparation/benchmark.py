@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 
 from cssr import __version__
@@ -112,10 +113,10 @@ class Degraded(NamedTuple):
 
 def degrade_image(hr: np.ndarray, seed: int, degrade: Callable) -> tuple[np.ndarray, np.ndarray | None]:
     """The LQ image (h w 3 uint8) of an image (H W 3 uint8, multiples of the scale), and the kernel (k k float32)."""
-    planes = torch.from_numpy(np.ascontiguousarray(hr)).permute(2, 0, 1)[None].contiguous()
+    planes = rearrange(torch.from_numpy(np.ascontiguousarray(hr)), "h w c -> 1 c h w").contiguous()
     with torch.no_grad():
         lq, kernel = degrade(planes.float() / 255, torch.tensor([seed]))
-    levels = (lq[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    levels = rearrange((lq.clamp(0, 1) * 255).round().byte(), "1 c h w -> h w c").contiguous().numpy()
     return levels, None if kernel is None else kernel[0, 0].numpy()
 
 

@@ -7,6 +7,7 @@ Joints, scratches and shadow edges are dark and long as cracks are, but never in
 
 import cv2
 import numpy as np
+from einops import repeat
 
 SUPERSAMPLE = 3  # cracks are drawn this much larger and averaged down: thin lines need the sub-pixel coverage
 MAX_WIDTH = 8.5  # pixels; a junction is a little wider than the lines that meet in it
@@ -319,7 +320,7 @@ def _lighting(rng: np.random.Generator, size: int) -> np.ndarray:
     x, y = np.meshgrid(np.linspace(-1, 1, size, dtype=np.float32), np.linspace(-1, 1, size, dtype=np.float32))
     angle = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.2) * (x * np.cos(angle) + y * np.sin(angle)) - rng.uniform(0, 0.12) * (x * x + y * y)
-    light = np.repeat(light[..., None], 3, axis=2)
+    light = repeat(light, "h w -> h w 3")
     if rng.random() < 0.22:
         shade = cv2.GaussianBlur(_half_plane(rng, size, rng.uniform(0, 2.5)), (0, 0), rng.uniform(0.8, 6))
         light *= 1 - rng.uniform(0.3, 0.55) * shade[..., None] * np.array([1.05, 1.0, 0.9], np.float32)

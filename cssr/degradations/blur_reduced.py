@@ -5,6 +5,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor
 
 from cssr.degradations.pixels import BORDERS, Padding, blur, check_border, without_denormals
@@ -42,7 +43,7 @@ def blurring(scale: int, reduce: Reduce, padding: Padding) -> Callable[[Tensor, 
 def _taps(scale: int, reduce: Reduce) -> tuple[Tensor, int]:
     """A resampler's weights far from the border (n), float32; how many lie beyond the `scale` pixels on either side."""
     side, middle, width = 16 * scale, 8, 2 * scale  # torch 2.14 gets results of a single column wrong
-    unit = torch.eye(side)[None, :, :, None].expand(1, side, side, width)
+    unit = repeat(torch.eye(side), "c h -> 1 c h w", w=width)
     row = reduce(unit)[0, :, middle, 0]  # what each pixel gives to this one of the result
     places = row.nonzero().flatten().tolist()
     reach = max(scale * middle - places[0], places[-1] - scale * (middle + 1) + 1, 0)
@@ -60,10 +61,10 @@ def _correlate(hr: Tensor, kernel: Tensor, padding: Padding, margin: int, scale:
     """Each image of B C H W by its own kernel, at every `scale`th pixel."""
     batch, channels = hr.shape[:2]
     check_border(hr, margin, padding)
-    padded = F.pad(hr, (margin,) * 4, mode=BORDERS[padding]).flatten(0, 1)[None]
-    weight = without_denormals(kernel).repeat_interleave(channels, 0)
-    found = F.conv2d(padded, weight, stride=scale, groups=batch * channels)
-    return found.view(batch, channels, *found.shape[-2:])
+    padded = rearrange(F.pad(hr, (margin,) * 4, mode=BORDERS[padding]), "b c h w -> 1 (b c) h w")
+    weight = repeat(without_denormals(kernel), "b 1 y x -> (b c) 1 y x", c=channels)
+    reduced = F.conv2d(padded, weight, stride=scale, groups=batch * channels)
+    return rearrange(reduced, "1 (b c) h w -> b c h w", b=batch)
 
 
 def _framed(inner: Tensor, hr: Tensor, plain: Reduce, strip: int, edge: int) -> Tensor:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import einsum
 from torch import Tensor
 
 from cssr.config.registry import KernelSide
@@ -43,7 +44,7 @@ def motion_kernel(parameters: Tensor, size: int) -> Tensor:
     way = ((torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5) * length  # B points
     x, y = way * torch.cos(degrees), -way * torch.sin(degrees)
     across, down = (_interpolation(position, size) for position in (x, y))
-    return normalized(torch.einsum("bpy,bpx->byx", down, across))
+    return normalized(einsum(down, across, "b point y, b point x -> b y x"))
 
 
 def _interpolation(position: Tensor, size: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Literal
 import kornia.filters
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from kornia.enhance import jpeg_codec_differentiable
 from torch import Tensor
 
@@ -53,13 +54,13 @@ def blur_strided(hr: Tensor, kernel: Tensor, padding: Padding, scale: int) -> Te
     """`blur(...)[..., ::scale, ::scale]` without computing the pixels that go: `blur`'s arguments and the stride."""
     check_padding(padding)
     _reduced(hr, scale)
-    batch, channels, height, width = hr.shape
+    batch, channels = hr.shape[:2]
     half = kernel.shape[-1] // 2
     check_border(hr, half, padding)
-    padded = F.pad(hr, (half,) * 4, mode=BORDERS[padding])
-    weight = without_denormals(kernel).to(hr.dtype).repeat_interleave(channels, 0)  # B*C 1 k k
-    found = F.conv2d(padded.flatten(0, 1)[None], weight, stride=scale, groups=batch * channels)
-    return found.view(batch, channels, height // scale, width // scale)
+    padded = rearrange(F.pad(hr, (half,) * 4, mode=BORDERS[padding]), "b c h w -> 1 (b c) h w")
+    weight = repeat(without_denormals(kernel).to(hr.dtype), "b 1 y x -> (b c) 1 y x", c=channels)
+    reduced = F.conv2d(padded, weight, stride=scale, groups=batch * channels)
+    return rearrange(reduced, "1 (b c) h w -> b c h w", b=batch)
 
 
 def check_padding(padding: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch.nn.functional as F
+from einops import einsum, rearrange
 from torch import Tensor
 
 from cssr.config.schedules import Progress
@@ -36,8 +37,8 @@ def feature_affinity(pool: int = 16, normalize: bool = False) -> Callable:
         if min(features.shape[-2:]) < pool:
             found = "x".join(map(str, features.shape[-2:]))
             raise ValueError(f"loss 'feature_affinity': pool={pool} exceeds features of {found}; use data.crop >= pool")
-        places = F.avg_pool2d(features, pool).flatten(2)  # B C N
+        places = rearrange(F.avg_pool2d(features, pool), "b c h w -> b c (h w)")
         places = F.normalize(places, dim=1) if normalize else places
-        return places.transpose(1, 2) @ places  # B N N
+        return einsum(places, places, "b c m, b c n -> b m n")
 
     return loss

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former from torch 2.7 on
@@ -158,7 +159,7 @@ class Modulation(nn.Module):
         self.scale, self.shift = (branch(channels, conditions, activation) for _ in range(2))
 
     def forward(self, features: Tensor, kernel: Tensor) -> Tensor:
-        vector = kernel.flatten(1)[..., None, None].to(features.dtype)  # B k*k 1 1
+        vector = rearrange(kernel, "b 1 y x -> b (y x) 1 1").to(features.dtype)
         return features * self.scale(features, vector).sigmoid() + self.shift(features, vector)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -60,8 +61,8 @@ class JointModel(nn.Module):
         self.sr, self.seg = sr, seg
         self.trained_on: dict[str, Any] = {}  # cssr/models/training_range.py; of an export that says it
         self.orientations = 1
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", rearrange(torch.tensor(config.mean), "c -> 1 c 1 1"), persistent=False)
+        self.register_buffer("std", rearrange(torch.tensor(config.std), "c -> 1 c 1 1"), persistent=False)
 
     def clip(self, sr: Tensor) -> Tensor:
         """SR in 0..1 where the setting says so: by default in evaluation only, as the published systems do."""
@@ -328,7 +329,7 @@ class SRThenSeg(JointModel):
 
 def _for_each_tile(value: Tensor | None, part: Tensor) -> Tensor | None:
     """What belongs to each of B images, repeated for a stack of tiles of each of them."""
-    return None if value is None else value.repeat(len(part) // len(value), *[1] * (value.dim() - 1))
+    return None if value is None else repeat(value, "b ... -> (n b) ...", n=len(part) // len(value))
 
 
 class SegThenSR(JointModel):

@@ -18,6 +18,7 @@ from math import gcd
 
 import torch
 import torch.nn.functional as F
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from cssr.config.registry import Count, KernelSide, Share
@@ -55,13 +56,15 @@ class SelfAttention(nn.Module):
         nn.init.normal_(self.positions.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        queries = self.queries(x).unflatten(1, (_HEADS, _KEYS))  # B heads keys H W
+        queries = rearrange(self.queries(x), "b (heads keys) h w -> b heads keys h w", heads=_HEADS)
         values = self.values(x)  # B V H W
-        shares = self.keys(x).flatten(2).softmax(2)  # B keys H*W
-        image = shares @ values.flatten(2).mT  # B keys V
-        matrix = self.positions(values.unsqueeze(1)) + image[..., None, None]  # B keys V H W
+        shares = rearrange(self.keys(x), "b keys h w -> b keys (h w)").softmax(2)
+        image = einsum(shares, rearrange(values, "b v h w -> b v (h w)"), "b keys n, b v n -> b keys v")
+        matrix = self.positions(rearrange(values, "b v h w -> b 1 v h w"))
+        matrix = matrix + rearrange(image, "b keys v -> b keys v 1 1")
         # Head by head, since one product of all heads would copy the matrices, the largest tensors of the block.
-        return torch.cat([(query.unsqueeze(2) * matrix).sum(1) for query in queries.unbind(1)], 1)
+        heads = (rearrange(query, "b keys h w -> b keys 1 h w") for query in queries.unbind(1))
+        return torch.cat([(query * matrix).sum(1) for query in heads], 1)
 
 
 def _mlp(channels: int, dropout: float) -> nn.Sequential:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import timm
 import torch
 import torch.nn.functional as F
+from einops import reduce, repeat
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -42,9 +43,9 @@ class ObjectContext(nn.Module):
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
         self._check_batch(x.shape[0])  # exports: `len` would fix the number of images
         share = logits.float().flatten(2).softmax(2).view_as(logits)  # B 1 h w, sums to 1 over the pixels
-        crack = (x * share).sum((2, 3), keepdim=True).to(x.dtype)  # B C 1 1, summed in float32
+        crack = reduce(x * share, "b c h w -> b c 1 1", "sum").to(x.dtype)  # summed in float32
         # A full-size map all the same: BatchNorm's running variance depends on how many values there are.
-        context = self.up(self.down(crack).expand(-1, -1, *x.shape[-2:]))
+        context = self.up(repeat(self.down(crack), "b c 1 1 -> b c h w", h=x.shape[-2], w=x.shape[-1]))
         return self.merge(torch.cat((context, x), 1))
 
     def _check_batch(self, images: int) -> None:

@@ -24,6 +24,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from cssr.config.registry import Count, KernelSide
@@ -61,8 +62,9 @@ def blur_and_reduce(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
     weight = kernel.to(image.dtype)
     if exporting():
         return _blur_patches(image, weight, scale)
-    folded = image.transpose(0, 1)  # C B H W: the samples are the groups
-    return F.conv2d(folded, weight, stride=scale, padding=kernel.shape[-1] // 2, groups=len(kernel)).transpose(0, 1)
+    folded = rearrange(image, "b c h w -> c b h w")  # the samples are the groups
+    blurred = F.conv2d(folded, weight, stride=scale, padding=kernel.shape[-1] // 2, groups=len(kernel))
+    return rearrange(blurred, "c b h w -> b c h w")
 
 
 def _blur_patches(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
@@ -71,9 +73,10 @@ def _blur_patches(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
     A convolution by unit kernels gives each reduced pixel the k*k pixels around it.
     """
     batch, side = image.shape[0], kernel.shape[-1]  # `len` would fix the number of images
-    units = torch.eye(side * side, dtype=image.dtype, device=image.device).view(side * side, 1, side, side)
-    patches = F.conv2d(image.flatten(0, 1).unsqueeze(1), units, stride=scale, padding=side // 2)  # B*C k*k h w
-    return (patches.unflatten(0, (batch, -1)) * kernel.view(batch, 1, side * side, 1, 1)).sum(2)
+    units = rearrange(torch.eye(side * side, dtype=image.dtype, device=image.device), "n (y x) -> n 1 y x", y=side)
+    patches = F.conv2d(rearrange(image, "b c h w -> (b c) 1 h w"), units, stride=scale, padding=side // 2)
+    patches = rearrange(patches, "(b c) n h w -> b c n h w", b=batch)
+    return (patches * rearrange(kernel, "b 1 y x -> b 1 (y x) 1 1")).sum(2)
 
 
 def predicted_or(given: Tensor | None, predict: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -101,7 +104,7 @@ class Resize(nn.Module):
         return F.interpolate(kernel, self.kernel_size, mode="bicubic")
 
     def shaped(self, values: Tensor) -> Tensor:
-        return values.view(-1, 1, self.predicted_size, self.predicted_size)
+        return rearrange(values, "b (y x) 1 1 -> b 1 y x", y=self.predicted_size)
 
 
 class ResizeOrPad(Resize):
@@ -115,7 +118,7 @@ class ResizeOrPad(Resize):
     def forward(self, values: Tensor) -> Tensor:
         enlarged = super().forward(values)
         padded = F.pad(self.shaped(values), [(self.kernel_size - self.predicted_size) // 2] * 4)
-        share = self.gate(values.flatten(1))[..., None, None]
+        share = rearrange(self.gate(rearrange(values, "b n 1 1 -> b n")), "b 1 -> b 1 1 1")
         choice = (share >= 0.5).to(share.dtype) + (share - share.detach())  # 0 or 1, with the gradient of the share
         return padded + choice * (enlarged - padded)
 
@@ -154,7 +157,7 @@ class StagePredictor(nn.Module):
         self.resize = (ResizeOrPad if zero_pad else Resize)(predicted_size, kernel_size)
 
     def forward(self, sr: Tensor, kernel: Tensor) -> Tensor:
-        vector = kernel.flatten(1)[..., None, None].to(sr.dtype)  # B k*k 1 1
+        vector = rearrange(kernel, "b 1 y x -> b (y x) 1 1").to(sr.dtype)
         of_kernel = self.of_kernel(constant_map(vector, sr.shape[-2:], border=2))
         joined = F.leaky_relu(self.join(self.of_image(sr), of_kernel), _SLOPE)
         return normalized(kernel + self.resize(self.delta(self.mix(joined))))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from cssr.config.registry import did_you_mean
@@ -45,9 +46,9 @@ class Spandrel(nn.Module):
 
     def forward(self, lq: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, None]:
         height, width = lq.shape[-2:]
-        x = self._padded(lq.clone().reshape(-1, self._channels, height, width))  # a copy: RCAN writes into its input
-        sr = self._run(self.model, x)[..., : height * self.scale, : width * self.scale]
-        sr = sr.reshape(*lq.shape[:2], *sr.shape[-2:])
+        x = rearrange(lq.clone(), "b (n c) h w -> (b n) c h w", c=self._channels)  # a copy: RCAN writes into its input
+        sr = self._run(self.model, self._padded(x))[..., : height * self.scale, : width * self.scale]
+        sr = rearrange(sr, "(b n) c h w -> b (n c) h w", b=lq.shape[0])
         if self.training and torch.is_grad_enabled():  # every parameter in the graph: DDP waits for all
             sr = sr + 0 * torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum()
         return sr, None
