@@ -498,6 +498,7 @@ def test_rows_that_cannot_be_aggregated_are_refused():
 
 def test_every_number_has_a_definition():
     others = {"image", "pooled", "thresholds", "intervals", "groups.source", "groups.blur", "per_image.blur_sigma"}
+    others |= {"calibration.temperature", "calibration.reliability"}
     assert set(metrics.definitions()) == set(metrics.KEYS) | others
     assert set(metrics.SEGMENTATION_KEYS) | set(metrics.IMAGE_KEYS) == set(metrics.KEYS)
 
