@@ -295,3 +295,9 @@ def test_groups_by_expression(tmp_path):
         assert [item.group for item in found] == ["bridge1", "bridge1", "wall"]
     only = folder(tmp_path, images_only=True, group_pattern="^[a-z]+").items
     assert [item.group for item in only] == ["bridge", "bridge", "wall"]
+
+
+@pytest.mark.parametrize("threshold", [300, 255, -1])
+def test_a_threshold_that_no_grey_value_crosses_is_refused(tmp_path, threshold):
+    with pytest.raises(ValueError, match=f"threshold must be a whole number or null of 0 to 254, found {threshold}"):
+        SOURCES.build({"name": "folder", "root": tmp_path, "threshold": threshold})

@@ -51,6 +51,8 @@ NODES = ("multi_node", {}, PLACE)
 REFUSED = {
     "multi_cpu": ("cpu_2proc", {"distributed_type": "MULTI_CPU"}, {}, CPU, "silently runs one process, not 2"),
     "no": ("cpu", {"num_processes": 2}, {}, CPU, 'distributed_type: "NO" silently runs one process'),
+    "dynamo": ("cpu", {"dynamo_config": {"dynamo_backend": "INDUCTOR"}}, {}, CPU, "inductor renames the weights"),
+    "--dynamo_backend": ("cpu", {}, {"dynamo_backend": "eager"}, CPU, "no checkpoint can be written"),
     "--cpu": ("cpu_2proc", {}, {"cpu": True}, CPU, "--cpu silently runs one process"),
     "no, machines": ("cpu", {"num_machines": 2}, PLACE, CPU, "silently runs one process on each machine"),
     "use_cpu": ("multi_gpu", {"use_cpu": True}, {}, GPUS, "use_cpu: true does not reach"),

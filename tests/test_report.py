@@ -231,7 +231,7 @@ def test_equal_names_on_equal_data_are_told_apart_by_place(tmp_path):
     "content, message",
     [
         (None, "cannot read .*: No such file"),
-        ("{", "is damaged, evaluate again: Expecting"),
+        ("{", "is damaged, no JSON: Expecting"),
         ("[1]", "its format is None, expected 'cssr-results-1'"),
         ('{"format": "cssr-results-0"}', "its format is 'cssr-results-0'"),
         ('{"format": "cssr-results-1", "name": "a"}', "it has no data"),

@@ -83,7 +83,10 @@ def add_from_signature(command: argparse.ArgumentParser, name: str) -> None:
         plain = getattr(parameter.annotation, "__origin__", parameter.annotation)  # what Annotated wraps
         kind = next((part for part in get_args(plain) if part is not type(None)), plain)
         required = parameter.default is inspect.Parameter.empty
-        flag, note = f"--{option.replace('_', '-')}", " ".join(getattr(parameter.annotation, "__metadata__", ()))
+        flag, note = (
+            f"--{option.replace('_', '-')}",
+            " ".join(n for n in getattr(parameter.annotation, "__metadata__", ()) if isinstance(n, str)),
+        )
         if kind is bool:
             command.add_argument(flag, action="store_true", help=note)
             continue

@@ -9,13 +9,16 @@ import numpy as np
 
 from cssr.cracks.masks import NO_DATA, SHOWN, Decide, MaskRule, members
 from cssr.dataset_preparation.sources import Item
+from cssr.utils.annotations import Within
 
-Threshold = Annotated[int | None, "crack = mask value > N (without it, the values of the whole set decide)"]
+Threshold = Annotated[
+    int | None, "crack = mask value > N (without it, the values of the whole set decide)", Within(0, 254)
+]
 CrackColors = Annotated[
     str | None, "crack = these colours of the masks: 'R,G,B' or '#RRGGBB', several with blanks between"
 ]
 CrackValues = Annotated[str | None, "crack = these grey values of the masks, as 1,2"]
-Dilate = Annotated[int, "widen cracks by N pixels on each side, for masks of centre lines"]
+Dilate = Annotated[int, "widen cracks by N pixels on each side, for masks of centre lines", Within(0, 1000)]
 
 
 def decide_by_classes(items: Iterable[Item], crack: int, others: dict[int, str]) -> MaskRule:
