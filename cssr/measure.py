@@ -1,10 +1,13 @@
 """Length and width of the cracks of masks: `python -m cssr.measure MASK|FOLDER ... --out DIR`."""
 
+from cssr.utils import interrupts
+
+if __name__ == "__main__":  # before imports that take seconds
+    interrupts.answer()
+
 import argparse
 import sys
 from pathlib import Path
-
-from cssr.utils import interrupts
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,5 +34,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    interrupts.answer()
     sys.exit(interrupts.run(main))
