@@ -181,6 +181,7 @@ class TiffRows:
     def __init__(self, path: Path, shape: tuple[int, int], bands: int, dtype: str, place: Place | None):
         self._path, self._shape, self._bands = path, shape, bands
         self._waiting: list[np.ndarray] = []
+        self._valid: list[np.ndarray] = []  # of these rows; empty where all pixels hold data
         self._top = 0
         how = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "pixel"}
         # One thread: with several, GDAL 3.10 says nothing of a full disk.
@@ -190,27 +191,30 @@ class TiffRows:
         with _gdal() as rasterio:
             self._file = rasterio.open(path, "w", height=shape[0], width=shape[1], count=bands, dtype=dtype, **how)
 
-    def write(self, rows: np.ndarray) -> None:
-        """The next rows, n W or n W bands."""
+    def write(self, rows: np.ndarray, valid: np.ndarray | None = None) -> None:
+        """The next rows, n W or n W bands, and which pixels hold data: n W bool, for all rows or for none."""
         self._waiting.append(rows)
+        self._valid += [] if valid is None else [valid]
         there = sum(map(len, self._waiting))
         if there >= BLOCK:
-            rows = np.concatenate(self._waiting)
-            whole = there // BLOCK * BLOCK
-            self._waiting = [rows[whole:].copy()]
-            self._put(rows[:whole])
+            self._put(there // BLOCK * BLOCK)
 
-    def _put(self, rows: np.ndarray) -> None:
+    def _put(self, count: int) -> None:
+        """Write the first of the rows that wait, and of the mask, which lies within the file."""
+        rows, self._waiting = _parted(self._waiting, count)
         layers = rows[None] if self._bands == 1 else rows.transpose(2, 0, 1)
-        with _gdal() as rasterio:
+        with _gdal() as rasterio, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
             window = rasterio.windows.Window(0, self._top, self._shape[1], len(rows))
             self._file.write(layers, window=window)
+            if self._valid:
+                valid, self._valid = _parted(self._valid, count)
+                self._file.write_mask(valid.astype(np.uint8) * 255, window=window)
         self._top += len(rows)
 
     def finish(self) -> None:
         """The rest, to the disk; then the file is read where it ends, as errors on closing go unsaid."""
-        rest = np.concatenate(self._waiting) if self._waiting else np.empty(0)
-        if len(rest):
+        rest = sum(map(len, self._waiting))
+        if rest:
             self._put(rest)
         self.close()
         with open(self._path, "rb+") as file:
@@ -224,3 +228,9 @@ class TiffRows:
         """The file, whole or not."""
         with _gdal():
             self._file.close()
+
+
+def _parted(arrays: list[np.ndarray], count: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The first `count` rows of arrays in one, and the rest, as a copy."""
+    whole = np.concatenate(arrays)
+    return whole[:count], [whole[count:].copy()]

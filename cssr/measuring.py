@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -42,6 +43,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     for batch in batches:
         batch, outputs = infer(model, batch, degrade, device, tile)
+        outputs = outputs.where_valid(batch)
         rows += measure(batch, outputs, distances, segmentation)
         if show:
             show(batch, outputs)
@@ -57,21 +59,26 @@ def infer(
     if batch.lq is None:
         lq, kernel = degrade(batch.hr, batch.seed)
         batch = dataclasses.replace(batch, lq=lq, kernel=kernel)
-    return batch, model.infer(batch.lq, tile).float()
+    return batch, model.infer(batch.lq, tile, **({} if batch.valid is None else {"valid": batch.valid})).float()
 
 
 def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool = True) -> list[dict[str, Any]]:
     """The rows of a batch: key, image measures; of segmentation, pixel counts at every threshold, and on request the
-    surface distances, and what is measured of centre lines, boundaries and cracks.
+    surface distances, and what is measured of centre lines, boundaries and cracks. Pixels without data count for
+    nothing (outputs are `where_valid`); images that have no others give no row.
     """
     sr = outputs.sr.clamp(0, 1)
+    pixels = torch.full((len(batch),), batch.mask[0].numel(), dtype=torch.float64)
+    valid = pixels if batch.valid is None else batch.valid.double().sum((1, 2, 3)).cpu()
+    share = (valid / pixels).clamp(min=1e-12)
+    mse, ssim = metrics.mse(sr, batch.hr).cpu() / share, metrics.ssim(sr, batch.hr).cpu()
     columns: dict[str, Sequence[Any]] = {
         "key": batch.key,
         **(_counts(batch, outputs) | _calibration(batch, outputs) if segmentation else {}),
-        "pixels": [batch.mask[0].numel()] * len(batch),
-        "mse": metrics.mse(sr, batch.hr).tolist(),
-        "psnr": metrics.psnr(sr, batch.hr).tolist(),
-        "ssim": metrics.ssim(sr, batch.hr).tolist(),
+        "pixels": valid.long().tolist(),
+        "mse": mse.tolist(),
+        "psnr": (-10 * mse.log10()).tolist(),
+        "ssim": (ssim if batch.valid is None else 1 - (1 - ssim) / share).tolist(),
         **_of_kernels(batch, outputs.kernel),
     }
     if distances and segmentation:
@@ -79,7 +86,8 @@ def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool 
         found = surface_distances(prob, batch.mask, percentiles=(95,))
         columns |= {"hd95": found["hd95"].tolist(), "msd": found["msd"].tolist()}
         columns |= topology(prob, batch.mask) | inspection(prob, batch.mask)
-    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+    rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
+    return [row for row in rows if row["pixels"]]
 
 
 def _counts(batch: Batch, outputs: Outputs) -> dict[str, list[list[int]]]:
@@ -90,7 +98,10 @@ def _counts(batch: Batch, outputs: Outputs) -> dict[str, list[list[int]]]:
 def _calibration(batch: Batch, outputs: Outputs) -> dict[str, list[Any]]:
     """Each image's histogram of logits (2 x bins), and its calibration error."""
     histogram = logit_histogram(outputs.logits, batch.mask).cpu().numpy()
-    return {"histogram": list(histogram), "ece": expected_calibration_error(histogram).tolist()}
+    if batch.valid is not None:  # the rest is certain background, in the first bin
+        histogram[:, 0, 0] -= (batch.valid == 0).sum((1, 2, 3)).cpu().numpy()
+    with np.errstate(invalid="ignore"):  # of an image without any data, which gives no row
+        return {"histogram": list(histogram), "ece": expected_calibration_error(histogram).tolist()}
 
 
 def _of_kernels(batch: Batch, predicted: Tensor | None) -> dict[str, list[float | None]]:

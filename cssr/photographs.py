@@ -107,6 +107,10 @@ class Photograph:
         (top, *_, bottom), (left, *_, right) = (np.flatnonzero(np.r_[x, False])[[0, -1]] for x in (rows, columns))
         return int(top), int(left), int(bottom - top) + 1, int(right - left) + 1
 
+    def within(self, top: int, left: int, height: int, width: int) -> "Part":
+        """A rectangle of the photograph as an image of its own."""
+        return Part(self, top, left, height, width)
+
     def close(self) -> None:
         """The file."""
         self._source.close()
@@ -116,6 +120,22 @@ class Photograph:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Part:
+    """A rectangle of a photograph, read by windows as the photograph is."""
+
+    def __init__(self, photograph: Photograph, top: int, left: int, height: int, width: int):
+        self._photograph, self._top, self._left, self.shape = photograph, top, left, (height, width)
+        self.masked = photograph.masked
+
+    def read(self, top: int, left: int, height: int, width: int) -> "Tensor":
+        """As `Photograph.read`."""
+        return self._photograph.read(self._top + top, self._left + left, height, width)
+
+    def valid(self, top: int, left: int, height: int, width: int) -> "Tensor | None":
+        """As `Photograph.valid`."""
+        return self._photograph.valid(self._top + top, self._left + left, height, width)
 
 
 class _Decoded:

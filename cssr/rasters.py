@@ -19,8 +19,8 @@ PARTIAL = ".partial"
 class Rows(Protocol):
     """A file that is written from the top down."""
 
-    def write(self, rows: np.ndarray) -> None:
-        """The next rows, n W or n W 3; OSError if there is no room."""
+    def write(self, rows: np.ndarray, valid: np.ndarray | None = None) -> None:
+        """The next rows, n W (3), and which pixels hold data (n W bool; None: all); OSError if there is no room."""
 
     def finish(self) -> None:
         """All is written: have it on the disk."""
@@ -99,9 +99,9 @@ class _InMemory:
         self._path, self._save = path, save
         self._rows: list[np.ndarray] = []
 
-    def write(self, rows: np.ndarray) -> None:
+    def write(self, rows: np.ndarray, valid: np.ndarray | None = None) -> None:
         """The next rows."""
-        self._rows.append(rows)
+        self._rows.append(rows if valid is None else _marked(rows, valid))
 
     def finish(self) -> None:
         """Save them."""
@@ -112,8 +112,17 @@ class _InMemory:
         self._rows.clear()
 
 
+def _marked(rows: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Rows with pixels without data marked: by an alpha channel, NaN in floats; masks (bool) have no crack there."""
+    if rows.dtype == bool:
+        return rows
+    if rows.dtype == np.float32:
+        return np.where(valid, rows, np.float32(np.nan))
+    return np.dstack([rows, valid.astype(np.uint8) * 255])
+
+
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """H W 3 or H W uint8, or H W bool as 1 bit, whatever the path ends with."""
+    """H W 3 or H W uint8, with alpha H W 4 or H W 2, or H W bool as 1 bit, whatever the path ends with."""
     Image.fromarray(pixels).save(path, format="PNG")
 
 
@@ -140,6 +149,6 @@ def float_rows(files: Files, name: str, shape: tuple[int, int], tiff: bool, plac
 class _ByteRows(geotiff.TiffRows):
     """Where bool is 0 and 255."""
 
-    def write(self, rows: np.ndarray) -> None:
+    def write(self, rows: np.ndarray, valid: np.ndarray | None = None) -> None:
         """The next rows."""
-        super().write(rows.astype(np.uint8) * 255 if rows.dtype == bool else rows)
+        super().write(rows.astype(np.uint8) * 255 if rows.dtype == bool else rows, valid)

@@ -6,6 +6,7 @@ it, float32), as computing it again would take longer than reading it, and round
 are read ahead of use and results written behind by threads, a few batches apart.
 """
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from cssr import geotiff
 from cssr.arguments import RESULTS
 from cssr.checks import segments
 from cssr.groups import blur_sigma
-from cssr.models.joint import JointModel
+from cssr.models.joint import JointModel, valid_rows
 from cssr.models.training_range import outside
 from cssr.photographs import Photograph
 from cssr.rasters import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
@@ -29,6 +30,7 @@ from cssr.utils.threads import WriteBehind
 from cssr.visualize import overlay
 
 _LOOK = 128  # pixels a side of the windows in which a photograph is looked at
+_PIECE = 64  # rows without data that are written at once
 _AHEAD = 2  # batches of tiles, and pieces of results, that wait
 
 
@@ -80,11 +82,13 @@ def predict_rows(
     with ExitStack() as stack:
         scratch = stack.enter_context(Scratch(files.directory))
         pictures, cracks = (stack.enter_context(WriteBehind(_AHEAD)) for _ in range(2))
-        sr = _SR(model, photograph, files, wanted)
+        box = photograph.extent()
+        part = photograph if box == (0, 0, *photograph.shape) else photograph.within(*box)
+        sr = _SR(model, photograph, files, wanted, box)
         needed = segments(model.config) and (keep_mask or {"prob", "mask", "overlay"} & set(wanted.results))
-        found = _Cracks(model, photograph, scratch, files, wanted, keep_mask) if needed else None
+        found = _Cracks(model, photograph, scratch, files, wanted, keep_mask, box) if needed else None
         blur = None
-        for name, rows in model.infer_rows(photograph, tiles, scratch):
+        for name, rows in model.infer_rows(part, tiles, scratch):
             if name == "kernel":
                 blur = blur_sigma(rows.float()).item()
                 if "kernel" in wanted.results:
@@ -95,10 +99,13 @@ def predict_rows(
                 cracks(found.write, rows)
             elif name == "logits" and model.rounds > 1:
                 break  # nobody wants what is to come
+        pictures(sr.end)
+        if found is not None:
+            cracks(found.end)
     warnings = outside(model.trained_on, *_look(photograph), photograph.shape, blur) if model.trained_on else []
     if found is None:
         return Found(*sr.shape[::-1], warnings=warnings)
-    share = found.crack_pixels / (found.shape[0] * found.shape[1])
+    share = found.crack_pixels / found.valid_pixels
     return Found(*found.shape[::-1], share, found.crack_prob, warnings=warnings)
 
 
@@ -106,8 +113,11 @@ def _look(photograph: Photograph) -> tuple[float, float]:
     """Mean and standard deviation of a photograph's values, 0..1, over windows of it."""
     height, width = (min(side, _LOOK) for side in photograph.shape)
     tops, lefts = (np.linspace(0, side - min(side, _LOOK), 4).astype(int) for side in photograph.shape)
-    windows = [photograph.pixels(top, left, height, width) for top in {*tops} for left in {*lefts}]
-    values = np.stack(windows).astype(np.float32) / 255
+    windows = [photograph.window(top, left, height, width) for top in {*tops} for left in {*lefts}]
+    seen = [(rgb if valid is None else rgb[valid]).reshape(-1, 3) for rgb, valid in windows]
+    values = np.concatenate(seen).astype(np.float32) / 255
+    if not len(values):  # all of them lie where there are no data
+        values = photograph.read(*photograph.extent()[:2], 1, 1).numpy() / 255
     return float(values.mean()), float(values.std())
 
 
@@ -125,11 +135,41 @@ def as_tiff(wanted: Wanted, photograph: Photograph, scale: int) -> bool:
     return geotiff.there() and (photograph.place is not None or height * width * scale**2 > PNG_PIXELS)
 
 
+class _Frame:
+    """What surrounds the part of a photograph that is worked: rows of results are put in their place in the whole.
+
+    Args:
+        box: top, left, height, width of the part. scale: pixels of a result to one of the photograph.
+    """
+
+    def __init__(self, photograph: Photograph, box: tuple[int, int, int, int], scale: int):
+        self._photograph, self._scale = photograph, scale
+        top, left, height, width = (side * scale for side in box)
+        self.shape = (photograph.shape[0] * scale, photograph.shape[1] * scale)
+        self.above, self.below = top, self.shape[0] - top - height
+        self._beside = (left, self.shape[1] - left - width)
+
+    def widened(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the part (n w ...) as rows of the whole, 0 beside it."""
+        return np.pad(rows, ((0, 0), self._beside, *[(0, 0)] * (rows.ndim - 2))) if any(self._beside) else rows
+
+    def valid(self, top: int, count: int) -> np.ndarray | None:
+        """Which pixels of rows of the whole hold data, n W bool; None where all pixels of the photograph do."""
+        found = valid_rows(self._photograph, top, count, self._scale)
+        return None if found is None else found[0, 0].numpy()
+
+    def blank(self, count: int) -> Iterator[np.ndarray]:
+        """So many rows of the whole without data, in pieces: n W float32."""
+        for start in range(0, count, _PIECE):
+            yield np.zeros((min(_PIECE, count - start), self.shape[1]), np.float32)
+
+
 class _SR:
     """The SR image, to its file."""
 
-    def __init__(self, model: JointModel, photograph: Photograph, files: Files, wanted: Wanted):
+    def __init__(self, model: JointModel, photograph: Photograph, files: Files, wanted: Wanted, box: tuple):
         scale = model.scale
+        self._frame, self._top = _Frame(photograph, box, scale), 0
         self.shape = (photograph.shape[0] * scale, photograph.shape[1] * scale)
         self._rows: Rows | None = None
         if "sr" in wanted.results:
@@ -137,9 +177,24 @@ class _SR:
             self._rows = picture_rows(files, "sr", self.shape, 3, tiff, _enlarged(photograph.place, scale))
 
     def write(self, rows: Tensor) -> None:
-        """The next rows, 1 3 n W."""
+        """The next rows, 1 3 n w."""
         if self._rows is not None:
-            self._rows.write(_bytes(rows[0].permute(1, 2, 0)))
+            self._blank(self._frame.above if not self._top else 0)
+            self._write(self._frame.widened(_bytes(rows[0].permute(1, 2, 0))))
+
+    def end(self) -> None:
+        """Write what lies below."""
+        if self._rows is not None:
+            self._blank(self._frame.below)
+
+    def _blank(self, count: int) -> None:
+        for rows in self._frame.blank(count):
+            self._write(np.zeros((*rows.shape, 3), np.uint8))
+
+    def _write(self, rows: np.ndarray) -> None:
+        valid = self._frame.valid(self._top, len(rows))
+        self._rows.write(rows if valid is None else rows * valid[..., None], valid)
+        self._top += len(rows)
 
 
 class _Cracks:
@@ -153,13 +208,15 @@ class _Cracks:
         files: Files,
         wanted: Wanted,
         keep_mask: bool,
+        box: tuple[int, int, int, int],
     ):
         self._wanted, self._scratch, self._photograph = wanted, scratch, photograph
         self._reduce = model.scale if wanted.size == "photo" else 1
         scale = model.scale // self._reduce
         self.shape = (photograph.shape[0] * scale, photograph.shape[1] * scale)
         self.crack_prob = np.empty(self.shape, np.uint8) if keep_mask else None
-        self.crack_pixels, self._top = 0, 0
+        self._frame = _Frame(photograph, box, scale)
+        self.crack_pixels, self.valid_pixels, self._top = 0, 0, 0
         self._left: Tensor | None = None  # rows that are too few to be averaged
         where = {"shape": self.shape, "tiff": as_tiff(wanted, photograph, scale)}
         where["place"] = _enlarged(photograph.place, scale)
@@ -175,7 +232,16 @@ class _Cracks:
         """The next rows, 1 1 n W of the SR image's size."""
         prob = self._reduced(logits.float().sigmoid())[0, 0]
         if len(prob):
-            self._write(prob.cpu().numpy())
+            self._blank(self._frame.above if not self._top else 0)
+            self._write(self._frame.widened(prob.cpu().numpy()))
+
+    def end(self) -> None:
+        """Write what lies below."""
+        self._blank(self._frame.below)
+
+    def _blank(self, count: int) -> None:
+        for rows in self._frame.blank(count):
+            self._write(rows)
 
     def _reduced(self, prob: Tensor) -> Tensor:
         """Means over the pixels of the SR image that make one of the photograph; what is left waits for more rows."""
@@ -187,12 +253,16 @@ class _Cracks:
         return F.avg_pool2d(prob[..., :whole, :], self._reduce) if whole else prob[..., :0, :]
 
     def _write(self, prob: np.ndarray) -> None:
-        mask = prob > self._wanted.threshold
+        valid = self._frame.valid(self._top, len(prob))
+        prob = prob if valid is None else prob * valid
+        mask = prob > self._wanted.threshold if valid is None else (prob > self._wanted.threshold) & valid
         self.crack_pixels += int(mask.sum())
+        self.valid_pixels += prob.size if valid is None else int(valid.sum())
         if self.crack_prob is not None:
             self.crack_prob[self._top : self._top + len(mask)] = np.where(mask, (prob * 255).round().clip(1), 0)
         for name, rows in self._rows.items():
-            rows.write({"prob": self._shown, "mask": lambda *_: mask, "overlay": self._overlaid}[name](prob, mask))
+            values = {"prob": self._shown, "mask": lambda *_: mask, "overlay": self._overlaid}[name](prob, mask)
+            rows.write(values, valid)
         self._top += len(mask)
 
     def _shown(self, prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -202,7 +272,12 @@ class _Cracks:
         window = (self._top, 0, *mask.shape)
         if self._wanted.size == "photo":
             return overlay(self._photograph.pixels(*window), mask)
-        return overlay(_bytes(torch.from_numpy(self._scratch.pixels(*window))), mask)
+        top, (height, width) = self._top - self._frame.above, self._scratch.shape
+        if not 0 <= top < height:  # above or below the part that is worked
+            return np.zeros((*mask.shape, 3), np.uint8)
+        sr = self._frame.widened(_bytes(torch.from_numpy(self._scratch.pixels(top, 0, len(mask), width))))
+        valid = self._frame.valid(self._top, len(mask))
+        return overlay(sr if valid is None else sr * valid[..., None], mask)
 
 
 def _grey_rows(files: Files, name: str, **where: Any) -> Rows:

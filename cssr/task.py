@@ -77,7 +77,7 @@ class Task(nn.Module):
         phase = self.phase(progress)
         network = self._compiled or self.model
         kernel = batch.kernel if phase.true_kernel else None
-        outputs = network(batch.lq, kernel, **self._of_hr(batch, phase, progress)).float()
+        outputs = network(batch.lq, kernel, **self._of_hr(batch, phase, progress)).float().where_valid(batch)
         with torch.autocast(batch.lq.device.type, enabled=False):
             sr = self.sr_losses[phase.until](outputs, batch, progress)
             seg = self.seg_loss(outputs, batch, progress)
@@ -131,7 +131,8 @@ class Task(nn.Module):
             found["mix"] = mix(batch.hr, batch.seed, progress)
         if self.needs_features:
             found["features"] = True
-        return {**found, "hr": batch.hr} if found else {}
+        found = {**found, "hr": batch.hr} if found else {}
+        return found if batch.valid is None else {**found, "valid": batch.valid}
 
     def _check_phases(self, phases: list[PhaseConfig]) -> None:
         known = self.model.groups()

@@ -28,12 +28,30 @@ class Windows(Protocol):
 class Whole:
     """A tensor, B C H W, to be read by windows."""
 
-    def __init__(self, x: Tensor):
-        self._x, self.shape = x, (x.shape[-2], x.shape[-1])
+    def __init__(self, x: Tensor, valid: Tensor | None = None):
+        self._x, self._valid, self.shape, self.masked = x, valid, (x.shape[-2], x.shape[-1]), valid is not None
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
         """A view."""
         return self._x[..., top : top + height, left : left + width]
+
+    def valid(self, top: int, left: int, height: int, width: int) -> Tensor | None:
+        """Which pixels are valid, B 1 height width; None where all are."""
+        return None if self._valid is None else self._valid[..., top : top + height, left : left + width]
+
+
+class WithValid:
+    """An image that is read by windows, with its valid pixels as a fourth channel: the image's 1 or 255, and 0."""
+
+    def __init__(self, image: Windows):
+        self._image, self.shape = image, image.shape
+
+    def read(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """B 4 height width."""
+        part, valid = (get(top, left, height, width) for get in (self._image.read, self._image.valid))
+        one = 255 if part.dtype == torch.uint8 else 1
+        valid = torch.ones_like(part[:, :1], dtype=torch.bool) if valid is None else valid.to(part.device)
+        return torch.cat((part, valid.to(part.dtype) * one), 1)
 
 
 class Kept:

@@ -4,7 +4,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_NO_CRACK = 30.0  # logit of certain background, negated
 
 
 def send(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
@@ -59,6 +62,29 @@ class Outputs:
     sr_features: tuple[Tensor, ...] = ()  # B C y x each, the segmentation network's on SR, where a loss asks for them
     hr_features: tuple[Tensor, ...] = ()  # likewise on HR, equal sizes, without gradient
     mask_sr: Tensor | None = None  # B 1 H W, the super-resolved mask, unclipped (segmentation before SR)
+
+    def where_valid(self, batch: Batch) -> "Outputs":
+        """The same with what is true in place of what was made of pixels without data: losses and measures are 0 there.
+
+        Features that losses compare stay as they are.
+        """
+        if batch.valid is None:
+            return self
+        valid = batch.valid > 0
+        low = F.max_pool2d(batch.valid, batch.hr.shape[-1] // batch.lq.shape[-1]) > 0 if batch.lq is not None else valid
+
+        def hidden(logits: Tensor) -> Tensor:
+            keep = valid if logits.shape[-2:] == valid.shape[-2:] else low
+            return logits.where(keep, logits.new_tensor(-_NO_CRACK)) if logits.shape[-2:] == keep.shape[-2:] else logits
+
+        return replace(
+            self,
+            sr=self.sr.where(valid, batch.hr.to(self.sr.dtype)),
+            logits=hidden(self.logits),
+            aux=tuple(map(hidden, self.aux)),
+            lq_logits=None if self.lq_logits is None else hidden(self.lq_logits),
+            mask_sr=None if self.mask_sr is None else self.mask_sr * batch.valid.to(self.mask_sr.dtype),
+        )
 
     def float(self) -> "Outputs":
         """All tensors as float32: losses and measures are computed in it under any precision."""

@@ -75,7 +75,8 @@ def predicted(model: JointModel, image: np.ndarray, tile: int, progress) -> list
 def _parts(found: Prediction) -> list[Part]:
     lossless = found.sr.shape[0] * found.sr.shape[1] <= PNG_PIXELS
     kind = "PNG" if lossless else "JPEG"
-    parts = [Part("sr", f"image/{kind.lower()}", _encode(found.sr, kind))]
+    sr = found.sr if found.valid is None or not lossless else np.dstack([found.sr, found.valid.astype(np.uint8) * 255])
+    parts = [Part("sr", f"image/{kind.lower()}", _encode(sr, kind))]
     if found.prob is not None:
         parts.append(Part("prob", "image/png", _encode((found.prob * 255).round().astype(np.uint8))))
     if found.kernel is not None:

@@ -163,10 +163,23 @@ class Modulation(nn.Module):
         return features * self.scale(features, vector).sigmoid() + self.shift(features, vector)
 
 
-class MeanConv2d(nn.Conv2d):
-    """The spatial mean (B C 1 1) of a 3x3 convolution that keeps the size, from nine sums instead of the whole map."""
+def mean_where(x: Tensor, valid: Tensor | None) -> Tensor:
+    """The spatial mean (B C 1 1) of B C H W over the pixels where `valid` (B 1 H W) is 1; None: over all."""
+    if valid is None:
+        return x.mean((2, 3), keepdim=True)
+    valid = valid.to(x.dtype)
+    return (x * valid).sum((2, 3), keepdim=True) / valid.sum((2, 3), keepdim=True).clamp(min=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+
+class MeanConv2d(nn.Conv2d):
+    """The spatial mean (B C 1 1) of a 3x3 convolution that keeps the size, from nine sums instead of the whole map.
+
+    With `valid` (B 1 H W, 0 or 1), the mean over these pixels of the map.
+    """
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        if valid is not None:
+            return mean_where(F.conv2d(x, self.weight, self.bias, padding=1), valid)
         sums = _tap_sums(_tap_sums(x, 2), 3)  # B C 3 3: what each tap of the kernel meets over all positions
         return F.conv2d(sums / (x.shape[2] * x.shape[3]), self.weight, self.bias)
 

@@ -28,7 +28,7 @@ from cssr.models.seg import SEG
 from cssr.models.shipped import is_shipped, shipped_directory
 from cssr.models.sr import SR
 from cssr.models.to_hub import push, stage
-from cssr.tiling import Kept, Tiles, Whole, Windows
+from cssr.tiling import Kept, Tiles, Whole, Windows, WithValid
 
 FORMS = Registry("form of the joint model")
 _GROUPS = {
@@ -70,13 +70,16 @@ class JointModel(nn.Module):
             return sr.clamp(0, 1)
         return sr
 
-    def normalize(self, image: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def normalize(
+        self, image: Tensor, moments: tuple[Tensor, Tensor] | None = None, valid: Tensor | None = None
+    ) -> Tensor:
         """An image as segmentation takes it: per image and channel, by data-set statistics, or as it is.
 
-        `moments`: mean and variance (B 3 1 1 each) of the image of which this is a part.
+        `moments`: mean and variance (B 3 1 1 each) of the image of which this is a part. `valid`: B 1 H W, 1 on the
+        pixels that the image's own moments are of; None: all.
         """
         if self.config.normalize == "instance":
-            mean, variance = moments or moments_of(image.float())
+            mean, variance = moments or moments_of(image.float(), valid)
             return (image.float() - mean) * (variance + _EPSILON).rsqrt()
         if self.config.normalize == "dataset":
             return (image - self.mean) / self.std
@@ -127,15 +130,25 @@ class JointModel(nn.Module):
         return pad_to_multiple(x, getattr(self.seg, "stride", 1))
 
     @torch.no_grad()
-    def infer(self, lq: Tensor, tile: int = 0, overlap: int = TILE_OVERLAP, progress: Callable = iter) -> Outputs:
+    def infer(
+        self,
+        lq: Tensor,
+        tile: int = 0,
+        overlap: int = TILE_OVERLAP,
+        progress: Callable = iter,
+        valid: Tensor | None = None,
+    ) -> Outputs:
         """`forward` for images of any size: larger ones in overlapping tiles of `tile` LQ pixels, blended.
 
         What a form takes from the whole image, it takes once. `progress` wraps the iteration over tiles (e.g. tqdm).
+        `valid`: B 1 H W, 1 on the pixels of the SR image that hold data (`cssr/utils/valid_pixels.py`); None: all do.
         """
         if not tile or max(lq.shape[-2:]) <= tile:
-            return self(lq)
+            return self(lq) if valid is None else self(lq, valid=valid)
         found: dict[str, list[Tensor]] = {}
-        for name, rows in self.infer_rows(Whole(lq), Tiles(tile, overlap, progress=progress), Kept()):
+        for name, rows in self.infer_rows(
+            Whole(lq, reduced(valid, self.scale)), Tiles(tile, overlap, progress=progress), Kept()
+        ):
             found.setdefault(name, []).append(rows)
         return Outputs(**{name: torch.cat(rows, -2) for name, rows in found.items()})
 
@@ -271,6 +284,7 @@ class SRThenSeg(JointModel):
         hr: Tensor | None = None,
         mix: Tensor | None = None,
         features: bool = False,
+        valid: Tensor | None = None,
     ) -> Outputs:
         """SR and crack logits.
 
@@ -278,28 +292,32 @@ class SRThenSeg(JointModel):
             hr: B 3 H W, in training: what `mix` and `features` refer to.
             mix: B 1 H W, the share of HR in the image that is segmented; what is returned as SR is not mixed.
             features: whether the segmentation encoder's feature maps, of this image and of HR, are returned too.
+            valid: B 1 H W, 1 on the pixels that hold data, which kernel and moments are of; None: all do.
         """
-        sr, predicted = self.sr(lq, kernel)
+        sr, predicted = self._enlarged(lq, kernel, valid)
         sr = self.clip(sr)
-        image = self.normalize(sr if mix is None else torch.lerp(sr, hr.to(sr.dtype), mix.to(sr.dtype)))
+        mixed = sr if mix is None else torch.lerp(sr, hr.to(sr.dtype), mix.to(sr.dtype))
+        image = self.normalize(mixed, valid=valid)
         if not features:
             logits, *aux = self.segment(image, predicted)
             return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux))
         (logits, *aux), maps = self.segment_by_features(image)
-        reference = self.reference_features(self.normalize(hr))
+        reference = self.reference_features(self.normalize(hr, valid=valid))
         return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux), sr_features=maps, hr_features=reference)
 
     @torch.no_grad()
     def infer_rows(self, lq: Windows, tiles: Tiles, kept: Kept) -> Iterator[tuple[str, Tensor]]:
         """A predicted kernel is the mean over tiles' kernels; the normalisation sees the whole SR image."""
-        kernel, moments = None, Moments()
+        kernel, moments, top = None, Moments(), 0
         if self._predicts_kernel:
             kernel = self._global_kernel(lq, tiles)
             yield "kernel", kernel
         for rows in tiles.rows(lambda x: self._super_resolved(x, kernel), lq, self.scale):
             rows = self.clip(rows)
-            moments.add(rows)
+            valid = valid_rows(lq, top, rows.shape[-2], self.scale)
+            moments.add(rows, None if valid is None else valid.to(rows.device))
             kept.append(rows)
+            top += rows.shape[-2]
             yield "sr", rows
         found = moments.result()
         for rows in tiles.enlarged(self.scale).rows(lambda x: self._segmented(x, found, kernel), kept):
@@ -322,9 +340,51 @@ class SRThenSeg(JointModel):
         mean, variance = (_for_each_tile(moment, part) for moment in moments)
         return self.segment(self.normalize(part, (mean, variance)), _for_each_tile(kernel, part))[0]
 
+    def _enlarged(self, lq: Tensor, kernel: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """SR image and kernel, the latter predicted from the valid pixels where the network can."""
+        if valid is None or not getattr(self.sr, "takes_valid", False):
+            return self.sr(lq, kernel)
+        return self.sr(lq, kernel, valid)
+
+    def _weighed_kernel(self, x: Tensor) -> Tensor:
+        """Kernel and share of valid pixels of tiles B 4 h w, as B k*k+1."""
+        x = self._taken(x)
+        valid = x[:, 3:]
+        kernel = self._enlarged(x[:, :3], None, F.interpolate(valid, scale_factor=self.scale))[1]
+        return torch.cat((kernel.flatten(1), valid.mean((1, 2, 3))[:, None]), 1)
+
+    def _masked_kernel(self, lq: Windows, tiles: Tiles) -> Tensor:
+        """The mean over tiles' kernels by how many of their pixels are valid; over all tiles where a few have none."""
+        image = WithValid(lq)
+        rows = torch.stack([*tiles.sampled(self._weighed_kernel, image, _KERNEL_TILES)])  # tiles B k*k+1
+        if not (rows[..., -1].sum(0) > 0).all():
+            rows = torch.stack([row for _, row in tiles.results(self._weighed_kernel, image)])
+        weight = rows[..., -1:]
+        kernel = (rows[..., :-1] * weight).sum(0) / weight.sum(0).clamp(min=1e-12)
+        return kernel.view(len(kernel), 1, self.sr.kernel_size, -1)
+
     def _global_kernel(self, lq: Windows, tiles: Tiles) -> Tensor:
+        if getattr(lq, "masked", False):
+            return self._masked_kernel(lq, tiles)
         kernels = tiles.sampled(lambda x: self.sr(self._taken(x))[1], lq, _KERNEL_TILES)
         return torch.stack([*kernels]).mean(0)
+
+
+def reduced(valid: Tensor | None, scale: int) -> Tensor | None:
+    """Valid pixels (B 1 H W) at LQ size, B 1 h w bool: those of which half or more are."""
+    return None if valid is None else F.avg_pool2d(valid.float(), scale) >= 0.5
+
+
+def valid_rows(lq: Windows, top: int, count: int, scale: int) -> Tensor | None:
+    """Which pixels of rows of the SR image are valid, B 1 count W bool; None where all of the image are."""
+    if not getattr(lq, "masked", False):
+        return None
+    first, last = top // scale, -(-(top + count) // scale)
+    found = lq.valid(first, 0, last - first, lq.shape[1])
+    if found is None:
+        return torch.ones(1, 1, count, lq.shape[1] * scale, dtype=torch.bool)
+    large = found.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return large[..., top - first * scale : top - first * scale + count, :] > 0
 
 
 def _for_each_tile(value: Tensor | None, part: Tensor) -> Tensor | None:
@@ -338,12 +398,12 @@ class SegThenSR(JointModel):
     Unverified against the published code, which has no numbers to compare with.
     """
 
-    def forward(self, lq: Tensor, kernel: Tensor | None = None) -> Outputs:
+    def forward(self, lq: Tensor, kernel: Tensor | None = None, valid: Tensor | None = None) -> Outputs:
         """`mask_sr` and its logits; `lq_logits` and `aux` are of LQ size, for `loss.seg=at_lq`.
 
         There is no SR image: `sr` is the bicubic enlargement, to look at.
         """
-        lq_logits, *aux = self._averaged(self.normalize(lq))
+        lq_logits, *aux = self._averaged(self.normalize(lq, valid=reduced(valid, self.scale)))
         mask_sr = self.sr(lq_logits.sigmoid())[0]
         logits = self.calibrate(mask_sr.float().clamp(_LOGIT_BOUND, 1 - _LOGIT_BOUND).logit())
         sr = self.clip(F.interpolate(lq, scale_factor=self.scale, mode="bicubic"))
@@ -353,7 +413,7 @@ class SegThenSR(JointModel):
 class Dual(JointModel):
     """One network with two heads (DSRL), as `sr`."""
 
-    def forward(self, lq: Tensor, kernel: Tensor | None = None) -> Outputs:
+    def forward(self, lq: Tensor, kernel: Tensor | None = None, valid: Tensor | None = None) -> Outputs:
         """SR, logits, and the two features that DSRL's affinity loss compares."""
         sr, logits, *features = self._both(lq)
         if not self.training and self.orientations > 1:

@@ -40,6 +40,7 @@ from cssr.models.blocks import (
     deconv_prelu,
     exporting,
     init_kaiming,
+    mean_where,
 )
 from cssr.models.sr import SR
 
@@ -124,7 +125,10 @@ class ResizeOrPad(Resize):
 
 
 class FirstPredictor(nn.Module):
-    """LQ features (B C h w) -> the first kernel (B 1 k k, sum 1): the mean over the image of a map of kernel values."""
+    """LQ features (B C h w) -> the first kernel (B 1 k k, sum 1): the mean over the image of a map of kernel values.
+
+    With `valid` (B 1 h w, 0 or 1), over these pixels of the image.
+    """
 
     def __init__(self, width: int, predicted_size: int, kernel_size: int):
         super().__init__()
@@ -132,14 +136,14 @@ class FirstPredictor(nn.Module):
         self.layers = nn.Sequential(*(conv_prelu(width, n, 3, padding=1, bias=False, slope=_SLOPE) for n in outputs))
         self.resize = Resize(predicted_size, kernel_size)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return normalized(self.resize(self.layers(features).mean((2, 3), keepdim=True)))
+    def forward(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
+        return normalized(self.resize(mean_where(self.layers(features), valid)))
 
 
 class StagePredictor(nn.Module):
     """SR image of a stage (B 3 H W) and the kernel before it (B 1 k k) -> the corrected kernel, sum 1.
 
-    The correction is the mean over the image of a map of kernel values.
+    The correction is the mean over the image, or its `valid` pixels (B 1 H W), of a map of kernel values.
     """
 
     def __init__(self, hidden: int, predicted_size: int, kernel_size: int, zero_pad: bool):
@@ -156,11 +160,11 @@ class StagePredictor(nn.Module):
         self.delta = MeanConv2d(hidden, values, 3, padding=1, bias=False)
         self.resize = (ResizeOrPad if zero_pad else Resize)(predicted_size, kernel_size)
 
-    def forward(self, sr: Tensor, kernel: Tensor) -> Tensor:
+    def forward(self, sr: Tensor, kernel: Tensor, valid: Tensor | None = None) -> Tensor:
         vector = rearrange(kernel, "b 1 y x -> b (y x) 1 1").to(sr.dtype)
         of_kernel = self.of_kernel(constant_map(vector, sr.shape[-2:], border=2))
         joined = F.leaky_relu(self.join(self.of_image(sr), of_kernel), _SLOPE)
-        return normalized(kernel + self.resize(self.delta(self.mix(joined))))
+        return normalized(kernel + self.resize(self.delta(self.mix(joined), valid)))
 
 
 class Layers:
@@ -206,11 +210,12 @@ class Stage(nn.Module):
         kernel: Tensor,
         given: Tensor | None,
         enlarged: Tensor | None,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         high = self.up(low)
         sr = self.image(torch.cat((*highs, high), 1))
         sr = sr if enlarged is None else sr + enlarged
-        kernel = predicted_or(given, self.predictor, sr, kernel)
+        kernel = predicted_or(given, self.predictor, sr, kernel, valid)
         error = blur_and_reduce(sr, kernel, self.scale) - lq
         return (high if self.error is None else high + self.error(error)), kernel, error
 
@@ -242,6 +247,7 @@ class KBPN(nn.Module):
     """Stages of back-projection; each takes all earlier LQ features, the SR image all HR features."""
 
     predicts_kernel = True
+    takes_valid = True
 
     def __init__(
         self, head: nn.Module, predictor: FirstPredictor, stages: list[Stage], backs: list[Back], residual: Residual
@@ -262,23 +268,25 @@ class KBPN(nn.Module):
         """Blocks, under `train.recompute`."""
         return self.head, self.predictor, *self.stages, *self.backs
 
-    def forward(self, lq: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, lq: Tensor, kernel: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """SR image and kernel (B 1 k k float32, sum 1).
 
         Args:
             lq: B 3 h w, about 0..1.
             kernel: B 1 k k, instead of the predicted ones; divided by its sum.
+            valid: B 1 H W, 1 on the pixels from which a kernel is predicted; None: all.
         Raises: ValueError for a given kernel of another shape.
         """
         given = None if kernel is None else self._checked(kernel, len(lq))
         low = self.head(lq)
-        kernel = predicted_or(given, self.predictor, low)
+        low_valid = None if valid is None else (F.avg_pool2d(valid.float(), self.scale) >= 0.5).float()
+        kernel = predicted_or(given, self.predictor, low, low_valid)
         highs: tuple[Tensor, ...] = ()  # not lists: a block that is recomputed must find what it was given
         lows: tuple[Tensor, ...] = ()
         enlarged = F.interpolate(lq, scale_factor=self.scale, mode="bicubic") if self.residual else None
         of_stages = enlarged if self.residual == "stages" else None
         for stage, back in zip(self.stages, (*self.backs, None)):
-            high, kernel, error = stage(low, highs, lq, kernel, given, of_stages)
+            high, kernel, error = stage(low, highs, lq, kernel, given, of_stages, valid)
             highs = (*highs, high)
             if back is not None:
                 new, low = back(highs, lows, error, kernel)
