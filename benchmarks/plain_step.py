@@ -64,7 +64,7 @@ def with_full_maps(task: Task) -> Task:
     return task
 
 
-def corrected(net: StagePredictor, sr: Tensor, kernel: Tensor) -> Tensor:
+def corrected(net: StagePredictor, sr: Tensor, kernel: Tensor, valid: None = None) -> Tensor:
     """`StagePredictor`: the kernel as a map of the image's size, convolved twice, joined, convolved twice, averaged."""
     of_kernel = net.of_kernel(full_map(kernel.flatten(1)[..., None, None].to(sr.dtype), sr))
     joined = F.leaky_relu(F.conv2d(torch.cat((net.of_image(sr), of_kernel), 1), net.join.weight), SLOPE)

@@ -8,7 +8,8 @@ from PIL import Image
 from cssr import JointModel
 from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
-from cssr.predict import main, photographs, predict, read_photograph
+from cssr.photographs import read_photograph
+from cssr.predict import main, photographs, predict
 
 SEG = {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}
 MODEL = {"scale": 4, "sr": {"name": "dbpn", "stages": 2, "width": 4, "features": 8}, "seg": SEG}
