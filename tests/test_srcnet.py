@@ -75,10 +75,10 @@ def test_reduced_precision_is_finite():
     [
         ({"scale": 3}, "model.scale must be one of 2, 4, 8, found 3"),
         ({"scale": 1}, "model.scale must be one of 2, 4, 8, found 1"),
-        ({"groups": 0}, "groups must be at least 1, found 0"),
-        ({"blocks": 0}, "blocks must be at least 1"),
-        ({"hidden": -1}, "hidden must be at least 1"),
-        ({"width": 0}, "width must be at least 1"),
+        ({"groups": 0}, "groups must be a whole number of 1 to 4096, found 0"),
+        ({"blocks": 0}, "blocks must be a whole number of 1 to 4096"),
+        ({"hidden": -1}, "hidden must be a whole number of 1 to 4096"),
+        ({"width": 0}, "width must be a whole number of 1 to 4096"),
         ({"stages": 3}, "does not take 'stages'"),
     ],
 )

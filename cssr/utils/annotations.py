@@ -19,7 +19,7 @@ class Within:
 
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value of YAML or JSON is one that an annotation describes; numbers must be finite."""
-    origin, inner = get_origin(kind), get_args(kind)
+    origin, inner = _origin(kind), get_args(kind)
     if origin is Annotated:
         bounds = [extra for extra in inner[1:] if isinstance(extra, Within)]
         return fits(value, inner[0]) and (value is None or all(b.low <= value <= b.high for b in bounds))
@@ -36,6 +36,11 @@ def fits(value: Any, kind: Any) -> bool:
     return kind is Any or (_fits_plain(value, kind) if isinstance(kind, type) else True)
 
 
+def _origin(kind: Any) -> Any:
+    """That of `list[int]` is list; so is that of a bare `list`, whose items may be anything."""
+    return kind if kind in (list, tuple, dict) else get_origin(kind)
+
+
 def _fits_plain(value: Any, kind: type) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is float:
@@ -47,7 +52,7 @@ def _fits_plain(value: Any, kind: type) -> bool:
 
 def described(kind: Any) -> str:
     """An annotation in words, for error messages."""
-    origin, inner = get_origin(kind), get_args(kind)
+    origin, inner = _origin(kind), get_args(kind)
     if origin is Annotated:
         bounds = next((extra for extra in inner[1:] if isinstance(extra, Within)), None)
         return described(inner[0]) + (f" of {bounds.low:g} to {bounds.high:g}" if bounds else "")
