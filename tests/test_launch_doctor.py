@@ -329,7 +329,7 @@ def test_the_command_says_what_would_run_here():
     assert done.returncode == 0 and done.stderr == "" and done.stdout.endswith("it would run\n")
     lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if line.startswith("  "))
     assert lines["world"].split() == ["size", "4"] and lines["type"] == "MULTI_GPU: DDP"
-    assert lines["parameters"].startswith("sr 0.15 M, seg 3.80 M")
+    assert lines["parameters"].startswith("sr 0.15 M, seg 2.53 M, encoder 1.26 M")
     assert {"model", "gradients", "optimizer", "activations", "together"} <= lines.keys()
 
 
