@@ -37,6 +37,7 @@ from cssr.data.loader import Damage, DataError, eval_stream, train_stream
 from cssr.data.shards import open_sets, parse_sets
 from cssr.data.tar_reader import read_members
 from cssr.data.transforms import signed_distance
+from cssr.data.workers import worker_share
 
 FIELDS = ("hr", "mask", "distance", "seed")
 
@@ -143,13 +144,10 @@ def test_micro_batches_do_not_change_the_stream(shards):
 def test_ranks_and_workers_share_the_places_out(monkeypatch, world, workers):
     """Every place of the run is taken by one worker of one rank, and the loader's turns put them in order."""
     taken = {}
-    for rank in range(world):
-        source = cssr.data.loader._TrainSamples([], None, None, 0, range(rank, 2**62, world), False)
-        monkeypatch.setattr(source, "load", lambda place: place)
-        for worker in range(workers):
-            info = type("Info", (), {"id": worker, "num_workers": workers})
-            monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda info=info: info)
-            taken[rank, worker] = list(itertools.islice(source, 5))
+    for rank, worker in itertools.product(range(world), range(workers)):
+        info = type("Info", (), {"id": worker, "num_workers": workers})
+        monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda info=info: info)
+        taken[rank, worker] = worker_share(range(rank, 2**62, world))[:5]
     turns = [taken[rank, k % workers][k // workers] for k in range(5 * workers) for rank in range(world)]
     assert turns == [*range(5 * workers * world)]
 
@@ -192,6 +190,60 @@ def test_sets_are_mixed_by_weight(shards, own):
 def zip_pairs(found: list[Batch]) -> list[Batch]:
     """Batches of 4 as rows of the 8 lanes."""
     return [Batch(a.hr, a.mask, key=a.key + b.key) for a, b in zip(found[::2], found[1::2])]
+
+
+STAGES = """
+import numpy as np
+
+def darker(sample, rng):
+    sample.image = (sample.image * rng.uniform(0.2, 0.9)).astype(np.uint8)
+    return sample
+
+def nothing(sample, rng):
+    pass
+
+def floats(sample, rng):
+    sample.image = sample.image / 255
+    return sample
+"""
+
+
+@pytest.fixture
+def my_stages(tmp_path, monkeypatch):
+    """A module `my_stages` of the user's in the working directory."""
+    (tmp_path / "my_stages.py").write_text(STAGES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    yield
+    sys.modules.pop("my_stages", None)
+
+
+def test_a_users_stage_changes_images_and_nothing_else(shards, my_stages):
+    """The same for any ranks and workers: its draws are of the place."""
+    plain, darker = (samples(batches(shards, 4, stages=stages)) for stages in ([], ["my_stages.darker"]))
+    for one, other in zip(plain, darker):
+        assert one["key"] == other["key"] and one["hr"].float().mean() > 1.05 * other["hr"].float().mean()
+        assert all(torch.equal(one[name], other[name]) for name in ("mask", "distance", "seed"))
+    assert_same(samples(batches(shards, 4, stages=["my_stages.darker"], workers=2)), darker)
+    ranks = [samples(batches(shards, 4, 0, 2, rank, 2, stages=["my_stages.darker"])) for rank in range(2)]
+    assert_same([sample for row in zip(*ranks) for sample in row], darker)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "stage, message",
+    [
+        ("my_stages.darkr", "data.stages: my_stages has no function 'darkr'.*darker"),
+        ("no_such_lab.stage", "data.stages: no_such_lab cannot be imported"),
+        ("darker", "data.stages: 'darker' names no module"),
+        ("my_stages.nothing", "data.stages: my_stages.nothing returned NoneType for a-000: return the sample"),
+        ("my_stages.floats", "data.stages: my_stages.floats made image float64"),
+    ],
+)
+def test_a_stage_that_cannot_be_used(shards, my_stages, stage, message, workers):
+    with pytest.raises(ValueError, match=message) as caught:
+        batches(shards, 1, stages=[stage], workers=workers)
+    one_line(caught)
 
 
 def test_places_have_no_end(shards):
@@ -343,9 +395,11 @@ def test_a_stream_that_is_abandoned_alive_does_not_keep_the_program(shards, tmp_
     """After an uncaught error the traceback holds the stream's frame until the very end, workers and all."""
     script = tmp_path / "fails.py"
     script.write_text(
-        "from cssr.config.schema import DataConfig\nfrom cssr.data.loader import train_stream\n"
+        "from cssr.config.schema import DataConfig\nfrom cssr.data.checks import open_train_sets\n"
+        "from cssr.data.loader import train_stream\n"
         f"data = DataConfig(train={str(shards)!r}, crop=12, lanes=8, workers=1)\n"
-        "def main():\n    stream = train_stream(data, 0, 0, 2)\n    next(stream)\n    raise RuntimeError('as told')\n"
+        "def main():\n    stream = train_stream(open_train_sets(data), data, 0, 0, 2)\n"
+        "    next(stream)\n    raise RuntimeError('as told')\n"
         "main()\n"
     )
     process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True, start_new_session=True)

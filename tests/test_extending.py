@@ -53,7 +53,7 @@ def test_the_readmes_own_network_trains_and_comes_back(lab):
 
 
 def test_a_network_a_loss_and_a_degradation_of_ones_own_train_together(lab):
-    parts = [block for block in blocks("docs/extending.md") if "SOURCES" not in block]
+    parts = [block for block in blocks("docs/extending.md") if "SOURCES" not in block and "clahe" not in block]
     assert len(parts) == 3
     (lab / "my_lab/parts.py").write_text("\n".join(parts))
     (lab / "mine.yaml").write_text(*blocks("docs/extending.md", "yaml"))
@@ -61,6 +61,14 @@ def test_a_network_a_loss_and_a_degradation_of_ones_own_train_together(lab):
     assert exported["model"]["seg"] == {"name": "plain", "width": 8}
     assert exported["degradation"]["name"] == "box" and exported["degradation"]["side"] == [1, 5]
     assert "21x21 box, zero padding" in json.dumps(exported)
+
+
+def test_a_stage_of_ones_own_trains(lab):
+    (stage,) = [block for block in blocks("docs/extending.md") if "def clahe" in block]
+    (lab / "my_lab/stages.py").write_text(stage)
+    (lab / "mine.yaml").write_text("base: configs/tiny.yaml\ndata: {stages: [my_lab.stages.clahe]}\n")
+    trained("mine.yaml")
+    assert sys.modules["my_lab.stages"].clahe
 
 
 def test_a_layout_of_ones_own_is_sharded(tmp_path, own_parts, capsys):

@@ -73,7 +73,7 @@ def model_config(values: Mapping[str, Any], imports: Sequence[str] = ()) -> Mode
     return model
 
 
-def import_modules(names: Sequence[str]) -> None:
+def import_modules(names: Sequence[str], setting: str = "imports") -> None:
     """Import modules of the user's, which register what they define; the working directory counts as on the path.
 
     Raises: ValueError, one line, for a module that is not there or fails on import.
@@ -86,7 +86,7 @@ def import_modules(names: Sequence[str]) -> None:
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"imports: {name} cannot be imported from {os.getcwd()} or the Python path: "
+                f"{setting}: {name} cannot be imported from {os.getcwd()} or the Python path: "
                 f"{type(error).__name__}: {reason}"
             ) from error
 

@@ -52,6 +52,7 @@ class DataConfig:
     vflip: float = 0.0  # probability of a vertical mirror
     crack_share: float = 0.0  # share of the crops that must show a crack pixel, of images that have one
     photometric: bool = False  # CSSR's photometric distortion: brightness, contrast, saturation, hue, channel order
+    stages: list[str] = field(default_factory=list)  # functions of yours before the crop: [my_lab.stages.clahe]
     lanes: int = 32  # pieces a pass is cut into; ranks x workers must divide it; a property of the run
     shuffle_window: int = 16384  # samples; a set that fits is permuted whole, a larger one within shards and windows
     workers: int = 2  # loader processes per rank; 0 loads in the training process

@@ -10,10 +10,12 @@ from cssr.config.schema import DataConfig
 from cssr.data.dataset import read_sample
 from cssr.data.sampler import allocate
 from cssr.data.shards import DataError, ShardSet, open_sets, parse_sets
+from cssr.data.stages import find_stages
 
 
 def open_train_sets(data: DataConfig, scale: int | None = None) -> list[ShardSet]:
     """The sets of `data.train`, in its order, checked against the settings; `scale`: as for `train_stream`."""
+    find_stages(data.stages)
     weights, sets = parse_sets(data.train, "data.train"), open_sets(data.train, "data.train", data)
     for shards in sets:
         side = shards.smallest_side()

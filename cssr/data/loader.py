@@ -1,19 +1,23 @@
 """The streams of batches: `train_stream` (endless, augmented) and `eval_stream` (every sample exactly once).
 
-The loader is never handed to accelerate: `cssr/data/sampler.py` maps a place in the stream, which is one number, to a
-sample. A set without masks gives masks of 0, and distances of 0. A set may store the LQ images of its samples: in
-training they are used where `degradation=stored` says so, in evaluation unless another is asked for.
+Each is a `webdataset.DataPipeline`: places, samples and crops in worker processes, batches here. The loader is never
+handed to accelerate: `cssr/data/sampler.py` maps a place in the stream, which is one number, to a sample. A set
+without masks gives masks of 0, and distances of 0. A set may store the LQ images of its samples: in training they are
+used where `degradation=stored` says so, in evaluation unless another is asked for.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+import webdataset as wds
 
 from cssr.config.schema import DataConfig
 from cssr.data.batch import Batch
@@ -23,8 +27,9 @@ from cssr.data.dataset import Sample, eval_seed, read_sample
 from cssr.data.remote import DataError, Unreachable
 from cssr.data.sampler import MixedPlan, rng
 from cssr.data.shards import ShardSet, parse_sets
+from cssr.data.stages import Read, own_stages
 from cssr.data.transforms import augment, augment_stored, signed_distance
-from cssr.data.workers import Samples, load
+from cssr.data.workers import load, worker_share
 
 _MAX_SUBSTITUTES = 20  # damaged substitutes in a row before a worker gives up
 
@@ -44,12 +49,28 @@ class _Loaded(NamedTuple):
     valid: np.ndarray | None = None
 
 
-class _ShardSamples(Samples):
+class _ShardSamples:
     """Samples of shards; what there is to say of them is kept until one is loaded."""
 
-    def __init__(self):
+    def __init__(self, indices: range):
+        self.indices = indices
         self.notices: list[str] = []
         self._ahead: Ahead | None = None
+
+    def places(self) -> Iterator[int]:
+        """The places of this worker, in order; shards of those to come are fetched meanwhile."""
+        try:
+            for place in worker_share(self.indices):
+                self.soon(place)
+                yield place
+        finally:
+            if self._ahead:
+                self._ahead.close()
+            self._ahead = None
+
+    def soon(self, place: int) -> None:
+        """Fetch ahead what follows a place."""
+        raise NotImplementedError
 
     def take_notices(self) -> list[str]:
         """What there was to say since the last time."""
@@ -62,11 +83,6 @@ class _ShardSamples(Samples):
         if shards.cache:
             self._ahead = self._ahead or Ahead(self.notices.append)  # in the worker, where its thread is to run
             self._ahead.want(shards.cache, shards.entry(shard))
-
-    def end(self) -> None:
-        if self._ahead:
-            self._ahead.close()
-        self._ahead = None
 
 
 class _TrainSamples(_ShardSamples):
@@ -83,13 +99,28 @@ class _TrainSamples(_ShardSamples):
         scale: int | None = None,
     ):
         self.sets, self.plan, self.data, self.seed = sets, plan, data, seed
-        self.indices, self.distance, self.scale = places, distance, scale
+        self.distance, self.scale = distance, scale
         self.with_kernel = all(shards.kernel == sets[0].kernel for shards in sets)
         self.with_valid = any(shards.valid for shards in sets)
-        super().__init__()
+        super().__init__(places)
 
-    def load(self, place: int) -> _Loaded:
-        sample, damaged = self._read(place)
+    def read(self, place: int) -> Read:
+        """The sample at a place, or a seeded substitute of its lane."""
+        at, damaged = self.plan.locate(place), []
+        for attempt in range(_MAX_SUBSTITUTES):
+            try:
+                sample = read_sample(self.sets[at[0]], *at[1:], self.notices.append, self.scale is not None)
+                return Read(place, sample, damaged)
+            except Unreachable:
+                raise
+            except DataError as error:
+                damaged.append(str(error))
+                at = self.plan.substitute(place, attempt)
+        raise DataError(f"{_MAX_SUBSTITUTES} damaged samples in a row, the last: {damaged[-1]}; check the shards")
+
+    def cut(self, read: Read) -> _Loaded:
+        """A crop, mirrored, with its distance map."""
+        place, sample, damaged = read
         draws = rng(self.seed, place, 0xA6)
         image, mask, lq, kernel = self._augment(sample, draws)
         distance = signed_distance(mask)[None] if self.distance else None
@@ -112,19 +143,6 @@ class _TrainSamples(_ShardSamples):
         image, mask, lq, kernel = augment_stored(image, sample.mask, sample.lq, kernel, self.scale, self.data, draws)
         return image, mask, _planes(lq), None if kernel is None else kernel[None]
 
-    def _read(self, place: int) -> tuple[Sample, list[str]]:
-        """The sample at a place, or a seeded substitute of its lane, and what was damaged on the way."""
-        at, damaged = self.plan.locate(place), []
-        for attempt in range(_MAX_SUBSTITUTES):
-            try:
-                return read_sample(self.sets[at[0]], *at[1:], self.notices.append, self.scale is not None), damaged
-            except Unreachable:
-                raise
-            except DataError as error:
-                damaged.append(str(error))
-                at = self.plan.substitute(place, attempt)
-        raise DataError(f"{_MAX_SUBSTITUTES} damaged samples in a row, the last: {damaged[-1]}; check the shards")
-
 
 def _valid_of(sample: Sample) -> np.ndarray:
     """H W uint8, 1 where a pixel holds data."""
@@ -142,13 +160,14 @@ class _EvalSamples(_ShardSamples):
     """Every `world`-th sample of the sets, in shard order; `stored`: with the LQ images that they store."""
 
     def __init__(self, sets: Sequence[ShardSet], indices: range, multiple: int, seed: int, stored: bool):
-        self.sets, self.indices, self.multiple, self.seed, self.stored = sets, indices, multiple, seed, stored
+        self.sets, self.multiple, self.seed, self.stored = sets, multiple, seed, stored
         self.with_valid = any(shards.valid for shards in sets)
         self.shards = [(number, shard) for number, one in enumerate(sets) for shard in range(len(one.counts))]
         self.ends = np.cumsum([count for one in sets for count in one.counts])
-        super().__init__()
+        super().__init__(indices)
 
     def load(self, index: int) -> _Loaded:
+        """A whole sample."""
         place = int(np.searchsorted(self.ends, index, side="right"))
         number, shard = self.shards[place]
         index -= int(self.ends[place - 1]) if place else 0
@@ -224,17 +243,26 @@ def train_stream(
     places = range(start + rank, 2**62, world)
     samples = _TrainSamples(sets, plan, data, seed, places, distance, scale)
     damage = damage or Damage()
-    pending: list[_Loaded] = []
-    with closing(load(samples, data.workers, 2 * micro_batch)) as stream:
-        for sample in stream:
-            for message in damage.count(sample.damaged, data.max_damaged):
-                report(f"{message}; replaced")
-            for message in damage.note(sample.notices):
-                report(message)
-            pending.append(sample)
-            if len(pending) == micro_batch:
-                yield _collate(pending)
-                pending = []
+    pipeline = [samples.places, wds.map(samples.read), *own_stages(data.stages, seed), wds.map(samples.cut)]
+    stages = [partial(_counted, damage=damage, limit=data.max_damaged, report=report), partial(_batched, micro_batch)]
+    with closing(load(pipeline, data.workers, 2 * micro_batch, stages)) as stream:
+        yield from stream
+
+
+def _counted(samples: Iterator[_Loaded], damage: Damage, limit: float, report: Any) -> Iterator[_Loaded]:
+    """Pass samples on; report what was damaged, and what else there was to say."""
+    for sample in samples:
+        for message in damage.count(sample.damaged, limit):
+            report(f"{message}; replaced")
+        for message in damage.note(sample.notices):
+            report(message)
+        yield sample
+
+
+def _batched(size: int, samples: Iterator[_Loaded]) -> Iterator[Batch]:
+    """Batches of `size` samples, each as soon as its last has come: `wds.batched` waits for one more."""
+    while part := [*islice(samples, size)]:
+        yield _collate(part)
 
 
 def _collate(samples: Sequence[_Loaded]) -> Batch:
@@ -272,19 +300,20 @@ def eval_stream(
     for shards in sets if stored else ():
         if shards.lq:
             check_lq([shards], scale, name)
-    total, damage = sum(map(len, sets)), Damage()
+    total = sum(map(len, sets))
     samples = _EvalSamples(sets, range(rank, min(total, limit or total), world), scale, seed, stored)
-    pending: list[_Loaded] = []
-    with closing(load(samples, workers, batch_size)) as stream:
-        for sample in stream:
-            for message in damage.note(sample.notices):
-                print(message, file=sys.stderr)
-            if pending and (len(pending) == batch_size or _form(pending[0]) != _form(sample)):
-                yield _collate(pending)
-                pending = []
-            pending.append(sample)
-    if pending:
-        yield _collate(pending)
+    pipeline = [samples.places, wds.map(samples.load)]
+    report = partial(print, file=sys.stderr)
+    stages = [partial(_counted, damage=Damage(), limit=0, report=report), partial(_batched_by_form, batch_size)]
+    with closing(load(pipeline, workers, batch_size, stages)) as stream:
+        yield from stream
+
+
+def _batched_by_form(size: int, samples: Iterator[_Loaded]) -> Iterator[Batch]:
+    """Batches of at most `size` samples that follow each other and have one form."""
+    for _, alike in groupby(samples, _form):
+        while part := [*islice(alike, size)]:
+            yield _collate(part)
 
 
 def _form(sample: _Loaded) -> tuple:

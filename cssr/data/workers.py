@@ -1,4 +1,4 @@
-"""Samples from worker processes, one by one and in order; what goes wrong in a worker is said here, in one line.
+"""A webdataset loader: samples from worker processes, one by one and in order; their errors in one line.
 
 Nothing lives in shared memory: arrays come through pipes, so that a killed run leaves nothing behind.
 """
@@ -9,14 +9,15 @@ import re
 import signal
 import threading
 import weakref
-from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import reduce
 from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+import webdataset as wds
+from torch.utils.data import DataLoader
 
 from cssr.data.remote import DataError
 from cssr.utils.interrupts import held_back
@@ -25,54 +26,52 @@ _PIPE = 1 << 20  # bytes; the most that Linux gives without privileges
 _GRACE = 30  # seconds that a worker outlives a SIGTERM, for the training process to finish its step and save
 
 
-class Samples(IterableDataset):
-    """Samples of `self.indices`, of which each worker takes its share in turn."""
-
-    indices: range
-
-    @abstractmethod
-    def load(self, index: int) -> Any:
-        """One sample; DataError if it cannot be had."""
-
-    def soon(self, index: int) -> None:
-        """Called with what this worker will load next, so that it can be fetched."""
-
-    def __iter__(self) -> Iterator[Any]:
-        worker = torch.utils.data.get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        try:
-            for index in self.indices[offset::stride]:
-                self.soon(index)
-                yield self.load(index)
-        except DataError as error:
-            yield error
-        finally:
-            self.end()
-
-    def end(self) -> None:
-        """Called when nothing more is wanted."""
+def worker_share(indices: range) -> range:
+    """Those of `indices` that are the turn of this worker process; all of them in the main process."""
+    worker = torch.utils.data.get_worker_info()
+    return indices[worker.id :: worker.num_workers] if worker else indices
 
 
-def load(samples: Samples, workers: int, prefetch: int) -> Iterator[Any]:
-    """What `samples` gives, `prefetch` of each worker at most ahead of use; 0 workers load in this process.
+def load(pipeline: Sequence[Any], workers: int, prefetch: int, stages: Sequence[Any]) -> Iterator[Any]:
+    """The result of `stages`, in this process, over the samples that `pipeline` makes in worker processes.
 
+    Args:
+        pipeline: stages of a `webdataset.DataPipeline`; the first gives the share of its worker.
+        workers: 0 runs the pipeline in this process.
+        prefetch: samples that each worker may be ahead of use.
     Raises: DataError, as a worker has met it, or for a worker that has ended.
     """
-    loader = DataLoader(
-        samples,
+    loader = _Loader(
+        wds.DataPipeline(*pipeline, _errors_as_samples),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_is,
         worker_init_fn=_init_worker,
         prefetch_factor=prefetch if workers else None,
     )
-    stream = _raise_errors(loader)
+    stream = iter(loader.compose(*stages))
     _open_streams.add(stream)
     return stream
 
 
-def _raise_errors(loader: DataLoader) -> Iterator[Any]:
-    """What the workers have found wrong, raised here as it was, without their tracebacks."""
+class _Loader(wds.WebLoader):
+    """A `WebLoader` whose workers leave a terminal's signals to this process, and send through wide pipes."""
+
+    def iterator1(self) -> Iterator[Any]:
+        stages = iter(self.pipeline)
+        return reduce(lambda samples, stage: self.invoke(stage, samples), stages, _samples(next(stages)))
+
+
+def _errors_as_samples(samples: Iterator[Any]) -> Iterator[Any]:
+    """Pass samples on, and a DataError as the last of them: raised in a worker it would come as a traceback."""
+    try:
+        yield from samples
+    except DataError as error:
+        yield error
+
+
+def _samples(loader: DataLoader) -> Iterator[Any]:
+    """The samples of the workers; what they have found wrong is raised as it was."""
     try:
         for sample in _begun(loader):  # without a name, which a traceback would keep, and with it the workers
             _name_dead_workers()  # torch has set its handler by now
@@ -84,18 +83,12 @@ def _raise_errors(loader: DataLoader) -> Iterator[Any]:
 
 
 def _begun(loader: DataLoader) -> Iterator[Any]:
-    """Start the workers, which leave a terminal's signals to this process.
+    """Start the workers.
 
     A sample goes through their pipe at once; by Linux's default it holds an eighth of one of 224 x 224.
     """
-    try:
-        with held_back():
-            samples = iter(loader)
-    except OSError as error:  # semaphores, which lie in shared memory, or processes
-        raise DataError(
-            f"data.workers: loader processes cannot be started ({error.strerror}); see that /dev/shm has room (in a "
-            "container: --shm-size=1g), or set data.workers=0"
-        ) from error
+    with held_back():
+        samples = iter(loader)
     queue = getattr(samples, "_worker_result_queue", None)  # of torch; without it, or the right, all goes on as it is
     with suppress(AttributeError, OSError):
         fcntl.fcntl(queue._reader.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)

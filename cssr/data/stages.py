@@ -1,0 +1,66 @@
+"""A user's own stages between reading and cropping: `data.stages`, dotted names of functions of a sample."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import webdataset as wds
+
+from cssr.config.loading import import_modules
+from cssr.config.registry import did_you_mean
+from cssr.data.dataset import Sample
+from cssr.data.remote import DataError
+from cssr.data.sampler import rng
+
+Stage = Callable[[Sample, np.random.Generator], Sample]
+
+
+class Read(NamedTuple):
+    """A sample as it was read for a place of the run, and what was damaged on the way."""
+
+    place: int
+    sample: Sample
+    damaged: list[str]
+
+
+def find_stages(names: Sequence[str]) -> list[Stage]:
+    """The functions of `data.stages`, imported. ValueError names one that is not there."""
+    return [_find(name) for name in names]
+
+
+def _find(name: str) -> Stage:
+    module, _, function = name.rpartition(".")
+    if not module:
+        raise ValueError(f"data.stages: {name!r} names no module; write it as my_lab.stages.{name or 'function'}")
+    import_modules([module], "data.stages")
+    stage = getattr(importlib.import_module(module), function, None)
+    if not callable(stage):
+        known = [key for key, value in vars(importlib.import_module(module)).items() if callable(value)]
+        raise ValueError(f"data.stages: {module} has no function {function!r}{did_you_mean(function, known)}")
+    return stage
+
+
+def own_stages(names: Sequence[str], seed: int) -> list[Any]:
+    """`data.stages` as stages of a `webdataset.DataPipeline` over `Read`.
+
+    Each draws from a generator of its own, of (seed, place, number of the stage): it changes no draw of another.
+    """
+    found = zip(names, find_stages(names))
+    return [wds.map(partial(_apply, stage, name, seed, number)) for number, (name, stage) in enumerate(found)]
+
+
+def _apply(stage: Stage, name: str, seed: int, number: int, read: Read) -> Read:
+    sample = stage(read.sample, rng(seed, read.place, 0x57A6E, number))
+    if not isinstance(sample, Sample):
+        raise DataError(
+            f"data.stages: {name} returned {type(sample).__name__} for {read.sample.key}: return the sample"
+        )
+    image, mask = sample.image, sample.mask
+    if image.dtype != np.uint8 or mask.dtype != np.uint8 or image.shape != (*mask.shape, 3):
+        raise DataError(
+            f"data.stages: {name} made image {image.dtype} {image.shape} and mask {mask.dtype} {mask.shape} of "
+            f"{read.sample.key}: give uint8 H W 3 and uint8 H W"
+        )
+    return read._replace(sample=sample)
