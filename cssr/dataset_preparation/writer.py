@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import webdataset
 
 from cssr.dataset_preparation.encode import Facts, Form, encode, form_of, to_json
 from cssr.dataset_preparation.sources import Item, MaskRule
@@ -237,6 +236,8 @@ def _counted(shard: Shard, form: Form, tally: Tally, step: Callable[[], None]) -
 
 
 def _write_tar(file: Any, samples: Iterable[dict[str, Any]]) -> None:
+    import webdataset  # here, as it imports torch, which takes seconds
+
     # PAX headers hold names longer than 100 bytes; shorter names give the same bytes as plain ustar
     about = {"user": "cssr", "group": "cssr", "mode": 0o644, "mtime": 0, "format": "PAX_FORMAT"}
     with webdataset.TarWriter(file, encoder=False, **about) as tar:
