@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from cssr import geotiff
-from cssr.checkpoint import load_model
 from cssr.config.schema import TILE_OVERLAP, ModelConfig
 from cssr.models.joint import JointModel, build_model
+from cssr.models.load import load_model
 from cssr.photographs import open_photograph
 from cssr.predict import TILE, predict
 from cssr.rasters import Files

@@ -6,7 +6,7 @@ _PUBLIC = {
     "JointModel": "cssr.models.joint",
     "build_model": "cssr.models.joint",
     "load_config": "cssr.config.loading",
-    "load_model": "cssr.checkpoint",
+    "load_model": "cssr.models.load",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, the export, and the models in them.
+"""Checkpoints of a run, and its export.
 
 A checkpoint is a directory `checkpoints/step_00001000` with `model.safetensors`, `ema.safetensors` (where there is an
 average), `optimizer.safetensors` (moments as `parameter/moment`) and `state.json` (step, samples seen, settings,
@@ -6,74 +6,24 @@ versions, and the size and sha256 of the other files). It holds no generator sta
 seed and the samples seen. It appears by one rename, so a directory of that name was whole when it was written.
 """
 
-import functools
-import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import init_empty_weights
-from torch import Tensor
 
-from cssr.config.loading import from_dict, model_config
+from cssr.config.loading import model_config
 from cssr.config.schema import Config
-from cssr.models.export import assign_state, load_weights, read_export, read_tensors
-from cssr.models.from_hub import fetch, is_hub_name
 from cssr.models.joint import JointModel, build_model
-from cssr.models.shipped import is_shipped, shipped_directory, shipped_models
-from cssr.utils.files import PARTIAL, write_atomic
-from cssr.utils.json_files import read_json
+from cssr.models.load import checkpoints, exported_model, name_of, read_best, read_state
+from cssr.utils.files import PARTIAL, identity, sync, write_atomic
 
 _DAMAGED = ".damaged"
-_STATE = {"step": int, "samples": int, "optimizer": dict, "config": dict, "files": dict[str, dict[str, Any]]}
-_BLOCK = 1 << 22  # bytes hashed at once
-
-
-def name_of(step: int) -> str:
-    """The directory of a step's checkpoint."""
-    return f"step_{step:08d}"
-
-
-def identity(path: Path) -> dict[str, Any]:
-    """Size in bytes and sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, read once as long as it does not change, by its stat."""
-    stat = path.stat()
-    return _sha256_as_it_is(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _sha256_as_it_is(path: Path, *_: int) -> str:
-    return identity(path)["sha256"]
-
-
-def digest(state: Mapping[str, Any]) -> str:
-    """The sha256 of a state, which it carries."""
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def sync(directory: Path) -> None:
-    """Have a directory and the files in it on disk before going on."""
-    for path in [*(p for p in directory.iterdir() if p.is_file()), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def newest(run_dir: Path) -> Path | None:
@@ -107,31 +57,6 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The `state.json` of a checkpoint; ValueError if it is damaged."""
-    try:
-        state = read_json(path / "state.json", {"sha256": str, **_STATE})
-        whole = state.pop("sha256") == digest(state)
-    except ValueError:
-        whole = False
-    if not whole:
-        raise ValueError(f"checkpoint {path} is damaged: delete it to go on from the one before")
-    return state
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    found = (run_dir / "checkpoints").glob("step_*")
-    return sorted(path for path in found if path.is_dir() and path.name[5:].isdigit())
-
-
-def read_best(run_dir: Path) -> dict[str, Any] | None:
-    """{"checkpoint", "measure", "value"} of the best checkpoint, or None."""
-    path = run_dir / "checkpoints" / "best.json"
-    shape = {"checkpoint": str, "measure": str, "value": float}
-    return read_json(path, shape, "delete it: the next validation writes another") if path.exists() else None
-
-
 def write_best(run_dir: Path, step: int, measure: str, value: float) -> None:
     """Name the checkpoint of a step as the best; rotation spares it."""
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -146,20 +71,6 @@ def rotate(run_dir: Path, keep: int) -> None:
     for path in checkpoints(run_dir):
         if path.name not in spared:
             shutil.rmtree(path)
-
-
-def choose(run_dir: Path, which: str) -> Path:
-    """The checkpoint `last`, `best` or of a step; ValueError lists what there is."""
-    there = checkpoints(run_dir)
-    best = read_best(run_dir)
-    names = {path.name: path for path in there}
-    if which == "last" and there:
-        return there[-1]
-    if which == "best" and best and best["checkpoint"] in names:
-        return names[best["checkpoint"]]
-    if which.isdigit() and name_of(int(which)) in names:
-        return names[name_of(int(which))]
-    raise ValueError(f"no checkpoint {which!r} in {run_dir}; there are: {', '.join(names) or 'none'}")
 
 
 def check_exportable(model: JointModel, config: Config) -> None:
@@ -184,7 +95,7 @@ def export(
 ) -> Path:
     """Write `run_dir/export` from a checkpoint: weights, settings, and where they come from."""
     state = read_state(path)
-    model, averaged = _exported(run_dir, config, path)
+    model, averaged = exported_model(run_dir, config, path)
     partial, final = run_dir / f"export{PARTIAL}", run_dir / "export"
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(
@@ -201,99 +112,3 @@ def export(
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
     return final
-
-
-def _exported(run_dir: Path, config: Config, path: Path) -> tuple[JointModel, bool]:
-    """The model that a checkpoint exports, calibrated by its validation; whether its weights are the averaged ones."""
-    averaged = config.train.export_ema and (path / "ema.safetensors").is_file()
-    temperature = _fitted_temperature(run_dir, int(path.name[5:])) if config.train.calibrate else None
-    model = build_model(replace(config.model, temperature=temperature or config.model.temperature))
-    load_weights(model, path / ("ema.safetensors" if averaged else "model.safetensors"))
-    return model, averaged
-
-
-def _fitted_temperature(run_dir: Path, step: int) -> float | None:
-    """What the validation at a step has fitted; None where there was none."""
-    path, found = run_dir / "validation.jsonl", None
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with suppress(ValueError, AttributeError):  # the last line of a run that was killed may be half a line
-            values = json.loads(line)
-            found = values.get("temperature") if values.get("step") == step else found
-    return found
-
-
-def load_model(path: str | Path, which: str = "export") -> JointModel:
-    """The model of a run or of an export, in evaluation mode; nothing is downloaded.
-
-    Args:
-        path: run directory, export directory, the name of a model of the package, or `owner/name` of one in this
-            machine's cache of the Hub.
-        which: of a run: `export`, `best`, `last`, or a step; a checkpoint gives the model that it would export.
-    """
-    path = Path(path)
-    if which == "export":
-        return JointModel.from_pretrained(export_in(path))
-    checkpoint = choose(path, which)
-    return _exported(path, run_config(checkpoint), checkpoint)[0].eval()
-
-
-def init_from(model: JointModel, source: str) -> None:
-    """Fill a new model from a run, an export or a safetensors file (fine-tuning); ValueError if it does not fit.
-
-    A network, SR or segmentation, of which the source has nothing keeps its initial weights; a segmentation network
-    that BlurSkip has wrapped since takes its place inside.
-    """
-    state, own = _source_state(source), model.state_dict()
-    if _wrapped(own) and not _wrapped(state):
-        state = {re.sub(r"^seg\.", "seg.net.", name): value for name, value in state.items()}
-    there = {_network(name) for name in state}
-    fresh = {name: value for name, value in own.items() if _network(name) not in there}
-    assign_state(model, {**fresh, **state}, source)
-
-
-def holds_segmentation(source: str) -> bool:
-    """Whether a source of `init_from` has weights for the segmentation network; ValueError if it cannot be read."""
-    return any(name.startswith("seg.") for name in _source_state(source))
-
-
-def _source_state(source: str) -> Mapping[str, Tensor]:
-    return read_tensors(source) if Path(source).is_file() else load_model(source).state_dict()
-
-
-def _wrapped(state: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith("seg.net.") for name in state)
-
-
-def _network(name: str) -> str:
-    return "blur_skip" if ".blur_skip." in name else name.split(".")[0]
-
-
-def run_config(checkpoint: Path) -> Config:
-    """The settings with which a checkpoint was written."""
-    return from_dict(read_state(checkpoint)["config"])
-
-
-def degradation_of(path: str | Path, which: str = "export") -> Mapping[str, Any]:
-    """The degradation with which a run or export was trained."""
-    if which == "export":
-        return read_export(export_in(Path(path))).get("degradation") or {"name": "downsample"}
-    return run_config(choose(Path(path), which)).degradation
-
-
-def is_model(path: Path) -> bool:
-    """Whether a path holds a run or an export, or names a model of the package."""
-    return is_shipped(path) or any((path / name).exists() for name in ("config.json", "config.yaml", "export"))
-
-
-def export_in(path: Path) -> Path:
-    """The export directory of a run, an export, a model of the package or in the Hub's cache; ValueError for none."""
-    if is_shipped(path):
-        return shipped_directory(path)
-    if is_hub_name(path):
-        return fetch(str(path))
-    if not path.exists():
-        shipped = f"; models of the package: {', '.join(shipped_models())}" if shipped_models() else ""
-        raise ValueError(f"no run or export at {path}{shipped}")
-    if not (path / "config.json").is_file() and (path / "config.yaml").is_file() and not (path / "export").is_dir():
-        raise ValueError(f"{path} has no export yet: its training has not finished; choose --checkpoint last or best")
-    return path / "export" if (path / "export").is_dir() else path

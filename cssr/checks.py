@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cssr.config.schedules import Progress, breakpoints, build_schedule
-from cssr.config.schema import Config, ModelConfig, PhaseConfig
+from cssr.config.schema import Config, ModelConfig, PhaseConfig, segments
 from cssr.data.shards import ShardSet
 from cssr.definitions import KEYS, SEGMENTATION_KEYS, UNRANKED_KEYS
 from cssr.losses import LOSSES
@@ -18,11 +18,6 @@ from cssr.task import Task
 from cssr.utils.machine import memory
 
 _OF_LOGITS = {"aux_weight", "loss"}  # arguments by which a loss of logits is known: its own, or the loss it wraps
-
-
-def segments(model: ModelConfig) -> bool:
-    """Whether a model of these settings finds cracks; `dsrl` does without `model.seg`."""
-    return model.seg.get("name") != "none" or model.form.get("name") == "dsrl"
 
 
 def measures_segmentation(model: ModelConfig, sets: Sequence[ShardSet], setting: str) -> bool:

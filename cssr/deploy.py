@@ -32,10 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from cssr import __version__
-from cssr.checkpoint import identity, load_model
-from cssr.checks import segments
+from cssr.config.schema import segments
 from cssr.models.joint import JointModel
-from cssr.utils.files import write_atomic
+from cssr.models.load import load_model
+from cssr.utils.files import identity, write_atomic
 
 OPSET = 18  # of ONNX
 SMALLEST = 8  # LQ pixels a side

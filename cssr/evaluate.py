@@ -24,7 +24,6 @@ if __name__ == "__main__":  # --help and mistakes are answered without the impor
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from cssr.checkpoint import choose, degradation_of, export_in, load_model, sha256_of
 from cssr.checks import measures_segmentation
 from cssr.config.loading import parse_value, to_dict
 from cssr.config.schema import check_tile
@@ -35,12 +34,13 @@ from cssr.data.shards import ShardSet, open_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel
+from cssr.models.load import choose, degradation_of, export_in, load_model
 from cssr.models.orientations import ORIENTATIONS
 from cssr.models.shipped import is_shipped
 from cssr.pictured import draw_pictures
 from cssr.results import compose, load
 from cssr.utils.distributed import start_engine
-from cssr.utils.files import write_atomic
+from cssr.utils.files import sha256_of, write_atomic
 from cssr.utils.machine import check_processes
 
 _MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint

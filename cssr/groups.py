@@ -6,30 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from cssr.metrics import THRESHOLDS, aggregate, has_segmentation
 from cssr.scores import iou
 
 MOST_SOURCES = 30  # more are names of photographs rather than of sources
-
-
-def blur_sigma(kernel: torch.Tensor) -> torch.Tensor:
-    """Root of the mean variance of kernels (B, 1, k, k) over both axes, pixels: (B,) float64; a Gaussian's is sigma.
-
-    Of lobes below zero, which can outweigh the rest, the variance is 0 at least.
-    """
-    weight = kernel[:, 0].double()
-    axis = torch.arange(weight.shape[-1], dtype=torch.float64, device=kernel.device)
-    variances = [_variance(weight.sum(side), axis) for side in (1, 2)]
-    return (sum(variances) / 2).clamp(min=0).sqrt()
-
-
-def _variance(weight: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
-    """Of weights (B, k) along an axis (k)."""
-    weight = weight / weight.sum(1, keepdim=True)
-    centre = (weight @ axis)[:, None]
-    return (weight * (axis - centre) ** 2).sum(1)
 
 
 def breakdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> dict[str, dict[str, Any] | None]:

@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from cssr.checkpoint import export_in
     from cssr.models.joint import JointModel
+    from cssr.models.load import export_in
     from cssr.models.to_hub import check, push, stage
 
     check(options.name, options.license)
@@ -60,8 +60,8 @@ def _pull(options: argparse.Namespace) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from cssr.checkpoint import export_in
     from cssr.models.joint import JointModel
+    from cssr.models.load import export_in
     from cssr.models.to_hub import pack
 
     export = export_in(options.model)

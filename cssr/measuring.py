@@ -14,9 +14,9 @@ from cssr.calibration import expected_calibration_error, logit_histogram
 from cssr.data.batch import Batch, Outputs
 from cssr.degradations.pixels import blur_strided
 from cssr.distances import surface_distances
-from cssr.groups import blur_sigma
 from cssr.inspection import inspection
 from cssr.models.joint import JointModel
+from cssr.models.training_range import blur_sigma
 from cssr.topology import topology
 
 

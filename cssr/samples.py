@@ -23,8 +23,8 @@ from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
 from cssr.metrics import THRESHOLDS, thresholds_below
+from cssr.utils.images import to_image
 from cssr.utils.json_files import read_json
-from cssr.visualize import to_image
 
 FORMAT = "cssr-samples-1"
 SIDE = 1024  # HR pixels a side at most

@@ -18,16 +18,15 @@ from torch import Tensor
 
 from cssr import geotiff
 from cssr.arguments import RESULTS
-from cssr.checks import segments
-from cssr.groups import blur_sigma
+from cssr.config.schema import segments
 from cssr.models.joint import JointModel, valid_rows
-from cssr.models.training_range import outside
+from cssr.models.training_range import blur_sigma, outside
 from cssr.photographs import Photograph
 from cssr.rasters import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
 from cssr.scratch import Scratch
 from cssr.tiling import Tiles
+from cssr.utils.images import overlay
 from cssr.utils.threads import WriteBehind
-from cssr.visualize import overlay
 
 _LOOK = 128  # pixels a side of the windows in which a photograph is looked at
 _PIECE = 64  # rows without data that are written at once

@@ -4,6 +4,7 @@ The whole program, in order: settings, data, model, engine, resume, loop (step, 
 run the same command again. Progress is counted in steps for people and in samples seen for everything that changes.
 """
 
+from cssr.models.load import checkpoints, choose, holds_segmentation, init_from, read_best
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
@@ -132,12 +133,12 @@ class Run:
         """
         config = self.config
         other = None if start else config.train.init_from
-        fresh = not start and not (other and store.holds_segmentation(other))
+        fresh = not start and not (other and holds_segmentation(other))
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, fresh)
         config.model.sr = getattr(model.sr, "settings", config.model.sr)  # from here on no weight file is needed
         if other:
-            store.init_from(model, other)
+            init_from(model, other)
         if start:
             load_weights(model, start / "model.safetensors")
         if config.optim.batch_norm == "sync":
@@ -282,8 +283,8 @@ class Run:
     def _export(self) -> None:
         if not self.engine.is_main_process:
             return
-        best = store.read_best(self.dir) if self.config.train.export_best else None
-        path = store.choose(self.dir, "best" if best else "last")
+        best = read_best(self.dir) if self.config.train.export_best else None
+        path = choose(self.dir, "best" if best else "last")
         side = self.config.data.crop // self.config.model.scale
         trained_on = training_range(sampled_images(self.prepared.train_sets), self.config.degradation, side)
         store.export(self.dir, self.config, path, self.degrade.resampler, trained_on)
@@ -301,7 +302,7 @@ class Run:
                 f"{state['samples'] // state['step']}; use that, or another train.run_dir with train.init_from"
             )
         self.step = state["step"]
-        best, there = store.read_best(self.dir), {path.name for path in store.checkpoints(self.dir)}
+        best, there = read_best(self.dir), {path.name for path in checkpoints(self.dir)}
         known = best and best["measure"] == self.config.train.best and best["checkpoint"] in there
         self.best = best["value"] if known else None
         self.changed = changed_settings(state["config"], to_dict(self.config))

@@ -6,31 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import torch.nn.functional as F
-from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
+from cssr.utils.images import to_image
 
-_CRACK = np.array([255, 40, 40], np.float32)  # overlay colour, RGB
 _GAP = 4  # pixels between panels
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito; bounds are black
 _MARKERS = "os^DvPX"  # seven, so that colour and marker together repeat after 42 results only
-
-
-def to_image(x: Tensor) -> np.ndarray:
-    """C H W float (0..1; C 3 or 1) as H W 3 uint8, clipped and rounded."""
-    levels = (x.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    return repeat(levels, "c h w -> h w (n c)", n=3 // len(levels)).numpy()
-
-
-def overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """Crack pixels tinted red: H W 3 uint8 and H W bool -> H W 3 uint8."""
-    tinted = image.astype(np.float32)
-    tinted[mask] = (1 - strength) * tinted[mask] + strength * _CRACK
-    return tinted.round().astype(np.uint8)
 
 
 def sample_panels(batch: Batch, outputs: Outputs, index: int, segmentation: bool = True) -> dict[str, np.ndarray]:

@@ -38,9 +38,9 @@ from jobs import Job, run_jobs
 from slurm_array import pick_task, submit
 
 from cssr import evaluate as measured
-from cssr.checkpoint import degradation_of
 from cssr.data.remote import is_remote
 from cssr.data.shards import open_sets
+from cssr.models.load import degradation_of
 from cssr.report import caveats, find_reference, image_table, report
 from cssr.results import load
 

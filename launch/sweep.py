@@ -48,10 +48,10 @@ from seed_table import Entry, write_tables
 from slurm_array import pick_task, submit
 
 from cssr import evaluate as measured
-from cssr.checkpoint import checkpoints
 from cssr.config.loading import changed_settings, load_config, parse_override, to_dict, to_inline_yaml
 from cssr.config.schema import Config
 from cssr.data.shards import parse_sets
+from cssr.models.load import checkpoints
 from cssr.utils.files import write_atomic
 from cssr.utils.json_files import read_json
 

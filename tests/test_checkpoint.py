@@ -16,8 +16,10 @@ from cssr.config.schema import Config, ModelConfig
 from cssr.log import append_line, truncate_lines
 from cssr.models.export import load_weights
 from cssr.models.joint import build_model
+from cssr.models.load import checkpoints, choose, degradation_of, load_model, read_best, read_state, run_config
 from cssr.optim import build_optimizer
 from cssr.snapshot import restore, take, write
+from cssr.utils.files import write_atomic
 
 LQ = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -120,7 +122,7 @@ def test_a_checkpoint_before_the_first_step(tmp_path):
 
 
 def test_a_checkpoint_is_by_name_and_says_where_it_stands(run_dir, trained):
-    (path,) = store.checkpoints(run_dir)
+    (path,) = checkpoints(run_dir)
     assert path.name == "step_00000002"
     assert sorted(p.name for p in path.iterdir()) == [
         "ema.safetensors",
@@ -128,16 +130,16 @@ def test_a_checkpoint_is_by_name_and_says_where_it_stands(run_dir, trained):
         "optimizer.safetensors",
         "state.json",
     ]
-    state = store.read_state(path)
+    state = read_state(path)
     assert (state["step"], state["samples"]) == (2, 4) and set(state["versions"]) >= {"cssr", "torch"}
-    assert store.run_config(path) == trained.config
+    assert run_config(path) == trained.config
 
 
 def test_the_order_of_the_parameters_does_not_matter(run_dir, trained):
     """Moments are found by the parameter's name, whatever its number in the optimizer."""
     other = Training()
     other.optimizer.param_groups.reverse()
-    restore(store.checkpoints(run_dir)[0], other.config, other.model, other.optimizer)
+    restore(checkpoints(run_dir)[0], other.config, other.model, other.optimizer)
     for (name, mine), theirs in zip(trained.model.named_parameters(), other.model.parameters()):
         expected, found = trained.optimizer.state[mine], other.optimizer.state[theirs]
         assert torch.equal(expected["exp_avg"], found["exp_avg"]), name
@@ -155,14 +157,14 @@ def test_an_interrupted_write_leaves_no_checkpoint(tmp_path, trained, monkeypatc
         patch.setattr(os if at == "rename" else snapshot, at, full)
         with pytest.raises(ValueError, match="no space left .*GiB are free there.*the same command again"):
             trained.save(tmp_path)
-    assert store.checkpoints(tmp_path) == []
+    assert checkpoints(tmp_path) == []
     with pytest.raises(ValueError, match="none"):
-        store.choose(tmp_path, "last")
-    assert store.read_state(trained.save(tmp_path))["step"] == 2  # what is left does not stand in the way
+        choose(tmp_path, "last")
+    assert read_state(trained.save(tmp_path))["step"] == 2  # what is left does not stand in the way
 
 
 def test_what_is_there_already_stays(run_dir, trained):
-    (path,) = store.checkpoints(run_dir)
+    (path,) = checkpoints(run_dir)
     before = (path / "state.json").stat().st_mtime_ns
     assert trained.save(run_dir) == path and (path / "state.json").stat().st_mtime_ns == before
 
@@ -173,7 +175,7 @@ def test_leftovers_are_no_checkpoints_and_go_with_the_next_start(run_dir):
     (folder / "step_00000009.partial" / "model.safetensors").write_text("half")
     (folder / "best.json.partial-123").write_text("{")
     (folder / "step_9.old").mkdir()
-    assert [path.name for path in store.checkpoints(run_dir)] == ["step_00000002"]
+    assert [path.name for path in checkpoints(run_dir)] == ["step_00000002"]
     assert store.newest(run_dir).name == "step_00000002"
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000002", "step_9.old"]
 
@@ -181,7 +183,7 @@ def test_leftovers_are_no_checkpoints_and_go_with_the_next_start(run_dir):
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors", "ema.safetensors"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_a_damaged_checkpoint_is_named_in_one_line(run_dir, file, damage):
-    (path,) = store.checkpoints(run_dir)
+    (path,) = checkpoints(run_dir)
     if damage == "gone":
         (path / file).unlink()
     else:
@@ -193,7 +195,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(run_dir, file, damage):
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null"])
 def test_a_state_without_what_it_should_hold_is_damaged(run_dir, text):
-    (path,) = store.checkpoints(run_dir)
+    (path,) = checkpoints(run_dir)
     (path / "state.json").write_text(text)
     with pytest.raises(ValueError, match="damaged"):
         Training(ema=True).load(path)
@@ -201,13 +203,13 @@ def test_a_state_without_what_it_should_hold_is_damaged(run_dir, text):
 
 def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    store.write_atomic(path, "old")
+    write_atomic(path, "old")
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError("gone")))
         with pytest.raises(OSError, match="gone"):
-            store.write_atomic(path, "new")
+            write_atomic(path, "new")
     assert path.read_text() == "old"
-    store.write_atomic(path, "new")
+    write_atomic(path, "new")
     assert path.read_text() == "new"
 
 
@@ -218,7 +220,7 @@ def test_another_architecture_is_named_by_its_keys_and_nothing_is_loaded(run_dir
     other = Training(sr={**SMALL_MODEL["sr"], "stages": 3})
     before = {name: value.clone() for name, value in other.tensors().items()}
     with pytest.raises(ValueError, match=r"another architecture.*missing \(sr\.") as caught:
-        other.load(store.checkpoints(run_dir)[0])
+        other.load(checkpoints(run_dir)[0])
     one_line(caught)
     assert all(torch.equal(before[name], value) for name, value in other.tensors().items())
 
@@ -230,7 +232,7 @@ def test_an_average_that_is_wanted_but_not_there(tmp_path):
 
 
 def test_an_average_that_is_not_wanted_is_left(run_dir):
-    assert Training().load(store.checkpoints(run_dir)[0])["step"] == 2
+    assert Training().load(checkpoints(run_dir)[0])["step"] == 2
 
 
 @pytest.mark.parametrize("before, after", [("sgd", "adam"), ("lion", "adam")])
@@ -256,7 +258,7 @@ def many(run_dir, *numbers: int, best: int | None = None) -> None:
 
 
 def numbers(run_dir) -> list[int]:
-    return [int(path.name[5:]) for path in store.checkpoints(run_dir)]
+    return [int(path.name[5:]) for path in checkpoints(run_dir)]
 
 
 @pytest.mark.parametrize(
@@ -278,33 +280,33 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
 @pytest.mark.parametrize("which, number", [("last", 30), ("best", 20), ("10", 10), ("0010", 10)])
 def test_choosing(tmp_path, which, number):
     many(tmp_path, 10, 20, 30, best=20)
-    assert store.choose(tmp_path, which).name == f"step_{number:08d}"
+    assert choose(tmp_path, which).name == f"step_{number:08d}"
 
 
 @pytest.mark.parametrize("which", ["11", "newest", "-1", "", "best"])
 def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(tmp_path, which):
     many(tmp_path, 10, 20)
     with pytest.raises(ValueError, match="there are: step_00000010, step_00000020") as caught:
-        store.choose(tmp_path, which)
+        choose(tmp_path, which)
     one_line(caught)
 
 
 def test_a_best_that_has_gone_is_answered_with_those_that_are(tmp_path):
     many(tmp_path, 10, 20, best=5)
     with pytest.raises(ValueError, match="there are: step_00000010, step_00000020"):
-        store.choose(tmp_path, "best")
+        choose(tmp_path, "best")
 
 
 @pytest.mark.parametrize("which", ["last", "best", "3"])
 def test_an_empty_run_has_no_checkpoint(tmp_path, which):
     with pytest.raises(ValueError, match="there are: none"):
-        store.choose(tmp_path, which)
+        choose(tmp_path, which)
 
 
 def test_the_best_is_told_as_it_was_written(tmp_path):
-    assert store.read_best(tmp_path) is None
+    assert read_best(tmp_path) is None
     many(tmp_path, 7, best=7)
-    assert store.read_best(tmp_path) == {"checkpoint": "step_00000007", "measure": "iou_max", "value": 0.5}
+    assert read_best(tmp_path) == {"checkpoint": "step_00000007", "measure": "iou_max", "value": 0.5}
 
 
 # ---- exports ----
@@ -319,12 +321,12 @@ def logits(model) -> torch.Tensor:
 def test_an_export_gives_the_model_back(run_dir, trained, averaged):
     config = load_config(None, [f"train.export_ema={averaged}", "degradation=gaussian"])
     config.model = trained.config.model
-    store.export(run_dir, config, store.choose(run_dir, "last"), "by hand")
+    store.export(run_dir, config, choose(run_dir, "last"), "by hand")
     expected = build_model(config.model)
-    load_weights(expected, store.checkpoints(run_dir)[0] / f"{'ema' if averaged else 'model'}.safetensors")
+    load_weights(expected, checkpoints(run_dir)[0] / f"{'ema' if averaged else 'model'}.safetensors")
     for path in (run_dir, run_dir / "export"):
-        assert torch.equal(logits(store.load_model(path)), logits(expected))
-        assert store.degradation_of(path) == {"name": "gaussian"}
+        assert torch.equal(logits(load_model(path)), logits(expected))
+        assert degradation_of(path) == {"name": "gaussian"}
     facts = json.loads((run_dir / "export" / "config.json").read_text())
     assert (facts["averaged_weights"], facts["step"], facts["samples"]) == (averaged, 2, 4)
     assert facts["resampler"] == "by hand"
@@ -337,9 +339,9 @@ def test_averaged_and_last_weights_differ(run_dir, trained):
 
 
 def test_a_checkpoint_gives_the_weights_that_it_would_export(run_dir, trained):
-    found = store.load_model(run_dir, "last")
+    found = load_model(run_dir, "last")
     assert not found.training and torch.equal(logits(found), logits(trained.ema.module))
-    assert store.degradation_of(run_dir, "2") == {"name": "downsample"}
+    assert degradation_of(run_dir, "2") == {"name": "downsample"}
 
 
 @pytest.mark.parametrize("calibrate, expected", [(True, 1.7), (False, 1.25)])
@@ -348,19 +350,19 @@ def test_an_export_has_the_temperature_of_the_validation_of_its_step(run_dir, tr
     config.model = dataclasses.replace(trained.config.model, temperature=1.25)
     lines = [{"step": 1, "temperature": 3.0}, {"step": 2, "temperature": 1.7}, {"step": 12, "temperature": 4.0}]
     (run_dir / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "temp')
-    store.export(run_dir, config, store.choose(run_dir, "last"), "by hand")
-    assert store.load_model(run_dir).config.temperature == expected
+    store.export(run_dir, config, choose(run_dir, "last"), "by hand")
+    assert load_model(run_dir).config.temperature == expected
 
 
 def test_a_checkpoint_has_it_too(run_dir, trained):
-    assert store.load_model(run_dir, "last").config.temperature == 1
+    assert load_model(run_dir, "last").config.temperature == 1
     (run_dir / "validation.jsonl").write_text(json.dumps({"step": 2, "temperature": 2.0}))
-    assert store.load_model(run_dir, "last").config.temperature == 2
+    assert load_model(run_dir, "last").config.temperature == 2
 
 
 def test_a_second_export_replaces_the_first(run_dir, trained):
     for resampler in ("one", "two"):
-        store.export(run_dir, trained.config, store.choose(run_dir, "last"), resampler)
+        store.export(run_dir, trained.config, choose(run_dir, "last"), resampler)
     assert json.loads((run_dir / "export" / "config.json").read_text())["resampler"] == "two"
     assert [path.name for path in run_dir.glob("export*")] == ["export"]
 
@@ -376,7 +378,7 @@ def test_a_second_export_replaces_the_first(run_dir, trained):
 def test_what_is_no_export_is_answered_in_one_line(tmp_path, make, message):
     make(tmp_path / "run")
     with pytest.raises(ValueError, match=message) as caught:
-        store.load_model(tmp_path / "run")
+        load_model(tmp_path / "run")
     one_line(caught)
 
 
@@ -410,7 +412,7 @@ def test_a_run_without_a_log_has_none_to_cut(tmp_path):
 
 @pytest.mark.parametrize("file", ["state.json", "model.safetensors", "optimizer.safetensors", "ema.safetensors"])
 def test_a_flipped_bit_in_the_newest_is_found_and_the_one_before_taken(run_dir, file, capsys):
-    (before,) = store.checkpoints(run_dir)
+    (before,) = checkpoints(run_dir)
     newest = Training(ema=True).run(3).save(run_dir)
     data = bytearray((newest / file).read_bytes())
     data[len(data) // 2] ^= 1

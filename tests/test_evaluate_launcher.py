@@ -23,10 +23,10 @@ from devices import crew, devices
 from jobs import Job, run_jobs
 from words import distinct_names
 
-from cssr.checkpoint import choose
 from cssr.config.schema import ModelConfig
 from cssr.evaluate import main as evaluate_main
 from cssr.models.joint import build_model
+from cssr.models.load import choose
 
 ROOT = Path(__file__).parents[1]
 MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}}

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cssr import __version__
-from cssr.checkpoint import load_model
 from cssr.config.schema import ModelConfig
 from cssr.models import export, from_hub
 from cssr.models.joint import JointModel, build_model
+from cssr.models.load import load_model
 
 MODEL = {"scale": 2, "sr": {"name": "dbpn", "stages": 2, "width": 2, "features": 2}, "seg": {"name": "none"}}
 

@@ -7,7 +7,8 @@ from test_intervals import rows_of
 
 from cssr import metrics
 from cssr.degradations.gaussian import gaussian_kernel
-from cssr.groups import blur_sigma, breakdown, in_order
+from cssr.groups import breakdown, in_order
+from cssr.models.training_range import blur_sigma
 from cssr.results import compose
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cssr import metrics
-from cssr.checks import check_best, check_training, measures_segmentation, segments
+from cssr.checks import check_best, check_training, measures_segmentation
 from cssr.config.loading import load_config
-from cssr.config.schema import ModelConfig
+from cssr.config.schema import ModelConfig, segments
 from cssr.data.checks import open_train_sets
 from cssr.data.loader import eval_stream, train_stream
 from cssr.data.shards import DataError, ShardSet, open_sets

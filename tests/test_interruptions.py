@@ -15,6 +15,7 @@ from running import ROOT, environment, launch, logged, losses, settings, start, 
 
 from cssr import checkpoint as store
 from cssr import claim
+from cssr.models.load import checkpoints, read_state
 from cssr.train import main
 
 RUN = ["train.steps=10", "train.save_every=3", "train.val_every=0", "optim.batch_norm=held", "imports=[faulty_loss]"]
@@ -103,8 +104,8 @@ def test_the_launcher_alone_is_killed(shards, straight, tmp_path):
     process.kill()
     process.wait()
     assert psutil.wait_procs(family, timeout=90)[1] == []
-    (last,) = store.checkpoints(tmp_path / "run")
-    assert store.read_state(last)["step"] >= 3
+    (last,) = checkpoints(tmp_path / "run")
+    assert read_state(last)["step"] >= 3
 
 
 @pytest.mark.slow
@@ -133,7 +134,7 @@ def test_killed_in_the_middle_of_a_write(shards, straight, tmp_path):
 def test_a_damaged_newest_checkpoint_is_passed_over(shards, straight, tmp_path):
     words = arguments(shards, tmp_path / "run", kind="kill", at=8)
     launch(words, 2)
-    before, newest = store.checkpoints(tmp_path / "run")[-2:]
+    before, newest = checkpoints(tmp_path / "run")[-2:]
     path = newest / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

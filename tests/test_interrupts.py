@@ -13,6 +13,7 @@ from conftest import draw_shards
 from running import ROOT, command, environment, settings, wait_for_step
 
 from cssr import checkpoint as store
+from cssr.models.load import read_state
 from cssr.utils import interrupts
 
 ENDLESS = ["train.steps=4000", "train.save_every=4000", "train.val_every=0", "optim.batch_norm=held"]
@@ -53,7 +54,7 @@ def test_a_run_finishes_its_step_and_writes_a_checkpoint(number, shards, tmp_pat
     out, err = told(process, number)
     assert process.returncode == 128 + number and err == ""
     assert out.splitlines()[-1].startswith("stopped at step ") and "checkpoint written" in out
-    assert store.read_state(store.newest(run_dir))["step"] >= 2
+    assert read_state(store.newest(run_dir))["step"] >= 2
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_under_a_launcher_it_does_so_too(processes, shards, tmp_path):
     wait_for_step(run_dir, 2, process)
     out, err = told(process, signal.SIGINT)
     assert "checkpoint written" in out and "train.py" not in err
-    assert store.read_state(store.newest(run_dir))["step"] >= 2
+    assert read_state(store.newest(run_dir))["step"] >= 2
 
 
 def test_a_second_ctrl_c_ends_at_once(shards, tmp_path):
@@ -95,7 +96,7 @@ def test_a_closed_terminal_costs_no_checkpoint(shards, tmp_path):
     os.close(ours)
     os.killpg(process.pid, signal.SIGHUP)
     process.wait(90)
-    assert store.read_state(store.newest(run_dir))["step"] >= 2
+    assert read_state(store.newest(run_dir))["step"] >= 2
     assert "checkpoint written" in (run_dir / "log.txt").read_text()
 
 

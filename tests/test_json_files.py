@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import pytest
 
-from cssr import checkpoint as store
 from cssr.dataset_preparation.split import read_split
+from cssr.models.load import read_best
 from cssr.utils.annotations import Within
 from cssr.utils.json_files import misfit, parse_json, read_json
 
@@ -66,7 +66,7 @@ def test_a_damaged_best_json_is_named(tmp_path, text):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.json").write_text(text)
     with pytest.raises(ValueError, match="best.json is damaged.*delete it"):
-        store.read_best(tmp_path)
+        read_best(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"format": 1}', '{"format": "cssr-split-1", "seed": "x"}', "\xff"])

@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cssr import hub, predict
-from cssr.checkpoint import load_model
 from cssr.config.schema import ModelConfig
 from cssr.models import shipped
 from cssr.models.joint import JointModel, build_model
+from cssr.models.load import load_model
 from cssr.models.training_range import outside, training_range
 
 

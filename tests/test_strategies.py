@@ -12,7 +12,7 @@ from conftest import draw_shards
 from running import command, environment, logged, losses
 from safetensors.torch import load_file
 
-from cssr import checkpoint as store
+from cssr.models.load import checkpoints
 
 SMALL = [
     "model.scale=2",
@@ -93,7 +93,7 @@ def test_the_export_is_whole_and_float32(several, one):
 
 
 def test_a_checkpoint_has_the_moments_of_one_process(several, one):
-    found, expected = (load_file(store.checkpoints(path)[-1] / "optimizer.safetensors") for path in (several, one))
+    found, expected = (load_file(checkpoints(path)[-1] / "optimizer.safetensors") for path in (several, one))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name].shape == value.shape
@@ -110,7 +110,7 @@ def test_any_strategy_goes_on_from_any_others_checkpoint(before, file, runs, one
     if not source.is_dir():
         run(runs, before, before)
     target = runs / f"{before}-{file}"
-    there = store.checkpoints(source)[0]
+    there = checkpoints(source)[0]
     shutil.copytree(there, target / "checkpoints" / there.name)
     run(runs, target.name, file)
     assert_same_losses(target, one, range(11, 21))

@@ -17,11 +17,10 @@ from conftest import draw_shards
 from helpers import spoil, write_set
 from running import ROOT, kill_all, launch, logged, losses, settings, start, wait_for_step
 
-from cssr import checkpoint as store
 from cssr import snapshot
-from cssr.checkpoint import load_model
 from cssr.config.loading import changed_settings, load_config, save_config
 from cssr.evaluate import main as evaluate
+from cssr.models.load import checkpoints, load_model, read_best
 from cssr.predict import predict
 from cssr.train import Run, main
 
@@ -129,10 +128,10 @@ def test_killed_between_naming_and_writing_the_best(straight, shards, tmp_path, 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="killed"):
         patch.setattr(snapshot, "write", killed)
         main(settings(shards, tmp_path / "run", "train.steps=10"))
-    assert store.read_best(tmp_path / "run")["checkpoint"] == "step_00000004"
+    assert read_best(tmp_path / "run")["checkpoint"] == "step_00000004"
     main(settings(shards, tmp_path / "run", "train.steps=10"))
     assert losses(tmp_path / "run") == losses(straight)
-    assert store.read_best(tmp_path / "run") == store.read_best(straight)
+    assert read_best(tmp_path / "run") == read_best(straight)
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -368,7 +367,7 @@ def test_a_damaged_validation_image_costs_no_step(shards, tmp_path):
     words = settings(shards, run_dir, "train.steps=4", "train.val_every=2", "eval.limit=null", f"data.val={val}")
     with pytest.raises(SystemExit, match="val-002|sample 2"):
         main(words)
-    assert [path.name for path in store.checkpoints(run_dir)] == ["step_00000002"]
+    assert [path.name for path in checkpoints(run_dir)] == ["step_00000002"]
     for path, data in whole.items():
         path.write_bytes(data)
     main(words)

@@ -282,3 +282,8 @@ def _check_phases(phases: Sequence[PhaseConfig]) -> None:
         for group, factor in phase.lr.items():
             if not 0 <= factor <= 10**6:
                 raise ValueError(f"phases: {phase.name}.lr.{group} must be 0 to 1e+06, found {factor}")
+
+
+def segments(model: ModelConfig) -> bool:
+    """Whether a model of these settings finds cracks; `dsrl` does without `model.seg`."""
+    return model.seg.get("name") != "none" or model.form.get("name") == "dsrl"

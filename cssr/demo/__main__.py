@@ -61,7 +61,7 @@ def _app(options: argparse.Namespace) -> Any:
         from cssr.demo.app import create_app
     except ImportError as error:
         raise ValueError(f"the page needs {error.name}, which is not installed: pip install 'cssr[demo]'") from None
-    from cssr.checkpoint import load_model  # here, as it takes seconds, before which mistakes are answered
+    from cssr.models.load import load_model  # here, as it takes seconds, before which mistakes are answered
     from cssr.predict import device_named
 
     limits = Limits(

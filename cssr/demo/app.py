@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cssr.checks import segments
+from cssr.config.schema import segments
 from cssr.demo.access import Access
 from cssr.demo.endpoints import Measure, Predict
 from cssr.demo.limits import Limits

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 _SHARE = 0.5  # percent of the training images that may be beyond either bound
 _BEYOND = 0.05  # of the width of a range by which a photograph may leave it without a word
@@ -61,3 +62,21 @@ def outside(
     if min(shape) < smallest:
         notes.append(f"only {shape[1]} x {shape[0]} pixels (trained on {smallest} x {smallest} and more)")
     return notes
+
+
+def blur_sigma(kernel: torch.Tensor) -> torch.Tensor:
+    """Root of the mean variance of kernels (B, 1, k, k) over both axes, pixels: (B,) float64; a Gaussian's is sigma.
+
+    Of lobes below zero, which can outweigh the rest, the variance is 0 at least.
+    """
+    weight = kernel[:, 0].double()
+    axis = torch.arange(weight.shape[-1], dtype=torch.float64, device=kernel.device)
+    variances = [_variance(weight.sum(side), axis) for side in (1, 2)]
+    return (sum(variances) / 2).clamp(min=0).sqrt()
+
+
+def _variance(weight: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
+    """Of weights (B, k) along an axis (k)."""
+    weight = weight / weight.sum(1, keepdim=True)
+    centre = (weight @ axis)[:, None]
+    return (weight * (axis - centre) ** 2).sum(1)

@@ -1,12 +1,17 @@
-"""Files that are either the old or the new one, never a part."""
+"""Files: written whole or not at all, on disk before going on, and known by their sha256."""
 
+import functools
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 PARTIAL = ".partial"  # in the names of files that are being written
+_BLOCK = 1 << 22  # bytes hashed at once
 
 
 @contextmanager
@@ -36,3 +41,38 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def identity(path: Path) -> dict[str, Any]:
+    """Size in bytes and sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, read once as long as it does not change, by its stat."""
+    stat = path.stat()
+    return _sha256_as_it_is(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256_as_it_is(path: Path, *_: int) -> str:
+    return identity(path)["sha256"]
+
+
+def digest(state: Mapping[str, Any]) -> str:
+    """The sha256 of a state, which it carries."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def sync(directory: Path) -> None:
+    """Have a directory and the files in it on disk before going on."""
+    for path in [*(p for p in directory.iterdir() if p.is_file()), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
