@@ -29,11 +29,11 @@ from cssr import geotiff
 from cssr.config.schema import TILE_OVERLAP, ModelConfig
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
+from cssr.models.tiling import Tiles
 from cssr.photographs import open_photograph
 from cssr.predict import TILE, predict
 from cssr.rasters import Files
 from cssr.streaming import Wanted, predict_rows
-from cssr.tiling import Tiles
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SMALL = {

@@ -5,8 +5,6 @@ from pathlib import Path
 
 RESULTS = ("sr", "prob", "mask", "overlay", "kernel")  # what a prediction writes
 TILE = 256  # LQ pixels a side of a tile of a prediction
-FORMATS = ("onnx", "torch_export")  # for other systems
-TOLERANCE = 1e-3  # largest difference of a value of 0..1, a quarter of a step of 8 bits
 
 
 def check_bits(bits: int | None) -> None:
@@ -87,27 +85,4 @@ def prediction_parser(doc: str) -> argparse.ArgumentParser:
         "and the results that are PNGs")  # fmt: skip
     add("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
     add("--device", default="auto", help="cpu, cuda, ... (auto: an accelerator where there is one)")
-    return parser
-
-
-def deployment_parser(doc: str) -> argparse.ArgumentParser:
-    """Of cssr/deploy.py."""
-    parser = argparse.ArgumentParser(prog="python -m cssr.deploy", description=doc.splitlines()[0])
-    add = parser.add_argument
-    add("model", type=Path, help="run, export, model of the package (small-x4), or owner/name in the Hub's cache")
-    add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="onnx (default), or both")
-    add("--out", type=Path, required=True, help="directory to write to")
-    add("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
-    add("--tolerance", type=float, default=TOLERANCE, help="largest difference from PyTorch with which a file stays "
-        "(%(default)s)")  # fmt: skip
-    return parser
-
-
-def conversion_parser(doc: str) -> argparse.ArgumentParser:
-    """Of cssr/convert.py, whose settings may stand among the options: `parse_intermixed_args`."""
-    parser = argparse.ArgumentParser(prog="python -m cssr.convert", description=doc)
-    parser.add_argument("file", type=Path, help="checkpoint of the authors (.pth)")
-    parser.add_argument("--recipe", required=True, help="recipe whose model settings it has")
-    parser.add_argument("--out", type=Path, required=True, help="export directory to write")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that differ from the recipe's")
     return parser

@@ -51,7 +51,7 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from cssr.models.from_hub import fetch
+    from cssr.models.hub import fetch
     from cssr.models.joint import JointModel
 
     directory = fetch(options.name, download=True, revision=options.revision)

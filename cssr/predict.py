@@ -34,16 +34,16 @@ from cssr.config.schema import TILE_OVERLAP, check_tile, segments
 from cssr.data.batch import Outputs
 from cssr.inputs import Source, photographs
 from cssr.measured_files import Measured, write_measures
-from cssr.models.from_hub import is_hub_name
+from cssr.models.hub import is_hub_name
 from cssr.models.joint import JointModel
 from cssr.models.load import is_model, load_model
 from cssr.models.orientations import ORIENTATIONS
 from cssr.models.shipped import DEFAULT
+from cssr.models.tiling import Tiles
 from cssr.models.training_range import blur_sigma, outside
 from cssr.photographs import Photograph, read_with_valid
 from cssr.rasters import Files
 from cssr.streaming import Found, Wanted, memory, predict_rows
-from cssr.tiling import Tiles
 from cssr.utils.images import to_image
 from cssr.utils.valid_pixels import fill_missing
 

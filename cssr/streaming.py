@@ -20,11 +20,11 @@ from cssr import geotiff
 from cssr.arguments import RESULTS
 from cssr.config.schema import segments
 from cssr.models.joint import JointModel, valid_rows
+from cssr.models.tiling import Tiles
 from cssr.models.training_range import blur_sigma, outside
 from cssr.photographs import Photograph
 from cssr.rasters import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
 from cssr.scratch import Scratch
-from cssr.tiling import Tiles
 from cssr.utils.images import overlay
 from cssr.utils.threads import WriteBehind
 

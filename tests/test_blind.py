@@ -6,12 +6,12 @@ import torch
 
 from cssr.config.schedules import Progress
 from cssr.config.schema import ModelConfig
-from cssr.convert import convert_joint
 from cssr.data.batch import Batch, Outputs
 from cssr.data.transforms import signed_distance
 from cssr.losses import LOSSES
 from cssr.models.export import assign_state
 from cssr.models.joint import build_model
+from cssr.models.published import convert_joint
 
 START = Progress(0, 100)
 

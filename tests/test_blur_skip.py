@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import ModelConfig
-from cssr.convert import convert_state
 from cssr.data.batch import Batch
 from cssr.models.blocks import Modulation, VectorBranch
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model, group_of
+from cssr.models.published import convert_state
 from cssr.models.seg import SEG
 from cssr.models.seg.blur_skip import BlurSkip
 from cssr.optim import Hold, LearningRate, build_optimizer, held_groups

@@ -22,9 +22,9 @@ from cssr.calibration import (
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig
 from cssr.data.batch import Batch, Outputs
-from cssr.deploy import deploy
 from cssr.intervals import intervals
 from cssr.measuring import measure
+from cssr.models.deployment import deploy
 from cssr.models.joint import build_model
 from cssr.results import compose
 

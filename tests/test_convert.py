@@ -9,9 +9,10 @@ import torch
 from conftest import SHARED, need
 
 from cssr.config.schema import ModelConfig
-from cssr.convert import convert_joint, convert_state, main
+from cssr.convert import main
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model
+from cssr.models.published import convert_joint, convert_state
 
 SR_ALONE = ["model.seg=none"]
 SEG_ALONE = ["model.scale=1", "model.sr=none", "model.normalize=none"]

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from cssr.config.schema import ModelConfig
-from cssr.convert import convert_state
 from cssr.models.export import assign_state
 from cssr.models.joint import build_model
+from cssr.models.published import convert_state
 from cssr.models.seg import SEG
 from cssr.models.seg.crackformer import Block, CrackFormer, SelfAttention
 

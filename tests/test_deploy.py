@@ -12,9 +12,10 @@ from conftest import shipped
 from PIL import Image
 from torch import nn
 
-from cssr import deploy as deployment
 from cssr.config.schema import ModelConfig
-from cssr.deploy import Deployed, GridMeans, capture, compare, deploy, main
+from cssr.deploy import main
+from cssr.models import deployment
+from cssr.models.deployment import Deployed, GridMeans, capture, compare, deploy
 from cssr.models.joint import JointModel, build_model
 from cssr.models.seg import SEG
 from cssr.models.sr import SR

@@ -11,9 +11,9 @@ from conftest import SHARED, need
 from safetensors.torch import save_file
 from torch import nn
 
-from cssr.convert import convert_state
 from cssr.models.dsrl import DSRL, dsrl
 from cssr.models.export import assign_state
+from cssr.models.published import convert_state
 
 SMALL = {"encoder": "test_resnet", "width": 2}
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from cssr import __version__
 from cssr.config.schema import ModelConfig
-from cssr.models import export, from_hub
+from cssr.models import export
+from cssr.models import hub as from_hub
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cssr.config.schema import ModelConfig
-from cssr.convert import convert_state
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model
+from cssr.models.published import convert_state
 from cssr.models.seg import SEG
 from cssr.models.seg.hrnet_ocr import ObjectContext
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cssr.convert import convert_state
 from cssr.models.blocks import JoinedConv2d, MeanConv2d, constant_map
 from cssr.models.export import assign_state
+from cssr.models.published import convert_state
 from cssr.models.sr import SR
 from cssr.models.sr import kbpn as kbpn_module
 from cssr.models.sr.kbpn import Modulation, ResizeOrPad, StagePredictor, blur_and_reduce

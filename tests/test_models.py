@@ -5,9 +5,9 @@ import torch
 
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig
-from cssr.convert import convert_state
 from cssr.models.export import assign_state
 from cssr.models.joint import JointModel, build_model
+from cssr.models.published import convert_state
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cssr.config.schema import ModelConfig
-from cssr.deploy import Deployed, deploy
+from cssr.models.deployment import Deployed, deploy
 from cssr.models.joint import build_model
 from cssr.models.orientations import ORIENTATIONS, mean_logits, turned, turned_back
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
-from cssr.models.recompute import blocks_of, recompute_blocks
+from cssr.training.activation_checkpointing import blocks_of, recompute_blocks
 
 KBPN = {"name": "kbpn", "stages": 2, "width": 4, "features": 4, "kernel_size": 5, "predicted_size": 3}
 PSPNET = {"name": "pspnet", "encoder": "resnet10t", "width": 4, "sizes": [1, 2]}
@@ -110,6 +110,6 @@ def test_without_gradients_nothing_is_recomputed(monkeypatch):
     model = model_of(MODELS[0]).eval()
     expected = model(torch.ones(1, 3, 16, 16)).logits
     recompute_blocks(model)
-    monkeypatch.setattr("cssr.models.recompute.checkpoint", None)
+    monkeypatch.setattr("cssr.training.activation_checkpointing.checkpoint", None)
     with torch.no_grad():
         torch.testing.assert_close(model(torch.ones(1, 3, 16, 16)).logits, expected)

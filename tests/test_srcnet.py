@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cssr.convert import convert_state
 from cssr.models.export import assign_state
+from cssr.models.published import convert_state
 from cssr.models.sr import SR
 
 SMALL = {"name": "srcnet", "groups": 2, "blocks": 2, "width": 8, "hidden": 4, "enlarged": 6}

@@ -16,7 +16,7 @@ from torch import Tensor
 from cssr.config.loading import from_dict
 from cssr.config.schema import Config
 from cssr.models.export import assign_state, load_weights, read_export, read_tensors
-from cssr.models.from_hub import fetch, is_hub_name
+from cssr.models.hub import fetch, is_hub_name
 from cssr.models.joint import JointModel, build_model
 from cssr.models.shipped import is_shipped, shipped_directory, shipped_models
 from cssr.utils.files import digest

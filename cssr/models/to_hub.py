@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from cssr.model_card import without_paths, write_card
 from cssr.models.export import SETTINGS, WEIGHTS, read_export, replace_text, sha256_of, write_export
-from cssr.models.from_hub import NAME, reason
+from cssr.models.hub import NAME, reason
+from cssr.models.model_card import without_paths, write_card
 
 SAMPLES = "samples.png"
 

@@ -1,0 +1,1 @@
+"""Training: the run and its loop, one optimizer step, checkpoints, validation, and what keeps a run going."""
