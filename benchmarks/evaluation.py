@@ -12,9 +12,9 @@ import torch
 from pairs import Limit, Pair, command
 from scipy.ndimage import correlate, distance_transform_edt
 
-from cssr import metrics
-from cssr.distances import LENGTHS, surface_distances
-from cssr.scores import SMOOTH
+from cssr.evaluation import metrics
+from cssr.evaluation.scores import SMOOTH
+from cssr.evaluation.surface_distance import LENGTHS, surface_distances
 
 THRESHOLDS = metrics.THRESHOLDS.numpy()
 CODE = np.array([[8, 4], [2, 1]])  # of the four pixels around a corner

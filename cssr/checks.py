@@ -12,23 +12,13 @@ import torch
 from cssr.config.schedules import Progress, breakpoints, build_schedule
 from cssr.config.schema import Config, ModelConfig, PhaseConfig, segments
 from cssr.data.shards import ShardSet
-from cssr.definitions import KEYS, SEGMENTATION_KEYS, UNRANKED_KEYS
+from cssr.evaluation.definitions import KEYS, SEGMENTATION_KEYS, UNRANKED_KEYS
+from cssr.evaluation.evaluator import without_masks
 from cssr.losses import LOSSES
 from cssr.task import Task
 from cssr.utils.machine import memory
 
 _OF_LOGITS = {"aux_weight", "loss"}  # arguments by which a loss of logits is known: its own, or the loss it wraps
-
-
-def measures_segmentation(model: ModelConfig, sets: Sequence[ShardSet], setting: str) -> bool:
-    """Whether segmentation can be measured: the model finds cracks, and the sets have masks.
-
-    Raises: ValueError, one line, where only some sets have them; `setting` is the option that names the sets.
-    """
-    bare = _without_masks(sets)
-    if segments(model) and bare and not all(shards in bare for shards in sets):
-        raise ValueError(f"{setting}: {bare[0].root} has no masks, other sets have: give sets of one kind")
-    return segments(model) and not bare
 
 
 def check_best(best: str, segmentation: bool) -> None:
@@ -58,7 +48,7 @@ def check_training(config: Config, sets: Sequence[ShardSet]) -> None:
 
     Raises: ValueError, one line, that names the set, what would train, and the remedy.
     """
-    bare = _without_masks(sets)
+    bare = without_masks(sets)
     if segments(config.model) and not bare:
         return
     found = next(_of_segmentation(config), None)
@@ -130,10 +120,6 @@ def check_degradation(config: Config, degrade: Callable, task: Task) -> None:
             f"degradation.size={found}, but model.sr predicts kernels of {expected}: "
             f"set degradation.size={expected} or model.sr.kernel_size={found}"
         )
-
-
-def _without_masks(sets: Sequence[ShardSet]) -> list[ShardSet]:
-    return [shards for shards in sets if not shards.masks]
 
 
 def _check_no_network(model: ModelConfig, found: str | None) -> None:

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from cssr import metrics
-from cssr.calibration import fit_temperature
 from cssr.config.schema import Config
 from cssr.consolidate import copied, whole_weights
 from cssr.data.batch import Batch
 from cssr.data.loader import eval_stream
 from cssr.data.shards import ShardSet
-from cssr.definitions import SLOW_KEYS
+from cssr.evaluation import metrics
+from cssr.evaluation.calibration import fit_temperature
+from cssr.evaluation.definitions import SLOW_KEYS
+from cssr.evaluation.evaluator import evaluate, gather_rows
+from cssr.evaluation.visualize import sample_panels, save_picture, strip
 from cssr.log import Console, append_line
-from cssr.measuring import evaluate, gather_rows
 from cssr.models.joint import JointModel, build_model
 from cssr.utils.distributed import shards_parameters
-from cssr.visualize import sample_panels, save_picture, strip
 
 _ODD_SIZE = (40, 72)  # LQ pixels: of no crop, no multiple of a large stride
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
 from cssr.data.loader import eval_stream
-from cssr.measuring import measure
-from cssr.results import compose
+from cssr.evaluation.evaluator import measure
+from cssr.evaluation.results import compose
 
 SIDE = 256  # pixels that the network takes
 

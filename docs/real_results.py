@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cssr.metrics import iou
+from cssr.evaluation.metrics import iou
 
 NUMBERS = Path(__file__).parent / "results" / "real.json"
 SETS = ("uav315_test", "uav75", "crackmap", "mixture_val")

@@ -37,12 +37,13 @@ from devices import Crew, crew
 from jobs import Job, run_jobs
 from slurm_array import pick_task, submit
 
-from cssr import evaluate as measured
 from cssr.data.remote import is_remote
 from cssr.data.shards import open_sets
+from cssr.evaluate import add_options
+from cssr.evaluation import run as measured
+from cssr.evaluation.results import load
 from cssr.models.load import degradation_of
 from cssr.report import caveats, find_reference, image_table, report
-from cssr.results import load
 
 _RESERVED = ("report", "logs", "slurm")
 _NEW = "not there yet"
@@ -124,7 +125,7 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 def _option_words(options: argparse.Namespace) -> list[str]:
     """The options of how it is evaluated, written out."""
     parser = argparse.ArgumentParser(add_help=False)
-    measured.add_options(parser)
+    add_options(parser)
     words: list[str] = []
     for action in parser._actions:
         value, flag = getattr(options, action.dest), action.option_strings[0]

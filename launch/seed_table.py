@@ -11,9 +11,9 @@ from typing import Any
 
 from grid import Point
 
-from cssr.metrics import KEYS
+from cssr.evaluation.metrics import KEYS
+from cssr.evaluation.results import load
 from cssr.report import IMAGE_COLUMNS
-from cssr.results import load
 from cssr.utils.files import write_atomic
 
 FORMAT = "cssr-sweep-1"

@@ -47,10 +47,10 @@ from jobs import Job, run_jobs
 from seed_table import Entry, write_tables
 from slurm_array import pick_task, submit
 
-from cssr import evaluate as measured
 from cssr.config.loading import changed_settings, load_config, parse_override, to_dict, to_inline_yaml
 from cssr.config.schema import Config
 from cssr.data.shards import parse_sets
+from cssr.evaluation import run as measured
 from cssr.models.load import checkpoints
 from cssr.utils.files import write_atomic
 from cssr.utils.json_files import read_json

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from devices import find_launch_file
 
-from cssr.arguments import add_options as add_evaluation_options
+from cssr.evaluate import add_options as add_evaluation_options
 
 _HOW = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from cssr.calibration import expected_calibration_error, logit_histogram
 from cssr.data.batch import Batch, Outputs
-from cssr.results import compose
-from cssr.samples import Sample, take_sample, write_samples
+from cssr.evaluation.calibration import expected_calibration_error, logit_histogram
+from cssr.evaluation.results import compose
+from cssr.evaluation.visualization import Sample, take_sample, write_samples
 
 HOSTILE = '<script>document.title="run"</script>"\'><img src=x onerror=alert(1)> & ' + "a_long_name_" * 12
 CRACK = 100  # crack pixels of every image

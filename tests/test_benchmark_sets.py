@@ -32,7 +32,7 @@ from cssr.dataset_preparation.benchmark import degrade_image, read_benchmark
 from cssr.dataset_preparation.show import describe, draw_sheet
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
-from cssr.measuring import evaluate
+from cssr.evaluation.evaluator import evaluate
 from cssr.models.joint import JointModel, build_model
 
 ROOT = Path(__file__).parents[1]

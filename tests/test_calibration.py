@@ -9,8 +9,13 @@ import pytest
 import torch
 from torchmetrics.classification import BinaryCalibrationError
 
-from cssr import JointModel, metrics
-from cssr.calibration import (
+from cssr import JointModel
+from cssr.config.loading import load_config
+from cssr.config.schema import ModelConfig
+from cssr.data.batch import Batch, Outputs
+from cssr.evaluation import metrics
+from cssr.evaluation.aggregate import intervals
+from cssr.evaluation.calibration import (
     BINS,
     LOGIT_BINS,
     TEMPERATURES,
@@ -19,14 +24,10 @@ from cssr.calibration import (
     logit_histogram,
     reliability,
 )
-from cssr.config.loading import load_config
-from cssr.config.schema import ModelConfig
-from cssr.data.batch import Batch, Outputs
-from cssr.intervals import intervals
-from cssr.measuring import measure
+from cssr.evaluation.evaluator import measure
+from cssr.evaluation.results import compose
 from cssr.models.deployment import deploy
 from cssr.models.joint import build_model
-from cssr.results import compose
 
 MODEL = {"scale": 2, "sr": {"name": "bicubic"}, "seg": {"name": "one_convolution"}}
 DBPN = {"name": "dbpn", "stages": 2, "width": 2, "features": 2}

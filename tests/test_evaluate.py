@@ -15,7 +15,6 @@ from conftest import draw_shards
 from PIL import Image
 from scipy.ndimage import correlate
 
-from cssr import metrics
 from cssr.config.schema import ModelConfig
 from cssr.data.batch import Batch, Outputs
 from cssr.data.loader import eval_stream
@@ -23,11 +22,12 @@ from cssr.data.shards import open_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.degradations.gaussian import gaussian_kernel
 from cssr.evaluate import main
-from cssr.measuring import evaluate, measure
+from cssr.evaluation import metrics
+from cssr.evaluation.evaluator import evaluate, measure
+from cssr.evaluation.pictured import pictured_rows
+from cssr.evaluation.results import compose
+from cssr.evaluation.visualization import grey_to_levels, read_samples
 from cssr.models.joint import build_model
-from cssr.pictured import pictured_rows
-from cssr.results import compose
-from cssr.samples import grey_to_levels, read_samples
 
 ROOT = Path(__file__).parents[1]
 MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}}

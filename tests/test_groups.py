@@ -5,11 +5,11 @@ import pytest
 import torch
 from test_intervals import rows_of
 
-from cssr import metrics
 from cssr.degradations.gaussian import gaussian_kernel
-from cssr.groups import breakdown, in_order
+from cssr.evaluation import metrics
+from cssr.evaluation.groups import breakdown, in_order
+from cssr.evaluation.results import compose
 from cssr.models.training_range import blur_sigma
-from cssr.results import compose
 
 
 def named(keys: list[str], sigmas: list[float | None] | None = None) -> list[dict]:

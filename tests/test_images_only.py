@@ -13,8 +13,7 @@ from helpers import coordinates, png, write_set
 from PIL import Image
 from safetensors.torch import load_file
 
-from cssr import metrics
-from cssr.checks import check_best, check_training, measures_segmentation
+from cssr.checks import check_best, check_training
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig, segments
 from cssr.data.checks import open_train_sets
@@ -24,13 +23,14 @@ from cssr.dataset_preparation import make as make_shards
 from cssr.dataset_preparation.extract import extract
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
-from cssr.measuring import evaluate
+from cssr.evaluation import metrics
+from cssr.evaluation.evaluator import evaluate, measures_segmentation
+from cssr.evaluation.pictured import pictured_rows
+from cssr.evaluation.results import compose
 from cssr.models.joint import JointModel, build_model
-from cssr.pictured import pictured_rows
 from cssr.predict import main as predict_main
 from cssr.predict import predict
 from cssr.report import report
-from cssr.results import compose
 from cssr.train import Run
 from cssr.train import main as train_main
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from cssr import metrics
-from cssr.definitions import CRACK_KEYS
-from cssr.inspection import inspection
+from cssr.evaluation import metrics
+from cssr.evaluation.definitions import CRACK_KEYS
+from cssr.evaluation.inspection import inspection
 
 
 def bars(*bars_: tuple[int, int, int]) -> torch.Tensor:

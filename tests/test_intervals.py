@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cssr import intervals as module
-from cssr import metrics
-from cssr.intervals import intervals
+from cssr.evaluation import aggregate as module
+from cssr.evaluation import metrics
+from cssr.evaluation.aggregate import intervals
 
 SURFACES = {"hd95": ("hd95_min", "ahd95"), "msd": ("msd_min", "amsd")}
 

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from cssr.evaluate import check_options
+from cssr.evaluation.run import check_options
 from cssr.utils import machine
 from cssr.utils.machine import check_processes
 

@@ -10,8 +10,9 @@ import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.spatial.distance import cdist, directed_hausdorff
 
-from cssr import distances, metrics, scores
-from cssr.distances import surface_distances
+from cssr.evaluation import metrics, scores
+from cssr.evaluation import surface_distance as distances
+from cssr.evaluation.surface_distance import surface_distances
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "losses_degradation_metrics.npz"
 T = np.array([i * 0.01 for i in range(1, 100)], dtype=np.float32)

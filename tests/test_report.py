@@ -9,9 +9,9 @@ import pytest
 from made_results import HR, facts, rows, write
 from PIL import Image
 
-from cssr.metrics import KEYS
+from cssr.evaluation.metrics import KEYS
+from cssr.evaluation.results import load
 from cssr.report import caveats, main, report
-from cssr.results import load
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from browser import chromium, complaints, overflow, prefer, requested, resize  #
 from made_results import HOSTILE, HR, calibrated, draw, facts, rows, spread, with_samples, write
 from test_report import table
 
-from cssr.metrics import THRESHOLDS, iou_curve, threshold_counts
+from cssr.evaluation.metrics import THRESHOLDS, iou_curve, threshold_counts
+from cssr.evaluation.scores import iou, precision, recall
 from cssr.report import report
-from cssr.scores import iou, precision, recall
 
 by = pytest.importorskip("selenium.webdriver.common.by", reason="needs selenium: pip install -e '.[test]'").By
 keys = pytest.importorskip("selenium.webdriver.common.keys").Keys

@@ -5,8 +5,8 @@ import re
 import pytest
 from made_results import HR, facts, rows, write
 
+from cssr.evaluation.results import load
 from cssr.report.latex import escape_latex, latex_tables
-from cssr.results import load
 
 CLOSED = re.compile(r"\\(begin|end)\{(\w+)\}")
 TEXT = re.compile(r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar|textasciigrave)\{\}")

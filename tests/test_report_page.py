@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from made_results import HOSTILE, HR, calibrated, facts, rows, spread, with_samples, write
 
+from cssr.evaluation.results import load
+from cssr.evaluation.visualization import FILES
 from cssr.report import main, report
 from cssr.report.details import images_of, parts_of
 from cssr.report.images import gallery
@@ -25,8 +27,6 @@ from cssr.report.plots import (
     precision_recall_plot,
     reliability_plot,
 )
-from cssr.results import load
-from cssr.samples import FILES
 
 HTTP = re.compile(r"https?://")
 

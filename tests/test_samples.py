@@ -9,8 +9,16 @@ import torch
 from made_results import draw
 from PIL import Image
 
-from cssr.metrics import threshold_counts, thresholds_below
-from cssr.samples import FILES, crack_window, grey_to_levels, levels_to_grey, read_samples, take_sample, write_samples
+from cssr.evaluation.metrics import threshold_counts, thresholds_below
+from cssr.evaluation.visualization import (
+    FILES,
+    crack_window,
+    grey_to_levels,
+    levels_to_grey,
+    read_samples,
+    take_sample,
+    write_samples,
+)
 
 
 def pixels(content: bytes) -> np.ndarray:
@@ -61,7 +69,7 @@ def test_windows_without_crack_and_of_small_images():
 
 
 def test_large_images_are_cut_alike(monkeypatch):
-    monkeypatch.setattr("cssr.samples.SIDE", 19)
+    monkeypatch.setattr("cssr.evaluation.visualization.SIDE", 19)
     sample = take_sample(*draw(), 0)
     assert [pixels(sample.files[name]).shape[:2] for name in FILES] == [(4, 4), *[(16, 16)] * 4]
     assert sample.about["window"] == [0, 4, 16, 16]  # 3:32 holds crack: from 4 on, all of a window does

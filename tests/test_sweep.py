@@ -22,8 +22,8 @@ from test_evaluate_launcher import stub_sbatch
 
 from cssr.config.loading import load_config, parse_value
 from cssr.evaluate import main as evaluate_main
-from cssr.metrics import KEYS
-from cssr.results import compose
+from cssr.evaluation.metrics import KEYS
+from cssr.evaluation.results import compose
 from cssr.train import main as train_main
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 from test_metrics import soft_case
 
 from cssr.cracks.thinning import centre_line
-from cssr.topology import topology
+from cssr.evaluation.crack_metrics import topology
 
 NAMES = ("cldice", "cliou", "boundary_f1")
 

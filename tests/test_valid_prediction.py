@@ -11,7 +11,7 @@ from cssr import geotiff
 from cssr.config.loading import from_dict
 from cssr.cracks.run import read_mask
 from cssr.data.batch import Batch, Outputs
-from cssr.measuring import evaluate
+from cssr.evaluation.evaluator import evaluate
 from cssr.models.joint import build_model
 from cssr.models.moments import Moments, moments_of
 from cssr.photographs import read_with_valid

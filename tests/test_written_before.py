@@ -17,7 +17,7 @@ from cssr.data.dataset import read_sample
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation import make as make_shards
 from cssr.evaluate import main as evaluate
-from cssr.results import load
+from cssr.evaluation.results import load
 from cssr.train import main as train
 
 FOLDER = Path(__file__).parent / "written_before"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cssr.config.registry import did_you_mean
-from cssr.definitions import CRACK_KEYS, LINE_KEYS, SEGMENTATION_KEYS
-from cssr.results import Result
+from cssr.evaluation.definitions import CRACK_KEYS, LINE_KEYS, SEGMENTATION_KEYS
+from cssr.evaluation.results import Result
 
 INTERVAL = "95 % of IoU_max"
 NOTE = "the best of each column, HR upper bounds aside. A dash: not computed, not defined, or infinite."

@@ -12,11 +12,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     # Imported here, as these take seconds: --help and mistakes are answered without.
+    from cssr.evaluation.results import load
     from cssr.report.columns import find_reference
     from cssr.report.facts import caveats
     from cssr.report.files import write
     from cssr.report.markdown import image_table
-    from cssr.results import load
 
     try:
         results = load(options.results)

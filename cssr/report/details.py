@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cssr.definitions import CRACK_KEYS, LINE_KEYS
-from cssr.groups import in_order
+from cssr.evaluation.definitions import CRACK_KEYS, LINE_KEYS
+from cssr.evaluation.groups import in_order
+from cssr.evaluation.results import Result
 from cssr.report.columns import PER_IMAGE, Column
-from cssr.results import Result
 
 _GROUPS = {"source": "By source", "blur": "By width of the blur kernel"}
 _IMAGE_COLUMNS = (

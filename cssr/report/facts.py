@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import yaml
 
+from cssr.evaluation.results import Result, component_name
 from cssr.report.columns import DETECTION_COLUMNS, INTERVAL, PER_IMAGE, share_label, shown
 from cssr.report.styles import MARKDOWN, Style
-from cssr.results import Result, component_name
 
 KEYS = ("model", "networks", "checkpoint", "data", "images", "scale", "degradation", "resampler", "seed", "tile", "tta")
 _SEEN = ("scale", "degradation", "resampler")  # facts in which an HR upper bound differs from the rest

@@ -5,15 +5,15 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cssr.definitions import KEYS
+from cssr.evaluation.definitions import KEYS
+from cssr.evaluation.results import Result, load
+from cssr.evaluation.visualize import Curve, iou_curves
 from cssr.report.columns import find_reference
 from cssr.report.latex import latex_tables
 from cssr.report.markdown import compose
 from cssr.report.page import compose_page
 from cssr.report.styles import MARKDOWN
-from cssr.results import Result, load
 from cssr.utils.files import write_atomic
-from cssr.visualize import Curve, iou_curves
 
 _PICTURES = ("best", "median", "worst")
 

@@ -7,8 +7,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cssr.results import Result
-from cssr.samples import FILES, Sample, read_samples
+from cssr.evaluation.results import Result
+from cssr.evaluation.visualization import FILES, Sample, read_samples
 
 BUDGET = 24_000_000  # bytes of all data URIs; samples beyond it are left out, and counted
 _TYPES = {".png": "image/png", ".webp": "image/webp"}

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 
 from cssr import __version__
+from cssr.evaluation.results import Result
 from cssr.report.columns import Cell, Table, image_measures, pooled_measures, with_intervals
-from cssr.results import Result
 
 _SPECIAL = {
     **{sign: rf"\{sign}" for sign in "&%$#_{}"},

@@ -7,7 +7,7 @@ Images", IEEE Transactions on Instrumentation and Measurement, 2024 (CSBSR).
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cssr.results import Result, component_name
+from cssr.evaluation.results import Result, component_name
 
 SOURCE = (
     "Kondo and Ukita, Joint Learning of Blind Super-Resolution and Crack Segmentation for Realistic Degraded Images, "

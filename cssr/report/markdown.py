@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from cssr.evaluation.results import Result
 from cssr.report.columns import NOTE, Cell, Table, image_measures, pooled_measures, with_intervals
 from cssr.report.facts import Definition, caveats, definitions, fact, split_facts
 from cssr.report.styles import MARKDOWN
-from cssr.results import Result
 
 
 def image_table(results: Sequence[Result], base: Result | None) -> str:

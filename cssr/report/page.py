@@ -10,7 +10,9 @@ from typing import Any
 from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from cssr import __version__, metrics
+from cssr import __version__
+from cssr.evaluation import metrics
+from cssr.evaluation.results import Result
 from cssr.report.columns import NOTE, image_measures, pooled_measures
 from cssr.report.details import images_of, parts_of
 from cssr.report.facts import caveats, definitions, fact, split_facts
@@ -18,7 +20,6 @@ from cssr.report.images import gallery
 from cssr.report.literature import APART, FIGURES, SETTING, SOURCE, same_protocol
 from cssr.report.plots import curves_of, iou_plot, precision_recall_plot, reliability_plot, tenths
 from cssr.report.styles import HTML
-from cssr.results import Result
 
 _SCRIPTS = ("base.js", "curves.js", "samples.js", "list.js")  # one script, in this order
 

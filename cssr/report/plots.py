@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cssr.results import Result
-from cssr.scores import precision, recall
+from cssr.evaluation.results import Result
+from cssr.evaluation.scores import precision, recall
 
 WIDTH, HEIGHT = 480, 340  # of the drawing, in units that are CSS pixels where there is room
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42  # margins around the axes

@@ -5,7 +5,7 @@ figure is finite on an empty mask; only the PSNR of identical images is infinite
 each reported number is, and belongs in every results file.
 
 Sources: the protocol of CSBSR (per-image IoU at 99 thresholds, smoothing 1e-5); Wang et al. 2004 (SSIM). The surface
-distances are in `cssr/distances.py`.
+distances are in `cssr/evaluation/surface_distance.py`.
 """
 
 import math
@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 
-from cssr.calibration import expected_calibration_error
-from cssr.definitions import CRACK_KEYS as CRACK_KEYS
-from cssr.definitions import IMAGE_KEYS as IMAGE_KEYS
-from cssr.definitions import KEYS
-from cssr.definitions import LINE_KEYS as LINE_KEYS
-from cssr.definitions import SEGMENTATION_KEYS as SEGMENTATION_KEYS
-from cssr.definitions import definitions as definitions
-from cssr.scores import accuracy, average_precision, f1, iou, precision, recall, specificity
+from cssr.evaluation.calibration import expected_calibration_error
+from cssr.evaluation.definitions import CRACK_KEYS as CRACK_KEYS
+from cssr.evaluation.definitions import IMAGE_KEYS as IMAGE_KEYS
+from cssr.evaluation.definitions import KEYS
+from cssr.evaluation.definitions import LINE_KEYS as LINE_KEYS
+from cssr.evaluation.definitions import SEGMENTATION_KEYS as SEGMENTATION_KEYS
+from cssr.evaluation.definitions import definitions as definitions
+from cssr.evaluation.scores import accuracy, average_precision, f1, iou, precision, recall, specificity
 
 THRESHOLDS = torch.tensor([i * 0.01 for i in range(1, 100)], dtype=torch.float32)
 _FRAMED = torch.cat([torch.tensor([-torch.inf]), THRESHOLDS, torch.tensor([torch.inf])])  # threshold i at place i

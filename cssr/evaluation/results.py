@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cssr import __version__, metrics
-from cssr.calibration import fit_temperature, reliability
-from cssr.groups import breakdown
-from cssr.intervals import intervals
+from cssr import __version__
+from cssr.evaluation import metrics
+from cssr.evaluation.aggregate import intervals
+from cssr.evaluation.calibration import fit_temperature, reliability
+from cssr.evaluation.groups import breakdown
 from cssr.utils.json_files import read_json
 
 RESULTS_FORMAT = "cssr-results-1"

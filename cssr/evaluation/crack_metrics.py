@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cssr.cracks.thinning import centre_line
-from cssr.definitions import BOUNDARY_TOLERANCE, LINES_THRESHOLD, TOLERANCE
-from cssr.metrics import same_shape
+from cssr.evaluation.definitions import BOUNDARY_TOLERANCE, LINES_THRESHOLD, TOLERANCE
+from cssr.evaluation.metrics import same_shape
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 

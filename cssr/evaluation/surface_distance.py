@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from scipy.spatial import cKDTree
 
-from cssr.metrics import THRESHOLDS, same_shape, thresholds_below
+from cssr.evaluation.metrics import THRESHOLDS, same_shape, thresholds_below
 
 
 def _contour_lengths() -> np.ndarray:

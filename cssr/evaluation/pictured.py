@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from cssr.data.batch import Batch
-from cssr.measuring import infer
+from cssr.evaluation.evaluator import infer
+from cssr.evaluation.visualization import take_sample, write_samples
+from cssr.evaluation.visualize import sample_panels, save_picture, strip
 from cssr.models.joint import JointModel
-from cssr.samples import take_sample, write_samples
-from cssr.visualize import sample_panels, save_picture, strip
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from cssr.cracks.measure import measure_cracks
-from cssr.definitions import CRACK_KEYS, LINES_THRESHOLD
-from cssr.metrics import same_shape
+from cssr.evaluation.definitions import CRACK_KEYS, LINES_THRESHOLD
+from cssr.evaluation.metrics import same_shape
 
 
 def inspection(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]:

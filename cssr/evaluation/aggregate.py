@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from cssr.calibration import expected_calibration_error
-from cssr.definitions import CRACK_KEYS, LINE_KEYS
-from cssr.scores import f1, iou
+from cssr.evaluation.calibration import expected_calibration_error
+from cssr.evaluation.definitions import CRACK_KEYS, LINE_KEYS
+from cssr.evaluation.scores import f1, iou
 
 RESAMPLES = 1000
 LEVEL = 95  # percent

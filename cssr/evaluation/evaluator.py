@@ -9,15 +9,17 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from cssr import metrics
-from cssr.calibration import expected_calibration_error, logit_histogram
+from cssr.config.schema import ModelConfig, segments
 from cssr.data.batch import Batch, Outputs
+from cssr.data.shards import ShardSet
 from cssr.degradations.pixels import blur_strided
-from cssr.distances import surface_distances
-from cssr.inspection import inspection
+from cssr.evaluation import metrics
+from cssr.evaluation.calibration import expected_calibration_error, logit_histogram
+from cssr.evaluation.crack_metrics import topology
+from cssr.evaluation.inspection import inspection
+from cssr.evaluation.surface_distance import surface_distances
 from cssr.models.joint import JointModel
 from cssr.models.training_range import blur_sigma
-from cssr.topology import topology
 
 
 def evaluate(
@@ -124,3 +126,19 @@ def _lq_psnr(batch: Batch, predicted: Tensor) -> Tensor:
 def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of all ranks, each sample once, sorted by key; one exchange at the end."""
     return sorted(gather_object(rows), key=lambda row: row["key"])
+
+
+def measures_segmentation(model: ModelConfig, sets: Sequence[ShardSet], setting: str) -> bool:
+    """Whether segmentation can be measured: the model finds cracks, and the sets have masks.
+
+    Raises: ValueError, one line, where only some sets have them; `setting` is the option that names the sets.
+    """
+    bare = without_masks(sets)
+    if segments(model) and bare and not all(shards in bare for shards in sets):
+        raise ValueError(f"{setting}: {bare[0].root} has no masks, other sets have: give sets of one kind")
+    return segments(model) and not bare
+
+
+def without_masks(sets: Sequence[ShardSet]) -> list[ShardSet]:
+    """The sets that hold images alone."""
+    return [shards for shards in sets if not shards.masks]

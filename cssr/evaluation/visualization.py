@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
-from cssr.metrics import THRESHOLDS, thresholds_below
+from cssr.evaluation.metrics import THRESHOLDS, thresholds_below
 from cssr.utils.images import to_image
 from cssr.utils.json_files import read_json
 

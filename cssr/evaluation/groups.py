@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cssr.metrics import THRESHOLDS, aggregate, has_segmentation
-from cssr.scores import iou
+from cssr.evaluation.metrics import THRESHOLDS, aggregate, has_segmentation
+from cssr.evaluation.scores import iou
 
 MOST_SOURCES = 30  # more are names of photographs rather than of sources
 

@@ -1,0 +1,210 @@
+"""Evaluate a run or an export on shards, on all ranks, and write results.json and pictures."""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from cssr.config.loading import parse_value, to_dict
+from cssr.config.schema import check_tile
+from cssr.data.batch import Batch
+from cssr.data.checks import is_stored, recorded, stored_or
+from cssr.data.loader import eval_stream
+from cssr.data.shards import ShardSet, open_sets
+from cssr.degradations import DEGRADATIONS
+from cssr.evaluation.evaluator import evaluate, gather_rows, measures_segmentation
+from cssr.evaluation.pictured import draw_pictures
+from cssr.evaluation.results import compose, load
+from cssr.models.joint import JointModel
+from cssr.models.load import choose, degradation_of, export_in, load_model
+from cssr.models.orientations import ORIENTATIONS
+from cssr.models.shipped import is_shipped
+from cssr.utils.distributed import start_engine
+from cssr.utils.files import sha256_of, write_atomic
+from cssr.utils.machine import check_processes
+
+_MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint
+_CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "seed")  # options that results depend on
+
+
+def run(options: argparse.Namespace) -> None:
+    """All that the command line of `cssr/evaluate.py` asks for."""
+    try:
+        engine = start_engine()
+        _evaluate(options, engine)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    engine.end_training()
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """ValueError, one line, for numbers that make no sense."""
+    for name, lowest in {"batch_size": 1, "limit": 1, "workers": 0, "seed": 0}.items():
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, found {value}")
+    world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    check_processes(options.workers * world, f"--workers {options.workers}", gib=0.3)
+    check_tile(options.tile, "--tile")
+
+
+def origin(options: argparse.Namespace, sets: Sequence[ShardSet]) -> dict[str, Any]:
+    """What a result follows from: the same origin, the same result.
+
+    `checkpoint_sha256`: of each file that the weights and settings are read from; `data_sha256`: of the sets' indexes,
+    which hold the sha256 of every shard, as JSON with sorted keys; `options`: those that change results.
+    """
+    directory = _files_in(options.model, options.checkpoint)
+    indexes = json.dumps([shards.index for shards in sets], sort_keys=True)
+    return {
+        "checkpoint_sha256": {n: sha256_of(directory / n) for n in _MADE_OF if (directory / n).is_file()},
+        "data_sha256": hashlib.sha256(indexes.encode()).hexdigest(),
+        "options": {name: getattr(options, name) for name in _CHANGING},
+    }
+
+
+def _files_in(model: Path, which: str) -> Path:
+    return choose(model, which) if which != "export" else export_in(model)
+
+
+def _own_folder(options: argparse.Namespace, sha256: str) -> Path:
+    """MODEL/evaluations/DATA[@CHECKPOINT][+tta]; DATA with as many folders before it as tell it from other data.
+
+    Of a model of the package, runs/MODEL/evaluations/DATA.
+    """
+    model = Path("runs") / options.model if is_shipped(options.model) else options.model
+    parts = [part for part in str(options.data).split("://")[-1].split("/") if part not in ("", ".", "..")]
+    suffix = "" if options.checkpoint == "export" else f"@{options.checkpoint}"
+    suffix += "+tta" if options.tta else ""
+    for depth in range(1, len(parts) + 1):
+        folder = model / "evaluations" / ("_".join(parts[-depth:]) + suffix)
+        if not of_other_data(folder, options.data, sha256):
+            return folder
+    raise ValueError(f"{folder} holds the result of other data: give --out")
+
+
+def of_other_data(folder: Path, data: str, sha256: str) -> bool:
+    """Whether a folder has a result of another path and other contents; a damaged one is nobody's."""
+    try:
+        found = load([folder / "results.json"])[0].data
+    except ValueError:
+        return False
+    return os.path.realpath(found["data"]) != os.path.realpath(data) and found.get("data_sha256") != sha256
+
+
+def check_writable(out: Path) -> None:
+    """Make `out`; ValueError, one line, if nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written: {error.strerror}; choose another folder") from None
+
+
+def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
+    check_options(options)
+    model = load_model(options.model, options.checkpoint).to(engine.device)
+    sets = open_sets(options.data, "--data")
+    made_from = origin(options, sets)
+    out = options.out or _own_folder(options, made_from["data_sha256"])
+    check_writable(out)
+    component = (
+        parse_value(options.degradation, "--degradation")
+        if options.degradation
+        else degradation_of(options.model, options.checkpoint)
+    )
+    component = stored_or(component, sets, model.scale, "--data", given=bool(options.degradation))
+    degrade = DEGRADATIONS.build(component, scale=model.scale)
+    segmentation = measures_segmentation(model.config, sets, "--data")
+    model.orientations = ORIENTATIONS if options.tta else 1
+
+    def stream(rank: int, world: int) -> Iterable[Batch]:
+        return eval_stream(
+            sets,
+            model.scale,
+            options.batch_size,
+            options.seed,
+            rank,
+            world,
+            options.limit,
+            options.workers,
+            name="--data",
+            stored=is_stored(component),
+        )
+
+    batches = tqdm(
+        stream(engine.process_index, engine.num_processes),
+        desc="evaluate",
+        unit="batch",
+        disable=not engine.is_main_process or not sys.stderr.isatty(),
+    )
+    how = {"distances": options.distances, "tile": options.tile, "segmentation": segmentation}
+    rows = gather_rows(evaluate(model, batches, degrade, engine.device, **how))
+    if not engine.is_main_process:
+        return
+    if not rows:
+        raise ValueError(f"--data: no samples in {options.data}")
+    found = compose(rows, {**_facts(options, model, component, degrade, sets), **made_from})
+    (out / "results.json").unlink(missing_ok=True)  # whatever interrupts this, no result stands beside other pictures
+    draw_pictures(found, out, model, degrade, engine.device, stream(0, 1), options.tile)
+    write_atomic(out / "results.json", json.dumps(found, indent=1))
+    print(summary(found, out))
+
+
+def _facts(
+    options: argparse.Namespace, model: JointModel, component: Any, degrade: Callable, sets: Sequence[ShardSet]
+) -> dict[str, Any]:
+    return {
+        "name": options.name or options.model.resolve().name,
+        "model": str(options.model),
+        "checkpoint": options.checkpoint,
+        "data": str(options.data),
+        "scale": model.scale,
+        "degradation": component,
+        "resampler": degrade.resampler,
+        "seed": options.seed,
+        "tile": options.tile,
+        "tta": options.tta,
+        "limit": options.limit,
+        "benchmark": None,
+        "model_settings": to_dict(model.config),
+        **(recorded(sets) if is_stored(component) else {}),
+    }
+
+
+def summary(found: dict[str, Any], out: Path) -> str:
+    """The main figures on a few lines."""
+    image, pooled = found["metrics"]["image"], found["metrics"]["pooled"]
+    names = (
+        "iou_max",
+        "aiu",
+        "f1",
+        "ece",
+        "hd95_min",
+        "ahd95",
+        "cldice",
+        "cliou",
+        "width_error",
+        "psnr",
+        "ssim",
+        "kernel_psnr",
+    )
+    shown = {
+        label: "  ".join(f"{n} {values[n]:.4g}" for n in names if values[n] is not None)
+        for label, values in (("per image", image), ("pooled", pooled))
+    }
+    benchmark = f" (benchmark {found['benchmark']})" if found["benchmark"] else ""
+    lines = [f"{found['name']} on {found['data']}{benchmark}: {found['images']} images"]
+    lines += [f"  {label:<10}{text}" for label, text in shown.items()]
+    if "segmentation" in found["definitions"]:
+        lines.append(f"  segmentation: {found['definitions']['segmentation']}")
+    return "\n".join([*lines, f"  written to {out}"])
