@@ -25,15 +25,15 @@ import machine
 import numpy as np
 import torch
 
-from cssr import geotiff
-from cssr.config.schema import TILE_OVERLAP, ModelConfig
+from cssr.config.schema import TILE, TILE_OVERLAP, ModelConfig
+from cssr.inference.large_images import Wanted, predict_rows
+from cssr.inference.predictor import predict
+from cssr.inference.writers import Files
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
 from cssr.models.tiling import Tiles
-from cssr.photographs import open_photograph
-from cssr.predict import TILE, predict
-from cssr.rasters import Files
-from cssr.streaming import Wanted, predict_rows
+from cssr.utils import geotiff
+from cssr.utils.photographs import open_photograph
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SMALL = {

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cssr import JointModel
 from cssr.cracks.measure import Crack, measure_cracks
 from cssr.degradations.pixels import resampler
-from cssr.predict import predict
+from cssr.inference.predictor import predict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shards"))
 from synthesis import render  # noqa: E402

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from cssr.config.schema import ModelConfig
+from cssr.inference.predictor import predict
 from cssr.models.joint import build_model
-from cssr.predict import predict
 
 pytest.importorskip("starlette", reason="needs starlette and uvicorn: pip install -e '.[demo]'")
 httpx = pytest.importorskip("httpx", reason="needs httpx: pip install -e '.[test]'")

@@ -10,7 +10,7 @@ from PIL import Image
 from shard_helpers import draw, draw_mask, make_tree, read, run
 
 from cssr.cracks.run import masks_at
-from cssr.inputs import passed_over_in, photographs
+from cssr.inference.sources import passed_over_in, photographs
 from cssr.utils.image_files import IMAGE_SUFFIXES, passed_over, walk
 
 

@@ -27,9 +27,9 @@ from cssr.evaluation import metrics
 from cssr.evaluation.evaluator import evaluate, measures_segmentation
 from cssr.evaluation.pictured import pictured_rows
 from cssr.evaluation.results import compose
+from cssr.inference.predictor import predict
 from cssr.models.joint import JointModel, build_model
 from cssr.predict import main as predict_main
-from cssr.predict import predict
 from cssr.report import report
 from cssr.train import Run
 from cssr.train import main as train_main

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cssr import inputs
-from cssr.inputs import photographs
+from cssr.inference import sources as inputs
+from cssr.inference.sources import photographs
 
 
 @pytest.fixture

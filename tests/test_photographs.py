@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cssr import geotiff, photographs
-from cssr.photographs import open_photograph, read_photograph, read_with_valid
+from cssr.utils import geotiff, photographs
+from cssr.utils.photographs import open_photograph, read_photograph, read_with_valid
 
 ORIENTATION = 0x0112
 WINDOW = (3, 5, 20, 11)

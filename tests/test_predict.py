@@ -7,9 +7,11 @@ from PIL import Image
 
 from cssr import JointModel
 from cssr.config.schema import ModelConfig
+from cssr.inference.predictor import predict
+from cssr.inference.run import photographs
 from cssr.models.joint import build_model
-from cssr.photographs import read_photograph
-from cssr.predict import main, photographs, predict
+from cssr.predict import main
+from cssr.utils.photographs import read_photograph
 
 SEG = {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}
 MODEL = {"scale": 4, "sr": {"name": "dbpn", "stages": 2, "width": 4, "features": 8}, "seg": SEG}

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 
-from cssr import JointModel, done, rasters
+from cssr import JointModel
 from cssr.config.schema import ModelConfig
+from cssr.inference import resume as done
+from cssr.inference import writers as rasters
+from cssr.inference.predictor import predict
 from cssr.models.joint import build_model
-from cssr.predict import main, predict
+from cssr.predict import main
 
 MODEL = {"scale": 2, "sr": {"name": "bicubic"}, "seg": {"name": "one_convolution"}}
 

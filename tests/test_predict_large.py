@@ -11,10 +11,12 @@ import one_convolution  # noqa: F401, registers
 import pytest
 from PIL import Image
 
-from cssr import JointModel, geotiff, photographs
+from cssr import JointModel
 from cssr.config.schema import ModelConfig
+from cssr.inference.predictor import predict
 from cssr.models.joint import build_model
-from cssr.predict import main, predict
+from cssr.predict import main
+from cssr.utils import geotiff, photographs
 
 rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install 'cssr[large]'")
 HERE = Path(__file__).parent
@@ -113,7 +115,7 @@ def test_tiffs_hold_what_is_predicted_in_memory(export, tmp_path):
 
 
 def test_large_results_are_tiffs_and_need_no_option(export, tmp_path, monkeypatch):
-    monkeypatch.setattr("cssr.streaming.PNG_PIXELS", 100_000)
+    monkeypatch.setattr("cssr.inference.large_images.PNG_PIXELS", 100_000)
     Image.fromarray(pixels(90, 120)).save(tmp_path / "a.png")
     main([str(export), str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--size", "photo", "--device", "cpu"])
     written = {path.name for path in (tmp_path / "out").iterdir()}
@@ -183,7 +185,7 @@ FULL_TIFF = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from cssr.geotiff import TiffRows
+from cssr.utils.geotiff import TiffRows
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
     rows = TiffRows(Path(sys.argv[1]), (600, 500), 3, "uint8", None)

@@ -10,8 +10,9 @@ from helpers import SMALL_MODEL
 from PIL import Image
 from safetensors.torch import load_file
 
-from cssr import hub, predict
+from cssr import hub
 from cssr.config.schema import ModelConfig
+from cssr.inference import run as predict
 from cssr.models import shipped
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model

@@ -20,8 +20,8 @@ from running import ROOT, kill_all, launch, logged, losses, settings, start, wai
 from cssr import snapshot
 from cssr.config.loading import changed_settings, load_config, save_config
 from cssr.evaluate import main as evaluate
+from cssr.inference.predictor import predict
 from cssr.models.load import checkpoints, load_model, read_best
-from cssr.predict import predict
 from cssr.train import Run, main
 
 

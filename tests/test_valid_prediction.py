@@ -7,15 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cssr import geotiff
 from cssr.config.loading import from_dict
 from cssr.cracks.run import read_mask
 from cssr.data.batch import Batch, Outputs
 from cssr.evaluation.evaluator import evaluate
+from cssr.inference.predictor import predict
 from cssr.models.joint import build_model
 from cssr.models.moments import Moments, moments_of
-from cssr.photographs import read_with_valid
-from cssr.predict import main, predict
+from cssr.predict import main
+from cssr.utils import geotiff
+from cssr.utils.photographs import read_with_valid
 
 SEG = {"name": "unet", "encoder": "resnet10t", "width": 4, "encoder_args": {"channels": [8, 8, 16, 16]}}
 NETWORKS = {

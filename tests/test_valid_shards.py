@@ -12,7 +12,7 @@ from cssr.config.schema import DataConfig
 from cssr.data.dataset import read_sample
 from cssr.data.loader import eval_stream, train_stream
 from cssr.data.shards import ShardSet, open_sets
-from cssr.photographs import read_photograph
+from cssr.utils.photographs import read_photograph
 
 SIZE = (64, 48)  # width, height
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 BatchNorm = Literal["rank", "sync", "held", "encoder_held"]
+RESULTS = ("sr", "prob", "mask", "overlay", "kernel")  # what a prediction writes
+TILE = 256  # LQ pixels a side of a tile of a prediction
 TILE_OVERLAP = 32  # of neighbouring tiles in evaluation and prediction, LQ pixels
 ADDRESSES = "addresses"  # in a setting's metadata: paths or addresses, one, several, or by weight
 

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.cracks.measure import Crack, measure_cracks
-from cssr.stems import free
 from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
 from cssr.utils.images import any_size
+from cssr.utils.stems import free
 
 _LOSS_FREE = (".png", ".tif", ".tiff", ".bmp")  # what masks of a folder are, if there are any; else all images
 _MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from cssr.cracks.masks import BROKEN as BROKEN
-from cssr.photographs import open_photograph
 from cssr.utils.image_files import register_heif
+from cssr.utils.photographs import open_photograph
 
 KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of a telephone, with a second picture behind it
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -44,7 +44,7 @@ class Opened:
 
     Attributes:
         image: upright, RGB. reason: why its file cannot be stored as it is; None: it can. suffix: to store it under.
-        valid: H W bool, which pixels hold data (`cssr.photographs`); None: all do.
+        valid: H W bool, which pixels hold data (`cssr.utils.photographs`); None: all do.
         note: what people should know of it, or "".
     """
 
@@ -63,7 +63,7 @@ def store_picture(data: bytes, bits: int | None = None) -> Picture:
 
 
 def open_picture(data: bytes, bits: int | None = None) -> Opened:
-    """Decode an image file; `bits`: as for `cssr.photographs.open_photograph`.
+    """Decode an image file; `bits`: as for `cssr.utils.photographs.open_photograph`.
 
     Raises: ValueError if it is damaged, of a kind that cannot be stored as 8 bits, or too large to decode.
     """

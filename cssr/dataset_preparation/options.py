@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from cssr.arguments import check_bits
 from cssr.dataset_preparation.sources import SOURCES
 from cssr.dataset_preparation.split import parse_ratio
 from cssr.dataset_preparation.tiles import Tiling
+from cssr.utils.cli import check_bits
 from cssr.utils.machine import check_processes, cores
 
 

@@ -61,8 +61,8 @@ def _app(options: argparse.Namespace) -> Any:
         from cssr.demo.app import create_app
     except ImportError as error:
         raise ValueError(f"the page needs {error.name}, which is not installed: pip install 'cssr[demo]'") from None
+    from cssr.inference.predictor import device_named
     from cssr.models.load import load_model  # here, as it takes seconds, before which mistakes are answered
-    from cssr.predict import device_named
 
     limits = Limits(
         bytes=round(options.max_megabytes * 1e6),

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cssr.inference.predictor import Prediction, predict
 from cssr.models.joint import JointModel
-from cssr.photographs import read_with_valid
-from cssr.predict import Prediction, predict
+from cssr.utils.photographs import read_with_valid
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 PNG_PIXELS = 20_000_000  # a larger SR image goes as JPEG, which takes a tenth of the bytes

@@ -27,7 +27,6 @@ import numpy as np
 from tqdm import tqdm
 
 from cssr import __version__
-from cssr.arguments import check_bits
 from cssr.dataset_preparation.audit import contact_sheet, relations
 from cssr.dataset_preparation.audit.examine import Crack, Look, look, measure, simplejpeg
 from cssr.dataset_preparation.audit.findings import (
@@ -50,6 +49,7 @@ from cssr.dataset_preparation.parallel import in_order
 from cssr.dataset_preparation.sources import SOURCES, MaskRule
 from cssr.dataset_preparation.split import DOCTOR_FORMAT
 from cssr.dataset_preparation.workspace import save
+from cssr.utils.cli import check_bits
 from cssr.utils.machine import check_processes, cores
 
 NEAR = (

@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cssr import geotiff
-from cssr.arguments import RESULTS
-from cssr.config.schema import segments
+from cssr.config.schema import RESULTS, segments
+from cssr.inference.scratch import Scratch
+from cssr.inference.writers import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
 from cssr.models.joint import JointModel, valid_rows
 from cssr.models.tiling import Tiles
 from cssr.models.training_range import blur_sigma, outside
-from cssr.photographs import Photograph
-from cssr.rasters import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
-from cssr.scratch import Scratch
+from cssr.utils import geotiff
 from cssr.utils.images import overlay
+from cssr.utils.photographs import Photograph
 from cssr.utils.threads import WriteBehind
 
 _LOOK = 128  # pixels a side of the windows in which a photograph is looked at

@@ -7,9 +7,9 @@ import numpy as np
 
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks.measure import measure_cracks
-from cssr.geotiff import Place
-from cssr.photographs import Photograph
-from cssr.rasters import Files
+from cssr.inference.writers import Files
+from cssr.utils.geotiff import Place
+from cssr.utils.photographs import Photograph
 
 _BACKGROUND = 32_000_000  # pixels of a mask above which the picture shows the mask, not the photograph
 

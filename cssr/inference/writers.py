@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from cssr import geotiff
+from cssr.utils import geotiff
 
 PNG_PIXELS = 64_000_000  # of a PNG, which is in memory until it is written; larger results are TIFFs
 PARTIAL = ".partial"

@@ -12,10 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cssr import done
-from cssr.photographs import Photograph, open_photograph
-from cssr.stems import free
+from cssr.inference import resume as done
 from cssr.utils.image_files import IMAGE_SUFFIXES, is_litter, passed_over, walk, with_suffix
+from cssr.utils.photographs import Photograph, open_photograph
+from cssr.utils.stems import free
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".mts")
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cssr import geotiff
+from cssr.utils import geotiff
 from cssr.utils.image_files import LIKE_IMAGES, register_heif, remedy
 from cssr.utils.images import any_size
 from cssr.utils.valid_pixels import OPAQUE, fill_missing

@@ -1,0 +1,219 @@
+"""Predict photographs one after the other: what is written of each, and what is done already."""
+
+import argparse
+import ctypes
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from cssr.config.schema import TILE_OVERLAP, check_tile, segments
+from cssr.inference import resume as done
+from cssr.inference import sources as inputs
+from cssr.inference.large_images import Found, Wanted, memory, predict_rows
+from cssr.inference.measured_files import Measured, write_measures
+from cssr.inference.predictor import device_named
+from cssr.inference.sources import Source, photographs
+from cssr.inference.writers import Files
+from cssr.models.hub import is_hub_name
+from cssr.models.joint import JointModel
+from cssr.models.load import is_model, load_model
+from cssr.models.orientations import ORIENTATIONS
+from cssr.models.shipped import DEFAULT
+from cssr.models.tiling import Tiles
+from cssr.utils import geotiff
+from cssr.utils.cli import check_bits
+from cssr.utils.photographs import Photograph
+
+_GIB = 1 << 30
+_MMAP_THRESHOLD, _LARGE = -3, 4 << 20  # of mallopt(3), bytes
+_AHEAD = 2  # batches of tiles that are read before their turn
+
+
+def run(options: argparse.Namespace) -> None:
+    """All that the command line of `cssr.predict` asks for."""
+    _return_memory()
+    try:
+        _choose_model(options)
+        _check(options)
+        found = photographs(options.source, apart=options.out)
+        left = inputs.passed_over_in(options.source)
+        model = load_model(options.model, options.checkpoint).to(device_named(options.device))
+        _make_directory(options.out)
+        for name in ("measure", "tta"):
+            if getattr(options, name) and not segments(model.config):
+                raise ValueError(f"--{name}: the model finds no cracks (model.seg=none)")
+        model.orientations = ORIENTATIONS if options.tta else 1
+        work = _Run(model, options)
+        work.work(inputs.each(found, options.every), inputs.count(found, options.every))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: give the same command again to go on")
+    if left:
+        print(left, file=sys.stderr)
+    again = f" ({work.skipped} of them were there already)" if work.skipped else ""
+    print(f"{work.count - len(work.failed)} photographs: {_written(model, work.wanted)} in {options.out}{again}")
+    if work.failed:
+        names = ", ".join(work.failed[:5])
+        sys.exit(f"error: {len(work.failed)} of {work.count} photographs could not be read or written: {names}")
+
+
+def _choose_model(options: argparse.Namespace) -> None:
+    """`options.model`: what --model says, a run or export in place of the first photograph, or the package's own."""
+    first, *others = options.source
+    if options.model is not None:
+        return
+    if is_model(first) or (others and is_hub_name(first)):
+        if not others:
+            raise ValueError(f"{first} is a model, and no photographs are given: name files or folders behind it")
+        options.model, options.source = first, others
+        return
+    options.model = Path(DEFAULT)
+
+
+def _return_memory() -> None:
+    """Have glibc give large blocks back when they are freed: kept for later use, they lie between small ones that stay,
+    and a process grows with every row of tiles.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be meant; ValueError names the option."""
+    if not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold must lie in 0..1, found {options.threshold}")
+    check_tile(options.tile, "--tile")
+    check_bits(options.bits)
+    for name in ("batch", "every"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
+    if not options.memory > 0:
+        raise ValueError(f"--memory must be above 0 (GiB), found {options.memory}")
+    if options.mm_per_pixel is not None and not 0 < options.mm_per_pixel < float("inf"):
+        raise ValueError(f"--mm-per-pixel must be above 0, found {options.mm_per_pixel}")
+    if options.mm_per_pixel is not None and not options.measure:
+        raise ValueError("--mm-per-pixel is for --measure, which is not given")
+    if not 0 <= options.least_length < float("inf"):
+        raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
+    if options.least_length and not options.measure:
+        raise ValueError("--least-length is for --measure, which is not given")
+    if options.format == "tiff" and not geotiff.there():
+        raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
+
+
+def _make_directory(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with Files(out / "try"):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out: cannot write to {out}: {error.strerror}") from None
+
+
+def _written(model: JointModel, wanted: Wanted) -> str:
+    """What is written of the results that are wanted, in words."""
+    named = {"sr": "SR image", "prob": "probability", "kernel": "blur kernel"}
+    there = {"sr": True, "kernel": getattr(model.sr, "predicts_kernel", False)}
+    found = [named.get(name, name) for name in wanted.results if there.get(name, segments(model.config))]
+    *most, last = found or ["nothing"]
+    only = "" if segments(model.config) else " only, as the model finds no cracks (model.seg=none),"
+    return (f"{', '.join(most)} and {last}" if most else last) + only
+
+
+class _Run:
+    """Photographs, one after the other, those that are done left out."""
+
+    def __init__(self, model: JointModel, options: argparse.Namespace):
+        self._model, self._options = model, options
+        self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
+        self._measured = Measured(options.mm_per_pixel, options.least_length) if options.measure else None
+        self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
+        self._facts["tta"] = options.tta
+        self._facts["bits"] = options.bits
+        self._facts["measured"] = asdict(self._measured) if self._measured else None
+        self.failed: list[str] = []
+        self.count = self.skipped = 0
+
+    def work(self, sources: Iterator[Source], expected: int) -> None:
+        """What cannot be read or written is told of, and the rest is done."""
+        with self._bar(total=expected, unit="photo", desc="all") as bar:
+            for source in sources:
+                self.count += 1
+                try:
+                    self._one(source)
+                except (ValueError, OSError, torch.OutOfMemoryError) as error:
+                    tqdm.write(_told(source, error), file=sys.stderr)
+                    self.failed.append(source.path.name)
+                bar.update()
+
+    def _one(self, source: Source) -> None:
+        record = self._options.out / f"{source.stem}{done.ENDING}"
+        facts = {**self._facts, "photograph": source.facts()}
+        if done.is_done(record, facts):
+            self.skipped += 1
+            return
+        with source.open(self._options.bits) as photograph:
+            self._check_memory(photograph)
+            old = done.begin(record)  # from here on nothing looks whole
+            with Files(self._options.out / source.stem) as files:
+                found = self._predict(photograph, files)
+                if self._measured:
+                    found.cracks = write_measures(files, found.crack_prob, photograph, self._measured)
+        done.remove_others(record, old, files.sizes)
+        done.write(record, facts, files.sizes, found.told())
+        self._say(source, photograph, found)
+
+    def _predict(self, photograph: Photograph, files: Files) -> Found:
+        side, overlap = self._options.tile, TILE_OVERLAP
+        if not side:
+            side, overlap = max(photograph.shape), 0
+        count = len(Tiles(side, overlap).places(photograph.shape)) * self._model.rounds
+        with self._bar(total=count, unit="tile", desc="photograph", leave=False, position=1) as bar:
+
+            def told(places: Iterable) -> Iterator:
+                for place in places:
+                    yield place
+                    bar.update()
+
+            tiles = Tiles(side, overlap, self._options.batch, told, _AHEAD)
+            return predict_rows(self._model, photograph, files, self.wanted, tiles, self._measured is not None)
+
+    def _check_memory(self, photograph: Photograph) -> None:
+        need = memory(self._model, photograph, self.wanted, self._options.tile, self._measured is not None)
+        if need <= self._options.memory * _GIB:
+            return
+        remedy = f"a --tile below {self._options.tile}" if self._options.tile else "--tile 256"
+        large = "" if geotiff.there() else ", pip install 'cssr[large]' for TIFFs by windows"
+        raise ValueError(
+            f"needs {need / _GIB:.1f} GiB beside the networks, above --memory {self._options.memory:g}: choose more, "
+            f"{remedy}, --size photo or less to --write{large}"
+        )
+
+    def _say(self, source: Source, photograph: Photograph, found: Found) -> None:
+        height, width = photograph.shape
+        crack = "" if found.crack is None else f", crack {found.crack:.2%}"
+        crack += "" if found.cracks is None else f" in {found.cracks} pieces"
+        note = f" ({photograph.note})" if photograph.note else ""
+        tqdm.write(f"{source.name}: {width}x{height}{note} -> {found.width}x{found.height}{crack}")
+        if found.warnings:
+            known = "; ".join(found.warnings)
+            tqdm.write(f"{source.name}: unlike what the model was trained on, results may be wrong: {known}")
+
+    @staticmethod
+    def _bar(**how: Any) -> tqdm:
+        return tqdm(disable=not sys.stderr.isatty(), dynamic_ncols=True, **how)
+
+
+def _told(source: Source, error: Exception) -> str:
+    """One line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{source.name}: the device's memory does not suffice: choose a smaller --batch or --tile"
+    text = " ".join(str(error.__cause__ or error).split())
+    return text if source.name in text else f"{source.name}: {text}"
