@@ -28,8 +28,8 @@ from cssr.config.schema import Config
 from cssr.data.batch import Batch
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model
-from cssr.stepper import Stepper
-from cssr.task import Task
+from cssr.training.step import Stepper
+from cssr.training.task import Task
 
 STORED = ROOT / "tests" / "counts.json"
 RECIPES = ("cssr", "csbsr_pspnet", "csbsr_hrnet_ocr", "csbsr_blurskip", "dsrl", "srcnet")

@@ -17,7 +17,7 @@ from cssr.config.schedules import Progress
 from cssr.data.batch import Batch
 from cssr.models.blocks import JoinedBranch
 from cssr.models.sr.kbpn import StagePredictor, normalized
-from cssr.task import Task
+from cssr.training.task import Task
 
 SLOPE = 0.01  # of the predictor's leaky ReLU
 

@@ -19,8 +19,8 @@ from cssr.data.sampler import draw_seed
 from cssr.data.transforms import signed_distance
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model
-from cssr.stepper import Stepper
-from cssr.task import Task
+from cssr.training.step import Stepper
+from cssr.training.task import Task
 from cssr.utils import distributed as engines
 
 ROOT = Path(__file__).parents[1]

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cssr import train
-from cssr.stepper import Stepper
+from cssr.training import trainer as train
+from cssr.training.step import Stepper
 
 # The collectives of torch.ops.c10d by what they do; a payload is the largest of the tensors that a rank hands in or
 # gets: what is reduced, or what is gathered by then.

@@ -22,8 +22,8 @@ from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.data.batch import Batch
 from cssr.models.joint import JointModel, build_model
-from cssr.task import Task
 from cssr.training.activation_checkpointing import recompute_blocks
+from cssr.training.task import Task
 
 FLOAT = 4  # bytes
 

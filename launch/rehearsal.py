@@ -8,7 +8,6 @@ import torch
 from estimate import Need, Sketch, largest_micro_batch, make_optimizer, needs, on_cpu
 from promise import Machine, Promise
 
-from cssr.checks import check_best, check_degradation, check_strategy, check_training
 from cssr.config.loading import load_config
 from cssr.config.schema import Config
 from cssr.data.checks import check_kernels, check_lq, is_stored, open_train_sets
@@ -17,6 +16,7 @@ from cssr.data.sampler import check_split
 from cssr.data.shards import ShardSet, open_sets, parse_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluation.evaluator import measures_segmentation
+from cssr.training.checks import check_best, check_degradation, check_strategy, check_training
 from cssr.utils.distributed import OFFLOADED
 
 GIB = 2**30

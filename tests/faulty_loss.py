@@ -10,8 +10,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from cssr import snapshot
 from cssr.losses import LOSSES
+from cssr.training import snapshot
 
 
 @LOSSES.register

@@ -17,8 +17,8 @@ from cssr.config.schedules import Progress
 from cssr.data.batch import Batch
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model, group_of
-from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
-from cssr.task import Task
+from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups
+from cssr.training.task import Task
 
 GLOBAL, STEPS_EACH = 4, 2
 PHASES = """phases=[

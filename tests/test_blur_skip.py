@@ -18,8 +18,8 @@ from cssr.models.joint import JointModel, build_model, group_of
 from cssr.models.published import convert_state
 from cssr.models.seg import SEG
 from cssr.models.seg.blur_skip import BlurSkip
-from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
-from cssr.task import Task
+from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups
+from cssr.training.task import Task
 
 TINY = {"encoder": "resnet10t", "encoder_args": {"channels": [8, 8, 16, 16]}}
 PSPNET = {"name": "pspnet", "encoder": "test_resnet", "width": 4}

@@ -9,16 +9,16 @@ import torch
 from helpers import SMALL_MODEL
 from timm.utils import ModelEmaV3
 
-from cssr import checkpoint as store
-from cssr import snapshot
 from cssr.config.loading import load_config
 from cssr.config.schema import Config, ModelConfig
-from cssr.log import append_line, truncate_lines
 from cssr.models.export import load_weights
 from cssr.models.joint import build_model
 from cssr.models.load import checkpoints, choose, degradation_of, load_model, read_best, read_state, run_config
-from cssr.optim import build_optimizer
-from cssr.snapshot import restore, take, write
+from cssr.training import checkpoint as store
+from cssr.training import snapshot
+from cssr.training.log import append_line, truncate_lines
+from cssr.training.optim import build_optimizer
+from cssr.training.snapshot import restore, take, write
 from cssr.utils.files import write_atomic
 
 LQ = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))

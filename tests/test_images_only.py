@@ -13,7 +13,6 @@ from helpers import coordinates, png, write_set
 from PIL import Image
 from safetensors.torch import load_file
 
-from cssr.checks import check_best, check_training
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig, segments
 from cssr.data.checks import open_train_sets
@@ -31,8 +30,9 @@ from cssr.inference.predictor import predict
 from cssr.models.joint import JointModel, build_model
 from cssr.predict import main as predict_main
 from cssr.report import report
-from cssr.train import Run
 from cssr.train import main as train_main
+from cssr.training.checks import check_best, check_training
+from cssr.training.trainer import Run
 
 KBPN = "{name: kbpn, stages: 2, width: 4, features: 3, kernel_size: 7, predicted_size: 3}"
 BLUR = "{name: gaussian, sigma: [0.2, 1.5], size: 7}"

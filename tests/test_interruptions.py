@@ -13,10 +13,10 @@ import pytest
 from conftest import draw_shards
 from running import ROOT, environment, launch, logged, losses, settings, start, wait_for_step
 
-from cssr import checkpoint as store
-from cssr import claim
 from cssr.models.load import checkpoints, read_state
 from cssr.train import main
+from cssr.training import checkpoint as store
+from cssr.training import claim
 
 RUN = ["train.steps=10", "train.save_every=3", "train.val_every=0", "optim.batch_norm=held", "imports=[faulty_loss]"]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -12,8 +12,8 @@ import pytest
 from conftest import draw_shards
 from running import ROOT, command, environment, settings, wait_for_step
 
-from cssr import checkpoint as store
 from cssr.models.load import read_state
+from cssr.training import checkpoint as store
 from cssr.utils import interrupts
 
 ENDLESS = ["train.steps=4000", "train.save_every=4000", "train.val_every=0", "optim.batch_norm=held"]

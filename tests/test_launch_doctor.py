@@ -23,7 +23,7 @@ from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch
 from cssr.models.joint import build_model
-from cssr.task import Task
+from cssr.training.task import Task
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "tiny.yaml")

@@ -9,8 +9,8 @@ from cssr.config.schedules import Progress
 from cssr.config.schema import Config, ModelConfig, PhaseConfig
 from cssr.data.batch import Batch
 from cssr.models.joint import build_model
-from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
-from cssr.task import Task
+from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups
+from cssr.training.task import Task
 
 GROUPS = ("sr", "seg", "encoder")
 HOLD_SEG = "phases=[{name: sr, until: 8, beta: 0, lr: {seg: 0}}, {name: joint, lr: {sr: 0.5}}]"

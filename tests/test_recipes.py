@@ -19,8 +19,8 @@ from cssr.data.batch import Batch
 from cssr.data.transforms import signed_distance
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model
-from cssr.optim import Hold, build_optimizer, held_groups
-from cssr.task import Task
+from cssr.training.optim import Hold, build_optimizer, held_groups
+from cssr.training.task import Task
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

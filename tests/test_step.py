@@ -9,17 +9,17 @@ from conftest import draw_shards
 from running import launch, losses, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cssr.checks import check_strategy
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
-from cssr.consolidate import copied, spread_moments, whole_moments
 from cssr.data.batch import Batch, send
 from cssr.degradations import DEGRADATIONS
 from cssr.models.export import read_tensors
 from cssr.models.joint import build_model
-from cssr.stepper import Stepper
-from cssr.task import Task
+from cssr.training.checks import check_strategy
+from cssr.training.sharded_state import copied, spread_moments, whole_moments
+from cssr.training.step import Stepper
+from cssr.training.task import Task
 from cssr.utils import distributed as engines
 
 CSBSR = [
@@ -208,8 +208,8 @@ def test_the_network_compiles_without_a_break(recipe, monkeypatch):
 def test_what_compilation_lacks_is_named(in_parts, device, missing, message, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr("cssr.checks.shutil.which", lambda name: None if name == missing else name)
-    monkeypatch.setattr("cssr.checks.Path.is_file", lambda path: path.name != missing)
+    monkeypatch.setattr("cssr.training.checks.shutil.which", lambda name: None if name == missing else name)
+    monkeypatch.setattr("cssr.training.checks.Path.is_file", lambda path: path.name != missing)
     with pytest.raises(ValueError, match=message) as caught:
         check_strategy(load_config(None, ["train.compile=true"]), in_parts, device)
     assert "\n" not in str(caught.value)

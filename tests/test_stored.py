@@ -20,8 +20,8 @@ from cssr.data.shards import ShardSet, open_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
 from cssr.models.joint import JointModel, build_model
-from cssr.train import Run
 from cssr.train import main as train_main
+from cssr.training.trainer import Run
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,13 @@ from conftest import draw_shards
 from helpers import spoil, write_set
 from running import ROOT, kill_all, launch, logged, losses, settings, start, wait_for_step
 
-from cssr import snapshot
 from cssr.config.loading import changed_settings, load_config, save_config
 from cssr.evaluate import main as evaluate
 from cssr.inference.predictor import predict
 from cssr.models.load import checkpoints, load_model, read_best
-from cssr.train import Run, main
+from cssr.train import main
+from cssr.training import snapshot
+from cssr.training.trainer import Run
 
 
 @pytest.fixture(scope="session")
@@ -289,8 +290,8 @@ def test_recipe_settings_round_trip(tmp_path):
 @pytest.mark.parametrize(
     "where, said",
     [
-        ("cssr.train.Stepper", r"out of memory before the first batch: make the model smaller \(model.sr="),
-        ("cssr.stepper.Stepper.step", r"out of memory: lower train.micro_batch \(here 4"),
+        ("cssr.training.trainer.Stepper", r"out of memory before the first batch: make the model smaller \(model.sr="),
+        ("cssr.training.step.Stepper.step", r"out of memory: lower train.micro_batch \(here 4"),
     ],
 )
 def test_memory_that_does_not_suffice_is_one_line_while_building_too(where, said, shards, tmp_path, monkeypatch):

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cssr import __version__
-from cssr.checkpoint import rotate
 from cssr.config.loading import to_dict
 from cssr.config.schema import Config
-from cssr.consolidate import copied, finite, spread_moments, whole_moments, whole_weights
 from cssr.models.export import load_weights, read_tensors
 from cssr.models.joint import JointModel
 from cssr.models.load import name_of, read_state
+from cssr.training.checkpoint import rotate
+from cssr.training.sharded_state import copied, finite, spread_moments, whole_moments, whole_weights
 from cssr.utils.files import PARTIAL, digest, identity, sync
 
 

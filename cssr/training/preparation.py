@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from cssr.checks import check_best, check_memory, check_strategy, check_training
 from cssr.config.schema import Config
 from cssr.data.checks import check_lq, is_stored, open_train_sets
 from cssr.data.sampler import check_split
 from cssr.data.shards import ShardSet, open_sets
 from cssr.evaluation.evaluator import measures_segmentation
+from cssr.training.checks import check_best, check_memory, check_strategy, check_training
 from cssr.utils import distributed as engines
 from cssr.utils.machine import check_processes
 

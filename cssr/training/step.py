@@ -17,9 +17,9 @@ from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.data.batch import Batch
 from cssr.data.sampler import draw_seed
-from cssr.optim import Hold, LearningRate, build_optimizer, held_groups
-from cssr.task import Task
 from cssr.training.activation_checkpointing import recompute_blocks
+from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups
+from cssr.training.task import Task
 from cssr.utils import distributed as engines
 
 

@@ -12,7 +12,7 @@ from cssr.data.batch import Batch
 from cssr.losses import LOSSES
 from cssr.models.encoders import EncoderDecoder
 from cssr.models.joint import JointModel, SRThenSeg, group_of
-from cssr.patch_mix import build_mix
+from cssr.training.patch_mix import build_mix
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 Loss = Callable[..., Tensor]

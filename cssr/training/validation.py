@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 
 from cssr.config.schema import Config
-from cssr.consolidate import copied, whole_weights
 from cssr.data.batch import Batch
 from cssr.data.loader import eval_stream
 from cssr.data.shards import ShardSet
@@ -19,8 +18,9 @@ from cssr.evaluation.calibration import fit_temperature
 from cssr.evaluation.definitions import SLOW_KEYS
 from cssr.evaluation.evaluator import evaluate, gather_rows
 from cssr.evaluation.visualize import sample_panels, save_picture, strip
-from cssr.log import Console, append_line
 from cssr.models.joint import JointModel, build_model
+from cssr.training.log import Console, append_line
+from cssr.training.sharded_state import copied, whole_weights
 from cssr.utils.distributed import shards_parameters
 
 _ODD_SIZE = (40, 72)  # LQ pixels: of no crop, no multiple of a large stride

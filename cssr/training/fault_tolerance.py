@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from cssr.config.schema import Config
-from cssr.log import append_line
+from cssr.training.log import append_line
 from cssr.utils.interrupts import ENDING, leave_terminal
 
 STUCK = 75  # exit status of a process that its watchdog has ended: try again

@@ -15,7 +15,7 @@ from cssr.data.shards import ShardSet
 from cssr.evaluation.definitions import KEYS, SEGMENTATION_KEYS, UNRANKED_KEYS
 from cssr.evaluation.evaluator import without_masks
 from cssr.losses import LOSSES
-from cssr.task import Task
+from cssr.training.task import Task
 from cssr.utils.machine import memory
 
 _OF_LOGITS = {"aux_weight", "loss"}  # arguments by which a loss of logits is known: its own, or the loss it wraps

@@ -1,0 +1,401 @@
+"""The training run: its loop first, then what is logged, validated and saved, then how it is set up and resumed.
+
+`cssr/training/step.py` has the optimizer step, `cssr/training/task.py` what it learns. Progress is counted in steps for
+people and in samples seen for everything that changes.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from torch import Tensor
+
+from cssr.config.loading import changed_settings, load_config, save_config, to_dict
+from cssr.config.schedules import Progress
+from cssr.config.schema import Config
+from cssr.data.batch import Batch
+from cssr.data.checks import check_kernels, sampled_images
+from cssr.data.loader import Damage, train_stream
+from cssr.degradations import DEGRADATIONS
+from cssr.models.export import load_weights
+from cssr.models.joint import build_model
+from cssr.models.load import checkpoints, choose, holds_segmentation, init_from, read_best
+from cssr.models.training_range import training_range
+from cssr.training import checkpoint as store
+from cssr.training.checks import check_degradation
+from cssr.training.claim import Claim
+from cssr.training.fault_tolerance import LeftOut, StopSignal, Watchdog, explain
+from cssr.training.log import Console, has_step, memory_gib, trackers, truncate_lines
+from cssr.training.preparation import prepare
+from cssr.training.snapshot import Saver, restore, take
+from cssr.training.step import Refused, Stepper
+from cssr.training.task import Task
+from cssr.training.validation import Validation, is_better, record
+from cssr.utils import distributed as engines
+from cssr.utils.distributed import AnyRank, start_engine
+
+
+class Run:
+    """A training run: what its stages share."""
+
+    def train(self) -> None:
+        """Step until the end, or until a signal."""
+        config = self.config
+        if not self.writes:
+            return self._dry_run()
+        if self.step >= config.train.steps and (self.dir / "export").is_dir():
+            return self._say_finished()
+        self._begin()
+        if self.step and self._unvalidated():
+            self._validate()
+        stream = self._stream()
+        with closing(stream):
+            while self.step < config.train.steps and not self.any_rank(bool(self.stop)):
+                self.watchdog.alive()
+                self._step(stream)
+                validates = self._due(config.train.val_every) and self.prepared.validates
+                if validates or self._due(config.train.save_every):
+                    self._save()
+                if validates:  # once what it may stumble over costs no step
+                    self._validate()
+                self.saver.check()
+                self.console.step()
+        self._end()
+        return None
+
+    def _step(self, stream: Iterator[Batch]) -> None:
+        """One optimizer step over the global batch, or one left out."""
+        self.progress = self._progress(self.step)
+        found = self.stepper.step(stream, self.progress, self.step + 1)
+        self.step += 1
+        if isinstance(found, Refused):
+            self.console.line(self.left_out.note(self.step, found.ranks, self.engine.is_main_process))
+        elif self._due(self.config.train.log_every) or self.step == 1:
+            self._log(found)
+
+    def _end(self) -> None:
+        """The last checkpoint, and the export of a run that is finished."""
+        self._save()
+        self.saver.wait()
+        if self.left_out.count >= self.config.train.steps:
+            raise ValueError(
+                f"every step was left out, as no loss was finite: nothing was trained, and no export is written; "
+                f"look at {self.dir / 'skipped.jsonl'}, lower optim.lr or set optim.clip_norm"
+            )
+        if self.step >= self.config.train.steps:
+            self._export()
+        else:
+            self.console.line(
+                f"stopped at step {self.step} on a signal, checkpoint written; the same command goes on from here"
+            )
+        self.console.close()
+        self.engine.end_training()
+
+    # ---- logging, validation, checkpoints, export ----
+
+    def _log(self, totals: dict[str, Tensor]) -> None:
+        names = list(totals)
+        values = self.engine.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
+        now = time.monotonic()
+        steps = self.step - self.logged_step
+        found: dict[str, Any] = dict(zip(names, values)) | {
+            "beta": float(self.task.beta(self.progress)),
+            "lr": self.stepper.lr,
+            "phase": self.task.phase(self.progress).name,
+            "images_per_s": steps * self.config.train.batch_size / max(now - self.logged_at, 1e-9),
+            "data_wait": self.stepper.waited / steps,
+            "memory_gib": memory_gib(self.engine.device),
+        }
+        self.stepper.waited, self.logged_at, self.logged_step = 0.0, now, self.step
+        if self.engine.is_main_process:
+            self.engine.log({"samples": self.step * self.config.train.batch_size, **found}, step=self.step)
+            self.console.metrics(self.step, found)
+
+    def _validate(self) -> None:
+        """Measure the model that would be exported, draw the fixed samples, keep the best checkpoint."""
+        config, began = self.config, time.monotonic()
+        engines.average_buffers(self.engine, *self._models())
+        model = self.stepper.ema if self.stepper.ema and config.train.export_ema else self.model
+        found = self.validation(model, self._watched)
+        self.task.train()
+        if self.any_rank(bool(self.stop)):  # it may have ended early; the resumed run comes here again
+            return
+        if self.engine.is_main_process:
+            record(found, self.step, self._progress(self.step).samples, self.dir, self.engine, self.console)
+        self._keep_best(found.measures[config.train.best])
+        self.logged_at += time.monotonic() - began
+
+    def _unvalidated(self) -> bool:
+        """Whether the run was stopped between a checkpoint and its validation."""
+        if not (self.prepared.validates and self._due(self.config.train.val_every)):
+            return False
+        return self.any_rank(self.engine.is_main_process and not has_step(self.dir / "validation.jsonl", self.step))
+
+    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if self.stop:
+                return
+            self.watchdog.alive()
+            yield batch
+
+    def _keep_best(self, value: float | None) -> None:
+        if value is None or not is_better(self.config.train.best, value, self.best):
+            return
+        self.best = value
+        if self.engine.is_main_process:  # whose checkpoint is written already, or being written
+            store.write_best(self.dir, self.step, self.config.train.best, value)
+
+    def _save(self) -> None:
+        """Take a checkpoint; a thread of rank 0 writes it while training goes on."""
+        engines.average_buffers(self.engine, *self._models())
+        place, engined = (self.step, self._progress(self.step).samples), self._engined()
+        self.saver.save(take(*place, self.config, *engined, keep=self.engine.is_main_process))
+
+    def _export(self) -> None:
+        if not self.engine.is_main_process:
+            return
+        best = read_best(self.dir) if self.config.train.export_best else None
+        path = choose(self.dir, "best" if best else "last")
+        side = self.config.data.crop // self.config.model.scale
+        trained_on = training_range(sampled_images(self.prepared.train_sets), self.config.degradation, side)
+        store.export(self.dir, self.config, path, self.degrade.resampler, trained_on)
+        why = f" (best {best['measure']} {best['value']:.4g})" if best else ""
+        self.console.line(f"finished: {self.dir / 'export'} holds {path.name}{why}")
+
+    # ---- set-up and resuming ----
+
+    def __init__(self, config: Config):
+        self.config, self.dir = config, Path(config.train.run_dir)
+        self.writes, timeout = not config.train.dry_run, config.train.hang_timeout
+        self.engine = start_engine(
+            timeout,
+            log_with=trackers(config.train, self.dir) if self.writes else None,
+            project_config=ProjectConfiguration(project_dir=str(self.dir), logging_dir=str(self.dir / "tensorboard")),
+        )
+        self.step, self.best, self.changed = 0, None, []
+        self.claim, self.watchdog, self.stop, self.saver = None, None, None, None
+        self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)
+        self.prepared = prepare(config, self.engine)
+        start = self._newest_checkpoint() if self.writes else None
+        self._build(start)
+        if start:
+            self._resume(start)
+
+    def _newest_checkpoint(self) -> Path | None:
+        """Where the run goes on from; rank 0 looks which checkpoints are whole, and tells the others."""
+        found: list[Any] = [self.dir.is_dir(), None]
+        if self.engine.num_processes > 1:
+            broadcast_object_list(found)
+        if not found[0]:
+            return None
+        self.claim = Claim(self.dir, self.engine, self.any_rank)
+        if self.engine.is_main_process:
+            found[1] = store.newest(self.dir)
+        if self.engine.num_processes > 1:
+            broadcast_object_list(found)
+        return found[1]
+
+    def _build(self, start: Path | None) -> None:
+        """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer.
+
+        Weights are in the model before, as an engine may make its own of them.
+        """
+        config = self.config
+        other = None if start else config.train.init_from
+        fresh = not start and not (other and holds_segmentation(other))
+        torch.manual_seed(config.train.seed)
+        model = build_model(config.model, fresh)
+        config.model.sr = getattr(model.sr, "settings", config.model.sr)  # from here on no weight file is needed
+        if other:
+            init_from(model, other)
+        if start:
+            load_weights(model, start / "model.safetensors")
+        if config.optim.batch_norm == "sync":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model, self.task = model, Task(model, config)
+        self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
+        self._check_kernel()
+        self.validation = Validation(
+            config, self.prepared.val_sets, self.engine, self.degrade, self.prepared.segmentation
+        )
+        self._rehearse()
+        sizes = self.prepared.micro_batch, self.prepared.accumulation
+        self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes, self.any_rank)
+
+    def _rehearse(self) -> None:
+        """Try what the first validation and the export will need; before the engine makes parts of the weights."""
+        store.check_exportable(self.model, self.config)
+        device = torch.device("cpu") if engines.shards_parameters(self.engine) else self.engine.device
+        self.validation.rehearse(self.model.to(device), device, self.prepared.validates)
+
+    def _check_kernel(self) -> None:
+        if self.prepared.lq_scale is None:
+            check_degradation(self.config, self.degrade, self.task)
+        elif self.task.needs_kernel:
+            check_kernels(self.prepared.train_sets, getattr(self.model.sr, "kernel_size", None), "data.train")
+
+    def _resume(self, start: Path) -> None:
+        """Take up a checkpoint, and drop what was logged after it."""
+        state = restore(start, self.config, *self._engined())
+        if state["samples"] != state["step"] * self.config.train.batch_size:
+            raise ValueError(
+                f"train.batch_size={self.config.train.batch_size}: {self.dir} was trained with "
+                f"{state['samples'] // state['step']}; use that, or another train.run_dir with train.init_from"
+            )
+        self.step = state["step"]
+        best, there = read_best(self.dir), {path.name for path in checkpoints(self.dir)}
+        known = best and best["measure"] == self.config.train.best and best["checkpoint"] in there
+        self.best = best["value"] if known else None
+        self.changed = changed_settings(state["config"], to_dict(self.config))
+
+    def _begin(self) -> None:
+        engine, config = self.engine, self.config
+        self.claim = self.claim or Claim(self.dir, engine, self.any_rank)
+        if engine.is_main_process:
+            save_config(config, self.dir / "config.yaml")
+            for name in ("metrics.jsonl", "validation.jsonl", "skipped.jsonl"):
+                truncate_lines(self.dir / name, self.step)
+        engine.wait_for_everyone()
+        self.left_out = LeftOut(self.dir / "skipped.jsonl", config.train.max_skipped)
+        self.saver, self.stop = Saver(self.dir, config.train.keep), StopSignal()
+        self.watchdog = Watchdog(config.train.hang_timeout, self.dir / "stacks" / f"rank_{engine.process_index}.txt")
+        engine.init_trackers(
+            "cssr" if not config.train.wandb else config.train.wandb,
+            config=None,
+            init_kwargs={"tensorboard": {"purge_step": self.step + 1}},
+        )
+        self.console = Console(config.train.steps, self.step, self.dir / "log.txt", engine.is_main_process)
+        self.logged_at, self.logged_step = time.monotonic(), self.step
+        self.console.line(
+            f"{self.dir}: {config.train.steps} steps of {config.train.batch_size} samples on "
+            f"{engine.num_processes} x {engine.device.type} ({engines.precision(engine)}), micro-batch "
+            f"{self.prepared.micro_batch} x {self.prepared.accumulation}; parameters: {_millions(self._sizes())}"
+        )
+        if self.step:
+            self.console.line(f"resumed from step {self.step}" + "".join(f"; changed: {c}" for c in self.changed))
+        self.task.train()
+
+    def _stream(self) -> Iterator[Batch]:
+        engine, config = self.engine, self.config
+        return train_stream(
+            self.prepared.train_sets,
+            config.data,
+            config.train.seed,
+            self._progress(self.step).samples,
+            self.prepared.micro_batch,
+            engine.process_index,
+            engine.num_processes,
+            self.task.needs_distance,
+            Damage(),
+            lambda message: print(f"rank {engine.process_index}: {message}", file=sys.stderr),
+            self.prepared.lq_scale,
+        )
+
+    def _say_finished(self) -> None:
+        if self.engine.is_main_process:
+            print(
+                f"{self.dir} is finished: {self.step} steps, export in {self.dir / 'export'}. "
+                "For more, raise train.steps; for another run, choose another train.run_dir."
+            )
+
+    def _dry_run(self) -> None:
+        """One batch, forward and backward: prints what would be trained, writes nothing."""
+        batch = self.stepper.next(self._stream())
+        self.task.train()
+        terms = self.stepper.module(batch, self.progress)
+        engines.backward(self.engine, terms["loss"], self.prepared.accumulation)
+        if self.engine.is_main_process:
+            tensors = {name: getattr(batch, name) for name in ("lq", "hr", "mask", "kernel")}
+            sizes = f"micro-batch {self.prepared.micro_batch} x accumulation {self.prepared.accumulation}"
+            print(f"dry run: parameters {_millions(self._sizes())}")
+            print(f"  {sizes} on {self.engine.device}")
+            print("  " + "  ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t is not None))
+            print("  " + "  ".join(f"{name} {value.item():.4g}" for name, value in terms.items()))
+            print(f"  memory {memory_gib(self.engine.device):.2f} GiB")
+
+    # ---- helpers ----
+
+    def _progress(self, step: int) -> Progress:
+        batch = self.config.train.batch_size
+        return Progress(samples=step * batch, total=self.config.train.steps * batch)
+
+    def _sizes(self) -> dict[str, int]:
+        parameters = dict(self.model.named_parameters())
+        count = {name: getattr(p, "ds_numel", p.numel()) for name, p in parameters.items()}  # ZeRO-3 shows parts
+        return {group: sum(count[n] for n in names) for group, names in self.model.groups().items()}
+
+    def _models(self) -> list[torch.nn.Module]:
+        return [self.model, self.stepper.ema] if self.stepper.ema else [self.model]
+
+    def _engined(self) -> tuple[Any, ...]:
+        """What a checkpoint is taken of."""
+        stepper = self.stepper
+        return self.model, stepper.optimizer, stepper.ema, stepper.module
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody at a terminal stopped the run before its end."""
+        by_hand = self.stop is not None and self.stop.number in (signal.SIGINT, signal.SIGHUP)
+        return by_hand and self.step < self.config.train.steps
+
+    def close(self) -> None:
+        """Let go of the run directory, once the checkpoint that was begun is in it."""
+        if self.saver:
+            with suppress(ValueError, OSError):  # the run has another error to tell by now
+                self.saver.wait()
+        if self.stop:
+            self.stop.close()
+        if self.watchdog:
+            self.watchdog.close()
+        if self.claim:
+            self.claim.release()
+
+
+def run(arguments: list[str]) -> None:
+    """Train by a recipe and settings, `configs/Y.yaml a.b=c ...`; ends the process with one line where that fails."""
+    try:
+        recipe = arguments[0] if "=" not in arguments[0] or Path(arguments[0]).is_file() else None
+        config = load_config(recipe, arguments[recipe is not None :])
+    except (ValueError, OSError) as error:
+        sys.exit(_once(error))
+    try:
+        run = Run(config)
+    except ValueError as error:
+        sys.exit(_once(error))
+    except (OSError, RuntimeError, MemoryError) as error:
+        sys.exit(f"error: {_explained(error, config, config.train.micro_batch or config.train.batch_size, True)}")
+    try:
+        run.train()
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        sys.exit(f"error: {_explained(error, config, run.prepared.micro_batch)}")
+    finally:
+        run.close()
+    if run.interrupted:
+        sys.exit(128 + run.stop.number)
+
+
+def _once(error: Exception) -> str | int:
+    """What one rank tells, as every rank meets the same mistake."""
+    return f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1
+
+
+def _explained(error: Exception, config: Config, micro_batch: int, building: bool = False) -> Exception:
+    """What one line tells; any other error goes on as it came."""
+    explained = explain(error, config, micro_batch, building)
+    if explained is None and not isinstance(error, (ValueError, OSError)):
+        raise error
+    return explained or error
+
+
+def _millions(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in sizes.items())
