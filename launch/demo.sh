@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole pipeline in minutes: shards, a small CSSR beside "bicubic then segmentation", evaluation, pictures, report.
+# Cracks in sample photographs by the package's model; then the whole pipeline in minutes: shards, a small CSSR beside
+# "bicubic then segmentation", evaluation, pictures, report.
 # Usage: launch/demo.sh OUT [FOLDER with images/ and masks/]
 set -euo pipefail
 out=${1:?usage: launch/demo.sh OUT [FOLDER]} data=${2:-}
@@ -7,10 +8,13 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 began=$(date +%s)
 say() { printf '\n== %s (%s s)\n' "$1" "$(($(date +%s) - began))"; }
 launch() { accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no "$@"; }
-train() { launch "$here/cssr/train.py" "$here/configs/tiny.yaml" data.train="$out/shards/train" data.val="$out/shards/val" "$@"; }
+train() { launch "$here/cssr/train.py" "$here/configs/demo.yaml" data.train="$out/shards/train" data.val="$out/shards/val" "$@"; }
 mkdir -p "$out"
 
-say "1/5 shards: ${data:-drawn cracks}"
+say "1/6 cracks in sample photographs, by the model in the package (small-x4)"
+python -m cssr.predict "$here/docs/samples" --out "$out/first" --measure --least-length 10
+
+say "2/6 shards: ${data:-drawn cracks}"
 if [ ! -f "$out/shards/train/index.json" ]; then
   if [ -n "$data" ]; then
     python "$here/shards/make_shards.py" folder --root "$data" --out "$out/shards" --ratio train=0.8 val=0.2
@@ -19,20 +23,20 @@ if [ ! -f "$out/shards/train/index.json" ]; then
   fi
 fi
 
-say "2/5 training: CSSR, super-resolution and segmentation together"
+say "3/6 training: CSSR, super-resolution and segmentation together"
 train train.run_dir="$out/cssr"
-say "3/5 training: the baseline, bicubic then segmentation"
+say "4/6 training: the baseline, bicubic then segmentation"
 train train.run_dir="$out/bicubic" model.sr=bicubic loss.beta=1
 
-say "4/5 evaluation on held-out images"
+say "5/6 evaluation on held-out images"
 for run in cssr bicubic; do
   launch "$here/cssr/evaluate.py" "$out/$run" --data "$out/shards/val" --distances --tile 256
 done
 
-say "5/5 prediction and report"
+say "6/6 prediction and report"
 python "$here/shards/extract.py" "$out/shards/val" --reduce 4 --count 4 --out "$out/photographs"
 python -m cssr.predict "$out/cssr" "$out/photographs" --out "$out/predictions"
 python -m cssr.report "$out/cssr" "$out/bicubic" --out "$out/report" --title "CSSR beside bicubic then segmentation"
 say "done"
-printf 'table and curves  %s\nside by side      %s\npredictions       %s\nsamples while training  %s\n' \
-  "$out/report/report.html" "$out/report/pictures" "$out/predictions" "$out/cssr/samples"
+printf 'cracks in samples  %s\ntable and curves  %s\nside by side      %s\npredictions       %s\nsamples while training  %s\n' \
+  "$out/first" "$out/report/report.html" "$out/report/pictures" "$out/predictions" "$out/cssr/samples"
