@@ -5,7 +5,6 @@ crack probability, and the cracks that are measured in the mask, over the SR ima
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cssr import JointModel
 from cssr.cracks.measure import Crack, measure_cracks
+from cssr.dataset_preparation.synthesis import render
 from cssr.degradations.pixels import resampler
 from cssr.inference.predictor import predict
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "shards"))
-from synthesis import render  # noqa: E402
 
 SEED, SAMPLE, SIDE = 9, 19, 320  # of the drawn photograph; training draws with seed 0
 GAP, HEAD = 6, 28

@@ -22,12 +22,11 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import draw_shards
 from PIL import Image
 
-from cssr import evaluate
+from cssr import evaluate, train
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig
 from cssr.dataset_preparation.sources.synthetic import synthetic
 from cssr.models.joint import build_model
-from cssr.training import trainer as train
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

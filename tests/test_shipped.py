@@ -10,9 +10,9 @@ from helpers import SMALL_MODEL
 from PIL import Image
 from safetensors.torch import load_file
 
-from cssr import hub
+from cssr import hub, predict
 from cssr.config.schema import ModelConfig
-from cssr.inference import run as predict
+from cssr.inference.predictor import predict as predict_photograph
 from cssr.models import shipped
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
@@ -145,7 +145,7 @@ def test_a_photograph_unlike_the_training_data_gets_a_word(packed, tmp_path, cap
     assert len(told) == 2 and "brightness 0.0" in told[0] and "12 x 12 pixels" in told[1]
     record = json.loads((tmp_path / "out" / "dark_prediction.json").read_text())
     assert record["found"]["warnings"][0].startswith("brightness")
-    assert predict.predict(JointModel.from_pretrained("small-x4"), dark).warnings
+    assert predict_photograph(JointModel.from_pretrained("small-x4"), dark).warnings
 
 
 # ---- the range ----
