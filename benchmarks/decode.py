@@ -137,7 +137,7 @@ def by_scipy(mask: np.ndarray) -> np.ndarray:
 def stored_files(shards: ShardSet, shard: int, index: int) -> tuple[bytes, bytes]:
     """The bytes of image and mask as a shard holds them."""
     with shards.file(shard, print) as file:
-        held = contents((shards.address(shard),), file, shards.counts[shard])
+        held = contents((shards.address(shard),), file, shards.counts[shard], shards.naming)
         files = Files(file, held.places[index], 1 << 25)
         return files.read("jpg", "png"), files.read("mask.png")
 

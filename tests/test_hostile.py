@@ -151,7 +151,7 @@ def test_a_header_that_lies_spoils_what_comes_after_it_alone(lie, tmp_path):
 
 
 def test_a_large_pax_header_is_not_read(tmp_path):
-    with pytest.raises(ValueError, match="a header of 1000000 bytes"):
+    with pytest.raises(ValueError, match="a header of 1000448 bytes"):
         list(members_of(tmp_path, raw_header(b"%011o\0" % 10**6, kind=b"x") + bytes(10**6)))
 
 
@@ -211,6 +211,17 @@ def test_counts_that_cannot_be_are_refused(samples, tmp_path):
     if samples not in (10**18, 10**9):
         index["shards"][0] |= {"samples": 3, "bytes": samples}
         assert parse_index(json.dumps(index).encode()) is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "mask.png"])
+@pytest.mark.parametrize("place", ["beside", "later"])
+def test_a_file_that_is_there_twice_is_damage(suffix, place, tmp_path):
+    """Which of the two was meant nobody knows; the sample is named by its key, the others are read."""
+    again = [(name, data) for name, data in pair(0) if name == f"k-000.{suffix}"]
+    members = [*pair(0), *again, *pair(1)] if place == "beside" else [*pair(0), *pair(1), *again]
+    shards = a_set(tmp_path / "set", members, 2)
+    refused(shards, f"key k-000: its {suffix} is there twice")
+    assert read_sample(shards, 0, 1).key == "k-001"
 
 
 # ---- what is decoded ----

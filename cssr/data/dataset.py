@@ -48,9 +48,10 @@ def read_sample(shards: ShardSet, shard: int, index: int, notify: Notify = _igno
     try:
         with shards.file(shard, notify) as file:
             version = shards.entry(shard).sha256 if shards.cache else os.fstat(file.fileno()).st_mtime_ns
-            held = contents((address, version), file, shards.counts[shard])
+            held = contents((address, version), file, shards.counts[shard], shards.naming)
             key = held.key(index)
             where = f"{address} key {key}"
+            held.check(index)
             files = Files(file, held.places[index], _BESIDE + 8 * shards.pixels)
             return _decode(shards, key, files, with_lq, lambda doubt: notify(f"{where}: {doubt}; used as it is"))
     except DataError:
@@ -65,7 +66,11 @@ def _decode(shards: ShardSet, key: str, files: Files, with_lq: bool, doubt: Noti
     width, height = image_size(data)
     if width * height > shards.pixels:
         raise ValueError(f"its image has {width} x {height} pixels by its header, more than any of the set")
-    mask = decode_mask(files.sized(width, height, "mask.png")) if shards.masks else np.zeros((height, width), np.uint8)
+    mask = (
+        decode_mask(files.sized(width, height, "mask.png"), shards.mask_above)
+        if shards.masks
+        else np.zeros((height, width), np.uint8)
+    )
     sample = Sample(key, decode_image(data, doubt), mask)
     if sample.image.shape[:2] != sample.mask.shape:
         raise ValueError(f"its image has {sample.image.shape[:2]} pixels, its mask {sample.mask.shape}")

@@ -61,16 +61,16 @@ def decode_image(data: bytes, doubt: Callable[[str], None]) -> np.ndarray:
         return image
 
 
-def decode_mask(data: bytes) -> np.ndarray:
-    """H W uint8: 1 where the stored value is above 0. ValueError if it cannot be decoded."""
+def decode_mask(data: bytes, above: int = 0) -> np.ndarray:
+    """H W uint8: 1 where the stored value exceeds `above`. ValueError if it cannot be decoded."""
     if data[:8] != _PNG or data[24:26] != _GREY or len(data) < 33:
-        return (_decode(data, cv2.IMREAD_GRAYSCALE) > 0).view(np.uint8)
+        return (_decode(data, cv2.IMREAD_GRAYSCALE) > above).view(np.uint8)
     width, height = struct.unpack(">II", data[16:24])
     try:  # several times faster than cv2, and strict
         values = kornia_rs.io.decode_image_png_u8(data, (height, width), "mono")
     except Exception as error:  # of no class of its own
         raise ValueError("cannot be decoded") from error
-    return (values[..., 0] > 0).view(np.uint8)
+    return (values[..., 0] > above).view(np.uint8)
 
 
 def decode_kernel(data: bytes, side: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from cssr.config.schema import DataConfig
 from cssr.data.cache import Cache, Entry
 from cssr.data.remote import DataError, Notify, Remote, is_remote
+from cssr.data.tar_reader import SLOTS, Naming
 
 _REMEDY = "write the shards again with shards/make_shards.py"
 FORMAT = "cssr-shards-1"
@@ -35,7 +36,7 @@ def parse_index(text: bytes) -> dict[str, Any] | None:
         whole = index["format"] == FORMAT and bool(index["shards"]) and bool(index["image_sizes"])
         whole = whole and all(map(_is_shard, index["shards"])) and all(map(_SIZE.fullmatch, index["image_sizes"]))
         whole = whole and all(isinstance(index.get(name, True), bool) for name in ("masks", "valid"))
-        whole = whole and _has_sound_lq(index)
+        whole = whole and _has_sound_lq(index) and _has_sound_naming(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return index if whole else None
@@ -55,6 +56,13 @@ def _has_sound_lq(index: dict[str, Any]) -> bool:
     scale, kernel = index["scale"], index.get("kernel")
     sound = index["lq"] is True and type(scale) is int and 0 < scale <= 64
     return sound and (kernel is None or (type(kernel) is int and 0 < kernel <= _LARGEST_KERNEL))
+
+
+def _has_sound_naming(index: dict[str, Any]) -> bool:
+    """Whether what it says about the members of foreign tars, if anything, can be meant."""
+    suffixes, above = index.get("suffixes", {}), index.get("mask_above", 0)
+    known = all(suffix == suffix.lower() and slot in SLOTS for suffix, slot in suffixes.items())
+    return known and type(index.get("dotted_keys", False)) is bool and type(above) is int and 0 <= above <= 254
 
 
 def sizes(index: dict[str, Any]) -> list[tuple[int, int]]:
@@ -129,6 +137,18 @@ class ShardSet:
     def pixels(self) -> int:
         """How many the largest image has."""
         return max(width * height for width, height in sizes(self.index))
+
+    @cached_property
+    def naming(self) -> Naming:
+        """How the names of members make samples; of foreign tars the index says it."""
+        if "suffixes" not in self.index:
+            return Naming()
+        return Naming(self.index["suffixes"], folders=True, dots=self.index.get("dotted_keys", False))
+
+    @property
+    def mask_above(self) -> int:
+        """The mask value that those of crack exceed."""
+        return self.index.get("mask_above", 0)
 
     def smallest_side(self) -> int:
         """The shortest side of any image, pixels."""

@@ -1,23 +1,23 @@
 """Read tars by their headers: members (name, offset, size), the samples that they make, and the files of a sample.
 
-Nothing is extracted, nothing written. Read are ustar, pax and GNU headers, as any tar writer makes them. Only regular
-files in no folder, with printable names, count: no links, no devices, no sparse files, nothing under `../` or `/`.
-Whatever a header claims, no more is read than it may have.
+Nothing is extracted, nothing written. Only regular files with printable names count: no links, no devices, no sparse
+files, nothing under `../` or `/`. Whatever a header claims, no more is read than it may have.
 """
 
 import json
 import os
-import re
+import tarfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from cssr.data.decode import image_size
 
-_SLOTS = (
+SLOTS = (
     "jpg",
     "png",
     "mask.png",
@@ -31,8 +31,6 @@ _SMALL = 1 << 21  # bytes that a json may have
 _REMEMBERED = 200_000  # samples whose places are remembered, some 200 bytes each
 _BLOCK = 512
 _EXTENSION = 1 << 16  # bytes that an extended header may have
-_REGULAR, _LONG_NAME, _PAX = (b"0", b"\0", b"7"), b"L", b"x"  # type flags; 7: contiguous, as good as regular
-_RECORD = re.compile(rb"(\d{1,6}) ([^=]+)=")
 
 
 class Member(NamedTuple):
@@ -44,81 +42,79 @@ class Member(NamedTuple):
 
 
 def read_members(file: int, length: int) -> Iterator[Member]:
-    """The plain files of the tar behind a file descriptor, in order.
+    """The plain files of the tar behind a file descriptor, in order, by tarfile, but for what it would believe.
 
     Args: length: of the tar, bytes.
     Raises: ValueError, once what lies before it has been given, at a header that is damaged or claims too much.
     """
-    place, extended = 0, {}
-    while place + _BLOCK <= length:
-        header = os.pread(file, _BLOCK, place)
-        if not any(header):
-            return
-        if not _is_header(header):
-            raise ValueError(f"no header at byte {place}")
-        kind, offset = header[156:157], place + _BLOCK
-        size = _size(header, {} if kind in (_LONG_NAME, _PAX) else extended)
-        if offset + size > length:
-            raise ValueError(f"its member at byte {place} claims {size} bytes, more than there are")
-        place = offset + -(-size // _BLOCK) * _BLOCK
-        if kind in (_LONG_NAME, _PAX):
-            extended |= _extension(file, kind, offset, size)
-            continue
-        name = extended.get("path") or _name(header)
-        if kind in _REGULAR and not extended.get("sparse") and _is_plain(name):
-            yield Member(name, offset, size)
-        extended = {}
-
-
-def _is_header(header: bytes) -> bool:
-    """Whether the checksum fits."""
     try:
-        return int(header[148:156].strip(b"\0 "), 8) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    except ValueError:
-        return False
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+            for info in tar:
+                tar.members = []  # else tarfile remembers them all
+                if info.size < 0:  # tarfile would go back, for ever
+                    raise ValueError("a member of no size")
+                if info.isreg() and info.offset_data + info.size > length:
+                    raise ValueError(f"its member at byte {info.offset} claims {info.size} bytes, more than there are")
+                sparse = info.issparse() or any(name.startswith("GNU.sparse.") for name in info.pax_headers)
+                if info.isreg() and not sparse and _is_safe(info.name):
+                    yield Member(info.name, info.offset_data, info.size)
+            if any(os.pread(file, _BLOCK, tar.offset)):  # tarfile takes a damaged header for the end
+                raise ValueError(f"no header at byte {tar.offset}")
+    except (tarfile.TarError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
-def _size(header: bytes, extended: dict[str, str]) -> int:
-    """In the pax header, in octal digits or, beyond 8 GB, in binary."""
-    if "size" in extended:
-        return int(extended["size"])
-    field = header[124:136]
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b"\0 ") or b"0"
-    if not re.fullmatch(b"[0-7]+", digits):
-        raise ValueError("a member of no size")
-    return int(digits, 8)
+class _Headers:
+    """A tar as tarfile reads it, headers alone; one that claims to be large is not read."""
+
+    def __init__(self, file: int):
+        self._file, self._place = file, 0
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int) -> None:
+        self._place = place
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _EXTENSION:
+            raise ValueError(f"a header of {size} bytes")
+        data = os.pread(self._file, size, self._place)
+        self._place += len(data)
+        return data
 
 
-def _name(header: bytes) -> str:
-    """As in the header itself: ustar has the folders of a long name in a field of their own."""
-    name = header[:100].split(b"\0")[0]
-    folder = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-    return (folder + b"/" + name if folder else name).decode("utf-8", "surrogateescape")
+def _is_safe(name: str) -> bool:
+    """Whether a name is fit for a line of text, and leads to no place above or outside."""
+    return name.isprintable() and "\\" not in name and name[0] != "/" and ".." not in name.split("/")
 
 
-def _extension(file: int, kind: bytes, offset: int, size: int) -> dict[str, str]:
-    """What an extended header says of the next member: `path`, `size`, `sparse`."""
-    if size > _EXTENSION:
-        raise ValueError(f"a header of {size} bytes")
-    data = os.pread(file, size, offset)
-    if kind == _LONG_NAME:
-        return {"path": data.split(b"\0")[0].decode("utf-8", "surrogateescape")}
-    found, place = {}, 0
-    while record := _RECORD.match(data, place):
-        value = data[record.end() : place + int(record[1]) - 1].decode("utf-8", "surrogateescape")
-        place = max(place + int(record[1]), record.end())
-        keyword = "sparse" if record[2].startswith(b"GNU.sparse.") else record[2].decode("latin-1")
-        found |= {keyword: value or "0"} if keyword in ("path", "size", "sparse") else {}
-    if not re.fullmatch(r"\d{1,18}", found.get("size", "0")):
-        raise ValueError("a member of no size")
-    return found
+@dataclass(frozen=True)
+class Naming:
+    """How the names of a tar's members make samples.
 
+    Attributes:
+        slots: suffix, in lower case -> which file of a sample it is, of `SLOTS`.
+        folders: whether members in folders count; the folder is part of the key.
+        dots: whether keys may have dots; otherwise all that follows the first one of a name is the suffix.
+    """
 
-def _is_plain(name: str) -> bool:
-    """Whether a name is that of a file in no folder, fit for a line of text."""
-    return name.isprintable() and "/" not in name and "\\" not in name
+    slots: Mapping[str, str] = field(default_factory=lambda: {slot: slot for slot in SLOTS})
+    folders: bool = False
+    dots: bool = False
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """Key and suffix, in lower case, of a member; None if it is of no use."""
+        from webdataset.tariterators import base_plus_ext  # here, as it imports torch, which takes seconds
+
+        key, suffix = base_plus_ext(name)
+        if key is None or ("/" in name and not self.folders):
+            return None
+        suffixes = suffix.lower().split(".")
+        for count in range(len(suffixes) if self.dots else 1):
+            if (tail := ".".join(suffixes[count:])) in self.slots:
+                return name[: len(name) - len(tail) - 1].removeprefix("./"), tail
+        return None
 
 
 class Contents(NamedTuple):
@@ -127,6 +123,12 @@ class Contents(NamedTuple):
     keys: list[str]
     places: np.ndarray  # samples x slots x 2 int64: offset and size, bytes; 0 where there is none
     trouble: str  # why there are not the samples that the index promises; "" if there are
+    twice: dict[int, str]  # samples that have a file twice, and which
+
+    def check(self, index: int) -> None:
+        """ValueError if a file of a sample is there twice: one of them is not what was meant."""
+        if index in self.twice:
+            raise ValueError(f"its {self.twice[index]} is there twice")
 
     def key(self, index: int) -> str:
         """The key of a sample; ValueError if it is not there."""
@@ -138,42 +140,48 @@ class Contents(NamedTuple):
 _known: OrderedDict[tuple, Contents] = OrderedDict()  # the last used at the end
 
 
-def contents(name: tuple, file: BinaryIO, count: int) -> Contents:
+def contents(name: tuple, file: BinaryIO, count: int, naming: Naming) -> Contents:
     """The samples of a tar, by its headers, which are read once, unless too many other tars are read in between.
 
     Args:
         name: of the tar; another one when it changes.
         count: samples that its index promises. A tar of fewer gives those that it has, one of more gives none.
+        naming: of its members.
     """
     size = os.fstat(file.fileno()).st_size
     key = (*name, size, count)
     if key not in _known:
-        _known[key] = _read_contents(file, size, count)
+        _known[key] = _read_contents(file, size, count, naming)
         while len(_known) > 1 and sum(len(known.keys) for known in _known.values()) > _REMEMBERED:
             _known.popitem(last=False)
     _known.move_to_end(key)
     return _known[key]
 
 
-def _read_contents(file: BinaryIO, size: int, count: int) -> Contents:
+def _read_contents(file: BinaryIO, size: int, count: int, naming: Naming) -> Contents:
     numbers: dict[str, int] = {}
     rows: list[list[tuple[int, int]]] = []
+    twice: dict[int, str] = {}
     damage = ""
     try:
         for name, offset, length in read_members(file.fileno(), size):
-            key, _, extension = name.partition(".")
-            if extension not in _SLOTS or not key:
+            split = naming.split(name)
+            if split is None:
                 continue
+            key, suffix = split
             if key not in numbers:
                 if len(rows) == count:
-                    return Contents([], np.zeros(0), f"its shard has more than the {count} samples of its index")
+                    return Contents([], np.zeros(0), f"its shard has more than the {count} samples of its index", {})
                 numbers[key] = len(rows)
-                rows.append([(0, 0)] * len(_SLOTS))
-            rows[numbers[key]][_SLOTS.index(extension)] = offset, length
+                rows.append([(0, 0)] * len(SLOTS))
+            number, slot = numbers[key], SLOTS.index(naming.slots[suffix])
+            if rows[number][slot][0]:
+                twice[number] = suffix
+            rows[number][slot] = offset, length
     except ValueError as error:
         damage = f": {error}"
     trouble = f"its shard has {len(numbers)} samples, its index says {count}{damage}"
-    return Contents([*numbers], np.array(rows, np.int64), trouble)
+    return Contents([*numbers], np.array(rows, np.int64), trouble, twice)
 
 
 class Files:
@@ -186,7 +194,7 @@ class Files:
 
     def __init__(self, file: BinaryIO, places: np.ndarray, limit: int):
         self._file, self._limit = file, limit
-        self._places = dict(zip(_SLOTS, places.tolist()))
+        self._places = dict(zip(SLOTS, places.tolist()))
         self._checksums = self._read_checksums()
 
     def read(self, *extensions: str) -> bytes:
