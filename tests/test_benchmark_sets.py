@@ -318,9 +318,8 @@ def test_measures_are_those_of_evaluation_but_for_the_rounding(plain, frozen, ex
         return (lq.clamp(0, 1) * 255).round() / 255, kernel
 
     def rows(data, how):
-        return evaluate(
-            model, eval_stream(open_sets(str(data), "data.val"), 4, 1, 0, stored=data is frozen), how, device
-        )
+        batches = eval_stream(open_sets(str(data), "data.val"), 4, 1, 0, stored=data is frozen)
+        return [{**row, "histogram": row["histogram"].tolist()} for row in evaluate(model, batches, how, device)]
 
     stored = rows(frozen, None)
     assert stored == rows(plain, rounded) and len(stored) == 7

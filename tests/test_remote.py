@@ -184,7 +184,7 @@ def test_a_server_that_drips_for_ever_is_given_up(root, tmp_path, fault):
 
 @pytest.mark.parametrize("fault, tries, reason", [
     (404, 1, "404"), (403, 1, "403"), (503, 4, "503"), ("spoil", 4, "sha256"), ("short", 4, "ended after"),
-    ("hang", 4, "timed out"),
+    ("hang", 4, "cannot be fetched (tried 4 times)"),
 ])  # fmt: skip
 def test_after_its_retries_a_shard_stops_the_run_in_one_line(root, tmp_path, fault, tries, reason, monkeypatch):
     monkeypatch.setattr(Ahead, "want", lambda *_: None)  # which would try for itself

@@ -322,7 +322,7 @@ def test_refuses_groups_of_other_images(tree, tmp_path, capsys, about, says):
     words = ("folder", "--root", tree, "--groups", groups)
     assert says in refused(capsys, tmp_path / "out", *words)
     (tmp_path / "odd.json").write_text('{"format": "cssr-doctor-1"}')
-    assert "cannot be read" in refused(capsys, tmp_path / "new", *words[:-1], tmp_path / "odd.json")
+    assert "odd.json is damaged" in refused(capsys, tmp_path / "new", *words[:-1], tmp_path / "odd.json")
 
 
 def test_refuses_missing_and_empty_folders(tree, tmp_path, capsys):
@@ -357,7 +357,7 @@ def test_refuses_missing_and_empty_folders(tree, tmp_path, capsys):
         (("synthetic", "--count", 2, "--ratio", "train=0.9", "val=0.1"), "'val'"),
         (("synthetic", "--ratio", "a=0.5", "--ratio", "b=0.5"), "--ratio is given 2 times; give it once"),
         (("folder", "--root", "x", "--root=y"), "--root is given 2 times; give it once"),
-        (("synthetic", "--groups", "nowhere.json"), "--groups nowhere.json cannot be read"),
+        (("synthetic", "--groups", "nowhere.json"), "--groups: cannot read nowhere.json"),
     ],
 )
 def test_refuses_a_wrong_command_line(tmp_path, capsys, words, part):
