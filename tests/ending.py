@@ -22,11 +22,18 @@ def no_process_left_behind():
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
     left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
-    left = [process for process in left if not _serves_all_tests(process)]
+    left = [process for process in left if not _serves_all_tests(process) and not _descends(process, before)]
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=10)
+
+
+def _descends(process: psutil.Process, before: set[int]) -> bool:
+    """Whether it was started by a child that was there before the test: a browser's page, a server's worker."""
+    with suppress(psutil.Error):
+        return any(parent.pid in before for parent in process.parents())
+    return False
 
 
 def _serves_all_tests(process: psutil.Process) -> bool:

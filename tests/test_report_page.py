@@ -125,7 +125,7 @@ def test_a_file_is_held_once_and_the_budget_is_kept(tmp_path):
 def test_damaged_samples_are_answered_in_one_line_before_anything_is_written(tmp_path):
     path = with_samples(write(tmp_path / "a", rows(40), facts("a")))
     (path / "pictures" / "samples" / "index.json").write_text("{")
-    with pytest.raises(SystemExit, match="^error: .*samples/index.json is damaged, evaluate again: Expecting"):
+    with pytest.raises(SystemExit, match="^error: .*samples/index.json is damaged, no JSON: Expecting"):
         main([str(path), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
