@@ -100,7 +100,7 @@ def test_no_result_stands_beside_the_pictures_of_another(shards, export, tmp_pat
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cssr.evaluate.write_atomic", full)
+    monkeypatch.setattr("cssr.evaluation.run.write_atomic", full)
     with pytest.raises(SystemExit, match="error: .*No space left on device"):
         found(shards, export, tmp_path, "--limit", "3")
     assert not (tmp_path / "results.json").exists()

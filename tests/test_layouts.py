@@ -219,7 +219,7 @@ def test_cracktree_lines_can_be_widened(tmp_path):
     source = SOURCES.build({"name": "cracktree", "dilate": 2}, root=tmp_path)
     assert masks_of(source)["1"].sum() == 13 and not source.notes  # a disc of radius 2
     assert source.decide(source.items).sentence.endswith("crack = 255, widened by 2 pixels on each side")
-    with pytest.raises(ValueError, match="--dilate is -1"):
+    with pytest.raises(ValueError, match="dilate must be a whole number of 0 to 1000"):
         SOURCES.build({"name": "cracktree", "dilate": -1}, root=tmp_path)
 
 

@@ -422,6 +422,7 @@ def test_aggregate_by_hand():
         "ap": 0.8 * 1 + 0.2 * 0.5,  # of a alone, as b has no crack
         **dict.fromkeys(("lq_psnr", *metrics.LINE_KEYS, *metrics.CRACK_KEYS)),
     }
+    expected["ece"] = None  # no histograms
     assert image == pytest.approx(expected, abs=1e-5)
     # pooled counts: 0.01: 10, 15, 0; then 8, 0, 2
     assert pooled["iou_max"] == pytest.approx(0.8, abs=1e-5) and pooled["iou_max_threshold"] == 0.02
@@ -453,6 +454,7 @@ def test_what_was_not_computed_is_none():
     for values in result.values():
         assert {k for k, v in values.items() if v is None} == {
             "psnr",
+            "ece",
             "psnr_infinite",
             "ssim",
             "kernel_psnr",
