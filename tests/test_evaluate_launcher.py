@@ -14,17 +14,13 @@ import pytest
 import torch
 from conftest import draw_shards
 
-sys.path.append(str(Path(__file__).parents[1] / "launch"))
-
-import evaluate as launcher
-import jobs
-import slurm_array
-from devices import crew, devices
-from jobs import Job, run_jobs
-from words import distinct_names
-
 from cssr.config.schema import ModelConfig
 from cssr.evaluate import main as evaluate_main
+from cssr.launch import evaluations as launcher
+from cssr.launch import jobs
+from cssr.launch import jobs as slurm_array
+from cssr.launch.jobs import Job, crew, devices, run_jobs
+from cssr.launch.options import distinct_names
 from cssr.models.joint import build_model
 from cssr.models.load import choose
 
@@ -290,8 +286,8 @@ def test_the_environment_says_where_benchmarks_are(models, benchmarks, tmp_path,
 
 
 def lend(monkeypatch, names: list[str], variable: str | None = "CUDA_VISIBLE_DEVICES") -> None:
-    monkeypatch.setattr("devices.devices", lambda: names)
-    monkeypatch.setattr("devices._visible", lambda: variable)
+    monkeypatch.setattr("cssr.launch.jobs.devices", lambda: names)
+    monkeypatch.setattr("cssr.launch.jobs._visible", lambda: variable)
 
 
 def test_each_job_has_devices_of_its_own(monkeypatch):
@@ -395,10 +391,10 @@ def test_a_job_is_over_when_all_of_its_processes_are(tmp_path):
 
 
 QUEUE = """
-import sys; sys.path.append({launch!r})
+import sys
 from pathlib import Path
-from jobs import Job, run_jobs
-from words import run_command
+from cssr.launch.jobs import Job, run_jobs
+from cssr.utils.cli import run_command
 def job(n):
     line = f"cd {out}; trap 'sleep 0.3; echo saved >> saved; exit 1' TERM; touch began_{{n}}; "
     line += "while true; do sleep 0.05; done"
@@ -409,7 +405,7 @@ sys.exit(run_command(lambda _: run_jobs([job(n) for n in range(4)], [{{}}, {{}}]
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_jobs_save_ends_them_and_says_what_is_left(tmp_path, number):
-    code = QUEUE.format(launch=str(ROOT / "launch"), out=str(tmp_path))
+    code = QUEUE.format(out=str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: len(list(tmp_path.glob("began_*"))) == 2, process)
         process.send_signal(number)

@@ -12,16 +12,13 @@ from conftest import draw_shards
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.append(str(Path(__file__).parents[1] / "launch"))
-
-import estimate
-import rehearsal
-from estimate import Living, Sketch, make_optimizer, needs, on_cpu, values_each
-from promise import Machine, Promise, faults, notes, read_promise
-
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch
+from cssr.launch import dry_run as rehearsal
+from cssr.launch import memory as estimate
+from cssr.launch.launch_file import Machine, Promise, faults, notes, read_promise
+from cssr.launch.memory import Living, Sketch, make_optimizer, needs, on_cpu, values_each
 from cssr.models.joint import build_model
 from cssr.training.task import Task
 

@@ -13,9 +13,7 @@ from accelerate.commands import launch as accelerate_launch
 from conftest import draw_shards
 from running import ROOT, environment, losses, settings
 
-sys.path.append(str(ROOT / "launch"))
-
-from promise import read_promise
+from cssr.launch.launch_file import read_promise
 
 LAUNCHERS = {
     "simple_launcher": "simple",

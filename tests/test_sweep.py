@@ -11,19 +11,16 @@ import numpy as np
 import pytest
 from conftest import draw_shards
 from helpers import SMALL_MODEL
-
-sys.path.append(str(Path(__file__).parents[1] / "launch"))
-
-import evaluate as launcher
-import sweep
-from grid import Point, points, read_grid, resolve, split_values
-from seed_table import Entry, summarize, table_rows, write_tables
 from test_evaluate_launcher import stub_sbatch
 
 from cssr.config.loading import load_config, parse_value
 from cssr.evaluate import main as evaluate_main
 from cssr.evaluation.metrics import KEYS
 from cssr.evaluation.results import compose
+from cssr.launch import evaluations as launcher
+from cssr.launch import sweeps as sweep
+from cssr.launch.grid import Point, points, read_grid, resolve, split_values
+from cssr.launch.sweep_table import Entry, summarize, table_rows, write_tables
 from cssr.train import main as train_main
 
 ROOT = Path(__file__).parents[1]

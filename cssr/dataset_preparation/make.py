@@ -19,7 +19,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from cssr.dataset_preparation.split import FILE, Split, apply, deal, group_of, j
 from cssr.dataset_preparation.tiles import check_names
 from cssr.dataset_preparation.workspace import check_free, refuse_another, save, workplace
 from cssr.dataset_preparation.writer import Shard, is_whole, pack, write_index, write_shard
+from cssr.utils.cli import run_command
 from cssr.utils.image_files import passed_over, walk
 
 
@@ -274,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns the exit code: 0, 1 where --check finds damage, 2 for a mistake of the user, 130 when interrupted.
     """
-    return exit_code(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, argv, "nothing was written, run the command again")
 
 
 def _run(argv: list[str]) -> int:
@@ -284,15 +285,3 @@ def _run(argv: list[str]) -> int:
     for directory, index in make(read_arguments(argv, __doc__)):
         print(summarize(directory, index))
     return 0
-
-
-def exit_code(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """What `command` returns; 2 for a mistake, 130 when interrupted, of which one line is printed."""
-    try:
-        return command(argv)
-    except (ValueError, OSError) as problem:
-        print("error:", " ".join(str(problem).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print("error:", str(stop) or "interrupted; nothing was written, run the command again", file=sys.stderr)
-        return 130

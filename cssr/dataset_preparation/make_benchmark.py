@@ -14,7 +14,6 @@ it.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -22,10 +21,10 @@ import torch
 from cssr import __version__
 from cssr.data.shards import open_sets
 from cssr.dataset_preparation.benchmark import digest_of, frozen_source, header_of, read_benchmark
-from cssr.dataset_preparation.make import exit_code, list_of, with_safe_keys, write_set
-from cssr.dataset_preparation.options import Parser
+from cssr.dataset_preparation.make import list_of, with_safe_keys, write_set
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.workspace import check_free
+from cssr.utils.cli import Parser, run_command
 from cssr.utils.machine import check_processes, cores
 
 
@@ -76,4 +75,4 @@ def _run(argv: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
-    return exit_code(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, argv, "nothing was written, run the command again")

@@ -2,31 +2,14 @@
 
 import argparse
 import inspect
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 from cssr.dataset_preparation.sources import SOURCES
 from cssr.dataset_preparation.split import parse_ratio
 from cssr.dataset_preparation.tiles import Tiling
-from cssr.utils.cli import check_bits
+from cssr.utils.cli import Parser, check_bits
 from cssr.utils.machine import check_processes, cores
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are exceptions, so that all mistakes end alike."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
-
-    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
-        """As argparse, which would take the last of an option given twice without a word; ValueError instead."""
-        flags = Counter(word.partition("=")[0] for word in args if word.startswith("--"))
-        for flag, count in flags.items():
-            if count > 1:
-                raise ValueError(f"{flag} is given {count} times; give it once, with all that belongs to it")
-        return super().parse_args(args, namespace)
 
 
 def build_parser(about: str) -> argparse.ArgumentParser:

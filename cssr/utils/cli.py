@@ -1,7 +1,47 @@
-"""What command lines have in common."""
+"""What command lines have in common: a parser whose complaints are exceptions, and how errors end a command."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 def check_bits(bits: int | None) -> None:
     """ValueError unless it is the number of bits of values that are stored in 16."""
     if bits is not None and not 8 <= bits <= 16:
         raise ValueError(f"--bits is {bits}; give 8 to 16, the bits of values that are stored in 16")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are exceptions, so that all mistakes end alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+
+    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        """As argparse, which would take the last of an option given twice without a word; ValueError instead."""
+        flags = Counter(word.partition("=")[0] for word in args if word.startswith("--"))
+        for flag, count in flags.items():
+            if count > 1:
+                raise ValueError(f"{flag} is given {count} times; give it once, with all that belongs to it")
+        return super().parse_args(args, namespace)
+
+
+def run_command(
+    command: Callable[[list[str]], int], arguments: list[str] | None, interrupted: str = "the same command goes on"
+) -> int:
+    """Exit status of a command: what `command` returns, 2 for a mistake of the user, 130 when interrupted.
+
+    Args:
+        arguments: of the command line; None: those of this process.
+        interrupted: what the one line on an interruption says of it, unless the interruption itself says more.
+    """
+    try:
+        return command(sys.argv[1:] if arguments is None else arguments)
+    except (ValueError, OSError) as problem:
+        print("error:", " ".join(str(problem).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print("error:", str(stop) or f"interrupted; {interrupted}", file=sys.stderr)
+        return 130

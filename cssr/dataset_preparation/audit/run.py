@@ -44,12 +44,12 @@ from cssr.dataset_preparation.audit.listing import check_keys, list_parts
 from cssr.dataset_preparation.audit.overlaps import find_overlaps
 from cssr.dataset_preparation.audit.similarity import BITS, check_library, find_links
 from cssr.dataset_preparation.audit.tallies import lines, tally
-from cssr.dataset_preparation.options import Parser, add_from_signature
+from cssr.dataset_preparation.options import add_from_signature
 from cssr.dataset_preparation.parallel import in_order
 from cssr.dataset_preparation.sources import SOURCES, MaskRule
 from cssr.dataset_preparation.split import DOCTOR_FORMAT
 from cssr.dataset_preparation.workspace import save
-from cssr.utils.cli import check_bits
+from cssr.utils.cli import Parser, check_bits, run_command
 from cssr.utils.machine import check_processes, cores
 
 NEAR = (
@@ -270,12 +270,8 @@ def report(args: argparse.Namespace, parts: list[Part], cases: list[Case], findi
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code, see above."""
-    try:
-        args = read_arguments(sys.argv[1:] if argv is None else argv)
-        return 0 if report(args, *examine(args)) else 1
-    except (ValueError, OSError) as problem:
-        print("error:", " ".join(str(problem).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; run the command again", file=sys.stderr)
-        return 130
+    return run_command(lambda words: _run(read_arguments(words)), argv, "run the command again")
+
+
+def _run(args: argparse.Namespace) -> int:
+    return 0 if report(args, *examine(args)) else 1

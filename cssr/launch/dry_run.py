@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from estimate import Need, Sketch, largest_micro_batch, make_optimizer, needs, on_cpu
-from promise import Machine, Promise
 
 from cssr.config.loading import load_config
 from cssr.config.schema import Config
@@ -16,6 +14,8 @@ from cssr.data.sampler import check_split
 from cssr.data.shards import ShardSet, open_sets, parse_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluation.evaluator import measures_segmentation
+from cssr.launch.launch_file import Machine, Promise
+from cssr.launch.memory import Need, Sketch, largest_micro_batch, make_optimizer, needs, on_cpu
 from cssr.training.checks import check_best, check_degradation, check_strategy, check_training
 from cssr.utils.distributed import OFFLOADED
 

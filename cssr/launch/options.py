@@ -4,23 +4,14 @@ import argparse
 import os
 import re
 import shlex
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-
-from devices import find_launch_file
 
 from cssr.evaluate import add_options as add_evaluation_options
+from cssr.launch.jobs import find_launch_file
+from cssr.utils.cli import Parser
 
 _HOW = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are exceptions, so that all mistakes end alike."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
 
 
 def evaluation_parser(doc: str) -> Parser:
@@ -80,18 +71,6 @@ def check_options(options: argparse.Namespace) -> None:
         shlex.split(options.sbatch_args)
     except ValueError as error:
         raise ValueError(f"--sbatch-args {options.sbatch_args}: {error}") from None
-
-
-def run_command(work: Callable[[list[str]], int], arguments: list[str] | None) -> int:
-    """Exit status of a launcher: 0 all done, 1 something failed or is missing, 2 a mistake, 130 interrupted."""
-    try:
-        return work(sys.argv[1:] if arguments is None else arguments)
-    except (ValueError, OSError) as problem:
-        print("error:", " ".join(str(problem).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print("error:", str(stop) or "interrupted; the same command goes on", file=sys.stderr)
-        return 130
 
 
 # ---- names ----

@@ -12,7 +12,6 @@ from typing import Any
 
 import timm.optim
 import torch
-from promise import Promise
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.data.batch import Batch
+from cssr.launch.launch_file import Promise
 from cssr.models.joint import JointModel, build_model
 from cssr.training.activation_checkpointing import recompute_blocks
 from cssr.training.task import Task

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grid import Point
-
 from cssr.evaluation.metrics import KEYS
 from cssr.evaluation.results import load
+from cssr.launch.grid import Point
 from cssr.report import IMAGE_COLUMNS
 from cssr.utils.files import write_atomic
 
