@@ -341,7 +341,7 @@ def test_the_command_ends_with_two_and_a_line_for_each_fault():
 def test_a_torchvision_that_does_not_fit_torch_is_named_with_the_cure(tmp_path):
     """As a CPU-only torch finds the registry's."""
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    done = run("--config_file", "cpu", PYTHONPATH=str(tmp_path))
+    done = run("--config_file", "cpu", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and "install torch and torchvision from the same place" in line
 
