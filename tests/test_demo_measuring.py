@@ -1,6 +1,7 @@
 """POST /measure: cracks of a probability picture at a threshold, and what is refused."""
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -124,9 +125,14 @@ def test_other_pages_may_not_ask(page):
     assert answer.status_code == 403
 
 
-def children() -> list[str]:
-    found = psutil.Process().children(recursive=True)
-    return [child for child in found if "cssr.demo.measuring" in " ".join(child.cmdline())]
+def children() -> list[psutil.Process]:
+    """The processes that measure: a child that has just ended has no command line any more."""
+    measuring = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # zombies too
+            if "cssr.demo.measuring" in " ".join(child.cmdline()):
+                measuring.append(child)
+    return measuring
 
 
 def test_what_takes_too_long_is_ended(page, monkeypatch):
