@@ -13,9 +13,7 @@ from made_results import HOSTILE, HR, calibrated, facts, rows, spread, with_samp
 from cssr.evaluation.results import load
 from cssr.evaluation.visualization import FILES
 from cssr.report import main, report
-from cssr.report.details import images_of, parts_of
-from cssr.report.images import gallery
-from cssr.report.literature import FIGURES, same_protocol
+from cssr.report.page import gallery, images_of, parts_of
 from cssr.report.plots import (
     BOTTOM,
     HEIGHT,
@@ -27,6 +25,7 @@ from cssr.report.plots import (
     precision_recall_plot,
     reliability_plot,
 )
+from cssr.report.published_results import FIGURES, same_protocol
 
 HTTP = re.compile(r"https?://")
 

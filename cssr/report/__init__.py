@@ -1,6 +1,6 @@
 """Results side by side, as one page of HTML, as Markdown, LaTeX and CSV: `python -m cssr.report RESULTS... --out DIR`.
 
-`columns` picks the measures, `facts` says how they came about; `markdown`, `latex` and `page` set both; `files` writes.
+`columns` picks the measures, `facts` says how they came about; `markdown`, `latex` and `page` set both; `write` writes.
 """
 
 import importlib
@@ -10,8 +10,8 @@ _PUBLIC = {
     "caveats": "facts",
     "find_reference": "columns",
     "image_table": "markdown",
-    "main": "command",
-    "report": "files",
+    "main": "__main__",
+    "report": "write",
 }
 
 __all__ = [*_PUBLIC]

@@ -5,9 +5,44 @@ from cssr.utils import interrupts
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
 
+import argparse
 import sys
+from pathlib import Path
 
-from cssr.report.command import main
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    _report(_parser().parse_args(arguments))
+
+
+def _report(options: argparse.Namespace) -> None:
+    # Imported here, as these take seconds: --help and mistakes are answered without.
+    from cssr.evaluation.results import load
+    from cssr.report.columns import find_reference
+    from cssr.report.facts import caveats
+    from cssr.report.markdown import image_table
+    from cssr.report.write import write
+
+    try:
+        results = load(options.results)
+        base = find_reference(results, options.reference)
+        path = write(results, base, options.out, options.title)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    size = path.with_suffix(".html").stat().st_size / 1e6
+    where = f"written to {path.parent}: report.html ({size:.1f} MB), report.md, table.tex, table.csv"
+    print(image_table(results, base), *caveats(results), where, sep="\n\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Results side by side: one page of HTML that opens offline, and Markdown, LaTeX and CSV."
+    parser = argparse.ArgumentParser(prog="python -m cssr.report", description=about)
+    parser.add_argument("results", nargs="+", type=Path, help="results.json files, or run or evaluation directories")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the report's files")
+    parser.add_argument("--title", help="heading of the report")
+    parser.add_argument("--reference", help="result whose IoU_max is 100 %% (default: the only HR upper bound)")
+    return parser
+
 
 if __name__ == "__main__":
     sys.exit(interrupts.run(main))

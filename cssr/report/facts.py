@@ -1,17 +1,57 @@
 """How results were evaluated, why they may not be compared, and what each number is; in any style."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import yaml
+from markupsafe import escape
 
 from cssr.evaluation.results import Result, component_name
 from cssr.report.columns import DETECTION_COLUMNS, INTERVAL, PER_IMAGE, share_label, shown
-from cssr.report.styles import MARKDOWN, Style
 
 KEYS = ("model", "networks", "checkpoint", "data", "images", "scale", "degradation", "resampler", "seed", "tile", "tta")
 _SEEN = ("scale", "degradation", "resampler")  # facts in which an HR upper bound differs from the rest
 _QUOTED = ("model", "data", "degradation")  # facts shown as code: paths and YAML
+
+
+class Style(Protocol):
+    """What a renderer does to words: `text` shows them literally, `code` as paths are set, `strong` in bold."""
+
+    def text(self, words: str) -> str: ...
+
+    def code(self, words: str) -> str: ...
+
+    def strong(self, words: str) -> str: ...
+
+
+class Markdown:
+    """As Markdown shows them, in a table too."""
+
+    def text(self, words: str) -> str:
+        return re.sub(r"([\\|*<`])", r"\\\1", " ".join(words.split()))
+
+    def code(self, words: str) -> str:
+        return "`{}`".format(words.replace("|", r"\|"))
+
+    def strong(self, words: str) -> str:
+        return f"**{words}**"
+
+
+class Html:
+    """As HTML shows them, in text and in quoted attributes."""
+
+    def text(self, words: str) -> str:
+        return str(escape(words))
+
+    def code(self, words: str) -> str:
+        return f"<code>{escape(words)}</code>"
+
+    def strong(self, words: str) -> str:
+        return f"<strong>{words}</strong>"
+
+
+MARKDOWN, HTML = Markdown(), Html()
 
 
 class Definition(NamedTuple):

@@ -2,26 +2,43 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from jinja2 import BaseLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from cssr import __version__
 from cssr.evaluation import metrics
+from cssr.evaluation.definitions import CRACK_KEYS, LINE_KEYS
+from cssr.evaluation.groups import in_order
 from cssr.evaluation.results import Result
-from cssr.report.columns import NOTE, image_measures, pooled_measures
-from cssr.report.details import images_of, parts_of
-from cssr.report.facts import caveats, definitions, fact, split_facts
-from cssr.report.images import gallery
-from cssr.report.literature import APART, FIGURES, SETTING, SOURCE, same_protocol
+from cssr.evaluation.visualization import FILES, Sample, read_samples
+from cssr.report.columns import NOTE, PER_IMAGE, Column, image_measures, pooled_measures
+from cssr.report.facts import HTML, caveats, definitions, fact, split_facts
 from cssr.report.plots import curves_of, iou_plot, precision_recall_plot, reliability_plot, tenths
-from cssr.report.styles import HTML
+from cssr.report.published_results import APART, FIGURES, SETTING, SOURCE, same_protocol
 
 _SCRIPTS = ("base.js", "curves.js", "samples.js", "list.js")  # one script, in this order
+_GROUPS = {"source": "By source", "blur": "By width of the blur kernel"}
+_IMAGE_COLUMNS = (
+    Column("IoU", "iou"),
+    Column("ECE", "ece", 4),
+    *(column for column in PER_IMAGE if column.key in (*LINE_KEYS, *CRACK_KEYS)),
+    Column("width bias [px]", "width_bias", 2),
+    Column("length bias [px]", "length_bias", 1),
+    *(column for column in PER_IMAGE if column.key in ("psnr", "ssim", "kernel_psnr", "lq_psnr")),
+    Column("blur sigma [px]", "blur_sigma", 2),
+)
+_DIGITS = 6  # significant ones, of numbers that are read to four decimals at most
+BUDGET = 24_000_000  # bytes of all data URIs; samples beyond it are left out, and counted
+_TYPES = {".png": "image/png", ".webp": "image/webp"}
+_KINDS = ("worst", "best", "median")  # which come first where not all have room
+Kinds = Mapping[str, Sequence[str]]
 
 
 def compose_page(results: Sequence[Result], base: Result | None, title: str) -> str:
@@ -147,3 +164,136 @@ def _policy(style: str, script: str) -> str:
 
 def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+class Part(NamedTuple):
+    """A group of images: its name, how many images, and for each result its measure (None: not measured)."""
+
+    name: str
+    images: int
+    values: list[float | None]
+
+
+class Parts(NamedTuple):
+    """All groups of a kind; the measure is "IoU" (at the whole set's best threshold) or "PSNR [dB]"."""
+
+    kind: str
+    title: str
+    measure: str
+    names: list[str]  # of the results
+    most: float  # that a bar shows
+    parts: list[Part]
+
+
+def parts_of(results: Sequence[Result]) -> list[Parts]:
+    """The groups by source and by blur of those results whose files have them."""
+    found = []
+    for kind, title in _GROUPS.items():
+        having = [result for result in results if (result.data.get("groups") or {}).get(kind)]
+        for segmented in (True, False):
+            own = [result for result in having if result.segmented == segmented]
+            if own:
+                found.append(_parts(own, kind, title, segmented))
+    return found
+
+
+def _parts(results: Sequence[Result], kind: str, title: str, segmented: bool) -> Parts:
+    groups = [result.data["groups"][kind] for result in results]
+    parts = []
+    for name in in_order(set().union(*groups)):
+        images = next(of[name]["images"] for of in groups if name in of)
+        parts.append(Part(name, images, [_value(of.get(name), segmented) for of in groups]))
+    values = [value for part in parts for value in part.values if value is not None]
+    most = 1.0 if segmented else max(values, default=1.0)
+    return Parts(kind, title, "IoU" if segmented else "PSNR [dB]", [r.name for r in results], most, parts)
+
+
+def _value(part: dict[str, Any] | None, segmented: bool) -> float | None:
+    return None if part is None else part["iou"] if segmented else part["image"]["psnr"]
+
+
+def images_of(results: Sequence[Result]) -> dict[str, Any]:
+    """Every image's numbers, for a script: the columns that any result has, and of each result its keys and values."""
+    rows = [result.data.get("per_image") or [] for result in results]
+    columns = [c for c in _IMAGE_COLUMNS if any(row.get(c.key) is not None for own in rows for row in own)]
+    return {
+        "columns": [{"key": c.key, "label": c.label, "decimals": c.decimals} for c in columns],
+        "results": [
+            {
+                "keys": [row["key"] for row in own],
+                "values": {c.key: [_significant(row.get(c.key)) for row in own] for c in columns},
+            }
+            for own in rows
+        ],
+    }
+
+
+def _significant(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+
+class Gallery(NamedTuple):
+    """`uris` by identity of the content; `samples` of each result, as the page reads them; how many had no room."""
+
+    uris: dict[str, str]
+    samples: list[list[dict[str, Any]]]
+    left_out: int
+
+
+def gallery(results: Sequence[Result], budget: int = BUDGET) -> Gallery:
+    """The samples that lie beside the results; ValueError, one line, where some are damaged."""
+    found = [read_samples(result.path.parent / "pictures" / "samples") for result in results]
+    uris: dict[str, str] = {}
+    kept: list[set[str]] = [set() for _ in results]
+    places = _in_turn([kinds for kinds, _ in found])
+    for number, key in places:
+        new = {name: uri for name, uri in _uris(found[number][1][key]).items() if name not in uris}
+        if sum(map(len, [*uris.values(), *new.values()])) <= budget:
+            uris |= new
+            kept[number].add(key)
+    samples = [
+        [_sample_data(result, kinds, own[key]) for key in _listed(kinds) if key in keys]
+        for result, (kinds, own), keys in zip(results, found, kept)
+    ]
+    return Gallery(uris, samples, len(places) - sum(map(len, kept)))
+
+
+def _in_turn(kinds: Sequence[Kinds]) -> list[tuple[int, str]]:
+    """(result, key) of all samples: the first of each kind of every result, then the second of each, and so on."""
+    groups = [[(number, key) for key in of.get(kind, [])] for kind in _KINDS for number, of in enumerate(kinds)]
+    return list(dict.fromkeys(place for rank in zip_longest(*groups) for place in rank if place))
+
+
+def _listed(kinds: Kinds) -> list[str]:
+    return list(dict.fromkeys(key for keys in kinds.values() for key in keys))
+
+
+def _uris(sample: Sample) -> dict[str, str]:
+    """The data URIs of a sample's files by the sha256 of their content."""
+    return {
+        _name(content): f"data:{_TYPES[Path(FILES[name]).suffix]};base64,{base64.b64encode(content).decode()}"
+        for name, content in sample.files.items()
+    }
+
+
+def _name(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _sample_data(result: Result, kinds: Kinds, sample: Sample) -> dict[str, Any]:
+    """What the page says of a sample, and where it finds its files."""
+    about, (_, _, height, width) = sample.about, sample.about["window"]
+    names = [f"{kind} {list(keys).index(about['key']) + 1}" for kind, keys in kinds.items() if about["key"] in keys]
+    return {
+        **{"key": about["key"], "kinds": names, "quality": _quality(result, about["key"])},
+        **{"height": height, "width": width, "whole": about["size"], "scale": about["scale"]},
+        **{"kernel": about["kernel"], "predicted": about["predicted_kernel"]},
+        "files": {name: _name(content) for name, content in sample.files.items()},
+    }
+
+
+def _quality(result: Result, key: str) -> str:
+    row = next((row for row in result.data.get("per_image") or [] if row["key"] == key), {})
+    if row.get("iou") is not None:
+        return f"IoU {row['iou']:.3f}"
+    return f"PSNR {row['psnr']:.2f} dB" if row.get("psnr") is not None else ""
