@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from cssr.config.schema import ModelConfig
 from cssr.demo.__main__ import listen, server
-from cssr.demo.app import create_app
-from cssr.demo.limits import Limits
+from cssr.demo.jobs import Limits
+from cssr.demo.server import create_app
 from cssr.models.joint import JointModel, build_model
 
 

@@ -26,7 +26,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install -e '.[test
 
 from demo_server import Dark, Held, cracked, dark_model, encoded, serving_page, unpacked  # noqa: E402
 
-import cssr.demo.answers  # noqa: E402
+import cssr.demo.responses  # noqa: E402
 from cssr.demo import connections  # noqa: E402
 from cssr.demo.__main__ import main  # noqa: E402
 
@@ -99,7 +99,7 @@ def test_progress_is_told_tile_by_tile():
 
 
 def test_a_large_sr_image_comes_as_jpeg(page, monkeypatch):
-    monkeypatch.setattr(cssr.demo.answers, "PNG_PIXELS", 1000)
+    monkeypatch.setattr(cssr.demo.responses, "PNG_PIXELS", 1000)
     _, pictures = unpacked(post(page, encoded(cracked())).content)
     assert pictures["sr"].format == "JPEG" and pictures["sr"].size == (160, 120)
     assert pictures["prob"].format == "PNG"
@@ -266,7 +266,7 @@ def test_as_many_wait_as_may_and_the_next_is_told():
 
 
 def test_a_body_that_does_not_come_is_given_up(page, monkeypatch):
-    monkeypatch.setattr("cssr.demo.endpoints.UPLOAD", 0.2)
+    monkeypatch.setattr("cssr.demo.server.UPLOAD", 0.2)
     connection = http.client.HTTPConnection(urlsplit(page).netloc, timeout=10)
     connection.putrequest("POST", "/predict")
     connection.putheader("Content-Length", "1000")
@@ -302,7 +302,7 @@ def test_nothing_is_written_and_nothing_stays_in_memory(page, tmp_path, monkeypa
         seen.extend(weakref.ref(array) for array in (image, found.sr, found.prob))
         return found
 
-    monkeypatch.setattr(cssr.demo.answers, "predict", watched)
+    monkeypatch.setattr(cssr.demo.responses, "predict", watched)
     body = encoded(np.random.default_rng(0).integers(0, 255, (120, 150, 3)).astype(np.uint8), "BMP")
     assert len(body) > 50_000 and unpacked(post(page, body).content)[1]
     assert tmp_path.stat().st_mtime_ns == untouched  # a file that comes and goes changes it too

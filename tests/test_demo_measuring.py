@@ -17,7 +17,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install -e '.[test
 
 from demo_server import dark_model, encoded, serving_page  # noqa: E402
 
-from cssr.demo.measuring import measured, read_probability  # noqa: E402
+from cssr.demo.measure_process import measured, read_probability  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -130,13 +130,13 @@ def children() -> list[psutil.Process]:
     measuring = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # zombies too
-            if "cssr.demo.measuring" in " ".join(child.cmdline()):
+            if "cssr.demo.measure_process" in " ".join(child.cmdline()):
                 measuring.append(child)
     return measuring
 
 
 def test_what_takes_too_long_is_ended(page, monkeypatch):
-    monkeypatch.setattr("cssr.demo.endpoints.MEASURE", 0.05)
+    monkeypatch.setattr("cssr.demo.server.MEASURE", 0.05)
     answer = post(page, "")
     assert answer.status_code == 422 and "too ragged" in answer.json()["error"]
     assert children() == []

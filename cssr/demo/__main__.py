@@ -15,7 +15,7 @@ from typing import Any
 
 from cssr.config.schema import check_tile
 from cssr.demo.connections import protocol
-from cssr.demo.limits import Limits
+from cssr.demo.jobs import Limits
 
 CONNECTIONS = 64  # open at once; further ones get 503
 
@@ -58,7 +58,7 @@ def _app(options: argparse.Namespace) -> Any:
     try:
         import uvicorn  # noqa: F401
 
-        from cssr.demo.app import create_app
+        from cssr.demo.server import create_app
     except ImportError as error:
         raise ValueError(f"the page needs {error.name}, which is not installed: pip install 'cssr[demo]'") from None
     from cssr.inference.predictor import device_named

@@ -6,9 +6,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 TICK = 0.25  # seconds between looks at the work
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that keep one request from taking the server."""
+
+    bytes: int = 32_000_000  # of a photograph's file
+    pixels: int = 1_000_000  # of a photograph
+    seconds: float = 300.0  # of work on it, from its turn on
+    waiting: int = 4  # requests that wait while one is worked on
+    tile: int = 256  # LQ pixels a side that are worked at once; a request is ended between two tiles
 
 
 class Full(Exception):

@@ -1,4 +1,4 @@
-"""Cracks of a probability picture at a threshold, as a process of its own: `python -m cssr.demo.measuring`.
+"""Cracks of a probability picture at a threshold, as a process of its own: `python -m cssr.demo.measure_process`.
 
 How long it takes depends on how ragged the mask is, and a process can be ended at any moment. It reads a PNG from its
 input and writes JSON to its output: what `measured` gives, or {"error": one sentence}.
@@ -70,7 +70,7 @@ def _mask_png(mask: np.ndarray) -> bytes:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m cssr.demo.measuring", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m cssr.demo.measure_process", description=__doc__.splitlines()[0])
     parser.add_argument("--threshold", type=float, required=True, help="0..1; crack where the probability exceeds it")
     parser.add_argument("--scale", type=int, required=True, help="SR pixels per pixel of the photograph")
     parser.add_argument("--mm", type=float, help="millimetres per pixel of the photograph")
