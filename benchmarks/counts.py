@@ -3,8 +3,8 @@
 GMAC of a forward pass of the main recipes for an HR image of 224 x 224; and of a training step of a small CSBSR (blur,
 reduction, forward and backward pass, update, average; the second step, as the first one makes the optimizer's state):
 operations that PyTorch is asked for, of which each is a kernel's launch on a GPU, and bytes that the forward pass keeps
-for the backward pass, weights not counted. `--write` stores them in tests/counts.json, which tests/test_counts.py
-compares with.
+for the backward pass, weights not counted. `--write` stores them in
+tests/benchmarks/counts.json, which test_counts.py beside it compares with.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from cssr.models.joint import build_model
 from cssr.training.step import Stepper
 from cssr.training.task import Task
 
-STORED = ROOT / "tests" / "counts.json"
+STORED = ROOT / "tests" / "benchmarks" / "counts.json"
 RECIPES = ("cssr", "csbsr_pspnet", "csbsr_hrnet_ocr", "csbsr_blurskip", "dsrl", "srcnet")
 BATCH, CROP = 2, 64
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias")
@@ -69,7 +69,7 @@ class Kept(saved_tensors_hooks):
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="store them in tests/counts.json")
+    parser.add_argument("--write", action="store_true", help="store them in tests/benchmarks/counts.json")
     options = parser.parse_args()
     found = counts()
     print(json.dumps(found, indent=1))

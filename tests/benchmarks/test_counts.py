@@ -6,18 +6,17 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 # Other versions of PyTorch make other operations of the same program (a fused one of two, another decomposition).
 SAME_VERSION, OTHER_VERSION = 0.0, 0.1
 
 
 @pytest.fixture(scope="module")
 def stored():
-    return json.loads((ROOT / "tests" / "counts.json").read_text(encoding="utf-8"))
+    return json.loads((ROOT / "tests" / "benchmarks" / "counts.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,13 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from paths import ROOT
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 
 import scaling
 from forecast import LINKS, Prediction, arithmetic_seconds, exchanged, markdown, predict, sent, step_seconds
@@ -18,7 +18,6 @@ from traffic import Payloads
 
 from cssr.config.loading import load_config
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
 
 # ---- on paper ----

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
+from paths import ROOT
 
 import cssr.config.loading
 from cssr.config.loading import describe, from_dict, load_config, save_config, to_dict
@@ -21,7 +22,7 @@ from cssr.models.seg import SEG
 from cssr.models.sr import SR
 from cssr.utils.annotations import Within
 
-RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def recipe(directory: Path, text: str) -> Path:

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import draw_shards
+from helpers import draw_shards
+from paths import ROOT
 from shard_helpers import draw, draw_mask, read
 
 from cssr.dataset_preparation.make import main as make_shards
 from cssr.train import main
 
-ROOT = Path(__file__).parents[1]
 SMALL = ["data.crop=32", "data.workers=0", "train.batch_size=4", "train.steps=2", "train.tensorboard=false"]
 
 

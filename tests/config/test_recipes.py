@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
 
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
@@ -22,7 +23,6 @@ from cssr.models.joint import build_model
 from cssr.training.optim import Hold, build_optimizer, held_groups
 from cssr.training.task import Task
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("real/*.yaml")])
 SLOW = {"csbsr_hrnet_ocr"}  # ten seconds, where the others take one to five

@@ -1,6 +1,6 @@
 """Training batches equal, to the bit, those of the first version that is compared here: `golden_batches.json`.
 
-`PYTHONPATH=.:shards python tests/test_golden_batches.py` prints the file anew, where a change is meant.
+`PYTHONPATH=.:tests/support python tests/data/test_golden_batches.py` prints the file anew, where a change is meant.
 """
 
 import hashlib

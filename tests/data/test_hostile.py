@@ -19,6 +19,7 @@ from helpers import coordinates, png
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from paths import ROOT, SUPPORT
 from PIL import Image
 
 from cssr.config.schema import DataConfig
@@ -460,12 +461,10 @@ def test_no_memory_is_spent_on_lies(tmp_path):
     (tmp_path / "large").mkdir()
     with (tmp_path / "large" / "index.json").open("wb") as file:
         file.truncate(2**31)
-    here = Path(__file__).parent
-    paths = os.pathsep.join(map(str, (here, here.parent / "shards")))
     command = [sys.executable, "-c", READ_ALL, *roots, tmp_path / "large"]
     done = subprocess.run(
         [str(word) for word in command],
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}"},
         capture_output=True,
         text=True,
         timeout=120,

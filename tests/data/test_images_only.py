@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import draw_shards
-from helpers import coordinates, png, write_set
+from helpers import coordinates, draw_shards, png, write_set
 from PIL import Image
 from safetensors.torch import load_file
 

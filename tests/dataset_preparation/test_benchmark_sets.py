@@ -17,6 +17,7 @@ import torch
 import yaml
 from hand_made import mask_png, write_index, write_pairs, write_stored, write_tar
 from helpers import png, spoil, write_set
+from paths import ROOT
 from PIL import Image
 from serving import serving
 from shard_helpers import read, same_bytes
@@ -35,7 +36,6 @@ from cssr.evaluate import main as evaluate_main
 from cssr.evaluation.evaluator import evaluate
 from cssr.models.joint import JointModel, build_model
 
-ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs" / "benchmarks").glob("*.yaml"))
 BLUR = ROOT / "configs/benchmarks/sigma_0.2_4.0.yaml"
 SIZES = ((50, 47), (48, 48), (48, 48))  # height, width: the first is cut to 48 x 44

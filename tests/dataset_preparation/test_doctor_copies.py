@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, need
+from paths import SHARED, need
 from PIL import Image, ImageEnhance
 from sick_trees import SIZE, fill, found, photograph, put, run
 

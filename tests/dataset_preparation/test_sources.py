@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import SHARED, need
+from paths import SHARED, need
 from PIL import Image
 from scipy.io import savemat
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import shipped
 from docs_commands import PAGES, ROOT, Place, blocks, expanded, inline_commands, inside, spans
+from helpers import shipped
 
 from cssr.config.loading import load_config
 from cssr.config.schema import Config

@@ -4,12 +4,12 @@ import json
 import math
 import re
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import draw_shards
+from helpers import draw_shards
+from paths import ROOT
 from scipy.ndimage import correlate
 
 from cssr.config.schedules import Progress
@@ -20,7 +20,7 @@ from cssr.degradations.gaussian import gaussian_kernel
 from cssr.evaluation.definitions import KEYS, definitions
 from cssr.losses import LOSSES
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 
 def text(name: str) -> str:

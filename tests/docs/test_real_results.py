@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "real_results.py"
+SCRIPT = ROOT / "docs" / "real_results.py"
 
 
 @pytest.fixture

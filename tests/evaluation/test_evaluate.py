@@ -6,12 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import draw_shards
+from helpers import draw_shards
+from paths import ROOT
 from PIL import Image
 from scipy.ndimage import correlate
 
@@ -29,7 +29,6 @@ from cssr.evaluation.results import compose
 from cssr.evaluation.visualization import grey_to_levels, read_samples
 from cssr.models.joint import build_model
 
-ROOT = Path(__file__).parents[1]
 MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}}
 
 

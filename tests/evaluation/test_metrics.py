@@ -2,11 +2,11 @@
 
 import math
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import SHARED
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.spatial.distance import cdist, directed_hausdorff
 
@@ -14,7 +14,7 @@ from cssr.evaluation import metrics, scores
 from cssr.evaluation import surface_distance as distances
 from cssr.evaluation.surface_distance import surface_distances
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "losses_degradation_metrics.npz"
+GOLDEN = SHARED / "golden" / "losses_degradation_metrics.npz"
 T = np.array([i * 0.01 for i in range(1, 100)], dtype=np.float32)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import one_convolution  # noqa: F401, registers
 import pytest
+from paths import ROOT, SUPPORT
 from PIL import Image
 
 from cssr import JointModel
@@ -19,7 +20,6 @@ from cssr.predict import main
 from cssr.utils import geotiff, photographs
 
 rasterio = pytest.importorskip("rasterio", reason="needs rasterio: pip install 'cssr[large]'")
-HERE = Path(__file__).parent
 MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "one_convolution"}}
 
 
@@ -132,7 +132,7 @@ def test_files_that_may_pass_4_gb_are_bigtiffs(tmp_path, bytes_, expected):
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess:
     """A program in a process of its own."""
-    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    path = os.pathsep.join([str(ROOT), str(SUPPORT)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_shards
+from helpers import draw_shards
+from paths import ROOT
 
 from cssr.config.schema import ModelConfig
 from cssr.evaluate import main as evaluate_main
@@ -24,7 +25,6 @@ from cssr.launch.options import distinct_names
 from cssr.models.joint import build_model
 from cssr.models.load import choose
 
-ROOT = Path(__file__).parents[1]
 MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}}
 
 

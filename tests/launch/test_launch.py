@@ -1,12 +1,11 @@
 """Launch files and scripts: what they hold is what accelerate understands."""
 
 import subprocess
-from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "launch").glob("*.yaml"))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import draw_shards
+from helpers import draw_shards
+from paths import ROOT
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -22,7 +23,6 @@ from cssr.launch.memory import Living, Sketch, make_optimizer, needs, on_cpu, va
 from cssr.models.joint import build_model
 from cssr.training.task import Task
 
-ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "tiny.yaml")
 GIB = 2**30
 CPU = Machine(memory=64 * GIB)

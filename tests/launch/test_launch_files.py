@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands import launch as accelerate_launch
-from conftest import draw_shards
+from helpers import draw_shards
 from running import ROOT, environment, losses, settings
 
 from cssr.launch.launch_file import read_promise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import draw_shards
+from helpers import draw_shards
 from running import ROOT, logged, settings, wait_for_step
 
 from cssr.config.loading import load_config

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_shards
-from helpers import SMALL_MODEL
+from helpers import SMALL_MODEL, draw_shards
+from paths import ROOT
 from test_evaluate_launcher import stub_sbatch
 
 from cssr.config.loading import load_config, parse_value
@@ -23,7 +23,6 @@ from cssr.launch.grid import Point, points, read_grid, resolve, split_values
 from cssr.launch.sweep_table import Entry, summarize, table_rows, write_tables
 from cssr.train import main as train_main
 
-ROOT = Path(__file__).parents[1]
 RECIPE = str(ROOT / "configs" / "tiny.yaml")
 
 # ---- the grid ----

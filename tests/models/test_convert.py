@@ -1,12 +1,11 @@
 """The authors' weight files: every model of the manifest becomes an export that gives the golden outputs."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, need
+from paths import ROOT, SHARED, need
 
 from cssr.config.schema import ModelConfig
 from cssr.convert import main
@@ -158,7 +157,7 @@ def test_files_that_are_no_checkpoint(content, message, tmp_path):
         path.write_bytes(content)
     elif content:
         torch.save(content, path)
-    recipe = str(Path(__file__).parents[1] / "configs" / "tiny.yaml")
+    recipe = str(ROOT / "configs" / "tiny.yaml")
     with pytest.raises(SystemExit, match=message) as caught:
         main([str(path), "--recipe", recipe, "--out", str(tmp_path / "out")])
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

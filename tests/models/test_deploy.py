@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import shipped
+from helpers import shipped
 from PIL import Image
 from torch import nn
 

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import SHARED, need
+from paths import SHARED, need
 from safetensors.torch import save_file
 from torch import nn
 

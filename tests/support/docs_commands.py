@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from conftest import draw_shards
+from helpers import draw_shards
+from paths import ROOT
 from PIL import Image
 
 from cssr import evaluate, train
@@ -28,7 +29,6 @@ from cssr.config.schema import ModelConfig
 from cssr.dataset_preparation.sources.synthetic import synthetic
 from cssr.models.joint import build_model
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = ("cssr", "shards", "launch", "configs", "benchmarks", "tests", "docs", "Makefile")
 MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}}
@@ -125,9 +125,9 @@ def _parted(words: Sequence[str]) -> Iterator[Command]:
 # ---- running them ----
 
 HOW_TO_ADD = (
-    "the docs use `{0}`, which the test does not know how to run: add a line to RUNNERS in tests/docs_commands.py, "
-    "`real` if it takes a second on tiny data, `options` if only its words are to be checked, and what it reads to "
-    "STANDS_FOR"
+    "the docs use `{0}`, which the test does not know how to run: add a line to RUNNERS in "
+    "tests/support/docs_commands.py, `real` if it takes a second on tiny data, `options` if only its words are to be "
+    "checked, and what it reads to STANDS_FOR"
 )
 
 

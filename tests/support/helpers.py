@@ -1,11 +1,14 @@
 """What several tests need: tiny shards whose pictures say where each pixel came from, and a small model."""
 
 import io
+import subprocess
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from paths import ROOT
 from PIL import Image
 
 from cssr.dataset_preparation.sources import Item, MaskRule
@@ -59,3 +62,16 @@ def spoil(root: Path, key: str, extension: str = "png") -> None:
             with path.open("r+b") as file:
                 file.seek(offset)
                 file.write(bytes(40))
+
+
+def shipped(zoo) -> set[str]:
+    """The names in a zoo that the package itself registers, whatever other tests have registered beside them."""
+    return {name for name in zoo.names() if zoo.get(name).__module__.startswith("cssr.")}
+
+
+def draw_shards(out: Path, count: int, size: int, *more: str) -> Path:
+    """Shards of drawn photographs, written by the command."""
+    options = ["--out", out, "--count", count, "--size", size, *more]
+    command = [sys.executable, ROOT / "shards" / "make_shards.py", "synthetic", *options]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    return out

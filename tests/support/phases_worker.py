@@ -1,6 +1,6 @@
 """One process of a tiny CSBSR through four phases under an engine; rank 0 writes its losses and what moved as JSON.
 
-python tests/phases_worker.py OUT.json [ZERO_STAGE]
+python tests/support/phases_worker.py OUT.json [ZERO_STAGE]
 """
 
 import json

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import psutil
+from paths import ROOT, SUPPORT
 
-ROOT = Path(__file__).parents[1]
 SMALL = [
     "model.sr={name: dbpn, stages: 2, width: 4, features: 8}",
     "model.seg={name: smp, architecture: fpn, encoder: tu-resnet10t, decoder_dropout: 0.3}",
@@ -35,7 +35,7 @@ def command(arguments: list[str], processes: int = 1, file: str | None = None) -
 def environment() -> dict[str, str]:
     """One thread a process; this checkout and modules of the tests are imported; ninja is found, for DeepSpeed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    modules = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    modules = f"{ROOT}{os.pathsep}{SUPPORT}"
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": modules, "PATH": path}
 
 

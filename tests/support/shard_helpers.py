@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import webdataset
+from paths import ROOT
 from PIL import Image
 
 from cssr.dataset_preparation import make as make_shards
 
-SCRIPT = Path(__file__).parents[1] / "shards" / "make_shards.py"
+SCRIPT = ROOT / "shards" / "make_shards.py"
 
 
 def draw(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), seed: int = 0, **options) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import draw_shards
+from helpers import draw_shards
+from paths import SUPPORT
 from running import ROOT, environment, launch, logged, losses, settings, start, wait_for_step
 
 from cssr.models.load import checkpoints, read_state
@@ -189,7 +190,7 @@ def test_a_loss_that_is_not_finite_on_one_rank(shards, tmp_path):
 
 
 def test_too_many_losses_that_are_not_finite_end_the_run(shards, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(SUPPORT)
     fault = "loss.seg={name: faulty, kind: nan, samples: [4, 8, 12], rank: 0}"
     words = [*settings(shards, tmp_path / "run", *RUN), fault, "train.max_skipped=2"]
     for _ in range(2):  # the same again after a resume
@@ -199,7 +200,7 @@ def test_too_many_losses_that_are_not_finite_end_the_run(shards, tmp_path, monke
 
 def test_a_left_out_step_leaves_nothing_behind(shards, tmp_path, monkeypatch):
     """With accumulation: what came before the bad micro-batch is dropped, what comes after it read and left."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(SUPPORT)
     found = []
     for micro_batch in (4, 1):
         run_dir = tmp_path / str(micro_batch)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import draw_shards
+from helpers import draw_shards
 from running import command, environment, launch, losses, settings, wait_for_step
 
 RUN = [

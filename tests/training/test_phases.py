@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import SUPPORT
 
-WORKER = Path(__file__).parent / "phases_worker.py"
+WORKER = SUPPORT / "phases_worker.py"
 MOVED = [["sr"]] * 2 + [["kernel"]] * 2 + [["kernel", "sr"]] * 2 + [["kernel", "seg", "sr"]] * 2
 
 

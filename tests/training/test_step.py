@@ -1,11 +1,11 @@
 """What a training step does beside its arithmetic: waiting, layouts, compiled and recomputed networks, all the same."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_shards
+from helpers import draw_shards
+from paths import ROOT
 from running import launch, losses, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,7 +32,6 @@ CSSR = [
     "model.seg={name: unet, encoder: resnet10t, width: 4, encoder_args: {channels: [8, 8, 16, 16]}}",
 ]
 COMMON = ["optim.clip_norm=1.0", "optim.ema=0.9", "optim.lr=1e-3", "train.batch_size=2", "data.crop=32"]
-ROOT = Path(__file__).parents[1]
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_shards
+from helpers import draw_shards
 from running import command, environment, logged, losses
 from safetensors.torch import load_file
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,8 +12,8 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import draw_shards
-from helpers import spoil, write_set
+from helpers import draw_shards, spoil, write_set
+from paths import SUPPORT
 from running import ROOT, kill_all, launch, logged, losses, settings, start, wait_for_step
 
 from cssr.config.loading import changed_settings, load_config, save_config
@@ -352,7 +351,7 @@ def test_a_slow_measure_is_measured_where_it_chooses_the_best(shards, tmp_path):
 
 
 def test_a_run_of_which_every_step_was_left_out_fails(shards, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(SUPPORT)
     fault = "loss.seg={name: faulty, kind: nan, samples: [0, 4, 8]}"
     with pytest.raises(SystemExit, match="every step was left out"):
         main(settings(shards, tmp_path / "run", "train.steps=3", "imports=[faulty_loss]", fault))

@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from conftest import draw_shards
+from helpers import draw_shards
 from running import ROOT, command, environment, settings, wait_for_step
 
 from cssr.models.load import read_state

@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cssr"
 TABLE = re.findall(r"^\| (\d+) \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
 FLOOR = {room: int(number) for number, rooms in TABLE for room in rooms.split(", ")}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-ABOVE = {path.stem for folder in ("shards", "launch", "benchmarks", "tests") for path in (ROOT / folder).glob("*")}
+ABOVE = {
+    path.stem for folder in ("shards", "launch", "benchmarks", "tests/support") for path in (ROOT / folder).glob("*")
+}
 
 
 def room_of(module: str) -> str:

@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
+from paths import SUPPORT
 
 SLEEPS = "import time; time.sleep(600)"
 DETACHED = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEPS!r}], start_new_session=True)"
@@ -27,7 +27,7 @@ def test_fails():
 def test_a_failed_test_leaves_no_process(tmp_path):
     pids = tmp_path / "pids"
     (tmp_path / "test_inner.py").write_text(FAILS.format(pids=str(pids)))
-    support = str(Path(__file__).parent)
+    support = str(SUPPORT)
     imports = f"import sys; sys.path.insert(0, {support!r})\nfrom ending import no_process_left_behind\n"
     (tmp_path / "conftest.py").write_text(imports)
     marker = f"left-behind-{os.getpid()}-{time.time_ns()}"
