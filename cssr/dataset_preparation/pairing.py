@@ -7,7 +7,7 @@ case are the same.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ NameList = Annotated[str | None, "text file, below the root, that names the pict
 
 _TOKENS = re.compile(r"(\{stem\}|\{split\}|\*\*/|\*|\?)")
 _TURNED = {"**/": "(?:.+/)?", "*": "[^/]*", "?": "[^/]"}
+_PART = re.compile("train|val|test|dev")  # what folders of a part of a set begin with
 
 
 class Layout(NamedTuple):
@@ -78,8 +79,8 @@ def checked(
     bare, orphans = sorted(pictures.keys() - truths.keys()), sorted(truths.keys() - pictures.keys())
     both = {key: path for key, path in pictures.items() if key in truths}
     if skip and both:
-        notes = [f"passed over {len(bare)} images without mask"] * bool(bare)
-        notes += [f"passed over {len(orphans)} masks without image"] * bool(orphans)
+        notes = left_out("images without mask", [pictures[key].relative_to(pairs.root) for key in bare])
+        notes += left_out("masks without image", [truths[key].relative_to(pairs.root) for key in orphans])
         return Pairs(pairs.root, both, {key: truths[key] for key in both}, (*pairs.notes, *notes))
     or_skip = ", or pass over them with --skip-unpaired" if skip is False and both else ""
     if bare:
@@ -93,6 +94,11 @@ def checked(
             f"add {image_place(orphans[0])} or remove the mask{or_skip}"
         )
     return pairs
+
+
+def left_out(what: str, names: Sequence[object]) -> tuple[str, ...]:
+    """A note that counts what was passed over, and names the first; none where nothing was."""
+    return (f"passed over {len(names)} {what}, the first is {names[0]}",) if names else ()
 
 
 def find_pairs(
@@ -214,24 +220,26 @@ def select(pairs: Pairs, list_file: str, skip: bool | None = None) -> Pairs:
         skip: pass over names without file, and note it.
     Raises: ValueError where the file is not there, names nothing, names twice, or names what there is not.
     """
-    lines = _read_list(pairs.root, list_file)
-    names = _names_of(pairs)
-    keys = [names.get(_plain(line)) or names.get(_plain(line.split()[0])) or names.get(_base(line)) for line in lines]
-    absent = [line for line, key in zip(lines, keys) if key is None]
-    found = dict.fromkeys(key for key in keys if key is not None)
-    if absent and not (skip and found):
+    names = _Names(pairs)
+    read = [(line, names.find(line)) for line in _read_list(pairs.root, list_file)]
+    named = [(line, key) for line, key in read if key is not None or not line.startswith("#")]  # others are comments
+    if not named:
+        raise ValueError(f"the list {pairs.root / list_file} is empty; write a picture a line")
+    absent = [line for line, key in named if key is None]
+    keys = [key for _, key in named if key is not None]
+    if absent and not (skip and keys):
         or_skip = "" if skip is None else ", or pass over them with --skip-unpaired"
         raise ValueError(
-            f"{list_file}: {len(absent)} of {len(lines)} lines name no picture of the set, the first is {absent[0]!r}; "
+            f"{list_file}: {len(absent)} of {len(named)} lines name no picture of the set, the first is {absent[0]!r}; "
             f"correct the list or --root{or_skip}"
         )
-    if len(found) + len(absent) < len(lines) and not skip:
-        first = next(line for number, line in enumerate(lines) if keys[number] in keys[:number])
+    if len({*keys}) < len(keys) and not skip:
+        first = next(line for number, (line, key) in enumerate(named) if key in [key for _, key in named[:number]])
         raise ValueError(f"{list_file} names a picture twice: {first!r}; remove one of the lines")
-    note = (f"passed over {len(absent)} names of {list_file} without file",) if absent else ()
-    chosen = {key: pairs.pictures[key] for key in found}
-    truths = {key: pairs.truths[key] for key in found if key in pairs.truths}
-    return Pairs(pairs.root, chosen, truths, (*pairs.notes, *note))
+    chosen = {key: pairs.pictures[key] for key in keys}
+    truths = {key: pairs.truths[key] for key in chosen if key in pairs.truths}
+    notes = left_out(f"names of {list_file} without file", absent)
+    return Pairs(pairs.root, chosen, truths, (*pairs.notes, *notes))
 
 
 def _read_list(root: Path, list_file: str) -> list[str]:
@@ -243,29 +251,74 @@ def _read_list(root: Path, list_file: str) -> list[str]:
         raise ValueError(
             f"cannot read the list {root / list_file}: {problem}; it is a text file below --root"
         ) from problem
-    lines = [line for line in lines if line and not line.startswith("#")]
-    if not lines:
-        raise ValueError(f"the list {root / list_file} is empty; write a picture a line")
-    return lines
+    return [line for line in lines if line]
 
 
-def _names_of(pairs: Pairs) -> dict[str, str]:
-    """Every way to name a picture -> its key; a bare name only where no other picture has it."""
-    bare: dict[str, set[str]] = {}
-    names: dict[str, str] = {}
-    for key, path in pairs.pictures.items():
-        inside = _plain(path.relative_to(pairs.root).as_posix())
-        names |= dict.fromkeys((_plain(key), inside, inside.removesuffix(path.suffix.lower())), key)
-        for name in (path.name, path.stem, key.rsplit("/", 1)[-1]):
-            bare.setdefault(name.lower(), set()).add(key)
-    return {**{name: min(keys) for name, keys in bare.items() if len(keys) == 1}, **names}
+class _Names:
+    """What lines of a list call the pictures of a set: by paths that end alike, folder by folder."""
+
+    def __init__(self, pairs: Pairs):
+        self._pairs = pairs
+        self._inside: dict[str, set[str]] = {}  # path below the root, with and without suffix -> keys
+        self._keys: dict[str, set[str]] = {}  # key, with and without suffix
+        self._ends: dict[str, set[str]] = {}  # the last parts of these
+        for key, path in pairs.pictures.items():
+            inside, suffix = composed(path.relative_to(pairs.root).as_posix()), path.suffix
+            for known, name in ((self._inside, inside), (self._keys, f"{composed(key)}{suffix}")):
+                for form in {name, name.removesuffix(suffix)}:
+                    _enter(known, form, key)
+                    for end in {form.split("/", n)[-1] for n in range(form.count("/") + 1)}:
+                        _enter(self._ends, end, key)
+
+    def find(self, line: str) -> str | None:
+        """The key of the one picture that a line names; None if it names none, or several."""
+        key = self._key(line)
+        for blank in re.finditer(r"\s+", line) if key is None else ():
+            name, rest = line[: blank.start()], line[blank.end() :]
+            key = self._key(name)
+            if key is not None and self._goes_with(name, rest, key):
+                return key
+            key = None
+        return key
+
+    def _key(self, name: str) -> str | None:
+        name = composed(name).replace("\\", "/").removeprefix("./")
+        for known in (self._keys, self._inside, self._ends):
+            if key := _only(known, name):
+                return key
+        parts, root = name.split("/"), composed(self._pairs.root.resolve().name).lower()
+        far = name.startswith("/") or re.match(r"[A-Za-z]:/", name)
+        for first in range(1, len(parts)):
+            key = _only(self._inside, "/".join(parts[first:]))
+            if key and (far or parts[first - 1].lower() == root):
+                return key if self._is_of_one_part(key, parts) else None
+        key = _only(self._ends, parts[-1]) if far else None  # another machine's folders
+        return key if key and self._is_of_one_part(key, parts) else None
+
+    def _is_of_one_part(self, key: str, parts: list[str]) -> bool:
+        """Whether a picture may be the one of a path: not train/001.jpg if that says val/001.jpg."""
+        there = self._pairs.pictures[key].relative_to(self._pairs.root).parts
+        wanted, own = ({match[0] for p in of[:-1] if (match := _PART.match(p.lower()))} for of in (parts, there))
+        return not (wanted and own) or bool(wanted & own)
+
+    def _goes_with(self, name: str, rest: str, key: str) -> bool:
+        """Whether what follows a picture's name can follow it: its mask, a comment or, behind a suffix, a number."""
+        suffixed = Path(name).suffix.lower() in IMAGE_SUFFIXES
+        if rest.startswith("#") or (suffixed and re.fullmatch(r"[-+.\d\s]+", rest)):
+            return True
+        mask, base = self._pairs.truths.get(key), Path(rest.replace("\\", "/")).name
+        if mask is None:
+            return suffixed and Path(base).suffix.lower() in IMAGE_SUFFIXES
+        return composed(base).lower() in {composed(own).lower() for own in (mask.name, mask.stem)}
 
 
-def _plain(name: str) -> str:
-    return composed(name).replace("\\", "/").removeprefix("./").lower()
+def _enter(known: dict[str, set[str]], name: str, key: str) -> None:
+    """Under the name as it is, and in small letters, which are marked so as not to be taken for the former."""
+    for form in (name, f"\0{name.lower()}"):
+        known.setdefault(form, set()).add(key)
 
 
-def _base(line: str) -> str | None:
-    """The last part of an absolute path, which some sets' lists are made of."""
-    name = _plain(line.split()[0])
-    return name.rsplit("/", 1)[-1] if "/" in name else None
+def _only(known: dict[str, set[str]], name: str) -> str | None:
+    """The one key of a name as it is or, where there is none, in any letters."""
+    keys = known.get(name) or known.get(f"\0{name.lower()}") or ()
+    return next(iter(keys)) if len(keys) == 1 else None

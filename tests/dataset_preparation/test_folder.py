@@ -118,6 +118,50 @@ def test_a_list_names_pictures_in_many_ways(four, lines):
     assert keys(source) == ["a", "sub/c"] and belong(source)
 
 
+@pytest.mark.parametrize("place", ["images/{}.jpg", "train/images/{}.jpg"])
+@pytest.mark.parametrize(
+    ("pictures", "line", "key"),
+    [
+        (["my", "other"], "my photo.jpg", None),
+        (["my", "my photo"], "my photo.jpg", "my photo"),
+        (["my photo"], "my photo.jpg masks/my photo.png", "my photo"),
+        (["my"], "my.jpg masks/other.png", None),
+        (["my"], "my.jpg 1", "my"),
+        (["my"], "my.jpg # blurred", "my"),
+        (["#1", "2"], "#1.jpg", "#1"),
+        (["001", "2"], "val/001.jpg", None),
+        (["001", "2"], "./001.jpg", "001"),
+        (["a/001", "b/001"], "b/001.jpg", "b/001"),
+        (["a/001", "b/001"], "/far/b/001.jpg", None),
+        (["A", "a"], "a.jpg", "a"),
+        (["A", "a"], "A", "A"),
+        (["a.b"], "a", None),
+    ],
+)
+def test_a_line_takes_the_picture_that_it_names_or_none(tmp_path, place, pictures, line, key):
+    for number, name in enumerate(pictures):
+        image = place.format(name)
+        pair(tmp_path / image, tmp_path / image.replace("images", "masks").replace(".jpg", ".png"), number)
+    (tmp_path / "list.txt").write_text(f"# pictures\n{line}\n")
+    how = {"image_pattern": "train/images/{stem}.jpg", "mask_pattern": "train/masks/{stem}.png"}
+    how = how if place.startswith("train") else {}
+    if key is None:
+        with pytest.raises(ValueError, match=f"1 of 1 lines name no picture of the set, the first is '{line}'"):
+            folder(tmp_path, name_list="list.txt", **how)
+    else:
+        assert keys(folder(tmp_path, name_list="list.txt", **how)) == [key]
+
+
+def test_a_far_path_takes_no_picture_of_another_part(tmp_path):
+    pair(tmp_path / "train/images/001.jpg", tmp_path / "train/masks/001.png", 0)
+    patterns = {"image_pattern": "train/images/{stem}.jpg", "mask_pattern": "train/masks/{stem}.png"}
+    (tmp_path / "list.txt").write_text("/far/val/images/001.jpg\n")
+    with pytest.raises(ValueError, match="1 of 1 lines name no picture"):
+        folder(tmp_path, name_list="list.txt", **patterns)
+    (tmp_path / "list.txt").write_text("/far/train/001.jpg\n")
+    assert keys(folder(tmp_path, name_list="list.txt", **patterns)) == ["001"]
+
+
 def test_a_list_for_each_split(four):
     (four / "lists").mkdir()
     (four / "lists/val.txt").write_text("d.e\n")
@@ -173,7 +217,10 @@ def test_what_has_no_partner_can_be_passed_over(four):
         folder(four)
     source = folder(four, skip_unpaired=True)
     assert keys(source) == ["d.e", "sub/c"] and belong(source)
-    assert source.notes == ("passed over 1 images without mask", "passed over 1 masks without image")
+    assert source.notes == (
+        "passed over 1 images without mask, the first is images/a.jpg",
+        "passed over 1 masks without image, the first is masks/b.png",
+    )
     for path in (four / "images").rglob("*.jpg"):
         path.rename(path.with_name("x" + path.name))
     with pytest.raises(ValueError, match="missing mask: 3 of 3"):

@@ -38,7 +38,14 @@ def crackseg9k(
 
 def _list(root: Path, split: str | None) -> str | None:
     """The list of a split, relative to the root; ValueError with the lists that there are."""
-    lists = {path.stem: path.relative_to(root).as_posix() for path in with_suffix(walk(root), (".txt",))}
+    lists: dict[str, str] = {}
+    for path in with_suffix(walk(root), (".txt",)):
+        name = path.relative_to(root).as_posix()
+        if path.stem == split and split in lists:
+            raise ValueError(
+                f"two lists are of split {split!r}: {lists[split]} and {name} in {root}; remove one of them"
+            )
+        lists[path.stem] = name
     if split is None or split in lists or not any(name.startswith(("train", "test", "val")) for name in lists):
         return lists.get(split)
     raise ValueError(f"unknown split {split!r}: there is no {split}.txt; choose with --split from: {', '.join(lists)}")
