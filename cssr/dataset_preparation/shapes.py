@@ -5,7 +5,7 @@ centres it holds, as COCO's own code does: `cv2.fillPoly` takes the border too, 
 border it takes only what is needed where a polygon is thinner than a pixel, and would break or vanish.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -108,20 +108,35 @@ def runs_to_mask(counts: str | Sequence[int], height: int, width: int) -> np.nda
         counts: lengths of runs of 0 and 1 in turn, 0 first, down the columns; or the text that COCO packs them in.
     Raises: ValueError unless they add up to the image's pixels.
     """
-    lengths = np.asarray(_unpacked(counts) if isinstance(counts, str) else counts, np.int64)
-    if lengths.size and lengths.min() < 0 or lengths.sum() != height * width:
-        raise ValueError(f"its run lengths make {lengths.sum()} pixels, not the {width}x{height} that it states")
+    lengths = unpacked(counts) if isinstance(counts, str) else counts
+    check_runs(lengths, height, width)
     values = np.arange(len(lengths)) % 2 == 1
-    return np.repeat(values, lengths).reshape(width, height).T
+    return np.repeat(values, np.asarray(lengths, np.int64)).reshape(width, height).T
 
 
-def _unpacked(text: str) -> list[int]:
+def check_runs(lengths: Sequence[int], height: int, width: int) -> None:
+    """ValueError unless run lengths add up to the image's pixels."""
+    if min(lengths, default=0) < 0 or sum(lengths) != height * width:
+        raise ValueError(
+            f"has no mask: its run lengths make {sum(lengths)} pixels, not the {width}x{height} of its image; export "
+            "it again"
+        )
+
+
+def unpacked(text: str) -> list[int]:
     """Text -> run lengths: five bits a letter, lowest first, a sixth that says more follow; from the third number on,
-    the difference to the number before the last. Source: `rleFrString` of COCO's API, by its format."""
+    the difference to the number before the last. Source: `rleFrString` of COCO's API, by its format.
+
+    Raises: ValueError for letters that it does not use.
+    """
     lengths: list[int] = []
     value = shift = 0
     for letter in text:
         code = ord(letter) - 48
+        if not 0 <= code < 64 or shift > 60:
+            raise ValueError(
+                f"has no mask: its run lengths are text with {letter!r}, which COCO does not write; export it again"
+            )
         value |= (code & 31) << shift
         shift += 5
         if code & 32:
@@ -131,3 +146,32 @@ def _unpacked(text: str) -> list[int]:
         lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
         value = shift = 0
     return lengths
+
+
+# ---- what of annotations is left out ----
+
+
+def check_points(points: np.ndarray, height: int, width: int) -> bool:
+    """Whether points N 2 (x, y) of an outline lie beyond its image by more than two pixels, and are cut off there.
+
+    Raises: ValueError where all of it lies outside, or its coordinates are shares of the image's sides.
+    """
+    low, high, end = points.min(0), points.max(0), np.array([width, height])
+    extent = f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
+    if (low >= 0).all() and (high <= 1).all() and min(height, width) > 2:
+        raise ValueError(f"has coordinates relative to the image's sides ({extent}); multiply them by {width}x{height}")
+    if (high < 0).any() or (low > end).any():
+        raise ValueError(f"lies outside of its image of {width}x{height} pixels ({extent}); correct or remove it")
+    return bool((low < -2).any() or (high > end + 2).any())
+
+
+def cut_off(places: Sequence[str]) -> tuple[str, ...]:
+    """A note about outlines that go on beyond their image."""
+    return (f"cut {len(places)} outlines off at the image's border, the first is {places[0]}",) if places else ()
+
+
+def left_out_of(what: str, kinds: str, others: Mapping[str, int]) -> str:
+    """A note about annotations of categories or labels that were not asked for."""
+    names = sorted(others, key=lambda name: -others[name])
+    listed = ", ".join(f"{name} ({others[name]})" for name in names[:8]) + (", ..." if names[8:] else "")
+    return f"left out {sum(others.values())} {what} of other {kinds}: {listed}"

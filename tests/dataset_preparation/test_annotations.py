@@ -205,7 +205,9 @@ def test_coco_that_cannot_be_used_is_refused(tmp_path):
     coco(tmp_path, images=[found["images"][0], {**found["images"][1], "file_name": "c.jpg"}])
     source = read(tmp_path, split="train", skip_unpaired=True)
     assert [item.key for item in source.items] == ["a"] and source.notes == (
-        "passed over 1 listed images without file",
+        "passed over 1 listed images without file, the first is c.jpg",
+        f"1 images of {tmp_path / 'train'} are not listed in instances_train.json, the first is "
+        f"{tmp_path / 'train/b.jpg'}",
     )
     with pytest.raises(ValueError, match="choose with --annotations from: annotations/instances_train.json"):
         read(tmp_path)
@@ -214,6 +216,66 @@ def test_coco_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "annotations/instances_train.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged, no JSON: .*export it again as COCO annotations"):
         read(tmp_path, split="train")
+
+
+def test_coco_ids_are_the_same_as_text_and_as_numbers(tmp_path):
+    found = coco(tmp_path)
+    for one in found["annotations"]:
+        one.update(image_id=str(one["image_id"]), category_id=f" {one['category_id']}")
+    coco(tmp_path, annotations=found["annotations"])
+    source = read(tmp_path, split="train", categories="crack")
+    assert (source.items[0].mask() == expected()).all() and not source.items[1].mask().any()
+
+
+def test_coco_categories_that_no_annotation_is_of(tmp_path):
+    found = coco(tmp_path)
+    with pytest.raises(ValueError, match="--categories thing: of 2 annotations of .*json none is of it.*of: crack"):
+        read(tmp_path, split="train", categories="thing")
+    both = read(tmp_path, split="train", categories="crack,thing")
+    assert both.items[0].mask().sum() == 8 and both.notes == ("no annotation is of category 'thing'",)
+    found["annotations"][1]["category_id"] = 2
+    coco(tmp_path, annotations=found["annotations"])
+    notes = read(tmp_path, split="train", categories="crack").notes
+    assert notes == ("left out 1 annotations of other categories: spalling (1)",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 8}, "1 of 2 annotations are of images that it does not list.*annotation 5 with image_id 8"),
+        ({"category_id": 9}, "1 of 2 annotations are of categories .*annotation 5 with category_id 9"),
+        ({"segmentation": {"counts": [40, 2, 6], "size": [8, 6]}}, r"annotation 5 of image 7 .*\[8, 6\].*\[6, 8\]"),
+        ({"segmentation": {"counts": [40, 2, 6]}}, "annotation 5 of image 7 has run lengths of size None"),
+        ({"segmentation": {"counts": [40, 2, 7], "size": [6, 8]}}, "annotation 5 .*make 49 pixels, not the 8x6"),
+        ({"segmentation": {"counts": [40, None], "size": [6, 8]}}, "annotation 5 .*neither text nor whole numbers"),
+        ({"segmentation": {"counts": "o" * 99999, "size": [6, 8]}}, "annotation 5 .*text with 'o'"),
+        ({"segmentation": [[1, 1, float("nan"), 1, 4, 3]]}, "annotation 5 .*no list of polygons .*nan.*finite numbers"),
+        ({"segmentation": [[1, 1, None, 1, 4, 3]]}, "annotation 5 .*no list of polygons .*None"),
+        ({"segmentation": [["1", "1", "4", "1", "4", "3"]]}, "annotation 5 .*no list of polygons"),
+        ({"segmentation": [[[1, 1], [4, 1], [4, 3]]]}, "annotation 5 .*no list of polygons"),
+        ({"segmentation": [1, 1, 4, 1, 4, 3]}, "annotation 5 .*no list of polygons"),
+        ({"segmentation": [[0.1, 0.2, 0.5, 0.2, 0.5, 0.9]]}, "annotation 5 .*relative .*0.1 to 0.5.*by 8x6"),
+        ({"segmentation": [[9, 1, 12, 1, 12, 3]]}, "annotation 5 .*outside of its image of 8x6 pixels .x 9 to 12"),
+    ],
+)  # fmt: skip
+def test_coco_annotations_that_match_nothing_are_named(tmp_path, change, message):
+    found = coco(tmp_path)
+    coco(tmp_path, annotations=[found["annotations"][0], {**found["annotations"][0], "id": 5, **change}])
+    with pytest.raises(ValueError, match=f"instances_train.json: .*{message}"):
+        read(tmp_path, split="train")
+
+
+def test_coco_outlines_beyond_the_image_are_counted_and_other_sizes_refused(tmp_path):
+    found = coco(tmp_path)
+    found["annotations"][0]["segmentation"] = [[1, 1, 40, 1, 40, 3, 1, 3]]
+    coco(tmp_path, annotations=found["annotations"])
+    (note,) = read(tmp_path, split="train").notes
+    assert "cut 1 outlines off at the image's border, the first is " in note and "annotation 1 of image 7" in note
+    for one in found["images"]:
+        one.update(height=8, width=6)
+    coco(tmp_path, images=found["images"], annotations=found["annotations"][:1])
+    with pytest.raises(ValueError, match="a.jpg is 8x6, but .*instances_train.json says 6x8 of it"):
+        read(tmp_path, split="train").items[0].mask()
 
 
 def test_pictures_that_roboflow_multiplied_are_one_group(tmp_path):
@@ -291,3 +353,36 @@ def test_labelme_that_cannot_be_used_is_refused(tmp_path):
         drawn(tmp_path, unlabelled_empty=True)
     with pytest.raises(ValueError, match="--line-width is 0"):
         drawn(tmp_path, line_width=0)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (
+            [[1, 1, 2], [4, 1, 2], [4, 3, 2], [1, 3, 2]],
+            r"a.json: shape 0 .'crack'. has a point of 3 numbers, \[1, 1, 2\]",
+        ),
+        ([[1, 1], [4], [4, 3]], "shape 0 .'crack'. has a point of 1 numbers"),
+        ([[1, 1], [float("nan"), 1], [4, 3]], r"a.json is damaged.*shapes\[0\].points must be"),
+        ([[1, 1], [None, 1], [4, 3]], r"a.json is damaged.*shapes\[0\].points must be"),
+        ([[0.1, 0.1], [0.5, 0.1], [0.5, 0.9]], "shape 0 .'crack'. has coordinates relative to the image's sides"),
+        ([[1, 9], [4, 9], [4, 12]], "shape 0 .'crack'. lies outside of its image of 8x6 pixels"),
+    ],
+)
+def test_labelme_points_that_cannot_be_meant_are_named(tmp_path, points, message):
+    labelled(tmp_path, "a", shape(points=points))
+    with pytest.raises(ValueError, match=message):
+        drawn(tmp_path)
+
+
+def test_labelme_tells_what_it_leaves_out_and_of_other_images(tmp_path):
+    labelled(tmp_path, "a", shape(), shape(label="rust"), imagePath="sub\\b.jpg")
+    labelled(tmp_path, "b", shape(points=((1, 1), (40, 1), (40, 3))), imagePath="b.jpg")
+    source = SOURCES.build({"name": "labelme", "labels": "crack"}, root=tmp_path)
+    other, renamed, cut = source.decide(source.items).notes
+    assert other == "left out 1 shapes of other labels: rust (1)"
+    assert renamed.startswith("1 JSONs name another image than that beside them") and renamed.endswith("a.json of b")
+    assert cut.startswith("cut 1 outlines off") and cut.endswith("b.json: shape 0 ('crack')")
+    labelled(tmp_path, "b", shape(), imageHeight=8, imageWidth=6)
+    with pytest.raises(ValueError, match="b.jpg is 8x6, but .*b.json says 6x8 of it"):
+        drawn(tmp_path)

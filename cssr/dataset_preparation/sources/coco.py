@@ -1,6 +1,8 @@
 """COCO instance annotations (cocodataset.org): one JSON with polygons or run lengths, and a folder of images."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,10 +10,19 @@ import numpy as np
 
 from cssr.config.registry import did_you_mean
 from cssr.dataset_preparation.groups import roboflow
-from cssr.dataset_preparation.pairing import SkipUnpaired
-from cssr.dataset_preparation.shapes import polygons_to_mask, runs_to_mask
+from cssr.dataset_preparation.masks import upright_size
+from cssr.dataset_preparation.pairing import SkipUnpaired, left_out
+from cssr.dataset_preparation.shapes import (
+    check_points,
+    check_runs,
+    cut_off,
+    left_out_of,
+    polygons_to_mask,
+    runs_to_mask,
+    unpacked,
+)
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
-from cssr.utils.annotations import Within
+from cssr.utils.annotations import Within, fits, shortened
 from cssr.utils.image_files import walk, with_suffix
 from cssr.utils.json_files import read_json
 
@@ -38,24 +49,22 @@ _FOLDERS = ("images/{split}", "{split}/images", "{split}", "images", "")
 
 @dataclass(frozen=True)
 class Shapes:
-    """What is crack in one image of `height` x `width`: COCO segmentations, checked."""
+    """What is crack in one image of `height` x `width`: outlines (each N 2, x and y) and run lengths, checked."""
 
     height: int
     width: int
-    segmentations: list[Any]
+    polygons: list[np.ndarray] = field(default_factory=list)
+    runs: list[list[int]] = field(default_factory=list)
 
     def mask(self) -> np.ndarray:
         """bool H W."""
-        mask = np.zeros((self.height, self.width), bool)
-        for one in self.segmentations:
-            if isinstance(one, dict):
-                mask |= runs_to_mask(one["counts"], self.height, self.width)
-            else:
-                mask |= polygons_to_mask([np.reshape(part, (-1, 2)) for part in one], self.height, self.width)
+        mask = polygons_to_mask(self.polygons, self.height, self.width)
+        for lengths in self.runs:
+            mask |= runs_to_mask(lengths, self.height, self.width)
         return mask
 
 
-_Id = int | str
+_Id = int | str  # 7 and "7" are the same
 _Side = Annotated[int, Within(1, 10**6)]  # pixels
 _SHAPE = {
     "images": [{"id": _Id, "file_name": str, "height": _Side, "width": _Side}],
@@ -81,16 +90,30 @@ def coco(
             raise ValueError(f"{option} {given} is an absolute path; give it relative to --root, as the index keeps it")
     path = _find_json(root, split, annotations)
     found = _load(path)
-    crack = _crack(found, categories)
-    paths, notes = _find_images(root, path, split, images, found["images"], skip_unpaired)
-    shapes = _shapes(path, found, set(crack), set(paths))
+    crack, notes = _crack(path, found, categories)
+    paths, absent = _find_images(root, path, split, images, found["images"], skip_unpaired)
+    shapes, cut = _shapes(path, found, set(crack), set(paths))
     items = []
     for number, key in _keys(path, found["images"], paths):
         image = paths[number]
         origin = image.relative_to(root).as_posix()
-        items.append(Item(key, origin, image.read_bytes, shapes[number].mask, group=roboflow(key)))
-    rule = MaskRule(f"COCO annotations: crack = inside {' or '.join(sorted(crack.values()))}", lambda values: values)
-    return Source("coco", None, items, lambda _: rule, notes)
+        items.append(
+            Item(key, origin, image.read_bytes, partial(_draw, shapes[number], image, path), group=roboflow(key))
+        )
+    rule = MaskRule(
+        f"COCO annotations: crack = inside {' or '.join(sorted(set(crack.values())))}", lambda values: values
+    )
+    return Source("coco", None, items, lambda _: rule, (*notes, *absent, *cut))
+
+
+def _draw(shapes: Shapes, image: Path, path: Path) -> np.ndarray:
+    height, width = upright_size(image)
+    if (height, width) != (shapes.height, shapes.width):
+        raise ValueError(
+            f"{image} is {width}x{height}, but {path} says {shapes.width}x{shapes.height} of it; correct that, or take "
+            "the image that was annotated"
+        )
+    return shapes.mask()
 
 
 def _find_json(root: Path, split: str | None, given: str | None) -> Path:
@@ -109,6 +132,7 @@ def _find_json(root: Path, split: str | None, given: str | None) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """The annotations, all ids as text; ValueError where one is of an image or category that is not there."""
     found = read_json(path, _SHAPE, "export it again as COCO annotations")
     if not found["images"]:
         raise ValueError(f"{path} lists no images; export it again as COCO annotations")
@@ -117,9 +141,22 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: file_name {outside!r} leads out of the folder of the images; write it relative to it"
         )
-    twice = len({image["id"] for image in found["images"]}) < len(found["images"])
-    if twice:
-        raise ValueError(f"{path} gives two images the same id; export it again")
+    for kind in found:
+        for one in found[kind] if kind in _SHAPE else ():
+            one.update({name: str(one[name]).strip() for name in ("id", "image_id", "category_id") if name in one})
+    for kind, what in (("images", "images"), ("categories", "categories")):
+        ids = Counter(one["id"] for one in found[kind])
+        twice = [number for number, count in ids.items() if count > 1]
+        if twice:
+            raise ValueError(f"{path} gives two {what} the same id, {twice[0]}; export it again")
+    for name, kind in (("image_id", "images"), ("category_id", "categories")):
+        known = {one["id"] for one in found[kind]}
+        strange = [one for one in found["annotations"] if one[name] not in known] if known else []
+        if strange:
+            raise ValueError(
+                f"{path}: {len(strange)} of {len(found['annotations'])} annotations are of {kind} that it does not "
+                f"list, the first is annotation {strange[0].get('id')} with {name} {strange[0][name]}; export it again"
+            )
     return found
 
 
@@ -127,25 +164,35 @@ def _is_outside(name: str) -> bool:
     return Path(name).is_absolute() or ".." in Path(name).parts
 
 
-def _crack(found: dict[str, Any], wanted: str | None) -> dict[int, str]:
-    """id -> name of the categories that are crack: the only one in use, or those that --categories names."""
-    names = {category["id"]: str(category["name"]) for category in found["categories"]}
+def _crack(path: Path, found: dict[str, Any], wanted: str | None) -> tuple[dict[str, str], tuple[str, ...]]:
+    """id -> name of the categories that are crack, and notes: the only one in use, or those that --categories names."""
+    names = {category["id"]: str(category["name"]).strip() for category in found["categories"]}
+    used = Counter(one["category_id"] for one in found["annotations"])
+    names |= {number: number for number in used if number not in names}  # of a file without categories
+    there = ", ".join(sorted({names[number] for number in used or names}))
     if wanted is None:
-        used = {one["category_id"] for one in found["annotations"]} or set(names)
-        if len(used) == 1:
-            return {number: names.get(number, str(number)) for number in used}
-        there = ", ".join(sorted(names.get(number, str(number)) for number in used))
+        if len(used or names) == 1:
+            return {number: names[number] for number in used or names}, ()
         raise ValueError(f"the annotations are of several categories: {there}; say with --categories which are crack")
     chosen = [word.strip() for word in wanted.split(",")]
     for word in chosen:
         if word not in names.values():
             raise ValueError(f"--categories: there is no {word!r}{did_you_mean(word, sorted(set(names.values())))}")
-    return {number: name for number, name in names.items() if name in chosen}
+    crack = {number: name for number, name in names.items() if name in chosen}
+    if used and not used.keys() & crack.keys():
+        raise ValueError(
+            f"--categories {wanted}: of {used.total()} annotations of {path} none is of it; they are of: {there}"
+        )
+    others = Counter({names[number]: count for number, count in used.items() if number not in crack})
+    unused = {name for name in chosen if used and not any(used[n] for n, own in crack.items() if own == name)}
+    notes = [f"no annotation is of category {name!r}" for name in sorted(unused)]
+    notes += [left_out_of("annotations", "categories", others)] if others else []
+    return crack, tuple(notes)
 
 
 def _find_images(
     root: Path, json_path: Path, split: str | None, given: str | None, listed: list[dict], skip: bool
-) -> tuple[dict[int, Path], tuple[str, ...]]:
+) -> tuple[dict[str, Path], tuple[str, ...]]:
     """id -> path of the images that are there, and notes; ValueError where some are not, unless `skip`."""
     usual = [place for place in _FOLDERS if split or "{split}" not in place]
     places = [root / given] if given else [root / place.replace("{split}", split or "") for place in usual]
@@ -160,35 +207,72 @@ def _find_images(
             f"missing image: {len(absent)} of {len(listed)} that {json_path} lists are not in {best}, the first is "
             f"{absent[0]}; say where they are with --images{or_skip}"
         )
-    return paths, (f"passed over {len(absent)} listed images without file",) if absent else ()
+    known = {path.resolve() for path in paths.values()}
+    others = [path for path in with_suffix(walk(best)) if path.resolve() not in known]
+    unlisted = (
+        [f"{len(others)} images of {best} are not listed in {json_path.name}, the first is {others[0]}"]
+        if others
+        else []
+    )
+    return paths, (*left_out("listed images without file", absent), *unlisted)
 
 
-def _shapes(path: Path, found: dict[str, Any], crack: set[int], images: set[int]) -> dict[int, Shapes]:
-    """id -> what is crack in an image; an image without annotation has none. ValueError for what is no shape."""
-    shapes = {one["id"]: Shapes(one["height"], one["width"], []) for one in found["images"] if one["id"] in images}
+def _shapes(
+    path: Path, found: dict[str, Any], crack: set[str], images: set[str]
+) -> tuple[dict[str, Shapes], tuple[str, ...]]:
+    """id -> what is crack in an image, and notes; an image without annotation has none. ValueError for no shape."""
+    shapes = {one["id"]: Shapes(one["height"], one["width"]) for one in found["images"] if one["id"] in images}
+    cut = []
     for one in found["annotations"]:
         if one["category_id"] in crack and one["image_id"] in shapes:
-            segmentation = one.get("segmentation")
-            if not _is_shape(segmentation):
-                raise ValueError(
-                    f"{path}: annotation {one.get('id')} of image {one['image_id']} has no outline (a box "
-                    "alone is no mask); give it a polygon, or remove it"
-                )
-            shapes[one["image_id"]].segmentations.append(segmentation)
-    return shapes
+            where = f"{path}: annotation {one.get('id')} of image {one['image_id']}"
+            try:
+                if _add(shapes[one["image_id"]], one.get("segmentation")):
+                    cut.append(where)
+            except ValueError as problem:
+                raise ValueError(f"{where} {problem}") from None
+    return shapes, cut_off(cut)
 
 
-def _is_shape(segmentation: Any) -> bool:
+def _add(shapes: Shapes, segmentation: Any) -> bool:
+    """Add a segmentation, checked. Returns whether a part of it lies beyond the image."""
     if isinstance(segmentation, dict):
-        return isinstance(segmentation.get("counts"), (str, list))
-    return bool(segmentation) and all(
-        isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in segmentation
-    )
+        shapes.runs.append(_lengths(segmentation, shapes.height, shapes.width))
+        return False
+    if not segmentation:
+        raise ValueError("has no outline (a box alone is no mask); give it a polygon, or remove it")
+    if not fits(segmentation, list[list[float]]):
+        raise ValueError(
+            f"has an outline that is no list of polygons [x, y, x, y, ...], but {shortened(segmentation)}; "
+            "give finite numbers, or remove it"
+        )
+    if any(len(part) < 6 or len(part) % 2 for part in segmentation):
+        raise ValueError("has no outline, a polygon needs three points or more, x and y of each; mend or remove it")
+    polygons = [np.reshape(np.asarray(part, np.float64), (-1, 2)) for part in segmentation]
+    shapes.polygons.extend(polygons)
+    return check_points(np.concatenate(polygons), shapes.height, shapes.width)
 
 
-def _keys(path: Path, listed: list[dict], paths: dict[int, Path]) -> list[tuple[int, str]]:
+def _lengths(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
+    """The run lengths of a segmentation, unpacked; ValueError unless they are of an image of this size."""
+    counts, size = segmentation.get("counts"), segmentation.get("size")
+    if not fits(counts, str | list[int]):
+        raise ValueError(
+            f"has run lengths that are neither text nor whole numbers: {shortened(counts)}; export it again"
+        )
+    if size != [height, width]:
+        raise ValueError(
+            f"has run lengths of size {shortened(size)}, but its image is [{height}, {width}] (height, width); export "
+            "it again, or correct the image's size"
+        )
+    lengths = unpacked(counts) if isinstance(counts, str) else counts
+    check_runs(lengths, height, width)
+    return lengths
+
+
+def _keys(path: Path, listed: list[dict], paths: dict[str, Path]) -> list[tuple[str, str]]:
     """(id, key) of the images that are there, sorted by key; ValueError where two have one name."""
-    keys: dict[str, int] = {}
+    keys: dict[str, str] = {}
     for image in listed:
         if image["id"] in paths:
             key = str(Path(image["file_name"]).with_suffix("").as_posix())

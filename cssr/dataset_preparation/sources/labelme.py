@@ -16,9 +16,17 @@ from cssr.cracks.masks import BROKEN
 from cssr.dataset_preparation.groups import GroupPattern, by_expression
 from cssr.dataset_preparation.layout import by_stem
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, upright_size
-from cssr.dataset_preparation.shapes import disc_to_mask, lines_to_mask, polygons_to_mask
+from cssr.dataset_preparation.pairing import composed
+from cssr.dataset_preparation.shapes import (
+    check_points,
+    cut_off,
+    disc_to_mask,
+    left_out_of,
+    lines_to_mask,
+    polygons_to_mask,
+)
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
-from cssr.utils.annotations import Within
+from cssr.utils.annotations import Within, shortened
 from cssr.utils.json_files import read_json
 
 Labels = Annotated[str | None, "labels that are crack, with commas between (without it, the only one that there is)"]
@@ -30,6 +38,7 @@ _SHAPE = {
     "shapes": [{"label": str | int, "points": list[list[float]], "?shape_type": str | None, "?mask": str | None}],
     "?imageHeight": _Side,
     "?imageWidth": _Side,
+    "?imagePath": str | None,
 }
 
 
@@ -53,7 +62,7 @@ def labelme(
     items = [
         _item(root, key, path, jsons.get(key), chosen, line_width, group) for key, path in sorted(pictures.items())
     ]
-    return Source("labelme", None, items, lambda _: _decide(jsons, chosen))
+    return Source("labelme", None, items, lambda _: _decide(jsons, pictures, chosen))
 
 
 def _check_pairs(pictures: dict[str, Path], jsons: dict[str, Path], unlabelled_empty: bool) -> None:
@@ -83,9 +92,16 @@ def _item(
     return Item(key, path.relative_to(root).as_posix(), path.read_bytes, mask, group=group(key) if group else None)
 
 
-def _decide(jsons: dict[str, Path], chosen: set[str] | None) -> MaskRule:
+def _decide(jsons: dict[str, Path], pictures: dict[str, Path], chosen: set[str] | None) -> MaskRule:
     """What is crack, from the labels of the whole set; ValueError where that is not clear."""
-    used = Counter(str(shape["label"]) for path in jsons.values() for shape in _load(path)["shapes"])
+    used: Counter[str] = Counter()
+    renamed, cut = [], []
+    for key, path in jsons.items():
+        found = _load(path)
+        used.update(shape["label"] for shape in found["shapes"])
+        name = Path((found.get("imagePath") or "").replace("\\", "/")).stem
+        renamed += [f"{path} of {name}"] if name and composed(name) != composed(path.stem) else []
+        cut += _cut_off(path, found, _size(found, path, pictures[key]), chosen)
     there = ", ".join(f"{label} ({count})" for label, count in used.most_common(8))
     if chosen is None:
         if len(used) > 1:
@@ -93,30 +109,83 @@ def _decide(jsons: dict[str, Path], chosen: set[str] | None) -> MaskRule:
         chosen = set(used)
     for label in sorted(chosen - set(used)):
         raise ValueError(f"--labels: there is no {label!r}{did_you_mean(label, sorted(used))}")
-    return MaskRule(f"LabelMe shapes: crack = inside {' or '.join(sorted(chosen)) or 'none'}", lambda values: values)
+    others = {label: count for label, count in used.items() if label not in chosen}
+    notes = [left_out_of("shapes", "labels", others)] if others else []
+    if renamed:
+        notes.append(f"{len(renamed)} JSONs name another image than that beside them, the first is {renamed[0]}")
+    sentence = f"LabelMe shapes: crack = inside {' or '.join(sorted(chosen)) or 'none'}"
+    return MaskRule(sentence, lambda values: values, (*notes, *cut_off(cut)))
+
+
+def _size(found: dict[str, Any], path: Path, image: Path) -> tuple[int, int]:
+    """(height, width) of the image; ValueError where its JSON says another."""
+    height, width = upright_size(image)
+    said = found.get("imageHeight"), found.get("imageWidth")
+    if all(said) and said != (height, width):
+        raise ValueError(
+            f"{image} is {width}x{height}, but {path} says {said[1]}x{said[0]} of it; correct that, or take the image "
+            "that was annotated"
+        )
+    return height, width
+
+
+def _cut_off(path: Path, found: dict[str, Any], size: tuple[int, int], labels: set[str] | None) -> list[str]:
+    """The shapes that go on beyond their image; ValueError for points that cannot be meant."""
+    cut = []
+    for number, shape in enumerate(found["shapes"]):
+        if labels is None or shape["label"] in labels:
+            points = _points(shape, number, path)
+            if shape.get("shape_type") == "circle" and len(points) == 2:
+                radius = np.linalg.norm(points[1] - points[0])
+                points = np.stack([points[0] - radius, points[0] + radius])
+            try:
+                if len(points) > 1 and check_points(points, *size):
+                    cut.append(_place(shape, number, path))
+            except ValueError as problem:
+                raise ValueError(f"{_place(shape, number, path)} {problem}") from None
+    return cut
+
+
+def _place(shape: dict[str, Any], number: int, path: Path) -> str:
+    return f"{path}: shape {number} ({shape['label']!r})"
+
+
+def _points(shape: dict[str, Any], number: int, path: Path) -> np.ndarray:
+    """N 2 float64, x and y; ValueError for points of more or fewer numbers."""
+    wrong = [point for point in shape["points"] if len(point) != 2]
+    if wrong:
+        raise ValueError(
+            f"{_place(shape, number, path)} has a point of {len(wrong[0])} numbers, {shortened(wrong[0])}; give x and "
+            "y of each, or save it again with LabelMe"
+        )
+    return np.reshape(np.asarray(shape["points"], np.float64), (-1, 2))
 
 
 def _load(path: Path) -> dict[str, Any]:
-    return read_json(path, _SHAPE, "save it again as a LabelMe annotation")
+    found = read_json(path, _SHAPE, "save it again as a LabelMe annotation")
+    for shape in found["shapes"]:
+        shape["label"] = str(shape["label"]).strip()
+    return found
 
 
 def _draw(json_path: Path | None, image: Path, labels: set[str] | None, line_width: int) -> np.ndarray:
-    """The mask of one image, bool H W, of the size that the JSON states or, without one, of the image."""
+    """The mask of one image, bool H W."""
     if json_path is None:
         return np.zeros(upright_size(image), bool)
     found = _load(json_path)
-    size = found.get("imageHeight"), found.get("imageWidth")
-    mask = np.zeros(size if all(size) else upright_size(image), bool)
-    for shape in found["shapes"]:
-        if labels is None or str(shape["label"]) in labels:
-            mask |= _shape(shape, *mask.shape, line_width, json_path)
+    mask = np.zeros(_size(found, json_path, image), bool)
+    for number, shape in enumerate(found["shapes"]):
+        if labels is None or shape["label"] in labels:
+            points = _points(shape, number, json_path)
+            mask |= _shape(shape, points, *mask.shape, line_width, json_path)
     return mask
 
 
-def _shape(shape: dict[str, Any], height: int, width: int, line_width: int, path: Path) -> np.ndarray:
+def _shape(
+    shape: dict[str, Any], points: np.ndarray, height: int, width: int, line_width: int, path: Path
+) -> np.ndarray:
     """One shape, bool H W; ValueError where it has no area, or too few points."""
     kind = shape.get("shape_type") or "polygon"
-    points = np.asarray(shape["points"], np.float64).reshape(-1, 2)
     if kind in ("polygon", "oriented_rectangle") and len(points) >= 3:
         return polygons_to_mask([points], height, width)
     if kind == "rectangle" and len(points) == 2:
