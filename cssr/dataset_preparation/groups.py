@@ -1,7 +1,7 @@
 """Which photograph a tile or a frame comes from, by its name: what must not straddle training and test."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 GroupPattern = Annotated[str | None, "regular expression; its group in a name is the photograph, as '^(.+)_[0-9]+$'"]
@@ -65,3 +65,18 @@ def by_expression(pattern: str | None) -> Callable[[str], str] | None:
         return (found[1] if expression.groups else found[0]) or key if found else key
 
     return group
+
+
+def unmatched(pattern: str | None, keys: Sequence[str]) -> tuple[str, ...]:
+    """A note that counts the keys in which --group-pattern finds nothing, and names the first; none if there are none.
+
+    Raises: ValueError where it finds nothing in any key: each image would be a group of its own.
+    """
+    odd = [key for key in keys if not re.search(pattern, key)] if pattern else []
+    if odd and len(odd) == len(keys):
+        raise ValueError(
+            f"--group-pattern {pattern!r} fits none of {len(keys)} names, the first is {odd[0]!r}; correct it or "
+            "leave it out"
+        )
+    about = f"--group-pattern fits {len(keys) - len(odd)} of {len(keys)} names"
+    return (f"{about}, the others are groups of their own, the first is {odd[0]!r}",) if odd else ()

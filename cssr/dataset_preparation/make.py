@@ -31,7 +31,9 @@ from cssr import __version__
 from cssr.cracks.masks import MOSTLY
 from cssr.dataset_preparation import check as checking
 from cssr.dataset_preparation.encode import Form, form_of, measure
+from cssr.dataset_preparation.groups import unmatched
 from cssr.dataset_preparation.options import read_arguments, read_check_arguments
+from cssr.dataset_preparation.pairing import left_out
 from cssr.dataset_preparation.parallel import in_order, share
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Source
@@ -68,12 +70,17 @@ def _safe(key: str) -> str:
 def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
     """List what the source has. Returns it with the options that it was given."""
     taken = {option: getattr(args, option) for option in inspect.signature(SOURCES.get(args.source)).parameters}
-    source = with_safe_keys(SOURCES.build({"name": args.source, **taken}))
+    source = SOURCES.build({"name": args.source, **taken})
+    notes = unmatched(taken.get("group_pattern"), [item.key for item in source.items])
+    source = with_safe_keys(source)
     left = passed_over(walk(taken["root"])) if taken.get("root") else ""
-    source = replace(source, notes=(*source.notes, *filter(None, [left])))
     if args.groups:
         related = read_related(args.groups, args.source, getattr(args, "split", None) or "")
-        source = replace(source, items=join(source.items, [[_safe(key) for key in keys] for keys in related]))
+        related = [[_safe(key) for key in keys] for keys in related]
+        known = {item.key for item in source.items}
+        notes += left_out(f"images of --groups {args.groups} that are not here", sorted({*sum(related, [])} - known))
+        source = replace(source, items=join(source.items, related))
+    source = replace(source, notes=(*source.notes, *notes, *filter(None, [left])))
     if args.tiling:
         check_names(source.items)
     return source, taken

@@ -110,6 +110,12 @@ def test_pairs_by_pattern_and_split(tmp_path):
         build(tmp_path, lq_pattern="lq/x.png")
 
 
+def test_a_pattern_of_masks_or_kernels_that_fits_nothing_is_refused(real):
+    for kind in ("mask", "kernel"):
+        with pytest.raises(ValueError, match=f"no file below .* fits --{kind}-pattern 'labels/{{stem}}.png'"):
+            build(real, **{f"{kind}_pattern": "labels/{stem}.png"})
+
+
 def test_pairs_that_do_not_fit_are_refused(real):
     (real / "lq/b.jpg").unlink()
     with pytest.raises(ValueError, match="missing lq file: 1 of 2 hr files .*hr/b.png; add it or remove this one"):
@@ -148,6 +154,12 @@ def test_csbsr_test_set(csbsr):
         assert (shown(item.lq()) == number + 10).all() and item.kernel().sum() == pytest.approx(1, abs=1e-6)
     other = SOURCES.build({"name": "csbsr_test", "blur": "13_26"}, root=csbsr)
     assert other.items[0].kernel().max() < source.items[0].kernel().max() / 5
+
+
+def test_csbsr_files_without_picture_are_counted(csbsr):
+    truth(csbsr / "02_40/kernels/extra.png", as_bytes(gaussian(21)))
+    notes = SOURCES.build("csbsr_test", root=csbsr).notes
+    assert notes[1:] == ("passed over 1 files of 02_40/kernels without picture, the first is extra",)
 
 
 def test_csbsr_test_set_that_is_not_whole(csbsr):

@@ -325,6 +325,19 @@ def test_refuses_groups_of_other_images(tree, tmp_path, capsys, about, says):
     assert "odd.json is damaged" in refused(capsys, tmp_path / "new", *words[:-1], tmp_path / "odd.json")
 
 
+def test_names_that_match_no_image_are_counted(tree, tmp_path, capsys):
+    groups = write_groups(tmp_path / "doctor.json", ("p1", "p5", "gone"), ("far", "p2"))
+    assert run("folder", "--root", tree, "--groups", groups, "--out", tmp_path / "a") == 0
+    assert f"passed over 2 images of --groups {groups} that are not here, the first is far" in capsys.readouterr().out
+    draw(tree / "images/odd.jpg")
+    draw_mask(tree / "masks/odd.png")
+    assert run("folder", "--root", tree, "--group-pattern", r"^p[0-4]", "--out", tmp_path / "b") == 0
+    told = "--group-pattern fits 5 of 11 names, the others are groups of their own, the first is 'odd'"
+    assert told in capsys.readouterr().out
+    message = refused(capsys, tmp_path / "c", "folder", "--root", tree, "--group-pattern", "^q(.+)_[0-9]+$")
+    assert "fits none of 11 names, the first is 'odd'" in message
+
+
 def test_refuses_missing_and_empty_folders(tree, tmp_path, capsys):
     out = tmp_path / "out"
     assert "is not a folder" in refused(capsys, out, "folder", "--root", tmp_path / "nowhere")

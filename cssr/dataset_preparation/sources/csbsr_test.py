@@ -14,7 +14,7 @@ from typing import Annotated
 from cssr.cracks.masks import DEFAULT_THRESHOLD, above
 from cssr.dataset_preparation.groups import merged
 from cssr.dataset_preparation.kernels import read_kernel
-from cssr.dataset_preparation.pairing import Layout, find_pairs, image_files, match
+from cssr.dataset_preparation.pairing import Layout, find_pairs, image_files, left_out, match
 from cssr.dataset_preparation.rules import Threshold
 from cssr.dataset_preparation.sources import SOURCES, Item, Root, Source
 from cssr.dataset_preparation.sources.khanhha import with_set
@@ -28,9 +28,11 @@ def csbsr_test(root: Root, blur: Blur = "02_40", threshold: Threshold = None) ->
     """ROOT/gt/images and gt/masks, ROOT/02_40/lr_images and 02_40/kernels (--blur): a frozen test set at scale 4."""
     truths = find_pairs(root, None, Layout("gt/images/{stem}.*", "gt/masks/{stem}.*"))
     beside = {kind: _beside(root, blur, kind, truths.pictures) for kind in ("lr_images", "kernels")}
+    spare = {kind: sorted(files.keys() - truths.pictures.keys()) for kind, files in beside.items()}
+    notes = [note for kind in spare for note in left_out(f"files of {blur}/{kind} without picture", spare[kind])]
     items = [_item(item, beside, blur) for item in truths.items(group=merged)]
     rule = above(DEFAULT_THRESHOLD if threshold is None else threshold, "JPEG masks, values 0..255")
-    return Source("csbsr_test", None, items, lambda _: rule, (_NOTE,))
+    return Source("csbsr_test", None, items, lambda _: rule, (_NOTE, *notes))
 
 
 def _beside(root: Path, blur: str, kind: str, pictures: dict[str, Path]) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Real pairs: photographs taken at two resolutions and registered, so that no degradation is made up."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,9 @@ def _check(root: Path, split: str | None, patterns: dict[str, str], found: dict[
             raise ValueError(f"{root} holds no {place}; point --root at it, or say --{kind}-pattern")
     for kind in ("lq", "mask", "kernel"):
         if not found[kind]:
+            usual = inspect.signature(pairs).parameters[f"{kind}_pattern"].default
+            if patterns[kind] != usual:
+                raise ValueError(f"no file below {root} fits --{kind}-pattern {patterns[kind]!r}; correct or omit it")
             continue
         for one, other in ((kind, "hr"), ("hr", kind)):
             alone = sorted(found[one].keys() - found[other].keys())
