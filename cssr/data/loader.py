@@ -110,6 +110,7 @@ class _TrainSamples(_ShardSamples):
         for attempt in range(_MAX_SUBSTITUTES):
             try:
                 sample = read_sample(self.sets[at[0]], *at[1:], self.notices.append, self.scale is not None)
+                self._check_size(sample, self.sets[at[0]].address(at[1]))
                 return Read(place, sample, damaged)
             except Unreachable:
                 raise
@@ -118,11 +119,23 @@ class _TrainSamples(_ShardSamples):
                 at = self.plan.substitute(place, attempt)
         raise DataError(f"{_MAX_SUBSTITUTES} damaged samples in a row, the last: {damaged[-1]}; check the shards")
 
+    def _check_size(self, sample: Sample, address: str) -> None:
+        """DataError for an image that is too small for a crop, which none of the set is by its index."""
+        height, width = sample.mask.shape
+        if min(height, width) < self.data.crop and not self.data.resized_crop:
+            raise DataError(
+                f"damaged sample: {address} key {sample.key}: its image has {width} x {height} pixels, smaller than "
+                f"its index says and than data.crop={self.data.crop}"
+            )
+
     def cut(self, read: Read) -> _Loaded:
         """A crop, mirrored, with its distance map."""
         place, sample, damaged = read
         draws = rng(self.seed, place, 0xA6)
-        image, mask, lq, kernel = self._augment(sample, draws)
+        try:
+            image, mask, lq, kernel = self._augment(sample, draws)
+        except ValueError as error:  # what `data.stages` has made of it
+            raise DataError(f"data.stages: key {sample.key}: {error}") from error
         distance = signed_distance(mask)[None] if self.distance else None
         seed = int(draws.integers(2**62))
         valid = (image[None, ..., 3] > 127).view(np.uint8) if self.with_valid else None
@@ -187,23 +200,31 @@ class _EvalSamples(_ShardSamples):
 
 
 class Damage:
-    """How many samples a stream could not use, what they said, and what else there was to say."""
+    """Samples that a stream could not use, each by its message, and what else there was to say."""
 
     def __init__(self):
         self.seen = 0
         self.messages: Counter[str] = Counter()
         self.notices: Counter[str] = Counter()
 
-    def count(self, damaged: Sequence[str], limit: float) -> list[str]:
-        """Count a sample's damage; returns what has not been reported yet; DataError above the limit."""
+    def count(self, damaged: Sequence[str], limit: float, total: float = float("inf")) -> list[str]:
+        """Count the damage met for a place of the stream, each damaged sample once however often it is met.
+
+        Args:
+            damaged: messages of the sample and its substitutes.
+            limit: share of damaged samples, of those seen (of 100, or all, at first).
+            total: samples of all sets.
+        Returns: messages that have not been reported yet.
+        Raises: DataError above the limit.
+        """
         self.seen += 1
         new = [message for message in dict.fromkeys(damaged) if message not in self.messages]
         self.messages.update(damaged)
-        total = sum(self.messages.values())
-        if damaged and total > limit * max(self.seen, 100):
+        count, seen = len(self.messages), min(self.seen, total)
+        if new and count > limit * max(seen, min(total, 100)):
             raise DataError(
-                f"{total} of {self.seen} samples are damaged, more than data.max_damaged={limit}; "
-                f"the last: {damaged[-1]}"
+                f"{count} of {max(seen, count)} samples are damaged, more than data.max_damaged={limit}; "
+                f"the last: {new[-1]}"
             )
         return new
 
@@ -244,15 +265,18 @@ def train_stream(
     samples = _TrainSamples(sets, plan, data, seed, places, distance, scale)
     damage = damage or Damage()
     pipeline = [samples.places, wds.map(samples.read), *own_stages(data.stages, seed), wds.map(samples.cut)]
-    stages = [partial(_counted, damage=damage, limit=data.max_damaged, report=report), partial(_batched, micro_batch)]
+    counted = partial(_counted, damage=damage, limit=data.max_damaged, report=report, total=sum(map(len, sets)))
+    stages = [counted, partial(_batched, micro_batch)]
     with closing(load(pipeline, data.workers, 2 * micro_batch, stages)) as stream:
         yield from stream
 
 
-def _counted(samples: Iterator[_Loaded], damage: Damage, limit: float, report: Any) -> Iterator[_Loaded]:
+def _counted(
+    samples: Iterator[_Loaded], damage: Damage, limit: float, report: Any, total: float = float("inf")
+) -> Iterator[_Loaded]:
     """Pass samples on; report what was damaged, and what else there was to say."""
     for sample in samples:
-        for message in damage.count(sample.damaged, limit):
+        for message in damage.count(sample.damaged, limit, total):
             report(f"{message}; replaced")
         for message in damage.note(sample.notices):
             report(message)

@@ -202,6 +202,10 @@ def darker(sample, rng):
 def nothing(sample, rng):
     pass
 
+def small(sample, rng):
+    sample.image, sample.mask = sample.image[:8], sample.mask[:8]
+    return sample
+
 def floats(sample, rng):
     sample.image = sample.image / 255
     return sample
@@ -238,6 +242,7 @@ def test_a_users_stage_changes_images_and_nothing_else(shards, my_stages):
         ("darker", "data.stages: 'darker' names no module"),
         ("my_stages.nothing", "data.stages: my_stages.nothing returned NoneType for a-000: return the sample"),
         ("my_stages.floats", "data.stages: my_stages.floats made image float64"),
+        ("my_stages.small", r"data.stages: key a-000: image of \d+x8 pixels is smaller than data.crop=12"),
     ],
 )
 def test_a_stage_that_cannot_be_used(shards, my_stages, stage, message, workers):
@@ -357,6 +362,36 @@ def test_the_share_of_damage_is_that_of_the_samples_seen():
         damage.count([f"m{n}"] if n % 100 == 99 else [], 0.01)
     with pytest.raises(DataError, match="4 of 301 samples"):
         damage.count(["m300"], 0.01)
+
+
+def test_a_damaged_sample_counts_once_however_often_it_is_met(tmp_path):
+    root, damage, told = write_set(tmp_path / "own", 40), Damage(), []
+    spoil(root, "own-004")
+    batches(root, 100, max_damaged=0.05, damage=damage, report=told.append)  # ten passes
+    assert len(told) == len(damage.messages) == 1 and damage.messages.total() > 5
+    for key in ("own-005", "own-006"):
+        spoil(root, key)
+    with pytest.raises(DataError, match=r"3 of \d+ samples are damaged, more than data.max_damaged=0.05") as caught:
+        batches(root, 10, max_damaged=0.05, report=lambda _: None)
+    one_line(caught)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_smaller_than_the_index_says_is_damage(tmp_path, workers):
+    root, told = write_set(tmp_path / "own", 40, sizes=[(40, 40)] * 39 + [(20, 24)]), []
+    index = json.loads((root / "index.json").read_text())
+    (root / "index.json").write_text(json.dumps({**index, "image_sizes": {"40x40": 40}}))
+    keys = [
+        s["key"] for s in samples(batches(root, 20, crop=32, workers=workers, max_damaged=0.05, report=told.append))
+    ]
+    assert len(keys) == 80 and "own-039" not in keys and len(told) == 1
+    expected = (
+        r"-000009.tar key own-039: its image has 24 x 20 pixels, smaller than its index says and than data.crop=32"
+    )
+    assert re.search(f"{expected}; replaced$", told[0])
+    with pytest.raises(DataError, match=f"1 of .*max_damaged=0.0; .*{expected}$") as caught:
+        batches(root, 20, crop=32, workers=workers, max_damaged=0.0, report=told.append)
+    one_line(caught)
 
 
 def test_messages_are_told_once_but_counted_always():
