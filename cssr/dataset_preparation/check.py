@@ -1,7 +1,9 @@
 """`make_shards.py --check DIR`: is a shard set what its index says? Damage is reported by shard and key.
 
 Every byte is read: sizes, sha256 of each tar, names of the members, checksums that the samples carry, counts. With
---decode every image, mask and kernel is decoded as well, and held against the sample's json.
+--decode every image, mask and kernel is decoded as well, and held against the sample's json. Of a set that another
+program has written (its index states no `tool_version`) no more is asked than docs/shards.md does: json files, sha256
+and counts may be missing, members that no reader looks at may be there.
 """
 
 import json
@@ -18,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cssr.data.decode import image_size
 from cssr.dataset_preparation.decoding import wrong_contents
 from cssr.dataset_preparation.parallel import share
 from cssr.dataset_preparation.split import FILE, read_split
@@ -81,15 +84,23 @@ def read_index(root: Path) -> dict[str, Any]:
     """The index, its fields checked as far as checking needs them; ValueError otherwise."""
     try:
         index = read_json(root / "index.json")
-        whole = index["format"] == FORMAT and isinstance(index["samples"], int) and bool(index["shards"])
+        for entry in index["shards"] if _is_ours(index) else ():
+            entry["sha256"], entry["samples"]  # KeyError
+        whole = index["format"] == FORMAT and bool(index["shards"])
         for entry in index["shards"]:
-            whole = whole and re.fullmatch(r"[^/\\]+\.tar", entry["name"]) and len(entry["sha256"]) == 64
+            whole = whole and re.fullmatch(r"[^/\\]+\.tar", entry["name"]) and len(entry.get("sha256", "0" * 64)) == 64
             whole = whole and isinstance(entry["samples"], int) and isinstance(entry["bytes"], int)
+        index.setdefault("samples", sum(entry["samples"] for entry in index["shards"]))
+        whole = whole and isinstance(index["samples"], int)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise ValueError(f"index.json: cannot be read ({type(problem).__name__}: {problem})") from None
     if not whole:
         raise ValueError(f"index.json: damaged or of another format than {FORMAT}")
     return index
+
+
+def _is_ours(index: dict[str, Any]) -> bool:
+    return "tool_version" in index
 
 
 def inspect_shard(path: Path, entry: dict[str, Any], index: dict[str, Any], decode: bool, tell: Callable) -> Found:
@@ -101,10 +112,10 @@ def inspect_shard(path: Path, entry: dict[str, Any], index: dict[str, Any], deco
     size = path.stat().st_size
     if size != entry["bytes"]:
         found.faults.append(f"has {size} bytes, its index says {entry['bytes']}")
-    elif sha256_of(path) != entry["sha256"]:
+    elif "sha256" in entry and sha256_of(path) != entry["sha256"]:
         found.faults.append(_DIFFERS)
     try:
-        for key, members in _samples(path):
+        for key, members in _samples(path, _is_ours(index)):
             found.keys.append(key)
             found.faults += [f"{key}: {fault}" for fault in _check_sample(key, members, index, decode, found)]
             tell()
@@ -118,15 +129,18 @@ def inspect_shard(path: Path, entry: dict[str, Any], index: dict[str, Any], deco
     return found
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of each sample; one is in memory at a time."""
+def _samples(path: Path, ours: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each sample; one is in memory at a time. ValueError for what our tars do not hold."""
     key, members = None, {}
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             tar.members = []  # else tarfile remembers them all
             name, _, extension = member.name.partition(".")
-            if not member.isreg() or member.issparse():  # a sparse one may claim any size
+            plain = member.isreg() and not member.issparse()  # a sparse one may claim any size
+            if not plain and ours:
                 raise ValueError(f"{member.name} is no plain file")
+            if not plain or "/" in member.name:
+                continue
             if name != key or extension in members:
                 if key is not None:
                     yield key, members
@@ -139,13 +153,13 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 def _check_sample(key: str, members: dict[str, bytes], index: dict[str, Any], decode: bool, found: Found) -> list[str]:
     """The faults of one sample; what it is goes into `found`."""
     try:
-        facts = json.loads(members["json"])
+        facts = json.loads(members["json"]) if _is_ours(index) else _facts_of(key, members)
         found.sizes[f"{facts['width']}x{facts['height']}"] += 1
         found.groups.add(facts.get("group", key))
         sums = dict(facts.get("crc32", {}))
         contents = wrong_contents(members, facts, index) if decode else []
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        return ["json is missing or damaged"]
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as problem:
+        return ["json is missing or damaged" if _is_ours(index) else f"image or json: {problem}"]
     faults = [] if facts.get("key") == key else [f"json is of {facts.get('key')!r}"]
     faults += _check_names(set(members), index)
     damaged = [name for name, crc in sums.items() if name in members and zlib.crc32(members[name]) != crc]
@@ -153,8 +167,20 @@ def _check_sample(key: str, members: dict[str, bytes], index: dict[str, Any], de
     return faults + contents
 
 
+def _facts_of(key: str, members: dict[str, bytes]) -> dict[str, Any]:
+    """What the json of a sample of another program says, as far as a reader uses it, and the size by the image."""
+    name = next((name for name in IMAGES if name in members), None)
+    if name is None:
+        raise ValueError("there is no jpg or png")
+    width, height = image_size(members[name])
+    facts = json.loads(members.get("json", b"{}"))
+    facts = facts if isinstance(facts, dict) else {}
+    sums = facts["crc32"] if isinstance(facts.get("crc32"), dict) else {}
+    return {"key": key, "width": width, "height": height, "crc32": sums, "group": str(facts.get("group", key))}
+
+
 def _check_names(names: set[str], index: dict[str, Any]) -> list[str]:
-    wanted = {"image": IMAGES, "json": ("json",)}
+    wanted = {"image": IMAGES, **({"json": ("json",)} if _is_ours(index) else {})}
     if index.get("masks", True):
         wanted["mask"] = ("mask.png",)
     if index.get("lq"):
@@ -165,7 +191,7 @@ def _check_names(names: set[str], index: dict[str, Any]) -> list[str]:
     faults = [
         f"{what}: {len(names & {*of})} members, not one" for what, of in wanted.items() if len(names & {*of}) != 1
     ]
-    known = {name for of in wanted.values() for name in of} | optional
+    known = {name for of in wanted.values() for name in of} | (optional if _is_ours(index) else names)
     return faults + [f"{name}: a member that the index does not speak of" for name in sorted(names - known)]
 
 

@@ -29,7 +29,7 @@ def summarize(directory: Path | str, index: dict[str, Any]) -> str:
     converted = ", ".join(f"{count} {why}" for why, count in index.get("converted", {}).items())
     return "\n".join(
         [
-            f"{directory}: {index['samples']} samples in {len(index['shards'])} shards, {size:.1f} MB",
+            f"{directory}: {_samples(index)} samples in {len(index['shards'])} shards, {size:.1f} MB",
             f"  image sizes: {_sizes(index['image_sizes'])}",
             *_about_tiles(index),
             *_about_masks(index),
@@ -38,6 +38,10 @@ def summarize(directory: Path | str, index: dict[str, Any]) -> str:
             *_about_missing(index),
         ]
     )
+
+
+def _samples(index: dict[str, Any]) -> int:
+    return sum(shard["samples"] for shard in index["shards"])
 
 
 def _about_missing(index: dict[str, Any]) -> list[str]:
@@ -53,8 +57,8 @@ def _about_missing(index: dict[str, Any]) -> list[str]:
 
 def describe(directory: Path | str, index: dict[str, Any]) -> str:
     """All that an index.json says, as lines for people."""
-    lines = [summarize(directory, index), f"  source: {index['source']}"]
-    for name in ("split", "licence", "benchmark"):
+    lines = [summarize(directory, index)]
+    for name in ("source", "split", "licence", "benchmark"):
         if index.get(name):
             lines.append(f"  {name}: {index[name]}")
     options = ", ".join(f"{name}={value}" for name, value in (index.get("options") or {}).items() if value)
@@ -62,9 +66,10 @@ def describe(directory: Path | str, index: dict[str, Any]) -> str:
         lines.append(f"  options: {options}")
     if index.get("ratio"):
         cut = " ".join(f"{part}={share:g}" for part, share in index["ratio"].items())
-        lines.append(f"  part {index['part']} of {cut}, seed {index['seed']}")
+        lines.append(f"  part {index.get('part')} of {cut}, seed {index.get('seed')}")
     counts = [shard["samples"] for shard in index["shards"]]
-    lines.append(f"  shards: {min(counts)} to {max(counts)} samples; written by version {index.get('tool_version')}")
+    written = f"version {index['tool_version']}" if "tool_version" in index else "another program"
+    lines.append(f"  shards: {min(counts)} to {max(counts)} samples; written by {written}")
     return "\n".join(lines)
 
 
@@ -75,15 +80,17 @@ def _sizes(found: dict[str, int]) -> str:
 
 
 def _about_tiles(index: dict[str, Any]) -> list[str]:
-    groups, tile = index.get("groups", index["samples"]), index.get("tile")
+    groups, tile = index.get("groups", _samples(index)), index.get("tile")
     if tile:
         return [f"  tiles of {tile['size']} pixels, neighbours share {tile['overlap']}; photographs (groups): {groups}"]
-    return [f"  groups: {groups}"] if groups != index["samples"] else []
+    return [f"  groups: {groups}"] if groups != _samples(index) else []
 
 
 def _about_masks(index: dict[str, Any]) -> list[str]:
     if not index.get("masks", True):
         return ["  no masks: for super-resolution alone (loss.beta=0 with model.seg=none)"]
+    if not index.keys() >= {"crack_share", "empty_masks", "mask_rule"}:
+        return ["  mask rule: crack = every value above 0 (the index says nothing of masks)"]
     cracks = f"  crack pixels: {100 * index['crack_share']:.2f} %; empty masks: {index['empty_masks']}"
     return [cracks, f"  mask rule: {index['mask_rule']}"]
 

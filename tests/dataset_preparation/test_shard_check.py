@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from cssr.dataset_preparation import show
 from cssr.dataset_preparation.sources import Item, MaskRule
 from cssr.dataset_preparation.writer import sha256_of, write_part
 
+DOCS = SCRIPT.parents[1] / "docs/shards.md"
 RULE = MaskRule("as drawn", lambda values: values > 0)
 
 
@@ -236,6 +238,37 @@ def test_an_index_that_is_wrong(out, capsys):
         path.write_text(json.dumps({**index, **change}))
         (fault,) = faults(capsys, out / "train")
         assert fault.startswith(says)
+
+
+def written_by_hand(root: Path) -> Path:
+    """A set as the example of docs/shards.md makes it, run as it stands there."""
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "def png" in code]
+    subprocess.run([sys.executable, "-c", example], cwd=root, check=True)
+    return root / "data/mine"
+
+
+def test_a_set_of_another_program_is_checked_by_what_the_docs_ask_of_it(tmp_path, capsys, monkeypatch):
+    mine = written_by_hand(tmp_path)
+    assert faults(capsys, mine) == faults(capsys, mine, "--decode") == []
+    path, index = mine / "shard-000000.tar", json.loads((mine / "index.json").read_text())
+    small = {"format": index["format"], "image_sizes": index["image_sizes"], "shards": index["shards"]}
+    del small["shards"][0]["sha256"]
+    (mine / "index.json").write_text(json.dumps(small))
+    assert faults(capsys, mine, "--decode") == []
+    monkeypatch.setattr("sys.argv", ["show.py", str(mine), "--out", str(tmp_path / "sheet.png")])
+    assert show.main() == 0
+    told = capsys.readouterr().out
+    assert "4 samples in 1 shards" in told and "another program" in told and (tmp_path / "sheet.png").is_file()
+
+    rewrite(path, lambda m: m.update({"mine-003.txt": b"?", "mine-003.json": b'{"caption": "a wall"}'}))
+    assert faults(capsys, mine, "--decode") == []  # as all other members are passed over
+    rewrite(path, lambda m: m.update({"mine-003.json": b'{"crc32": {"png": 7}}'}))
+    assert faults(capsys, mine) == ["shard-000000.tar: mine-003: png: checksum differs, the bytes are damaged"]
+    rewrite(path, lambda m: [m.pop("mine-003.json"), m.update({"mine-002.mask.png": m["mine-002.mask.png"][:-20]})])
+    (fault,) = faults(capsys, mine, "--decode")
+    assert fault.startswith("shard-000000.tar: mine-002: mask.png: ")
+    rewrite(path, lambda m: m.pop("mine-001.png"))
+    assert "shard-000000.tar: mine-001: image or json: there is no jpg or png" in faults(capsys, mine)
 
 
 def test_samples_twice_and_groups_in_two_parts(out, capsys):
