@@ -198,6 +198,7 @@ def _item(shards: ShardSet, stored: Stored, make: Callable[[], Degraded], kernel
         (lambda: make().kernel) if kernel else None,
         group if isinstance(group, str) else None,
         (lambda: make().valid) if shards.valid else None,
+        () if shards.cache else (Path(shards.address(stored.shard)),),  # elsewhere, the index's sha256 says it
     )
 
 

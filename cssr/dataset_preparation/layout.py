@@ -112,8 +112,8 @@ def without_masks(
     root: Path, name: str, pictures: dict[str, Path], group: Callable[[str], str] | None = None
 ) -> Source:
     """A source of pictures alone, for super-resolution."""
-    items = [
-        Item(stem, path.relative_to(root).as_posix(), path.read_bytes, None, group=group(stem) if group else None)
-        for stem, path in sorted(pictures.items())
-    ]
+    items = []
+    for stem, path in sorted(pictures.items()):
+        origin, of = path.relative_to(root).as_posix(), group(stem) if group else None
+        items.append(Item(stem, origin, path.read_bytes, None, group=of, files=(path,)))
     return Source(name, None, items, None)

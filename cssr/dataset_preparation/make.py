@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Source
 from cssr.dataset_preparation.split import FILE, Split, apply, deal, group_of, join, read_related, read_split
 from cssr.dataset_preparation.tiles import check_names
 from cssr.dataset_preparation.workspace import check_free, refuse_another, save, workplace
-from cssr.dataset_preparation.writer import Shard, is_whole, pack, write_index, write_shard
+from cssr.dataset_preparation.writer import Shard, forget, input_states, is_whole, pack, write_index, write_shard
 from cssr.utils.cli import run_command
 from cssr.utils.image_files import passed_over, walk
 
@@ -241,7 +242,7 @@ def _write(shards: list[Shard], form: Form, place: Any, workers: int) -> dict[st
     """Write the shards that are not finished yet. Returns the records of each part, in order."""
     for part in {shard.part for shard in shards}:
         (place.tree / part).mkdir(exist_ok=True)
-    before = dict(place.finished)
+    before = _still_valid(shards, place)
 
     def work(task: int, tell: Any) -> tuple[dict[str, Any], bool]:
         shard = shards[task]
@@ -263,6 +264,29 @@ def _write(shards: list[Shard], form: Form, place: Any, workers: int) -> dict[st
         print(f"{kept} of {len(shards)} shards were finished before, and are kept")
     ordered = [place.finished[shard.part, shard.number] for shard in shards]
     return {part: [r for r in ordered if r["part"] == part] for part in {shard.part for shard in shards}}
+
+
+def _still_valid(shards: list[Shard], place: Any) -> dict[tuple[str, int], dict[str, Any]]:
+    """The records of finished shards whose inputs are as they were; the tars of the others are removed."""
+    found, changed, anew = dict(place.finished), [], 0
+    for shard in shards:
+        record = found.get((shard.part, shard.number))
+        if record is None:
+            continue
+        states, known = input_states(shard.items), record.get("inputs")
+        if states is None or [*states.values()] != known:
+            changed += [
+                path for path, state in zip_longest(states or (), known or ()) if path and states[path] != state
+            ]
+            del found[shard.part, shard.number]
+            forget(place.tree / shard.part, record)
+            anew += 1
+    if anew:
+        changed = [*dict.fromkeys(changed)]
+        more = f" and {len(changed) - 1} other files" if changed[1:] else ""
+        why = f"{changed[0]}{more} changed since" if changed else "the source does not say which files it reads"
+        print(f"{anew} of {len(shards)} shards were finished before, but are written anew: {why}")
+    return found
 
 
 def _move(bar: tqdm, samples: int) -> None:

@@ -62,7 +62,8 @@ class Pairs:
     def _item(self, key: str, read: Read, resize: bool | None, group: Callable[[str], str] | None) -> Item:
         path, origin = self.pictures[key], self.pictures[key].relative_to(self.root).as_posix()
         mask = reader(read, self.truths[key], path, origin, resize)
-        return Item(key, origin, path.read_bytes, mask, group=group(key) if group else None)
+        files = path, self.truths[key]
+        return Item(key, origin, path.read_bytes, mask, group=group(key) if group else None, files=files)
 
 
 def checked(

@@ -120,7 +120,7 @@ def write_shard(directory: Path, shard: Shard, form: Form, step: Callable[[], No
     `step` is called after each sample.
     """
     path = directory / shard.name
-    partial, tally = path.with_name(f"{path.name}.partial"), Tally()
+    partial, tally, inputs = path.with_name(f"{path.name}.partial"), Tally(), input_states(shard.items)
     with partial.open("wb") as file:
         hashed = _Hashed(file)
         _write_tar(hashed, _counted(shard, form, tally, step))
@@ -138,7 +138,35 @@ def write_shard(directory: Path, shard: Shard, form: Form, step: Callable[[], No
         "bytes": hashed.size,
         "sha256": hashed.digest.hexdigest(),
     }
-    return {"part": shard.part, "number": shard.number, **facts, "tally": vars(tally)}
+    return {
+        "part": shard.part,
+        "number": shard.number,
+        **facts,
+        "tally": vars(tally),
+        "inputs": None if inputs is None else [*inputs.values()],
+    }
+
+
+def input_states(items: Sequence[Item]) -> dict[Path, str] | None:
+    """Each file that items are made of, and a digest of its size and times; None where an item does not say them."""
+    if any(item.files is None for item in items):
+        return None
+    return {path: _state(path) for path in dict.fromkeys(path for item in items for path in item.files)}
+
+
+def _state(path: Path) -> str:
+    try:
+        stat = path.stat()
+    except OSError:
+        return "absent"
+    # The time of change as well: archives and copies may give a corrected file the time of the one before.
+    return hashlib.sha256(repr((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)).encode()).hexdigest()[:8]
+
+
+def forget(directory: Path, record: dict[str, Any]) -> None:
+    """Remove the tar of a record, under whichever name."""
+    for path in directory.glob(f"*-{record['number']:06d}.tar"):
+        path.unlink()
 
 
 def is_whole(directory: Path, record: dict[str, Any]) -> bool:

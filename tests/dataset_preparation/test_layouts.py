@@ -50,6 +50,9 @@ def test_pairs_of_published_layouts(tmp_path, name, options, image, mask, keys):
     assert [(item.key, item.group) for item in source.items] == sorted(keys)
     assert source.items[0].origin == image.format(source.items[0].key)
     assert belong(source) and source.name == name
+    for item in source.items:
+        files = {path.relative_to(tmp_path).as_posix() for path in item.files}
+        assert files == {item.origin, mask.format(item.key)}
 
 
 PARTED = ["deepcrack", "tut", "crackvision12k", "crack500", "uav75", "s2ds", "massachusetts_roads"]

@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shard_helpers import draw, make_tree, run, same_bytes, shard
+from shard_helpers import draw, draw_mask, make_tree, run, same_bytes, shard
 
 from cssr.dataset_preparation import workspace as workplace
 from cssr.dataset_preparation import writer
 from cssr.dataset_preparation.parallel import in_order, share
+from cssr.dataset_preparation.sources import SOURCES
 
 WORDS = ("synthetic", "--count", 60, "--size", 64, "--shard-size", 3, "--ratio", "train=0.7", "val=0.3")
 
@@ -140,6 +142,70 @@ def test_another_command_is_refused_by_what_differs(begun, capsys, change, says)
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and says in message and f"remove {begun / 'out.partial'}" in message
     assert sorted(path.name for path in begun.rglob("*")) == before
+
+
+@pytest.mark.parametrize("changed", ["masks/p1.png", "images/p1.jpg"])
+def test_data_corrected_meanwhile_gives_the_corrected_sample(tmp_path, capsys, monkeypatch, changed):
+    tree = make_tree(tmp_path / "root", 8)
+    words = ("folder", "--root", tree, "--shard-size", 2, "--workers", 1, "--out", tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(patch, "shard-000003", OSError(errno.ENOSPC, "No space left on device"))
+        assert run(*words) == 2
+    assert finished(tmp_path) == 3
+    path, times = tree / changed, (tree / changed).stat()
+    path.unlink()
+    (draw if path.suffix == ".jpg" else draw_mask)(
+        path, **({"seed": 77} if path.suffix == ".jpg" else {"levels": (255, 0)})
+    )
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as unpacking an archive does
+    capsys.readouterr()
+    assert run(*words) == 0
+    told = capsys.readouterr().out
+    assert f"1 of 4 shards were finished before, but are written anew: {path} changed since" in told
+    assert "2 of 4 shards were finished before, and are kept" in told
+    assert run(*words[:-1], tmp_path / "fresh") == 0 and same_bytes(tmp_path / "out", tmp_path / "fresh")
+
+
+def test_an_annotation_file_belongs_to_all_shards(tmp_path, capsys):
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": 16, "width": 20} for n in range(6)]
+    shape = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[2, 2, 9, 2, 9, 9, 2, 9]]}
+    for image in images:
+        draw(tmp_path / "root/images" / image["file_name"], seed=image["id"])
+    path = tmp_path / "root/annotations.json"
+    words = ("coco", "--root", tmp_path / "root", "--shard-size", 2, "--workers", 1, "--out", tmp_path / "out")
+
+    def annotate(left: int) -> None:
+        shape["segmentation"][0][0] = shape["segmentation"][0][6] = left
+        categories = [{"id": 1, "name": "crack"}]
+        path.write_text(json.dumps({"images": images, "annotations": [shape], "categories": categories}))
+
+    annotate(2)
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(patch, "shard-000002", OSError(errno.ENOSPC, "No space left on device"))
+        assert run(*words) == 2
+    annotate(4)
+    capsys.readouterr()
+    assert run(*words) == 0
+    told = capsys.readouterr().out
+    assert f"2 of 3 shards were finished before, but are written anew: {path} changed since" in told
+    assert run(*words[:-1], tmp_path / "fresh") == 0 and same_bytes(tmp_path / "out", tmp_path / "fresh")
+
+
+def test_a_source_that_does_not_name_its_files_is_written_anew(tmp_path, capsys, monkeypatch):
+    tree = make_tree(tmp_path / "root", 4)
+    build = SOURCES.build
+
+    def silent(*arguments, **options):
+        source = build(*arguments, **options)
+        return replace(source, items=[replace(item, files=None) for item in source.items])
+
+    monkeypatch.setattr(SOURCES, "build", silent)
+    words = ("folder", "--root", tree, "--shard-size", 2, "--workers", 1, "--out", tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(patch, "shard-000001", OSError(errno.ENOSPC, "No space left on device"))
+        assert run(*words) == 2
+    assert run(*words) == 0
+    assert "written anew: the source does not say which files it reads" in capsys.readouterr().out
 
 
 def test_another_list_of_images_is_refused(tmp_path, capsys, monkeypatch):

@@ -37,7 +37,8 @@ class Item:
     the sample's json. `lq()` gives the bytes of a low-resolution image file that belongs to the picture, `kernel()` the
     blur kernel between the two (k k float32, sum 1). `group` is the photograph that a tile or a frame comes from, which
     must not straddle training and test; None: the key itself. `valid()` says which pixels hold data (H W bool, or None
-    where all do) where the image file itself does not.
+    where all do) where the image file itself does not. `files` are all files that it is made of, annotations among
+    them: a shard that was finished before is written anew where one has changed since, and where `files` is None.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Item:
     kernel: Callable[[], np.ndarray] | None = None
     group: str | None = None
     valid: Callable[[], np.ndarray | None] | None = None
+    files: tuple[Path, ...] | None = None
 
 
 @dataclass(frozen=True)

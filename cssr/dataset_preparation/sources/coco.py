@@ -97,9 +97,8 @@ def coco(
     for number, key in _keys(path, found["images"], paths):
         image = paths[number]
         origin = image.relative_to(root).as_posix()
-        items.append(
-            Item(key, origin, image.read_bytes, partial(_draw, shapes[number], image, path), group=roboflow(key))
-        )
+        mask = partial(_draw, shapes[number], image, path)
+        items.append(Item(key, origin, image.read_bytes, mask, group=roboflow(key), files=(image, path)))
     rule = MaskRule(
         f"COCO annotations: crack = inside {' or '.join(sorted(set(crack.values())))}", lambda values: values
     )

@@ -55,4 +55,5 @@ def _beside(root: Path, blur: str, kind: str, pictures: dict[str, Path]) -> dict
 def _item(item: Item, beside: dict[str, dict[str, Path]], blur: str) -> Item:
     lq, kernel = beside["lr_images"][item.key], beside["kernels"][item.key]
     item = replace(item, extra={**item.extra, "blur": blur})
-    return with_set(replace(item, lq=lq.read_bytes, kernel=partial(read_kernel, kernel)))
+    files = (*item.files, lq, kernel)
+    return with_set(replace(item, lq=lq.read_bytes, kernel=partial(read_kernel, kernel), files=files))

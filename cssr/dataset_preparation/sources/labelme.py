@@ -89,7 +89,8 @@ def _item(
     group: Callable[[str], str] | None,
 ) -> Item:
     mask = partial(_draw, json_path, path, labels, line_width)
-    return Item(key, path.relative_to(root).as_posix(), path.read_bytes, mask, group=group(key) if group else None)
+    origin, files = path.relative_to(root).as_posix(), (path, json_path) if json_path else (path,)
+    return Item(key, origin, path.read_bytes, mask, group=group(key) if group else None, files=files)
 
 
 def _decide(jsons: dict[str, Path], pictures: dict[str, Path], chosen: set[str] | None) -> MaskRule:

@@ -88,4 +88,5 @@ def _item(root: Path, key: str, files: dict[str, Path | None], group: Callable[[
         lq=files["lq"].read_bytes,
         kernel=partial(read_kernel, kernel) if kernel else None,
         group=group(key) if group else None,
+        files=tuple(path for path in files.values() if path),
     )

@@ -35,6 +35,7 @@ def synthetic(
             f"seed {seed}, sample {index}",
             lambda i=index: _jpeg(draw(i)[0]),
             lambda i=index: draw(i)[1],
+            files=(),
         )
         for index in range(count)
     ]
