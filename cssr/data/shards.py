@@ -3,6 +3,7 @@
 Whatever an index says is checked before anything is made of it.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -132,6 +133,11 @@ class ShardSet:
     def kernel(self) -> int | None:
         """Side of the stored blur kernels, pixels; None where there are none."""
         return self.index.get("kernel") if self.lq else None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the index, as JSON with sorted keys; the index has the sha256 of every shard."""
+        return hashlib.sha256(json.dumps(self.index, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def pixels(self) -> int:

@@ -5,8 +5,6 @@ the scale, the same seed for each key), stored as 8 bits: clamp(lq, 0, 1) * 255,
 time by one thread on the CPU, so that its bytes depend neither on the samples beside it nor on a GPU.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -154,13 +152,8 @@ def header_of(shards: ShardSet, benchmark: Benchmark, resampler: str) -> dict[st
         **inherited,
         **about,
         "resampler": resampler,
-        "original_sha256": digest_of(shards),
+        "original_sha256": shards.sha256,
     }
-
-
-def digest_of(shards: ShardSet) -> str:
-    """sha256 of a set's index, as JSON with sorted keys; the index has the sha256 of every shard."""
-    return hashlib.sha256(json.dumps(shards.index, sort_keys=True).encode()).hexdigest()
 
 
 def _try_smallest(shards: ShardSet, scale: int, degrade: Callable) -> bool:

@@ -20,7 +20,7 @@ import torch
 
 from cssr import __version__
 from cssr.data.shards import open_sets
-from cssr.dataset_preparation.benchmark import digest_of, frozen_source, header_of, read_benchmark
+from cssr.dataset_preparation.benchmark import frozen_source, header_of, read_benchmark
 from cssr.dataset_preparation.make import list_of, with_safe_keys, write_set
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.workspace import check_free
@@ -60,7 +60,7 @@ def make(args: argparse.Namespace) -> str:
         "the version of this tool": __version__,
         "--shard-size": args.shard_size,
         "the benchmark": vars(benchmark),
-        "the index of --data": digest_of(shards),
+        "the index of --data": shards.sha256,
         "the list of samples": list_of(parts),
     }
     ((directory, index),) = write_set(source, parts, plan, header_of(shards, benchmark, degrade.resampler), args)

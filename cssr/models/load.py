@@ -49,9 +49,9 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def read_best(run_dir: Path) -> dict[str, Any] | None:
-    """{"checkpoint", "measure", "value"} of the best checkpoint, or None."""
+    """{"checkpoint", "measure", "value"} of the best checkpoint, perhaps "measured_on"; None where there is none."""
     path = run_dir / "checkpoints" / "best.json"
-    shape = {"checkpoint": str, "measure": str, "value": float}
+    shape = {"checkpoint": str, "measure": str, "value": float, "?measured_on": str}
     return read_json(path, shape, "delete it: the next validation writes another") if path.exists() else None
 
 

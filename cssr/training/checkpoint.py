@@ -57,10 +57,11 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def write_best(run_dir: Path, step: int, measure: str, value: float) -> None:
-    """Name the checkpoint of a step as the best; rotation spares it."""
+def write_best(run_dir: Path, step: int, measure: str, value: float, measured_on: str | None = None) -> None:
+    """Name the checkpoint of a step as the best; rotation spares it. `measured_on`: digest, as of `Validation`."""
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     best = {"checkpoint": name_of(step), "measure": measure, "value": value}
+    best |= {} if measured_on is None else {"measured_on": measured_on}
     write_atomic(run_dir / "checkpoints" / "best.json", json.dumps(best))
 
 

@@ -150,7 +150,7 @@ class Run:
             return
         self.best = value
         if self.engine.is_main_process:  # whose checkpoint is written already, or being written
-            store.write_best(self.dir, self.step, self.config.train.best, value)
+            store.write_best(self.dir, self.step, self.config.train.best, value, self.validation.measured_on)
 
     def _save(self) -> None:
         """Take a checkpoint; a thread of rank 0 writes it while training goes on."""
@@ -252,8 +252,15 @@ class Run:
         self.step = state["step"]
         best, there = read_best(self.dir), {path.name for path in checkpoints(self.dir)}
         known = best and best["measure"] == self.config.train.best and best["checkpoint"] in there
-        self.best = best["value"] if known else None
         self.changed = changed_settings(state["config"], to_dict(self.config))
+        on = self.validation.measured_on if self.prepared.validates else None
+        if known and on and best.get("measured_on", on) != on:
+            known = False
+            self.changed.append(
+                f"what data.val holds or how it is measured, since {best['checkpoint']} was the best "
+                f"({best['measure']} {best['value']:.4g}): the best is chosen anew from here on"
+            )
+        self.best = best["value"] if known else None
 
     def _begin(self) -> None:
         engine, config = self.engine, self.config

@@ -22,6 +22,7 @@ from cssr.models.joint import JointModel, build_model
 from cssr.training.log import Console, append_line
 from cssr.training.sharded_state import copied, whole_weights
 from cssr.utils.distributed import shards_parameters
+from cssr.utils.files import digest
 
 _ODD_SIZE = (40, 72)  # LQ pixels: of no crop, no multiple of a large stride
 
@@ -43,6 +44,13 @@ class Validation:
     ):
         self._config, self._sets, self._engine = config, sets, engine
         self._degrade, self._segmentation = degrade, segmentation
+
+    @property
+    def measured_on(self) -> str:
+        """A digest of all that measures depend on beside the model: the sets, and how their images are degraded."""
+        config = self._config
+        how = {"degradation": config.degradation, "seed": config.eval.seed, "limit": config.eval.limit}
+        return digest({"sets": [shards.sha256 for shards in self._sets], **how})
 
     def __call__(self, model: JointModel, watched: Callable[[Iterable[Batch]], Iterator[Batch]]) -> Found:
         """All ranks must ask. `model` is left in evaluation mode; `watched` may end its batches early."""

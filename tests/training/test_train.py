@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from contextlib import closing
@@ -132,6 +133,28 @@ def test_killed_between_naming_and_writing_the_best(straight, shards, tmp_path, 
     main(settings(shards, tmp_path / "run", "train.steps=10"))
     assert losses(tmp_path / "run") == losses(straight)
     assert read_best(tmp_path / "run") == read_best(straight)
+
+
+HOLDS = "; changed: what data.val holds"
+
+
+def test_the_best_is_chosen_anew_where_validation_has_changed(shards, tmp_path):
+    """By sets of another content under the same path, or by how they are measured; else it is kept."""
+    val, run_dir = shutil.copytree(shards, tmp_path / "val"), tmp_path / "run"
+    best, words = run_dir / "checkpoints" / "best.json", [f"data.val={val}", "train.val_every=2"]
+    main(settings(shards, run_dir, *words, "train.steps=2"))
+    best.write_text(json.dumps({**json.loads(best.read_text()), "value": 2.0}))  # which nothing exceeds
+    main(settings(shards, run_dir, *words, "train.steps=4"))
+    assert read_best(run_dir)["checkpoint"] == "step_00000002" and HOLDS not in (run_dir / "log.txt").read_text()
+    shutil.rmtree(val)
+    draw_shards(val, 8, 64, "--seed", "5")
+    main(settings(shards, run_dir, *words, "train.steps=6"))
+    now = read_best(run_dir)
+    assert now["checkpoint"] == "step_00000006" and now["value"] <= 1
+    assert HOLDS in (run_dir / "log.txt").read_text()
+    best.write_text(json.dumps({**now, "value": 2.0}))
+    main(settings(shards, run_dir, *words, "eval.limit=3", "train.steps=8"))
+    assert read_best(run_dir)["checkpoint"] == "step_00000008"
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
