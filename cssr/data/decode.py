@@ -1,12 +1,14 @@
 """Bytes of a sample's files into arrays. What a header claims is checked before any of it is decoded.
 
-Only JPEG and PNG are taken for images, whatever the decoders could read besides.
+Only JPEG and PNG and, of other people's shards, WebP and TIFF are taken for images, whatever the decoders could read
+besides.
 """
 
 import io
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import cv2
 import kornia_rs.io
@@ -14,9 +16,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from cssr.cracks.masks import BROKEN
+from cssr.utils.images import any_size
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY = b"\x08\x00"  # 8 bits, one channel
 _JPEG = b"\xff\xd8\xff"
+_BY_PILLOW = re.compile(rb"RIFF....WEBP|II\*\x00|MM\x00\*", re.DOTALL)
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': (True|False), 'shape': \((\d{1,3}), (\d{1,3})\), \} *\n",
     re.DOTALL,
@@ -24,12 +30,15 @@ _NPY = re.compile(
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(width, height) in pixels by the header of a JPEG or PNG file; ValueError if it is neither."""
+    """(width, height) in pixels by the header of a JPEG, PNG, WebP or TIFF file; ValueError if it is none of them."""
     if data[:8] == _PNG and data[12:16] == b"IHDR" and len(data) >= 33:
         return struct.unpack(">II", data[16:24])
     if data[:3] == _JPEG:
         return _jpeg_size(data)
-    raise ValueError("neither JPEG nor PNG")
+    if _BY_PILLOW.match(data):
+        with _opened(data) as image:
+            return image.size
+    raise ValueError("neither JPEG nor PNG, nor WebP or TIFF")
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -49,6 +58,8 @@ def decode_image(data: bytes, doubt: Callable[[str], None]) -> np.ndarray:
 
     `doubt` is called with what a JPEG decoder found wrong, where it could go on all the same. ValueError if it cannot.
     """
+    if _BY_PILLOW.match(data):
+        return _decode_by_pillow(data, "RGB")
     if data[:3] != _JPEG:
         return cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     try:
@@ -63,6 +74,8 @@ def decode_image(data: bytes, doubt: Callable[[str], None]) -> np.ndarray:
 
 def decode_mask(data: bytes, above: int = 0) -> np.ndarray:
     """H W uint8: 1 where the stored value exceeds `above`. ValueError if it cannot be decoded."""
+    if _BY_PILLOW.match(data):
+        return (_decode_by_pillow(data, "L") > above).view(np.uint8)
     if data[:8] != _PNG or data[24:26] != _GREY or len(data) < 33:
         return (_decode(data, cv2.IMREAD_GRAYSCALE) > above).view(np.uint8)
     width, height = struct.unpack(">II", data[16:24])
@@ -96,3 +109,20 @@ def _decode(data: bytes, mode: int) -> np.ndarray:
     if image is None:
         raise ValueError("cannot be decoded")
     return image
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """A WebP or TIFF file, its header read; ValueError for damage, then and later."""
+    try:
+        with any_size():
+            image = Image.open(io.BytesIO(data), formats=["WEBP", "TIFF"])
+        with image:
+            yield image
+    except (*BROKEN, struct.error) as error:
+        raise ValueError("cannot be decoded") from error
+
+
+def _decode_by_pillow(data: bytes, mode: str) -> np.ndarray:
+    with _opened(data) as image:
+        return np.array(image.convert(mode))
