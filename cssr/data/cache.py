@@ -6,6 +6,7 @@ exclusive lock on its partial file, who makes room one on the directory. Locks e
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import queue
 import re
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from cssr.config.schema import DataConfig
 from cssr.data.remote import DataError, Notify, Remote, Unreachable
 
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|partial)")  # anything else in the directory is left alone
@@ -33,6 +35,11 @@ class Entry:
     sha256: str
 
 
+def cache_directory(data: DataConfig) -> Path:
+    """Where files from elsewhere are kept, by the settings."""
+    return Path(data.cache or os.environ.get("CSSR_CACHE") or Path.home() / ".cache" / "cssr")
+
+
 @dataclass(frozen=True)
 class Cache:
     """Files of `remote`, kept in `directory` up to `capacity` bytes; the least recently used one goes first."""
@@ -40,6 +47,11 @@ class Cache:
     remote: Remote
     directory: Path
     capacity: int
+
+    @classmethod
+    def of(cls, root: str, data: DataConfig) -> "Cache":
+        """The cache that settings ask for, for the files under `root`."""
+        return cls(Remote(root, data.retries, data.timeout), cache_directory(data), int(data.cache_gib * 2**30))
 
     @contextmanager
     def use(self, entry: Entry, notify: Notify) -> Iterator[BinaryIO]:
@@ -51,6 +63,27 @@ class Cache:
             with contextlib.suppress(OSError):  # a cache that others filled may be read-only
                 os.utime(file.fileno())  # the time of last use
             yield file
+
+    def add(self, name: str, notify: Notify) -> Entry:
+        """Fetch a file of which nothing but the name is known, and keep it; returns what it is.
+
+        Raises: Unreachable, as `use`.
+        """
+        partial = self.directory / f"{hashlib.sha256(self.remote.address(name).encode()).hexdigest()}.partial"
+        with self._partial(partial) as file:
+            os.truncate(file.fileno(), 0)
+            try:
+                entry = Entry(name, *self.remote.download(name, file, None, None, notify))
+                os.fsync(file.fileno())
+                if entry.size > self.capacity:
+                    raise Unreachable(f"{self._limit()} holds no {name} of {entry.size / 2**30:.3g} GiB; raise it")
+                with self._alone():
+                    self._make_room(0)
+                    os.rename(partial, self._path(entry))
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+        return entry
 
     def holds(self, entry: Entry) -> bool:
         """Whether the file is there already."""
@@ -71,13 +104,7 @@ class Cache:
     def _fill(self, entry: Entry, path: Path, notify: Notify) -> None:
         """Download to a partial file, unless another process has done so in the meantime."""
         partial = path.with_suffix(".partial")
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise Unreachable(f"data.cache: {self.directory} cannot be written: {error.strerror}") from error
-        with open(handle, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # waits for whoever fills it now
+        with self._partial(partial) as file:
             if path.exists() or not _is(file, partial):
                 return
             try:
@@ -89,6 +116,18 @@ class Cache:
             except BaseException:
                 partial.unlink(missing_ok=True)
                 raise
+
+    @contextmanager
+    def _partial(self, path: Path) -> Iterator[BinaryIO]:
+        """A partial file, locked once whoever fills it now has done so."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise Unreachable(f"data.cache: {self.directory} cannot be written: {error.strerror}") from error
+        with open(handle, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
 
     def _reserve(self, file: BinaryIO, entry: Entry) -> None:
         """Give the file its full size, after others have made room for it."""

@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, NamedTuple
 _BLOCK = 1 << 18  # bytes read at once
 _STALLED = 1 << 16  # bytes; a transfer that moves fewer in `timeout` seconds is broken off
 _SLOW = 1 << 20  # bytes a second; a transfer that falls below over `timeout` seconds is reported
+_ENDLESS = 1 << 62  # bytes
 _LONGEST_WAIT = 60.0  # seconds between two tries
 _PASSING = {408, 425, 429}  # http statuses below 500 that may pass
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # the fault of this machine's disk
@@ -103,25 +104,33 @@ class Remote:
             raise Unreachable(f"{self.address(name)} is larger than {limit >> 20} MiB: this is no set of shards")
         return data
 
-    def download(self, name: str, file: BinaryIO, size: int, sha256: str, notify: Notify) -> None:
-        """A file of known size and digest into an empty `file`; a broken transfer goes on where it broke, if it can.
+    def download(
+        self, name: str, file: BinaryIO, size: int | None, sha256: str | None, notify: Notify
+    ) -> tuple[int, str]:
+        """A file into an empty `file`; a broken transfer goes on where it broke, if it can.
 
+        Args:
+            size, sha256: that the file must have; None: nobody knows.
+        Returns: its size and sha256.
         Raises: Unreachable, as well if what comes is not what was promised, however often.
         """
 
-        def attempt() -> None:
+        def attempt() -> tuple[int, str]:
             with _open(self.root, name, file.tell(), self.timeout) as stream:
                 file.seek(stream.start)
-                self._copy(name, stream, size + 1, file.write, notify)
+                self._copy(name, stream, _ENDLESS if size is None else size + 1, file.write, notify)
             file.flush()
             found = file.tell()
+            if size is None:
+                return found, _digest(file, found)
             if found < size:
                 raise _Broken(f"ended after {found} of {size} bytes")
             if found > size or _digest(file, size) != sha256:
                 file.seek(0)
                 raise _Broken(f"more than its {size} bytes" if found > size else "its sha256 is not that of the index")
+            return size, sha256
 
-        self._persist(name, attempt, notify)
+        return self._persist(name, attempt, notify)
 
     def _copy(self, name: str, stream: _Stream, end: int, write: Callable[[bytes], Any], notify: Notify) -> None:
         """At most up to `end`, watching the pace."""
