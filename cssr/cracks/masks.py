@@ -5,6 +5,7 @@ each file). What is unclear is refused, with the option that makes it clear: a g
 and missing data for cracks.
 """
 
+import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ class Mask(Protocol):
     mask: Callable[[], np.ndarray] | None
 
 
+class Unreadable(ValueError):
+    """A mask file is damaged."""
+
+
 class MaskFile(NamedTuple):
     """Values that have been read, under the name of their file."""
 
@@ -62,14 +67,14 @@ class MaskFile(NamedTuple):
         return self.values
 
 
-Read = Callable[[Path], np.ndarray]
+Read = Callable[[Path | io.BytesIO], np.ndarray]
 Decide = Callable[[Iterable[Mask]], MaskRule]
 
 
 # ---- files ----
 
 
-def read_mask(path: Path, transparent: bool = False) -> np.ndarray:
+def read_mask(path: Path | io.BytesIO, transparent: bool = False) -> np.ndarray:
     """Read the grey levels of a mask file: H W, 0..255, a 1-bit mask as 0 and 255, `NO_DATA` where data are missing.
 
     Data are missing where a GeoTIFF says so (by a nodata value other than 0), and in transparent pixels.
@@ -92,7 +97,7 @@ def read_mask(path: Path, transparent: bool = False) -> np.ndarray:
     return _with_missing(planes, missing)
 
 
-def read_colours(path: Path) -> np.ndarray:
+def read_colours(path: Path | io.BytesIO) -> np.ndarray:
     """Read the colours of a mask file: int32 H W, each as `packed` makes it; `NO_DATA` where it is transparent.
 
     Raises: ValueError where it cannot be read.
@@ -112,7 +117,7 @@ def packed(red, green, blue):
     return red << 16 | green << 8 | blue
 
 
-def _planes(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _planes(path: Path | io.BytesIO) -> tuple[np.ndarray, np.ndarray]:
     """uint8 H W, or H W C with C of 2 (grey, alpha), 3 or 4 (colours, alpha); and where data are missing, bool H W."""
     try:
         with any_size():
@@ -127,7 +132,7 @@ def _planes(path: Path) -> tuple[np.ndarray, np.ndarray]:
             planes = np.asarray(stored.convert("L") if mode == "1" else stored)
     except BROKEN as problem:
         reason = " ".join(str(problem).split())
-        raise ValueError(f"cannot read mask {path}: {reason}; replace or remove it and its image") from problem
+        raise Unreadable(f"cannot read mask {path}: {reason}; replace or remove it and its image") from problem
     if planes.dtype != np.uint8:
         raise ValueError(f"mask {path} is of mode {mode}; store masks as 8-bit grey or 1-bit images")
     missing = np.zeros(planes.shape[:2], bool)
@@ -142,7 +147,7 @@ def _nodata(stored: Image.Image) -> float:
         return 0.0
 
 
-def _opaque(planes: np.ndarray, path: Path, transparent: bool) -> tuple[np.ndarray, np.ndarray]:
+def _opaque(planes: np.ndarray, path: Path | io.BytesIO, transparent: bool) -> tuple[np.ndarray, np.ndarray]:
     """The colour channels (H W 1 or H W 3), and where they are transparent (by half or more)."""
     if planes.shape[2] == 3:
         return planes, np.zeros(planes.shape[:2], bool)
