@@ -55,6 +55,7 @@ class DataConfig:
     crack_share: float = 0.0  # share of the crops that must show a crack pixel, of images that have one
     photometric: bool = False  # CSSR's photometric distortion: brightness, contrast, saturation, hue, channel order
     stages: list[str] = field(default_factory=list)  # functions of yours before the crop: [my_lab.stages.clahe]
+    suffixes: dict[str, Any] = field(default_factory=dict)  # of foreign shards, if unclear: {image: jpg, mask: seg.png}
     lanes: int = 32  # pieces a pass is cut into; ranks x workers must divide it; a property of the run
     shuffle_window: int = 16384  # samples; a set that fits is permuted whole, a larger one within shards and windows
     workers: int = 2  # loader processes per rank; 0 loads in the training process
@@ -172,6 +173,7 @@ def check(config: Config) -> None:
     if not config.train.run_dir:
         raise ValueError("train.run_dir is empty: name the directory of the run")
     check_model(config.model)
+    _check_suffixes(config.data.suffixes)
     _check_sizes(config)
     _check_phases(config.phases)
 
@@ -253,6 +255,16 @@ def check_model(model: ModelConfig) -> None:
     for key, values in (("model.mean", model.mean), ("model.std", model.std)):
         if len(values) != 3 or (key == "model.std" and min(values) <= 0):
             raise ValueError(f"{key} needs three numbers (red, green, blue), std above 0; found {values}")
+
+
+def _check_suffixes(suffixes: Mapping[str, Any]) -> None:
+    lists = [[given] if isinstance(given, str) else given for given in suffixes.values()]
+    words = all(isinstance(given, list) and given and all(isinstance(word, str) for word in given) for given in lists)
+    if suffixes and not (words and "image" in suffixes and {*suffixes} <= {"image", "mask"}):
+        raise ValueError(
+            f"data.suffixes must be as {{image: [jpg, png], mask: seg.png}}, or without mask for images alone; "
+            f"found {suffixes}"
+        )
 
 
 def _check_sizes(config: Config) -> None:

@@ -49,7 +49,7 @@ def read_sample(shards: ShardSet, shard: int, index: int, notify: Notify = _igno
         with shards.file(shard, notify) as file:
             version = shards.entry(shard).sha256 if shards.cache else os.fstat(file.fileno()).st_mtime_ns
             held = contents((address, version), file, shards.counts[shard], shards.naming)
-            key = held.key(index)
+            key = shards.key(shard, held.key(index))
             where = f"{address} key {key}"
             held.check(index)
             files = Files(file, held.places[index], _BESIDE + 8 * shards.pixels)

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cssr.config.schema import DataConfig
-from cssr.data.cache import Cache, Entry
+from cssr.data.cache import Cache, Entry, cache_directory
+from cssr.data.foreign import find_tars, foreign_index
 from cssr.data.remote import DataError, Notify, Remote, is_remote
+from cssr.data.tar_reader import FORMAT as FORMAT
 from cssr.data.tar_reader import SLOTS, Naming
 
 _REMEDY = "write the shards again with shards/make_shards.py"
-FORMAT = "cssr-shards-1"
 LARGEST = 1 << 26  # bytes; some 200,000 shards
 _LARGEST_KERNEL = 511  # pixels a side
 _LEAST_SAMPLE = 1024  # bytes in a tar: a header and a block
 _MOST_SAMPLES = 1_000_000  # a shard
 _SIZE = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
-_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+\.tar")
+_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+\.(?i:tar)")
 
 
 def parse_index(text: bytes) -> dict[str, Any] | None:
@@ -63,7 +64,8 @@ def _has_sound_naming(index: dict[str, Any]) -> bool:
     """Whether what it says about the members of foreign tars, if anything, can be meant."""
     suffixes, above = index.get("suffixes", {}), index.get("mask_above", 0)
     known = all(suffix == suffix.lower() and slot in SLOTS for suffix, slot in suffixes.items())
-    return known and type(index.get("dotted_keys", False)) is bool and type(above) is int and 0 <= above <= 254
+    flags = all(type(index.get(name, False)) is bool for name in ("dotted_keys", "shard_in_key"))
+    return known and flags and type(above) is int and 0 <= above <= 254
 
 
 def sizes(index: dict[str, Any]) -> list[tuple[int, int]]:
@@ -87,14 +89,21 @@ class ShardSet:
 
     @classmethod
     def open(cls, root: str | Path, setting: str, data: DataConfig | None = None) -> "ShardSet":
-        """Read `root/index.json`, check the tars; DataError names `setting` (the option that gave `root`)."""
+        """Read `root/index.json`, or make an index of other people's tars, and check the tars.
+
+        Raises: DataError, which names `setting` (the option that gave `root`).
+        """
         data = data or DataConfig()
-        if is_remote(root):
-            cache = _cache(str(root), data)
-            text = _fetch_index(cache.remote)
-            where = cache.remote.address("index.json")
+        tars = find_tars(root)
+        root = tars.root if tars else root
+        cache = Cache.of(str(root), data) if is_remote(root) else None
+        root = root if cache else Path(str(root).removeprefix("file://"))
+        if tars:
+            where = tars
+            text = foreign_index(tars, setting, data.suffixes, cache, cache_directory(data), _say)
+        elif cache:
+            where, text = cache.remote.address("index.json"), _fetch_index(cache.remote)
         else:
-            cache, root = None, Path(str(root).removeprefix("file://"))
             where = root / "index.json"
             text = _read_index(where, setting)
         index = parse_index(text)
@@ -156,6 +165,10 @@ class ShardSet:
         """The mask value that those of crack exceed."""
         return self.index.get("mask_above", 0)
 
+    def key(self, shard: int, key: str) -> str:
+        """The key of a sample in the whole set, by that in its shard: foreign shards may have some alike."""
+        return f"{self.names[shard][: -len('.tar')]}/{key}" if self.index.get("shard_in_key") else key
+
     def smallest_side(self) -> int:
         """The shortest side of any image, pixels."""
         return min(map(min, sizes(self.index)))
@@ -201,11 +214,6 @@ class ShardSet:
 
 def _is_sha256(text: Any) -> bool:
     return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
-
-
-def _cache(root: str, data: DataConfig) -> Cache:
-    directory = data.cache or os.environ.get("CSSR_CACHE") or Path.home() / ".cache" / "cssr"
-    return Cache(Remote(root, data.retries, data.timeout), Path(directory), int(data.cache_gib * 2**30))
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ import numpy as np
 
 from cssr.data.decode import image_size
 
+FORMAT = "cssr-shards-1"
 SLOTS = (
     "jpg",
     "png",
@@ -149,7 +150,7 @@ def contents(name: tuple, file: BinaryIO, count: int, naming: Naming) -> Content
         naming: of its members.
     """
     size = os.fstat(file.fileno()).st_size
-    key = (*name, size, count)
+    key = (*name, size, count, tuple(naming.slots.items()), naming.folders, naming.dots)
     if key not in _known:
         _known[key] = _read_contents(file, size, count, naming)
         while len(_known) > 1 and sum(len(known.keys) for known in _known.values()) > _REMEMBERED:

@@ -58,7 +58,7 @@ def _opened(shards: ShardSet, shard: int) -> Iterator[Callable[[int], tuple[str,
     with shards.file(shard, _say) as file:
         version = shards.entry(shard).sha256 if shards.cache else os.fstat(file.fileno()).st_mtime_ns
         held = contents((shards.address(shard), version), file, shards.counts[shard], shards.naming)
-        yield lambda index: (held.key(index), Files(file, held.places[index], limit))
+        yield lambda index: (shards.key(shard, held.key(index)), Files(file, held.places[index], limit))
 
 
 @contextmanager

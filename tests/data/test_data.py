@@ -665,7 +665,7 @@ def first_tar(root: Path) -> Path:
 
 FAULTS = {
     "no directory": lambda root: root.rename(root.with_name("gone")),
-    "no index": lambda root: (root / "index.json").unlink(),
+    "neither index nor tars": lambda root: [path.unlink() for path in root.iterdir()],
     "no json": lambda root: (root / "index.json").write_text('{"format"'),
     "no text": lambda root: (root / "index.json").write_bytes(b"\xff\xfe\x00"),
     "a list": lambda root: (root / "index.json").write_text("[]"),
@@ -691,7 +691,7 @@ def test_shards_that_cannot_be_used_are_named_with_the_remedy(own, fault):
     assert str(own) in one_line(caught)
 
 
-@pytest.mark.parametrize("fault", ["no index", "a missing tar", "a list"])
+@pytest.mark.parametrize("fault", ["neither index nor tars", "a missing tar", "a list"])
 def test_validation_shards_likewise(own, fault):
     FAULTS[fault](own)
     with pytest.raises(DataError, match="data.val.*make_shards"):
