@@ -1,7 +1,7 @@
 """Mask files matched to the size of their images."""
 
+import io
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture lies on its side
 ResizeMasks = Annotated[bool, "enlarge or reduce masks of another size than their image to it (nearest neighbour)"]
 
 
-def upright_size(path: Path) -> tuple[int, int]:
+def upright_size(path: Path | io.BytesIO) -> tuple[int, int]:
     """(height, width) of an image file as it is shown, by its header alone; ValueError if it cannot be read."""
     try:
         with Image.open(path) as stored:
@@ -37,11 +37,11 @@ def reader(read: Read, mask: Path, image: Path, origin: str, resize: bool | None
         origin: how to name the image to people.
         resize: match a mask of another size to the image; None: there is no such choice.
     """
-    return partial(_read_fitted, read, mask, image, origin, resize)
+    return lambda: fitted(read(mask), upright_size(image), origin, resize)
 
 
-def _read_fitted(read: Read, mask: Path, image: Path, origin: str, resize: bool | None) -> np.ndarray:
-    values, size = read(mask), upright_size(image)
+def fitted(values: np.ndarray, size: tuple[int, int], origin: str, resize: bool | None) -> np.ndarray:
+    """A mask H W in the size (height, width) of its image; the other arguments as for `reader`."""
     if values.shape == size:
         return values
     (rows, columns), (height, width) = values.shape, size
