@@ -3,7 +3,8 @@
 Every byte is read: sizes, sha256 of each tar, names of the members, checksums that the samples carry, counts. With
 --decode every image, mask and kernel is decoded as well, and held against the sample's json. Of a set that another
 program has written (its index states no `tool_version`) no more is asked than docs/shards.md does: json files, sha256
-and counts may be missing, members that no reader looks at may be there.
+and counts may be missing, members that no reader looks at may be there. WebDataset tars of others are read as training
+reads them.
 """
 
 import json
@@ -20,7 +21,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cssr.data.dataset import read_sample
 from cssr.data.decode import image_size
+from cssr.data.foreign import find_tars
+from cssr.data.shards import ShardSet
+from cssr.data.tar_reader import Files, contents
 from cssr.dataset_preparation.decoding import wrong_contents
 from cssr.dataset_preparation.parallel import share
 from cssr.dataset_preparation.split import FILE, read_split
@@ -46,7 +51,7 @@ def check(root: Path, decode: bool, workers: int) -> tuple[list[str], str]:
 
     Raises: ValueError where there are no shards at all.
     """
-    if (root / "index.json").exists():
+    if (root / "index.json").exists() or find_tars(root):
         return _check_set(root, decode, workers)[:2]
     parts = sorted(path.parent for path in root.glob("*/index.json"))
     if not parts and not (root / FILE).exists():
@@ -60,13 +65,17 @@ def check(root: Path, decode: bool, workers: int) -> tuple[list[str], str]:
 
 
 def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, set[str]]:
+    tars = find_tars(root)
     try:
-        index = read_index(root)
+        index = ShardSet.open(root, "--check").index if tars else read_index(root)
+        foreign = ShardSet.open(root, "--check") if "suffixes" in index else None
     except ValueError as problem:
-        return [str(problem)], "index.json cannot be used", set()
-    entries, found = index["shards"], {}
+        return [str(problem)], f"{'these tars' if tars else 'index.json'} cannot be used", set()
+    root, entries, found = tars.root if tars else root, index["shards"], {}
 
     def work(task: int, tell: Callable[[], None]) -> Found:
+        if foreign:
+            return inspect_foreign(foreign, task, decode, tell)
         return inspect_shard(root / entries[task]["name"], entries[task], index, decode, tell)
 
     bar = tqdm(total=index["samples"], desc="checking", unit=" samples", leave=False, disable=not sys.stderr.isatty())
@@ -76,7 +85,8 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
     faults = [f"{entry['name']}: {fault}" for entry, one in zip(entries, ordered) for fault in one.faults]
     groups = set().union(*(one.groups for one in ordered))
     faults += _check_sum(index, ordered, groups) if not faults else []
-    faults += [f"{name} is not in index.json" for name in _strangers(root, entries)]
+    strangers = [] if tars else _strangers(root, entries)
+    faults += [f"{name} is not in index.json" for name in strangers]
     return faults, f"{sum(len(one.keys) for one in ordered)} samples in {len(entries)} shards", groups
 
 
@@ -126,6 +136,34 @@ def inspect_shard(path: Path, entry: dict[str, Any], index: dict[str, Any], deco
         found.faults = [f"{_DIFFERS}, but no member that has a checksum is damaged"]
     if len(found.keys) != entry["samples"]:
         found.faults.append(f"has {len(found.keys)} samples that can be read, its index says {entry['samples']}")
+    return found
+
+
+def inspect_foreign(shards: ShardSet, number: int, decode: bool, tell: Callable[[], None]) -> Found:
+    """Check a tar of a set that others have written, as training reads it; `tell` is called after each sample."""
+    found, entry = Found(), shards.index["shards"][number]
+    path = Path(shards.address(number))
+    if "sha256" in entry and sha256_of(path) != entry["sha256"]:
+        found.faults.append(_DIFFERS)
+    with path.open("rb") as file:
+        held = contents((str(path), path.stat().st_mtime_ns), file, entry["samples"], shards.naming)
+        for row, key in enumerate(held.keys):
+            found.keys.append(shards.key(number, key))
+            found.groups.add(found.keys[-1])
+            try:
+                held.check(row)
+                files = Files(file, held.places[row], entry["bytes"])
+                width, height = image_size(files.read("jpg", "png"))
+                found.sizes[f"{width}x{height}"] += 1
+                if shards.masks:
+                    files.sized(width, height, "mask.png")
+                if decode:
+                    read_sample(shards, number, row, found.faults.append)
+            except (OSError, ValueError, RecursionError) as problem:
+                found.faults.append(f"{key}: {problem}")
+            tell()
+    if len(held.keys) != entry["samples"]:
+        found.faults.append(held.trouble)
     return found
 
 

@@ -90,7 +90,8 @@ def _about_masks(index: dict[str, Any]) -> list[str]:
     if not index.get("masks", True):
         return ["  no masks: for super-resolution alone (loss.beta=0 with model.seg=none)"]
     if not index.keys() >= {"crack_share", "empty_masks", "mask_rule"}:
-        return ["  mask rule: crack = every value above 0 (the index says nothing of masks)"]
+        rule = index.get("mask_rule", "crack = every value above 0 (the index says nothing of masks)")
+        return [f"  mask rule: {rule}"]
     cracks = f"  crack pixels: {100 * index['crack_share']:.2f} %; empty masks: {index['empty_masks']}"
     return [cracks, f"  mask rule: {index['mask_rule']}"]
 
@@ -176,7 +177,7 @@ def _shorten(text: str, font: Any, width: int) -> str:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", metavar="DIR", help="a folder with index.json, or its address")
+    parser.add_argument("shards", metavar="DIR", help="a folder of shards, a brace pattern, or an address")
     parser.add_argument("--count", type=int, default=24, help="samples in the picture (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which samples (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="picture to write, .png or .jpg; none without it")

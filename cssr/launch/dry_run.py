@@ -9,6 +9,7 @@ import torch
 from cssr.config.loading import load_config
 from cssr.config.schema import Config
 from cssr.data.checks import check_kernels, check_lq, is_stored, open_train_sets
+from cssr.data.foreign import find_tars
 from cssr.data.remote import is_remote
 from cssr.data.sampler import check_split
 from cssr.data.shards import ShardSet, open_sets, parse_sets
@@ -187,7 +188,8 @@ class Rehearsal:
 
 
 def _is_missing(place: str) -> bool:
-    return not is_remote(place) and not Path(place).exists()
+    tars = find_tars(place)
+    return not (is_remote(place) or Path(place).exists() or (tars and Path(tars.root, tars.names[0]).exists()))
 
 
 def _row(need: Need) -> Row:

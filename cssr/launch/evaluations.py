@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cssr.data.foreign import find_tars
 from cssr.data.remote import is_remote
 from cssr.data.shards import open_sets
 from cssr.evaluate import add_options
@@ -169,7 +170,7 @@ def find_benchmarks(texts: Sequence[str], root: Path) -> list[Benchmark]:
 
 
 def _find_benchmark(text: str, root: Path) -> str:
-    if is_remote(text) or (Path(text) / "index.json").is_file():
+    if is_remote(text) or (Path(text) / "index.json").is_file() or find_tars(text):
         return text
     if (root / text / "index.json").is_file():
         return str(root / text)

@@ -126,7 +126,7 @@ class _Sample:
         key = f"{self.tar.name.partition('.')[0]}/{self.key}" if twice else self.key
         image = partial(_bytes, self.tar, self.image)
         mask = partial(self._mask, read, resize) if read else None
-        return Item(key, self._origin(self.image), image, mask, group=group(key) if group else None)
+        return Item(key, self._origin(self.image), image, mask, group=group(key) if group else None, files=(self.tar,))
 
     def _mask(self, read: Read, resize: bool) -> np.ndarray:
         image, mask = (NamedBytes(_bytes(self.tar, m), self._origin(m)) for m in (self.image, self.mask))
