@@ -153,7 +153,7 @@ def test_the_best_is_chosen_anew_where_validation_has_changed(shards, tmp_path):
     assert now["checkpoint"] == "step_00000006" and now["value"] <= 1
     assert HOLDS in (run_dir / "log.txt").read_text()
     best.write_text(json.dumps({**now, "value": 2.0}))
-    main(settings(shards, run_dir, *words, "eval.limit=3", "train.steps=8"))
+    main(settings(shards, run_dir, *words, "eval.limit=5", "train.steps=8"))
     assert read_best(run_dir)["checkpoint"] == "step_00000008"
 
 
