@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from foreign_tars import by_tarfile, coded
 from helpers import draw_shards
 from paths import ROOT
 from PIL import Image
@@ -147,9 +148,13 @@ class Place:
             (root / name).symlink_to(root / real)
 
     def _photographs(self) -> None:
-        """PHOTOS/images and PHOTOS/masks, and photograph.jpg."""
+        """PHOTOS/images and PHOTOS/masks, photograph.jpg, and tars as others write them in data/theirs."""
         for kind in ("images", "masks"):
             (self.root / "PHOTOS" / kind).mkdir(parents=True)
+        items = synthetic(count=12, size=64).items
+        by_tarfile(
+            self.root / "data/theirs", lambda n: [("jpg", items[n].image()), ("seg.png", coded(items[n].mask()))]
+        )
         for item in synthetic(count=12, size=64).items:
             (self.root / "PHOTOS/images" / f"{item.key}.jpg").write_bytes(item.image())
             Image.fromarray(item.mask()).save(self.root / "PHOTOS/masks" / f"{item.key}.png")
@@ -274,11 +279,12 @@ def training(place: Place, start: Sequence[str], arguments: Sequence[str]) -> No
         return
     recipe, settings = ([arguments[0]], [*arguments[1:]]) if "=" not in arguments[0] else ([], [*arguments])
     config = load_config(*recipe, overrides=settings)
+    theirs = next((s for s in settings if s.startswith("data.train=data/theirs")), "data.train=data/photos/train")
     data = [s for s in settings if not s.startswith(("data.train=", "data.val=", "train.init_from="))]
     small = [NETS[config.model.sr["name"]]] if config.model.sr["name"] in NETS else []
     if config.model.form["name"] == "sr_then_seg" and config.model.seg["name"] != "none":
         small.append(UNET)
-    train.main([*recipe, *data, "data.train=data/photos/train", "data.val=data/photos/val", *small, *TINY])
+    train.main([*recipe, *data, theirs, "data.val=data/photos/val", *small, *TINY])
 
 
 def evaluating(place: Place, start: Sequence[str], arguments: Sequence[str]) -> None:
