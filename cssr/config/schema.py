@@ -46,8 +46,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    train: Any = _addresses()  # shard directory or address, or several by weight: {dir_a: 3, dir_b: 1}
-    val: Any = _addresses()  # shard directory (or several, concatenated) for validation
+    train: Any = _addresses()  # shards: directory, tars by a pattern, address; several by weight: {dir_a: 3, dir_b: 1}
+    val: Any = _addresses()  # shards (or several sets, concatenated) for validation
     crop: int = 224  # side of the square HR training crop, pixels; a multiple of model.scale
     resized_crop: list[float] | None = None  # [low, high]: crop this share of the area, resized to `crop`
     hflip: float = 0.5  # probability of a horizontal mirror

@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +40,7 @@ _PACKERS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, 
 _MOST_TARS = 200_000
 _IN_PLACE = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff")
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # of Pillow, for these
+_ASKED_AT_ONCE = 16  # tars elsewhere, for their size and time
 _MOST_MASKS = 100  # that the rule is decided from, evenly spread over the set
 _HEADER = 1 << 16  # bytes that most headers of images are within
 _LARGEST = 1 << 28  # bytes of an image file that is read for its header, or of a mask
@@ -121,12 +123,12 @@ def _tars_in(folder: Path) -> Tars | None:
 
 
 def _is_of_others(index: Path) -> bool:
-    """Whether an index.json is that of wids."""
+    """Whether an index.json is none of ours, as that of wids."""
     try:
         found = json.loads(index.read_bytes()) if index.stat().st_size <= _LARGEST else None
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and "wids_version" in found and "format" not in found
+    return isinstance(found, dict) and "format" not in found
 
 
 def _expanded(pattern: str) -> tuple[str, ...]:
@@ -166,7 +168,7 @@ def foreign_index(
         role: [suffix.lower().lstrip(".") for suffix in ([given] if isinstance(given, str) else given)]
         for role, given in suffixes.items()
     }
-    stamps = _stamps(tars, setting)
+    stamps = _stamps(tars, setting, cache, say)
     paths = _places(tars, directory)
     for path in paths:
         if kept := _kept(path, stamps, asked):
@@ -183,14 +185,18 @@ def foreign_index(
         except ValueError as error:
             raise DataError(f"{setting}: {tars}: {error}") from error
         write_atomic(path, json.dumps({"version": _VERSION, "tars": stamps, "suffixes": asked, "index": index}))
-    say(f"{tars}: {_summary(index)}; this index is kept in {path}")
+    roles = {slot: role for role, slot in SLOTS.items()}
+    suffixes = ", ".join(f"{suffix} {roles[slot]}" for suffix, slot in index["suffixes"].items())
+    about = f"{index['samples']} samples in {len(index['shards'])} tars ({suffixes}); masks: {index['mask_rule']}"
+    say(f"{tars}: {about}; this index is kept in {path}")
     return json.dumps(index).encode()
 
 
-def _stamps(tars: Tars, setting: str) -> list[list[Any]]:
-    """Name, size and time of each tar; of those elsewhere the name alone."""
-    if is_remote(tars.root):
-        return [[name] for name in tars.names]
+def _stamps(tars: Tars, setting: str, cache: Cache | None, say: Notify) -> list[list[Any]]:
+    """Name, size and time of each tar, as far as they are known."""
+    if cache:
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as threads:
+            return [[*both] for both in zip(tars.names, threads.map(lambda n: cache.remote.stamp(n, say), tars.names))]
     try:
         facts = [(name, (tars.root / name).stat()) for name in tars.names]
     except OSError as error:
@@ -242,12 +248,6 @@ def _locked(paths: Sequence[Path]) -> Iterator[Path]:
     raise DataError(f"data.cache: {paths[-1].parent} cannot be written: {problem.strerror}; choose another directory")
 
 
-def _summary(index: Mapping[str, Any]) -> str:
-    roles = {slot: role for role, slot in SLOTS.items()}
-    suffixes = ", ".join(f"{suffix} {roles[slot]}" for suffix, slot in index["suffixes"].items())
-    return f"{index['samples']} samples in {len(index['shards'])} tars ({suffixes}); masks: {index['mask_rule']}"
-
-
 def _say_setting(image: str, mask: str) -> str:
     return f"data.suffixes={{image: {image}, mask: {mask}}}" if mask else f"data.suffixes={{image: {image}}}"
 
@@ -281,6 +281,8 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except NotInPlace as error:
         raise NotInPlace(f"{name}: {error}", error.option) from None
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: {' '.join(str(error).split())}; fetch or write it again") from error
 
@@ -327,7 +329,7 @@ def _index(
                 if image.reason:
                     raise NotInPlace(f"the image of {where} is {image.reason}")
                 sizes[f"{image.width}x{image.height}"] += 1
-                if "mask" in files and row % step == 0:
+                if reading.masked and row % step == 0:
                     masks += _read_mask(file, files["mask"][0], image, where)
         counts.append(len(samples))
         twice = twice or not keys.isdisjoint(map(hash, samples))

@@ -52,10 +52,13 @@ class _Broken(OSError):
 
 
 class _Stream(NamedTuple):
-    """What a server gives: `read(n)`, at most n bytes (b"" at the end), and the place in the file that it begins at."""
+    """What a server gives: `read(n)`, at most n bytes (b"" at the end), the place in the file that it begins at, and
+    its size and time, as far as they are known.
+    """
 
     read: Callable[[int], bytes]
     start: int
+    stamp: str = ""
 
 
 def is_remote(root: Any) -> bool:
@@ -103,6 +106,15 @@ class Remote:
         if len(data) > limit:
             raise Unreachable(f"{self.address(name)} is larger than {limit >> 20} MiB: this is no set of shards")
         return data
+
+    def stamp(self, name: str, notify: Notify) -> str:
+        """Size and time of a file in words, "" where they are not known: another one when it changes."""
+
+        def attempt() -> str:
+            with _open(self.root, name, 0, self.timeout) as stream:
+                return stream.stamp
+
+        return self._persist(name, attempt, notify)
 
     def download(
         self, name: str, file: BinaryIO, size: int | None, sha256: str | None, notify: Notify
@@ -219,7 +231,8 @@ def _http(root: str, name: str, start: int, timeout: float) -> Iterator[_Stream]
         goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         if response.status != 200 and not goes_on:
             raise _Broken(f"HTTP status {response.status}")
-        yield _Stream(lambda count: deadline.watch(lambda: _read1(response, count)), start if goes_on else 0)
+        stamp = " ".join(response.headers.get(name, "") for name in ("Content-Length", "Last-Modified")).strip()
+        yield _Stream(lambda count: deadline.watch(lambda: _read1(response, count)), start if goes_on else 0, stamp)
 
 
 class _Deadline:
@@ -298,7 +311,7 @@ def _fsspec(root: str, name: str, start: int, timeout: float) -> Iterator[_Strea
 
     with fsspec.open(f"{root.rstrip('/')}/{name}", "rb") as file:
         file.seek(start)
-        yield _Stream(file.read, start)
+        yield _Stream(file.read, start, str(getattr(file, "size", "")))
 
 
 @contextmanager

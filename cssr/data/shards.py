@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from cssr.config.schema import DataConfig
 from cssr.data.cache import Cache, Entry, cache_directory
 from cssr.data.foreign import find_tars, foreign_index
-from cssr.data.remote import DataError, Notify, Remote, is_remote
+from cssr.data.remote import DataError, Notify, Remote, Unreachable, is_remote
 from cssr.data.tar_reader import FORMAT as FORMAT
 from cssr.data.tar_reader import SLOTS, Naming
 
@@ -219,7 +219,12 @@ def _is_sha256(text: Any) -> bool:
 @lru_cache(maxsize=64)
 def _fetch_index(remote: Remote) -> bytes:
     """Once a process: what has begun with an index goes on with it."""
-    return remote.fetch("index.json", LARGEST, _say)
+    try:
+        return remote.fetch("index.json", LARGEST, _say)
+    except Unreachable as error:
+        if "404" not in str(error):
+            raise
+        raise Unreachable(f"{error}; tars of others are named, as {remote.address('x-{000000..000099}.tar')}") from None
 
 
 def _read_index(path: Path, setting: str) -> bytes:

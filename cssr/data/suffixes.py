@@ -133,8 +133,9 @@ def _loses(names: Iterable[str], roles: Mapping[str, str]) -> bool:
 
 
 def _tails(name: str) -> list[str]:
-    """'a/b.c.jpg' -> ['c.jpg', 'jpg']."""
-    parts = name.rpartition("/")[2].lower().split(".")[1:]
+    """'a/b.c.jpg' -> ['c.jpg', 'jpg']; none of hidden files, such as those that macOS adds."""
+    key, *parts = name.rpartition("/")[2].lower().split(".")
+    parts = parts if key else []
     return [".".join(parts[n:]) for n in range(len(parts))]
 
 
@@ -148,7 +149,7 @@ def _role(suffix: str, asked: Suffixes) -> str | None:
     words = re.split(r"[._-]+", suffix)[:-1]
     if all(word in _IMAGE for word in words):
         return None if asked else "image"
-    return "mask" if {*words} & _MASK and all(word in _MASK | _BESIDE for word in words) else None
+    return "mask" if {*words} & _MASK and {*words} <= _MASK | _BESIDE | _IMAGE else None
 
 
 def _read(tars: Sequence[Sequence[str]], roles: dict[str, str], dots: bool, asked: Suffixes, alone: bool) -> Reading:

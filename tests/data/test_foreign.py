@@ -151,10 +151,27 @@ def test_a_set_from_a_server_is_read_through_the_cache(tmp_path):
         assert_same(batches(place, tmp_path / "cache", workers=2), here)
         asked = len(server.requests)
         assert_same(batches(place, tmp_path / "cache"), here)
-        assert len(server.requests) == asked, "neither tars nor index are fetched again"
+        assert len(server.requests) == asked + 3, "each tar is asked for its size, none is fetched again"
         assert sorted({name for name, _ in server.requests}) == [f"x-00000{n}.tar" for n in range(3)]
         assert "404" in str(pytest.raises(DataError, opened, f"{server.address}/y.tar").value)
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
+
+
+def test_a_set_on_a_server_that_changes_is_indexed_again(tmp_path):
+    root = by_tarfile(tmp_path / "set")
+    with serving(root) as server:
+        place = f"{server.address}/x-{{000000,000001}}.tar"
+        assert len(samples(opened(place))) == 7
+        (root / "x-000001.tar").write_bytes((root / "x-000002.tar").read_bytes())
+        assert [sample.key for sample in samples(opened(place))][4:] == [f"k{n:03d}" for n in range(7, 12)]
+
+
+def test_a_single_tar_of_an_object_store(tmp_path):
+    import fsspec
+
+    root = by_tarfile(tmp_path / "set")
+    fsspec.filesystem("memory").pipe("/bucket/x.tar", (root / "x-000002.tar").read_bytes())
+    assert len(samples(opened("memory://bucket/x.tar"))) == 5
 
 
 # ---- the index ----
@@ -276,6 +293,13 @@ def test_only_some_keys_have_dots(tmp_path):
     assert [sample.key for sample in found[:3]] == ["k000", "k001.5m", "k002"] and len(found) == 12
 
 
+def test_what_macos_adds_is_passed_over(tmp_path):
+    root = by_tarfile(tmp_path / "set", lambda n: [*usual(n), ("preview.png", coded(picture(n)))])
+    write_tar(root / "y.tar", [(f"{hidden}m.{suffix}", data) for hidden in ("._", "") for suffix, data in usual(0)])
+    found = samples(opened(root))
+    assert len(found) == 13 and found[-1].key == "m"
+
+
 def test_previews_beside_are_no_samples(tmp_path):
     root = by_tarfile(tmp_path / "set", lambda n: [*usual(n), ("preview.jpg", coded(picture(0), "JPEG"))])
     assert len(samples(opened(root))) == len(samples(opened(root, image="jpg"))) == 12
@@ -307,8 +331,10 @@ def test_masks_that_cannot_be_read_in_place(values, says, tmp_path):
     def files(number: int):
         return [("jpg", coded(picture(number), "JPEG")), ("mask.png", coded(values(mask(number))))]
 
-    text = refused(by_tarfile(tmp_path / "set", files))
+    root = by_tarfile(tmp_path / "set", files)
+    text = refused(root)
     assert says in text and "make_shards.py webdataset" in text
+    assert len(opened(root, image="jpg")) == 12, "the images alone can be"
 
 
 @pytest.mark.parametrize("image, says", [

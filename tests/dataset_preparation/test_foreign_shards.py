@@ -16,10 +16,13 @@ from hand_made import write_pairs
 from PIL import Image
 from shard_helpers import read, refused, run
 
+from cssr import evaluate
+from cssr.config.schema import ModelConfig
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation import make_benchmark, show
 from cssr.dataset_preparation.check import check
 from cssr.dataset_preparation.sources import webdataset
+from cssr.models.joint import build_model
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +170,16 @@ def test_a_set_of_others_is_shown(tmp_path, capsys, monkeypatch):
     told = capsys.readouterr().out
     assert "12 samples in 3 shards" in told and "written by another program" in told and "crack = 255" in told
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
+
+
+def test_a_model_is_evaluated_on_a_set_of_others(tmp_path):
+    root, model = by_tarfile(tmp_path / "set", key="a/b.c/{}"), tmp_path / "run"
+    seg = {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}
+    config = ModelConfig(scale=2, sr={"name": "bicubic"}, seg=seg)
+    build_model(config).save_pretrained(model / "export", degradation={"name": "downsample"})
+    evaluate.main([str(model), "--data", f"{root}/x-{{000000..000002}}.tar", "--out", str(tmp_path / "out")])
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "a/b.c/11" in json.dumps(result) or "a/b.c/11" in (tmp_path / "out" / "per_image.csv").read_text()
 
 
 def test_a_benchmark_is_made_of_a_set_of_others(tmp_path):

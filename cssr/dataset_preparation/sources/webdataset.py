@@ -63,7 +63,8 @@ def webdataset(
     if fault := reading.fault(_say):
         raise ValueError(f"{tars}: {fault}")
     notes = _unpaired(tars, reading, skip_unpaired)
-    read, decide = choose(threshold, crack_colors, crack_values, _is_lossy(reading))
+    lossy = any(f".{suffix}".endswith(LOSSY_SUFFIXES) for suffix in reading.of("mask"))
+    read, decide = choose(threshold, crack_colors, crack_values, lossy)
     samples = [_Sample(tars.root / name, *one) for name, m in zip(tars.names, listed) for one in _whole(reading, m)]
     twice = len({sample.key for sample in samples}) < len(samples)
     group = by_expression(group_pattern)
@@ -96,10 +97,6 @@ def _unpaired(tars: Tars, reading: Reading, skip: bool) -> tuple[str, ...]:
             "with --skip-unpaired"
         )
     return (f"passed over {count} samples without image or mask",)
-
-
-def _is_lossy(reading: Reading) -> bool:
-    return any(f".{suffix}".endswith(LOSSY_SUFFIXES) for suffix in reading.of("mask"))
 
 
 def _whole(reading: Reading, members: list[Member]) -> Iterator[tuple[str, Member, Member | None]]:
