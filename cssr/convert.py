@@ -1,6 +1,7 @@
 """The published systems' weight files as ours: `python -m cssr.convert FILE.pth --recipe R.yaml --out DIR`."""
 
 from cssr.utils import interrupts
+from cssr.utils.cli import program
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
@@ -12,7 +13,7 @@ from pathlib import Path
 
 def parser() -> argparse.ArgumentParser:
     """The options; settings may stand among them: `parse_intermixed_args`."""
-    parser = argparse.ArgumentParser(prog="python -m cssr.convert", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("python -m cssr.convert"), description=__doc__)
     parser.add_argument("file", type=Path, help="checkpoint of the authors (.pth)")
     parser.add_argument("--recipe", required=True, help="recipe whose model settings it has")
     parser.add_argument("--out", type=Path, required=True, help="export directory to write")

@@ -7,6 +7,7 @@ an example with numpy and onnxruntime alone.
 """
 
 from cssr.utils import interrupts
+from cssr.utils.cli import program
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
@@ -20,7 +21,7 @@ FORMATS = ("onnx", "torch_export")  # for other systems
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m cssr.deploy", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("python -m cssr.deploy"), description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("model", type=Path, help="run, export, model of the package (small-x4), or owner/name in the Hub's cache")
     add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="onnx (default), or both")

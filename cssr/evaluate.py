@@ -1,6 +1,7 @@
 """Evaluation by the papers' measures: `accelerate launch cssr/evaluate.py RUN_OR_EXPORT --data SHARDS`."""
 
 from cssr.utils import interrupts
+from cssr.utils.cli import program
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
@@ -12,7 +13,7 @@ from pathlib import Path
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog="accelerate launch cssr/evaluate.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("accelerate launch cssr/evaluate.py"), description=__doc__)
     parser.add_argument("model", type=Path, help="run, export, or model of the package (small-x4)")
     parser.add_argument("--data", required=True, help="shard directory to evaluate on")
     parser.add_argument("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")

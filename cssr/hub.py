@@ -6,6 +6,7 @@ A pull fetches the two files of an export into this machine's cache, where every
 """
 
 from cssr.utils import interrupts
+from cssr.utils.cli import program
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
@@ -72,7 +73,7 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cssr.hub", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("python -m cssr.hub"), description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="push | pack | pull")
     pushing = commands.add_parser("push", help="push the export of a run, with a model card")
     pushing.set_defaults(run=_push)

@@ -1,6 +1,7 @@
 """Length and width of the cracks of masks: `python -m cssr.measure MASK|FOLDER ... --out DIR`."""
 
 from cssr.utils import interrupts
+from cssr.utils.cli import program
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
@@ -12,7 +13,7 @@ from pathlib import Path
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m cssr.measure", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("python -m cssr.measure"), description=__doc__)
     add = parser.add_argument
     add("masks", nargs="+", type=Path, help="mask files of 1 or 8 bit, or folders of them")
     add("--out", type=Path, required=True, help="directory to write to")

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cssr.config.schema import RESULTS, TILE
+from cssr.utils.cli import program
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m cssr.predict", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("python -m cssr.predict"), description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("source", type=Path, nargs="+", help="photographs, folders of them, quoted patterns ('pier/*.jpg'), videos; "
         "a run or an export in the first place is taken as --model")  # fmt: skip

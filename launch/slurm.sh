@@ -9,7 +9,7 @@ run_dir=$(printf '%s\n' "$@" | sed -n 's/^train\.run_dir=//p' | tail -n 1)
 export CSSR_WORLD_SIZE=$((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-1})) TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150
 set -- --config_file "${LAUNCH:-launch/multi_node.yaml}" --num_machines "$SLURM_JOB_NUM_NODES" \
   --num_processes "$CSSR_WORLD_SIZE" --main_process_port $((10000 + SLURM_JOB_ID % 20000)) \
-  --main_process_ip "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)" cssr/train.py "$@"
+  --main_process_ip "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)" -m cssr.train "$@"
 srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 bash -c '
   (trap "" USR1; exec accelerate launch --machine_rank "$SLURM_NODEID" "$@") & # deaf to what is meant for its children
   trap "pkill -USR1 -P $!" USR1 TERM

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cssr.config.schema import ADDRESSES, Config, ModelConfig, PhaseConfig, check, check_model
+from cssr.utils.installed import find_file
 
 _LARGEST = 1 << 20  # bytes of a recipe
 _DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, what an alias stands for included
@@ -201,7 +202,7 @@ def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> 
     Args:
         cls: the settings class, which says what is text: that is taken as it stands.
     """
-    path = Path(path).expanduser()
+    path = Path(path).expanduser() if above else find_file(path, "configs")
     if path.resolve() in above:
         raise ValueError(f"config: {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
     if len(above) > _LONGEST_CHAIN:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from cssr.data.dataset import read_sample
 from cssr.data.shards import ShardSet
+from cssr.utils.cli import program
 
 
 def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:
@@ -29,7 +30,7 @@ def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("shards/extract.py"), description=__doc__)
     parser.add_argument("shards", type=Path, help="shard directory")
     parser.add_argument("--out", type=Path, required=True, help="directory to write to")
     parser.add_argument("--count", type=int, default=4, help="how many (4)")

@@ -24,14 +24,15 @@ from cssr.dataset_preparation.benchmark import frozen_source, header_of, read_be
 from cssr.dataset_preparation.make import list_of, with_safe_keys, write_set
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.workspace import check_free
-from cssr.utils.cli import Parser, run_command
+from cssr.utils.cli import Parser, program, run_command
+from cssr.utils.installed import find_file
 from cssr.utils.machine import check_processes, cores
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Parse and check the command line; ValueError with a remedy for what makes no sense."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="make_benchmark.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = Parser(prog=program("make_benchmark.py"), description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     add("--data", required=True, metavar="SHARDS", help="shard set to degrade: its folder or address")
     add("--degradation", type=Path, required=True, metavar="FILE", help="one of configs/benchmarks, or your own")
@@ -51,7 +52,7 @@ def make(args: argparse.Namespace) -> str:
     """Do what the command line asks. Returns a summary for people."""
     torch.set_num_threads(1)  # the processes, which are forked, must find no threads begun
     check_free(args.out)
-    benchmark = read_benchmark(args.degradation)
+    benchmark = read_benchmark(find_file(args.degradation, "configs"))
     degrade = benchmark.build()
     (shards,) = open_sets(args.data, "--data")
     source = with_safe_keys(frozen_source(shards, benchmark, degrade))

@@ -5,17 +5,18 @@ import inspect
 from pathlib import Path
 from typing import get_args
 
+from cssr.config.loading import import_modules
 from cssr.dataset_preparation.sources import SOURCES
 from cssr.dataset_preparation.split import parse_ratio
 from cssr.dataset_preparation.tiles import Tiling
-from cssr.utils.cli import Parser, check_bits
+from cssr.utils.cli import Parser, check_bits, program
 from cssr.utils.machine import check_processes, cores
 
 
 def build_parser(about: str) -> argparse.ArgumentParser:
     """One sub-command per source; its own options come from the signature of the source's function."""
     parser = Parser(
-        prog="make_shards.py",
+        prog=program("make_shards.py"),
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -25,6 +26,7 @@ def build_parser(about: str) -> argparse.ArgumentParser:
         line = inspect.getdoc(SOURCES.get(name)).splitlines()[0]
         command = commands.add_parser(name, help=line, description=line, allow_abbrev=False)
         _add_common(command)
+        add_imports(command)
         add_from_signature(command, name)
     return parser
 
@@ -58,6 +60,23 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     )
 
 
+def check_source(argv: list[str], script: str) -> None:
+    """Import what `--imports` names, so that its layouts are known; ValueError unless `argv` begins with a source."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_imports(early)
+    import_modules(early.parse_known_args(argv[1:])[0].imports, "--imports")
+    if not argv:
+        raise ValueError(f"give a source: one of {', '.join(SOURCES.names())}; `{script} --help` explains")
+    if not argv[0].startswith("-"):
+        SOURCES.get(argv[0])  # its error has the closest name
+
+
+def add_imports(command: argparse.ArgumentParser) -> None:
+    """The option by which a user's own layouts are registered."""
+    about = "modules of yours that register SOURCE, from here or the Python path"
+    command.add_argument("--imports", nargs="+", default=[], metavar="MODULE", help=about)
+
+
 def add_from_signature(command: argparse.ArgumentParser, name: str) -> None:
     """The options of a source, from the signature of its function."""
     for option, parameter in inspect.signature(SOURCES.get(name)).parameters.items():
@@ -86,10 +105,7 @@ def add_from_signature(command: argparse.ArgumentParser, name: str) -> None:
 
 def read_arguments(argv: list[str], about: str) -> argparse.Namespace:
     """Parse and check the command line; ValueError with a remedy for what makes no sense. `about` is for --help."""
-    if not argv:
-        raise ValueError(f"give a source: one of {', '.join(SOURCES.names())}; `make_shards.py --help` explains")
-    if not argv[0].startswith("-"):
-        SOURCES.get(argv[0])  # its error has the closest name
+    check_source(argv, program("make_shards.py"))
     args = build_parser(about).parse_args(argv)
     check_processes(args.workers, "--workers", gib=0.2, least=1)
     for option, least in (("shard_size", 1), ("seed", 0)):
@@ -110,7 +126,7 @@ def read_arguments(argv: list[str], about: str) -> argparse.Namespace:
 
 def read_check_arguments(argv: list[str], about: str) -> argparse.Namespace:
     """The command line of --check; `about` is for --help."""
-    parser = Parser(prog="make_shards.py", description=about, allow_abbrev=False)
+    parser = Parser(prog=program("make_shards.py"), description=about, allow_abbrev=False)
     parser.add_argument("--check", type=Path, nargs="+", required=True, metavar="DIR", help="shard sets or their parts")
     parser.add_argument("--decode", action="store_true", help="decode every image, mask and kernel as well")
     parser.add_argument("--workers", type=int, default=cores(), help="processes (%(default)s)")

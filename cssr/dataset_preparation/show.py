@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cssr.config.loading import to_inline_yaml
 from cssr.data.dataset import Sample, read_sample
 from cssr.data.shards import ShardSet
+from cssr.utils.cli import program
 
 _SIDE = 256  # pixels of the longer side of a picture on the sheet
 _GAP, _TEXT = 8, 18
@@ -176,7 +177,9 @@ def _shorten(text: str, font: Any, width: int) -> str:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=program("shards/show.py"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shards", metavar="DIR", help="a folder of shards, a brace pattern, or an address")
     parser.add_argument("--count", type=int, default=24, help="samples in the picture (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which samples (%(default)s)")

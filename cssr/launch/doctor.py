@@ -17,6 +17,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cssr.utils.cli import program
+
 _OPTIONS = {
     "num_processes": int,
     "num_machines": int,
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The options of `accelerate launch` that matter, by its names, and what train.py takes."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="doctor.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=program("launch/doctor.py"), description=__doc__, formatter_class=raw, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--config_file", "--config-file", required=True, metavar="FILE", help="a launch file, or its name in launch/")
     for name, kind in _OPTIONS.items():

@@ -237,7 +237,7 @@ def print_commands(evaluations: Iterable[Evaluation], team: Crew) -> None:
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse and check the command line; ValueError with a remedy for what makes no sense."""
-    options = evaluation_parser(__doc__).parse_args(argv)
+    options = evaluation_parser().parse_args(argv)
     check_options(options)
     measured.check_options(options)
     return options
@@ -267,7 +267,7 @@ def launch(argv: list[str]) -> int:
         return min(1, run_evaluations([task], _team(options), options.out))
     tasks = [n for n, evaluation in enumerate(evaluations) if evaluation.missing()]
     if tasks and options.slurm and not options.collect:
-        return submit("launch/evaluate.py", argv, options.out, tasks, options)
+        return submit("evaluations", argv, options.out, tasks, options)
     if tasks and not options.collect:
         run_evaluations(evaluations, _team(options), options.out)
     return min(1, collect(evaluations, options.out))

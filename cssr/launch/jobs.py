@@ -24,6 +24,7 @@ from typing import IO, Any
 import yaml
 
 from cssr.utils.files import write_atomic
+from cssr.utils.installed import find_file, folder
 from cssr.utils.machine import check_processes
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -172,7 +173,7 @@ def _end(working: Sequence[_Running], arrived: list[int]) -> None:
             time.sleep(_POLL)
 
 
-ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
 _VISIBLE = {  # the environment variable that says which devices a process sees; mps has none, and one device
     "cuda": "CUDA_VISIBLE_DEVICES",
     "xpu": "ZE_AFFINITY_MASK",
@@ -215,7 +216,7 @@ class Crew:
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(self.file)]
         launch += ["--num_processes", str(self.processes), "--num_cpu_threads_per_process", str(self.threads)]
         launch += ["--main_process_port", "0"] if self.processes > 1 else []
-        return [*launch, str(ROOT / script), *arguments]
+        return [*launch, str(_PACKAGE.parent / script), *arguments]
 
 
 def crew(processes: int | None, jobs: int | None, file: str | None, threads: int | None = None) -> Crew:
@@ -245,15 +246,15 @@ def _places(there: Sequence[str], processes: int, jobs: int) -> tuple[dict[str, 
 
 def _default_file(accelerated: bool, processes: int) -> Path:
     one, several = ("single_gpu", "multi_gpu") if accelerated else ("cpu", "cpu_2proc")
-    return ROOT / "launch" / f"{one if processes == 1 else several}.yaml"
+    return folder("launch") / f"{one if processes == 1 else several}.yaml"
 
 
 def find_launch_file(text: str) -> Path:
     """A launch file by its path, or by its name in launch/; ValueError lists those."""
-    for path in (Path(text), ROOT / "launch" / text, ROOT / "launch" / f"{text}.yaml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in (ROOT / "launch").glob("*.yaml")))
+    path = find_file(text, "launch")
+    if path.is_file():
+        return path
+    known = ", ".join(sorted(path.stem for path in folder("launch").glob("*.yaml")))
     raise ValueError(f"--config-file {text}: no such file; in launch/ there are {known}")
 
 
@@ -267,18 +268,19 @@ def _promised(path: Path) -> int:
 _TASK = "$SLURM_ARRAY_TASK_ID"
 
 
-def submit(script: str, arguments: Sequence[str], out: Path, tasks: Sequence[int], options: argparse.Namespace) -> int:
+def submit(command: str, arguments: Sequence[str], out: Path, tasks: Sequence[int], options: argparse.Namespace) -> int:
     """Write `out/slurm`, submit the array of `tasks` and the job that collects; where sbatch is not, say how to.
 
-    Each task is the same command with `--task N`, the job that collects with `--collect`, whatever became of the tasks.
+    Each task is the same `cssr COMMAND` with `--task N`; the job that collects, with `--collect`, runs whatever became
+    of them.
     Raises: ValueError, one line, with what sbatch says.
     """
-    folder, name = (out / "slurm").absolute(), f"cssr-{Path(script).stem}"
-    folder.mkdir(parents=True, exist_ok=True)
-    own = [sys.executable, str(ROOT / script)]
-    task = _script(folder / "task.sh", [*own, "--task", _TASK, *arguments])
-    collect = _script(folder / "collect.sh", [*own, "--collect", *arguments])
-    more, place = shlex.split(options.sbatch_args), str(folder).replace("%", "%%")
+    scripts, name = (out / "slurm").absolute(), f"cssr-{command}"
+    scripts.mkdir(parents=True, exist_ok=True)
+    own = [sys.executable, "-m", "cssr", command]
+    task = _script(scripts / "task.sh", [*own, "--task", _TASK, *arguments])
+    collect = _script(scripts / "collect.sh", [*own, "--collect", *arguments])
+    more, place = shlex.split(options.sbatch_args), str(scripts).replace("%", "%%")
     limit = f"%{options.jobs}" if options.jobs else ""
     # SIGTERM to the launcher two minutes before the time is up: training writes a checkpoint
     array = ["sbatch", "--parsable", f"--job-name={name}", f"--output={place}/%A_%a.log", "--signal=B:TERM@120"]
@@ -290,7 +292,7 @@ def submit(script: str, arguments: Sequence[str], out: Path, tasks: Sequence[int
         return 0
     number = _sbatch(array)
     last = _sbatch([*after, f"--dependency=afterany:{number}", *more, str(collect)])
-    print(f"submitted {len(tasks)} tasks as job {number}, the report as job {last}; logs: {folder}")
+    print(f"submitted {len(tasks)} tasks as job {number}, the report as job {last}; logs: {scripts}")
     return 0
 
 

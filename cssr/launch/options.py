@@ -4,19 +4,71 @@ import argparse
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cssr.evaluate import add_options as add_evaluation_options
 from cssr.launch.jobs import find_launch_file
-from cssr.utils.cli import Parser
+from cssr.utils.cli import Parser, program
 
+EVALUATE = """Evaluate checkpoints on benchmarks and report them side by side; what is done already is not done again.
+
+    python launch/evaluate.py runs/cssr runs/csbsr@best --benchmarks data/photos/val --distances
+    python launch/evaluate.py runs/* --benchmarks uav315 khanhha --slurm --sbatch-args='--gres=gpu:1 --time=1:00:00'
+
+A checkpoint is a run directory, an export, or RUN@best, RUN@last, RUN@STEP. A benchmark is a shard directory or its
+name under --benchmark-root. Results go to OUT/CHECKPOINT/BENCHMARK, the report of all to OUT/report. A result is kept
+as long as checkpoint, data and options are what they were, and computed anew otherwise. It is the same for any number
+of processes and jobs: images are evaluated one by one, by one thread a process, unless --batch-size and the environment
+variable OMP_NUM_THREADS say otherwise; each of their values rounds in its own way.
+
+Exit status: 0 all is evaluated, 1 something failed or is missing, 2 a mistake on the command line, 130 interrupted.
+"""
+
+SWEEP = """Train a recipe over a grid of settings, evaluate every run, and tabulate mean and deviation over the seeds.
+
+    python launch/sweep.py configs/csbsr_pspnet.yaml beta=0.1,0.3,0.5 seed=0,1,2 --benchmarks khanhha uav315 \\
+        --out runs/beta -- data.train=SHARDS/khanhha/train data.val=SHARDS/khanhha/val
+
+What is swept comes before `--`, what all runs share after it. A key may be shortened to its last part where that is one
+setting's alone: beta is loss.beta, seed train.seed, lr optim.lr. A value may be a component: seg=pspnet,"{name: unet,
+encoder: vgg11}". Each run has its directory in OUT, called after its settings; the same command goes on where it was
+interrupted, and does what is missing. The table (table.md, table.csv, table.json in OUT) has a line for each setting
+but for its seed: mean and standard deviation (n - 1) over its seeds, per image.
+
+Exit status: 0 all is there, 1 something failed or is missing, 2 a mistake on the command line, 130 interrupted.
+"""
+
+_HELP = {"-h", "--help"}
 _HOW = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
 
 
-def evaluation_parser(doc: str) -> Parser:
+def evaluate(arguments: list[str] | None = None) -> int:
+    """Command line of launch/evaluate.py. Returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if _HELP & {*arguments}:
+        evaluation_parser().print_help()
+        return 0
+    from cssr.launch.evaluations import main  # takes seconds, which --help does not need
+
+    return main(arguments)
+
+
+def sweep(arguments: list[str] | None = None) -> int:
+    """Command line of launch/sweep.py. Returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if _HELP & {*arguments}:
+        sweep_parser().print_help()
+        return 0
+    from cssr.launch.sweeps import main  # as above
+
+    return main(arguments)
+
+
+def evaluation_parser() -> Parser:
     """Of launch/evaluate.py."""
-    parser = Parser(prog="launch/evaluate.py", description=doc, **_HOW)
+    parser = Parser(prog=program("launch/evaluate.py"), description=EVALUATE, **_HOW)
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="run, export, or RUN@best, @last, @STEP")
     parser.add_argument("--out", type=Path, default=Path("evaluations"), metavar="DIR", help="(%(default)s)")
     _add_benchmark_options(parser, required=True)
@@ -24,9 +76,9 @@ def evaluation_parser(doc: str) -> Parser:
     return parser
 
 
-def sweep_parser(doc: str) -> Parser:
+def sweep_parser() -> Parser:
     """Of launch/sweep.py, whose settings may stand among the options: `parse_intermixed_args`."""
-    parser = Parser(prog="launch/sweep.py", description=doc, **_HOW)
+    parser = Parser(prog=program("launch/sweep.py"), description=SWEEP, **_HOW)
     parser.add_argument("recipe", metavar="RECIPE", help="what is trained, a YAML of configs/")
     parser.add_argument("settings", nargs="+", metavar="KEY=V1,V2,...", help="what is swept")
     parser.add_argument("--out", type=Path, metavar="DIR", help="of the runs and the table (runs/sweep_RECIPE)")

@@ -189,7 +189,7 @@ def print_plan(runs: Sequence[Run], benchmarks: Sequence[Benchmark], options: ar
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse and check the command line; ValueError with a remedy for what makes no sense."""
     end = argv.index("--") if "--" in argv else len(argv)
-    options = sweep_parser(__doc__).parse_intermixed_args(argv[:end])
+    options = sweep_parser().parse_intermixed_args(argv[:end])
     options.fixed = list(argv[end + 1 :])
     options.out = options.out or Path("runs") / f"sweep_{Path(options.recipe).stem}"
     check_options(options)
@@ -213,7 +213,7 @@ def launch(argv: list[str]) -> int:
     if tasks and not options.collect:
         write_atomic(options.out / "sweep.json", json.dumps({"runs": record}, indent=1))
         if options.slurm:
-            return submit("launch/sweep.py", argv, options.out, tasks, options)
+            return submit("sweep", argv, options.out, tasks, options)
         train(runs, options)
         evaluate_runs(runs, benchmarks, options)
     return min(1, collect(runs, benchmarks, note, options))

@@ -1,6 +1,7 @@
 """`python -m cssr.report`."""
 
 from cssr.utils import interrupts
+from cssr.utils.cli import program
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
@@ -36,7 +37,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Results side by side: one page of HTML that opens offline, and Markdown, LaTeX and CSV."
-    parser = argparse.ArgumentParser(prog="python -m cssr.report", description=about)
+    parser = argparse.ArgumentParser(prog=program("python -m cssr.report"), description=about)
     parser.add_argument("results", nargs="+", type=Path, help="results.json files, or run or evaluation directories")
     parser.add_argument("--out", type=Path, required=True, help="directory for the report's files")
     parser.add_argument("--title", help="heading of the report")

@@ -13,6 +13,11 @@ def check_bits(bits: int | None) -> None:
         raise ValueError(f"--bits is {bits}; give 8 to 16, the bits of values that are stored in 16")
 
 
+def program(script: str) -> str:
+    """What --help calls a command: `cssr NAME` where it was started so, or else `script`."""
+    return sys.argv[0] if sys.argv[0].startswith("cssr ") else script
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are exceptions, so that all mistakes end alike."""
 

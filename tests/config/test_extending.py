@@ -11,6 +11,7 @@ from helpers import draw_shards
 from paths import ROOT
 from shard_helpers import draw, draw_mask, read
 
+from cssr.dataset_preparation.audit.run import main as doctor
 from cssr.dataset_preparation.make import main as make_shards
 from cssr.train import main
 
@@ -71,16 +72,23 @@ def test_a_stage_of_ones_own_trains(lab):
     assert sys.modules["my_lab.stages"].clahe
 
 
-def test_a_layout_of_ones_own_is_sharded(tmp_path, own_parts, capsys):
+def test_a_layout_of_ones_own_is_sharded(tmp_path, own_parts, capsys, monkeypatch):
     (source,) = [block for block in blocks("docs/extending.md") if "SOURCES" in block]
-    exec(compile(source, "docs/extending.md", "exec"), {"__name__": "docs"})
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab/layouts.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
     for number in range(3):
         draw(tmp_path / f"root/p{number}.jpg", seed=number)
         draw_mask(tmp_path / f"root/p{number}_crack.png", levels=(100, 140))
     words = ["side_by_side", "--root", tmp_path / "root", "--level", "120", "--out", tmp_path / "out", "--workers", "1"]
+    words = [words[0], "--imports", "my_lab.layouts", *words[1:]]
     assert make_shards([str(word) for word in words]) == 0
     assert [sample["__key__"] for sample in read(tmp_path / "out")] == ["p0", "p1", "p2"]
     assert json.loads((tmp_path / "out/index.json").read_text())["crack_share"] == 0.25
+    assert doctor([*map(str, words[:5]), "--workers", "1"]) == 0
+    assert make_shards([words[0], "--imports", "my_lab.layout", "--out", "x"]) == 2
+    assert "--imports: my_lab.layout cannot be imported" in capsys.readouterr().err
     (tmp_path / "root/p1_crack.png").unlink()
     assert make_shards([str(word) for word in [*words[:-3], tmp_path / "other", *words[-2:]]]) == 2
     assert "p1.jpg has no mask p1_crack.png" in capsys.readouterr().err

@@ -470,7 +470,7 @@ def test_slurm_gets_an_array_of_what_is_missing_and_a_report(
     assert "--array=0,2-3%2 --gres=gpu:1 --time=1:00:00" in array and "--dependency=afterany:77 --gres=gpu:1" in after
     assert "submitted 3 tasks as job 77" in capsys.readouterr().out and in_process == ["b on one"]
     task, report = ((tmp_path / f"out/slurm/{name}.sh").read_text() for name in ("task", "collect"))
-    assert f'launch/evaluate.py --task "$SLURM_ARRAY_TASK_ID" {models[0]}' in task and "--collect" in report
+    assert f'cssr evaluations --task "$SLURM_ARRAY_TASK_ID" {models[0]}' in task and "--collect" in report
 
 
 def test_without_sbatch_the_commands_are_printed(models, benchmarks, tmp_path, in_process, monkeypatch, capsys):

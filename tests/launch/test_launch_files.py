@@ -136,7 +136,7 @@ def test_torchrun_on_one_machine_stands_alone(tmp_path):
     facts, *words = torchrun(tmp_path, "a recipe.yaml", "train.steps=3", PROCESSES="2")
     assert facts == "2 bf16" and words[:1] == ["--standalone"]
     assert words[words.index("--nproc_per_node") + 1] == "2"
-    assert words[-3:] == [str(ROOT / "cssr/train.py"), "a recipe.yaml", "train.steps=3"]
+    assert words[-4:] == ["-m", "cssr.train", "a recipe.yaml", "train.steps=3"]
 
 
 def test_torchrun_in_a_pod_takes_its_index(tmp_path):

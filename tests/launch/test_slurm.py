@@ -83,9 +83,9 @@ def submit() -> Iterator[Callable[..., subprocess.Popen]]:
 def options(commands: Path, node: int) -> dict[str, str]:
     """How accelerate was called on a node: options by name, and the words of training under `words`."""
     words = (commands / f"arguments-{node}").read_text().splitlines()
-    at = words.index("cssr/train.py")
-    assert words[0] == "launch"
-    return {**dict(zip(words[1:at:2], words[2:at:2])), "words": words[at + 1 :]}
+    at = words.index("-m")
+    assert words[0] == "launch" and words[at + 1] == "cssr.train"
+    return {**dict(zip(words[1:at:2], words[2:at:2])), "words": words[at + 2 :]}
 
 
 def test_every_node_gets_its_own_rank_and_the_same_place(submit, tmp_path):
@@ -203,8 +203,8 @@ def kubernetes() -> tuple[dict, dict, list[str]]:
 def test_the_kubernetes_job_names_what_is_there_and_its_numbers_agree():
     job, container, words = kubernetes()
     given = dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
-    script, recipe = (word for word in words if "=" not in word)
-    assert (ROOT / script).is_file()
+    option, module, recipe = (word for word in words if "=" not in word)
+    assert (option, module) == ("-m", "cssr.train")
     assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"] == int(given["nnodes"])
     world = int(given["nnodes"]) * int(given["nproc_per_node"])
     variables = {entry["name"]: entry.get("value") for entry in container["env"]}

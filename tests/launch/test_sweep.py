@@ -325,7 +325,7 @@ def test_slurm_gets_a_task_a_run(shards, tmp_path, in_process, monkeypatch, caps
     array, after = calls.read_text().splitlines()
     assert "--array=0-3%2" in array and "--dependency=afterany:77" in after and in_process == []
     task = (tmp_path / "out/slurm/task.sh").read_text()
-    assert f'sweep.py --task "$SLURM_ARRAY_TASK_ID" {RECIPE} beta=0.1,0.9' in task and " -- " in task
+    assert f'cssr sweep --task "$SLURM_ARRAY_TASK_ID" {RECIPE} beta=0.1,0.9' in task and " -- " in task
 
 
 def test_values_reach_training_as_they_were_meant():

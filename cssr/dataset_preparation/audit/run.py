@@ -44,12 +44,12 @@ from cssr.dataset_preparation.audit.listing import check_keys, list_parts
 from cssr.dataset_preparation.audit.overlaps import find_overlaps
 from cssr.dataset_preparation.audit.similarity import BITS, check_library, find_links
 from cssr.dataset_preparation.audit.tallies import lines, tally
-from cssr.dataset_preparation.options import add_from_signature
+from cssr.dataset_preparation.options import add_from_signature, add_imports, check_source
 from cssr.dataset_preparation.parallel import in_order
 from cssr.dataset_preparation.sources import SOURCES, MaskRule
 from cssr.dataset_preparation.split import DOCTOR_FORMAT
 from cssr.dataset_preparation.workspace import save
-from cssr.utils.cli import Parser, check_bits, run_command
+from cssr.utils.cli import Parser, check_bits, program, run_command
 from cssr.utils.machine import check_processes, cores
 
 NEAR = (
@@ -61,12 +61,13 @@ MOST = 12_000  # images among which overlaps are looked for unless told otherwis
 def build_parser() -> argparse.ArgumentParser:
     """One sub-command per source; its own options come from the signature of the source's function."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="doctor.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = Parser(prog=program("doctor.py"), description=__doc__, formatter_class=raw, allow_abbrev=False)
     commands = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
     for name in SOURCES.names():
         about = inspect.getdoc(SOURCES.get(name)).splitlines()[0]
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         _add_common(command)
+        add_imports(command)
         add_from_signature(command, name)
     return parser
 
@@ -94,10 +95,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Parse and check the command line; ValueError with a remedy for what makes no sense."""
-    if not argv:
-        raise ValueError(f"give a source: one of {', '.join(SOURCES.names())}; `doctor.py --help` explains")
-    if not argv[0].startswith("-"):
-        SOURCES.get(argv[0])  # its error has the closest name
+    check_source(argv, program("doctor.py"))
     args = build_parser().parse_args(argv)
     check_processes(args.workers, "--workers", gib=0.2, least=1)
     if not -1 <= args.near <= BITS // 4:
