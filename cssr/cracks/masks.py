@@ -16,16 +16,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from cssr.utils.images import any_size
+from cssr.utils.images import any_size, open_image
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2", ".j2k", ".avif", ".heic", ".heif")
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises for damage
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError)  # what Pillow raises for damage
 DEFAULT_THRESHOLD = 127
 MOST_CLASSES = 8  # this many different values or fewer in loss-free masks are class labels, not soft edges
 NO_DATA = -1  # value of pixels that a mask file marks as missing: never crack
 MOSTLY = 0.5  # share of crack pixels above which a mask looks inverted
 SHOWN = 6  # colours, values or levels that a message lists
 _TRACE = 0.002  # share of a mask's pixels below which dim values are the rim of a crack, or noise of compression
+_PIECE = 1 << 22  # pixels counted at once: numpy takes 8 bytes for each
 _NODATA_TAG = 42113  # of TIFF, by GDAL
 _PLAIN_MODES = {"CMYK", "YCbCr", "LAB", "HSV"}  # of Pillow: colours without alpha
 
@@ -86,7 +87,7 @@ def read_mask(path: Path | io.BytesIO, transparent: bool = False) -> np.ndarray:
     planes, missing = _planes(path)
     if planes.ndim == 3:
         planes, missing = _opaque(planes, path, transparent)
-        if (planes != planes[..., :1]).any(-1)[~missing].any():
+        if any((planes[..., 0] != planes[..., other])[~missing].any() for other in range(1, planes.shape[2])):
             colours = np.unique(packed(*np.moveaxis(planes, -1, 0))[~missing])
             there = " ".join(map(show_colour, colours[:SHOWN])) + (" ..." if len(colours) > SHOWN else "")
             raise ValueError(
@@ -120,9 +121,7 @@ def packed(red, green, blue):
 def _planes(path: Path | io.BytesIO) -> tuple[np.ndarray, np.ndarray]:
     """uint8 H W, or H W C with C of 2 (grey, alpha), 3 or 4 (colours, alpha); and where data are missing, bool H W."""
     try:
-        with any_size():
-            stored = Image.open(path)
-        with stored:
+        with any_size(), open_image(path) as stored:
             stored.load()
             mode, nodata = stored.mode, _nodata(stored)
             if mode in ("P", "PA"):  # the colours are meant, not their places in the palette
@@ -235,9 +234,8 @@ def decide_by_levels(items: Iterable[Mask], threshold: int | None = None, lossy:
 def _counts(values: np.ndarray) -> np.ndarray:
     """Pixels of each value 0..255, int64; missing data are of none."""
     values = np.asarray(values).ravel()
-    if values.dtype != np.uint8:
-        values = values[values >= 0].astype(np.int64)
-    return np.bincount(values, minlength=256)
+    pieces = (values[start : start + _PIECE] for start in range(0, max(values.size, 1), _PIECE))
+    return sum(np.bincount(piece[piece >= 0].astype(np.int64), minlength=256) for piece in pieces)
 
 
 def _seen(levels: list[int]) -> str:

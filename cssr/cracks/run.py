@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.cracks.measure import Crack, measure_cracks
 from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
-from cssr.utils.images import any_size
+from cssr.utils.images import open_image
 from cssr.utils.stems import free
 
 _LOSS_FREE = (".png", ".tif", ".tiff", ".bmp")  # what masks of a folder are, if there are any; else all images
@@ -44,7 +43,7 @@ def read_mask(path: Path, what: What = What()) -> tuple[np.ndarray, Georeference
         mask = decide([MaskFile(path.name, values)]).apply(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    with any_size(), Image.open(path) as image:
+    with open_image(path) as image:
         return mask, _georeference(getattr(image, "tag_v2", {}))
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 from cssr.data.decode import decode_kernel
 from cssr.dataset_preparation.images import BROKEN
+from cssr.utils.images import any_size, open_image
 
 
 def wrong_contents(members: dict[str, bytes], facts: dict[str, Any], index: dict[str, Any]) -> list[str]:
@@ -40,11 +40,11 @@ def wrong_contents(members: dict[str, bytes], facts: dict[str, Any], index: dict
 
 def _decode(name: str, data: bytes) -> np.ndarray:
     if name.endswith("png"):
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             image.verify()  # checksums of the chunks
     else:
         _check_scan(data)
-    with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+    with warnings.catch_warnings(), any_size(), open_image(io.BytesIO(data)) as image:
         warnings.simplefilter("ignore")
         return np.asarray(image)
 

@@ -1,7 +1,6 @@
 """Image files as shards store them: 8-bit RGB, upright, a JPEG or PNG that is kept as it came wherever that is so."""
 
 import io
-import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image
 
 from cssr.cracks.masks import BROKEN as BROKEN
 from cssr.utils.image_files import register_heif
+from cssr.utils.images import any_size, open_image
 from cssr.utils.photographs import open_photograph
 
 KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of a telephone, with a second picture behind it
@@ -16,8 +16,6 @@ ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 MOST_PIXELS = 500_000_000  # 1.5 GB in memory; more is refused
 MODE_NAMES = {"L": "grey", "1": "1-bit", "P": "palette", "LA": "grey with alpha", "I": "32-bit", "F": "float"}
 MISSING = "pixels without data, black"  # the last part of why an image was converted
-
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # its own limit is below what a large camera or a mosaic has
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ def open_picture(data: bytes, bits: int | None = None) -> Opened:
         with _open(data) as stored:
             reason = _why_convert(stored, data)
             if reason is None:
-                stored.load()
+                with any_size():
+                    stored.load()
                 return Opened(stored, None, KEPT[stored.format])
     except BROKEN as problem:
         if data[:2] not in (b"II", b"MM"):  # there are TIFFs that Pillow does not know
@@ -116,12 +115,7 @@ def png(image: Image.Image) -> bytes:
 def _open(data: bytes) -> Image.Image:
     """The header read, the number of pixels checked."""
     register_heif()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(data))
-    if image.width * image.height > MOST_PIXELS:
-        raise ValueError(f"it has {image.width}x{image.height} pixels, more than {MOST_PIXELS}; cut it into parts")
-    return image
+    return open_image(io.BytesIO(data), MOST_PIXELS)
 
 
 def _why_convert(stored: Image.Image, data: bytes) -> str | None:

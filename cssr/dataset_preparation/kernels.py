@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cssr.cracks.masks import BROKEN
+from cssr.utils.images import open_image
 
+_MOST_PIXELS = 1 << 20
 KERNEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".bmp")
 
 
@@ -31,7 +32,7 @@ def read_kernel(path: Path) -> np.ndarray:
 
 def _picture(path: Path) -> np.ndarray:
     """The grey levels of a picture, H W; equal colour channels are one."""
-    with Image.open(path) as stored:
+    with open_image(path, _MOST_PIXELS) as stored:
         planes = np.asarray(stored)
     if planes.ndim == 3 and (planes[..., :3] == planes[..., :1]).all():
         planes = planes[..., 0]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from PIL import Image
 
 from cssr.cracks.masks import BROKEN, Read
 from cssr.utils.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from cssr.utils.images import open_image
 
 ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture lies on its side
 
@@ -19,7 +19,7 @@ ResizeMasks = Annotated[bool, "enlarge or reduce masks of another size than thei
 def upright_size(path: Path | io.BytesIO) -> tuple[int, int]:
     """(height, width) of an image file as it is shown, by its header alone; ValueError if it cannot be read."""
     try:
-        with Image.open(path) as stored:
+        with open_image(path) as stored:
             width, height = stored.size
             lying = stored.getexif().get(ORIENTATION, 1) >= 5
     except BROKEN as problem:

@@ -9,7 +9,6 @@ import base64
 import io
 import json
 import sys
-import warnings
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 
 from cssr.cracks.files import Units, geojson, table
 from cssr.cracks.measure import Crack, measure_cracks
+from cssr.utils.images import open_image
 
 _LENGTHS = ("length", "mean_width", "max_width")
 
@@ -24,11 +24,10 @@ _LENGTHS = ("length", "mean_width", "max_width")
 def read_probability(body: bytes, most: int) -> np.ndarray:
     """H W uint8, 255 for a probability of 1; ValueError, one sentence, for anything but an 8-bit grey PNG."""
     wrong = ValueError("The probability must be the 8-bit grey PNG that came with the prediction.")
-    with warnings.catch_warnings(), io.BytesIO(body) as file:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `most` is the limit here
+    with io.BytesIO(body) as file:
         try:
-            opened = Image.open(file, formats=("PNG",))
-            if opened.mode != "L" or opened.width * opened.height > most:
+            opened = open_image(file, most, ("PNG",))
+            if opened.mode != "L":
                 raise wrong
             return np.asarray(opened)
         except Exception:  # decoders raise many kinds of errors on damaged files

@@ -1,8 +1,16 @@
-"""Pictures: opening those larger than Pillow takes for an attack, tensors as pictures, and cracks drawn over them."""
+"""Pictures: opening those of any size whose bytes hold what the header says, tensors as pictures, cracks drawn on them.
 
+Pillow takes large pictures for an attack, which cameras and mosaics have; and it makes room for all that a header says
+before it reads any of it.
+"""
+
+import io
+import os
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,19 +20,76 @@ from PIL import Image
 if TYPE_CHECKING:  # images are read without torch, whose import takes seconds
     from torch import Tensor
 
+PIXELS = 10**9  # of an image that is decoded as a whole: a larger one is taken for a decompression bomb
 _PILLOW = threading.Lock()  # on its limit, which is one for the whole process
+_lifted: list[int | None] = []  # the limit, once for each block that has lifted it
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type of its header
+_DEFLATE = 1032  # bytes that become of one at most
+_JPEG = 1024  # pixels that come of a byte at most: a bit for each block of 8 x 8, of one channel, and half of that
 _CRACK = np.array([255, 40, 40], np.float32)  # overlay colour, RGB
 
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """`Image.open` without Pillow's own limit, which is below what cameras and mosaics have; the caller has another."""
+    """Open and decode without Pillow's own limit on pixels; `open_image` has another."""
     with _PILLOW:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+        _lifted.append(_lifted[0] if _lifted else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _PILLOW:
+            limit = _lifted.pop()
+            if not _lifted:
+                Image.MAX_IMAGE_PIXELS = limit
+
+
+def open_image(
+    file: str | Path | io.BytesIO, pixels: int = PIXELS, formats: Sequence[str] | None = None
+) -> Image.Image:
+    """Read the header of an image, and refuse what must not be decoded: nothing is, yet.
+
+    Args:
+        pixels: that it may have. formats: of Pillow, that it may be of; None: all.
+    Raises: ValueError for no regular file, more pixels, or more than its bytes can hold; what Pillow raises for what is
+        no image.
+    """
+    if isinstance(file, io.BytesIO):
+        size = file.getbuffer().nbytes
+    else:
+        facts = os.stat(file)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ValueError("it is no regular file")
+        size = facts.st_size
+    with any_size():
+        image = Image.open(file, formats=formats)
+    try:
+        _check_header(image, size, pixels)
+    except ValueError:
+        image.close()
+        raise
+    return image
+
+
+def check_pixels(image: Image.Image, most: int) -> None:
+    """Refuse an image of more pixels."""
+    width, height = image.size
+    if width * height > most:
+        raise ValueError(f"its {width} x {height} pixels are above the limit of {most:,}; cut it into parts")
+
+
+def _check_header(image: Image.Image, size: int, pixels: int) -> None:
+    check_pixels(image, pixels)
+    width, height = image.size
+    most = _JPEG * size if image.format in ("JPEG", "MPO") else None
+    if image.format == "PNG":
+        place = image.fp.tell()
+        image.fp.seek(24)
+        depth, colours = image.fp.read(2)
+        image.fp.seek(place)
+        most = _DEFLATE * size * 8 // (depth * _PNG_CHANNELS.get(colours, 1))
+    if most is not None and width * height > most:
+        raise ValueError(f"it is damaged: its header says {width} x {height} pixels, its {size} bytes cannot hold them")
 
 
 def to_image(x: "Tensor") -> np.ndarray:

@@ -19,13 +19,12 @@ from PIL import Image, UnidentifiedImageError
 
 from cssr.utils import geotiff
 from cssr.utils.image_files import LIKE_IMAGES, register_heif, remedy
-from cssr.utils.images import any_size
+from cssr.utils.images import PIXELS, any_size, check_pixels, open_image
 from cssr.utils.valid_pixels import OPAQUE, fill_missing
 
 if TYPE_CHECKING:
     from torch import Tensor  # imported where it is used: shards are made without it
 
-PIXELS = 10**9  # of a photograph that is decoded as a whole: a larger one is taken for a decompression bomb
 _SMALL = 16_000_000  # pixels of a TIFF without a place on the map that is decoded as a whole
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
 _DEPTH, _TOP, _NODATA, _SUBFILE = 258, 281, 42113, 254  # TIFF tags: bits, greatest value, GDAL's nodata, kind of frame
@@ -232,7 +231,7 @@ def _open_tiff(image: bytes | str | Path, pixels: int, bits: int | None) -> Phot
 
 def _tiff_orientation(image: bytes | str | Path) -> int:
     try:
-        with any_size(), Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
+        with open_image(io.BytesIO(image) if isinstance(image, bytes) else image, 1 << 62) as picture:
             return picture.tag_v2.get(_ORIENTATION, 1)
     except (OSError, UnidentifiedImageError, SyntaxError, AttributeError):
         return 1
@@ -244,17 +243,16 @@ def _decode(image: Image.Image | bytes | str | Path, pixels: int, bits: int | No
     if own:
         if Path(str(data)).suffix.lower().startswith((".hei", ".hif")) or isinstance(image, bytes):
             register_heif()
-        with any_size():
-            picture = Image.open(data)
+        picture = open_image(data, pixels)
     else:
         picture, data = image, _unread_bytes(image)
-    if picture.width * picture.height > pixels:
-        raise ValueError(f"its {picture.width} x {picture.height} pixels are above the limit of {pixels:,}")
+        check_pixels(picture, pixels)
     if picture.mode == "F":
         raise ValueError("its values are floating point: save it with 8 or 16 bit")
     frames = _frames(picture)
     told = _stated_bits(picture, data) if data is not None else None
-    picture.load()
+    with any_size():
+        picture.load()
     orientation = picture.getexif().get(_ORIENTATION, 1)
     values = _deep_values(picture, data)
     decoded = _Decoded(picture, own) if values is None else _reduced(values, bits or told)
@@ -332,6 +330,7 @@ def _deep_values(picture: Image.Image, data: object) -> np.ndarray | None:
     deep |= picture.format == "TIFF" and np.max(picture.tag_v2.get(_DEPTH, 8)) > 8
     if not deep:
         return None
+    check_pixels(picture, PIXELS // 2)
     whole = data.getvalue() if isinstance(data, io.BytesIO) else Path(data).read_bytes()
     values = cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:

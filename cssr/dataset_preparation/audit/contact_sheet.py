@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFile, ImageFont, ImageOps
 from cssr.dataset_preparation.audit.examine import files_behind
 from cssr.dataset_preparation.audit.findings import NOTE, Case, Finding, Part
 from cssr.dataset_preparation.images import open_picture
+from cssr.utils.images import open_image
 
 _SIDE, _GAP, _TEXT, _HEAD = 208, 6, 16, 24  # pixels
 _GROUPS, _MEMBERS, _COLUMNS = 6, 3, 8  # of a finding; of a group; pictures in a row
@@ -135,7 +136,7 @@ def _image(case: Case) -> Image.Image | None:
         return None
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
-        with Image.open(io.BytesIO(data)) as stored:
+        with open_image(io.BytesIO(data)) as stored:
             return stored.convert("RGB")
     except Exception:  # whatever is left of it
         return None
@@ -148,7 +149,7 @@ def _beside(image: Image.Image, case: Case) -> Image.Image:
     masks = []
     for path in files_behind(case.item.mask)[:1]:
         try:
-            with Image.open(path) as stored:
+            with open_image(path) as stored:
                 masks = [ImageOps.autocontrast(stored.convert("L")).convert("RGB")]
         except Exception:  # it is shown for what it is worth
             masks = []

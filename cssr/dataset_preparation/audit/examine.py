@@ -11,12 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from einops import repeat
-from PIL import Image
 
 from cssr.dataset_preparation.audit.overlaps import Features, features_of
 from cssr.dataset_preparation.audit.similarity import hashes_of
 from cssr.dataset_preparation.images import ORIENTATION, open_picture
 from cssr.dataset_preparation.sources import Item, MaskRule
+from cssr.utils.images import open_image
 
 try:
     import simplejpeg
@@ -111,11 +111,11 @@ def _image(item: Item, found: Look, root: str, bits: int | None) -> np.ndarray |
 
 def _check_data(data: bytes, found: Look) -> None:
     """Note mode and orientation by the header, and damage in the data that decoding alone does not show."""
-    with Image.open(io.BytesIO(data)) as stored:
+    with open_image(io.BytesIO(data)) as stored:
         kind, found.mode = stored.format, stored.mode
         found.orientation = stored.getexif().get(ORIENTATION, 1)
     if kind == "PNG":
-        with Image.open(io.BytesIO(data)) as stored:
+        with open_image(io.BytesIO(data)) as stored:
             stored.verify()  # every checksum, the end of the file: training decodes with a stricter library
     if simplejpeg and kind in ("JPEG", "MPO") and found.mode in ("L", "RGB"):
         try:  # as small as it gets: the data are read whole all the same

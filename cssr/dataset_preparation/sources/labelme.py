@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from PIL import Image
 
 from cssr.config.registry import did_you_mean
 from cssr.cracks.masks import BROKEN
@@ -27,6 +26,7 @@ from cssr.dataset_preparation.shapes import (
 )
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
 from cssr.utils.annotations import Within, shortened
+from cssr.utils.images import open_image
 from cssr.utils.json_files import read_json
 
 Labels = Annotated[str | None, "labels that are crack, with commas between (without it, the only one that there is)"]
@@ -208,7 +208,7 @@ def _shape(
 def _pasted(text: str, corner: np.ndarray, height: int, width: int, path: Path) -> np.ndarray:
     """A mask that LabelMe keeps as a base64 PNG, laid with its upper left corner at `corner` (x, y)."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text))) as stored:
+        with open_image(io.BytesIO(base64.b64decode(text))) as stored:
             part = np.asarray(stored.convert("L")) > 0
     except BROKEN as problem:
         raise ValueError(f"{path}: cannot read a mask in it: {problem}; save it again") from problem
