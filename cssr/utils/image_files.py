@@ -39,11 +39,11 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
         for entry in entries:
             if is_litter(entry.name):
                 continue
-            path = folder / entry.name
-            if entry.is_file():
+            path, link = folder / entry.name, entry.is_symlink()
+            if os.path.isfile(path) if link else entry.is_file():  # a link to itself is an error of the entry's own
                 yield path
-            elif entry.is_dir():
-                real = os.path.realpath(path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
+            elif os.path.isdir(path) if link else entry.is_dir():
+                real = os.path.realpath(path) if link else os.path.join(above[-1], entry.name)
                 if real not in above:
                     yield from _walk(path, (*above, real))
 

@@ -30,6 +30,9 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     (root / "A" / "up").symlink_to(root)
     (root / "self").symlink_to(root)
     (root / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    for name in ("loop", "loop.jpg"):
+        (root / name).symlink_to(name)
+    os.mkfifo(root / "pipe.jpg")
     assert [path.relative_to(root).as_posix() for path in walk(root)] == ["A/x.jpg", "B/x.jpg", "own.jpg"]
     assert set(photographs(root)) == {"own", "A/x", "B/x"}
 
