@@ -2,30 +2,35 @@
 
 On an empty mask: weighted BCE is that of the background; Dice and generalised Dice are 1 (nearly 0 for Dice where every
 probability vanishes too); the boundary loss is 0. `aux_weight` adds the same loss of each auxiliary head.
-`pixel_weight` (`cssr/losses/weights.py`) weighs the pixels of all heads, by the errors of the main one; Dice, which is
-no mean over pixels, is multiplied by a sample's mean weight.
+
+`pixel_weight` (`cssr/losses/pixel_weights.py`) weighs the pixels of all heads, by the errors of the main one: maps of
+B 1 H W each. Cross-entropy and the boundary term are means over pixels, weighted pixel by pixel; Dice is a ratio of
+sums, not a mean, and is multiplied by the mean weight of its sample. The published code does that for Dice alone;
+within Boundary Combo it takes the mean of a map whose sum is Dice, which divides Dice by the number of pixels: Dice
+vanishes, a slip that is not repeated here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cssr.config.registry import Weight
 from cssr.config.schedules import Progress, ScheduleSetting, bounded_schedule
 from cssr.data.batch import Batch, Outputs
 from cssr.losses import LOSSES
-from cssr.losses.terms import Maps, boundary_term, combo_term, dice_term, generalized_dice_term, weighted_bce
-from cssr.losses.weights import build_weight
+from cssr.losses.pixel_weights import build_weight, mean_weight, weighted_mean
 
+Maps = Sequence[Tensor]
 Setting = Mapping[str, Any] | None
 Region = Callable[[Tensor, Tensor, Maps], Tensor]
 Term = Callable[[Tensor, Batch, Progress, Maps], Tensor]
-_ALPHA: Mapping[str, Any] = {
-    "name": "staircase",
-    "every": 9600,
-}  # CSSR's: 0.01 less each pass of its 9,600 training images
+# CSSR's: 0.01 less each pass of its 9,600 training images
+_ALPHA: Mapping[str, Any] = {"name": "staircase", "every": 9600}
+_PIXELS = {"batch": (0, 1, 2, 3), "image": (1, 2, 3)}  # the dimensions over which crack pixels are counted
 
 
 def _over_heads(term: Term, aux_weight: Weight, pixel_weight: Setting, distance: bool = False) -> Callable:
@@ -151,3 +156,91 @@ def _check_pair(name: str, values: Any) -> None:
     numbers = isinstance(values, Sequence) and all(isinstance(v, Real) and v >= 0 for v in values)
     if not numbers or len(values) != 2 or not sum(values):
         raise ValueError(f"segmentation loss: {name} needs two numbers, none negative, not both 0; found {values!r}")
+
+
+def weighted_bce(logits: Tensor, mask: Tensor, weight: Sequence[float] = (1.0, 1.0), maps: Maps = ()) -> Tensor:
+    """Binary cross-entropy, crack and background weighted, divided by the sum of the weights: B values."""
+    crack, background = weight
+    return weighted_mean(cross_entropy(logits, mask, crack, background), maps) / (crack + background)
+
+
+def cross_entropy(logits: Tensor, mask: Tensor, crack: Tensor | float, background: Tensor | float) -> Tensor:
+    """Binary cross-entropy of each pixel (B 1 H W), times the weights of crack and background."""
+    return -crack * mask * F.logsigmoid(logits) - background * (1 - mask) * F.logsigmoid(-logits)
+
+
+def dice_term(logits: Tensor, mask: Tensor, maps: Maps = ()) -> Tensor:
+    """1 - (2 sum(p t) + 1e-6) / (sum(p^2) + sum(t^2) + 1e-6) (Milletari et al., V-Net): B values."""
+    prob = logits.sigmoid()
+    overlap = (prob * mask).sum((1, 2, 3))
+    total = prob.square().sum((1, 2, 3)) + mask.square().sum((1, 2, 3))
+    return mean_weight(maps) * (1 - (2 * overlap + 1e-6) / (total + 1e-6))
+
+
+def generalized_dice_term(logits: Tensor, mask: Tensor, maps: Maps = ()) -> Tensor:
+    """Generalised Dice of the crack class, weight 1 / (sum(t) + 1e-10)^2, smoothing 1e-5 (Sudre et al.): B values."""
+    prob, area = logits.sigmoid(), mask.sum((1, 2, 3))
+    weight = 1 / (area + 1e-10).square()
+    overlap = weight * (prob * mask).sum((1, 2, 3))
+    total = weight * (prob.sum((1, 2, 3)) + area)
+    return mean_weight(maps) * (1 - 2 * (overlap + 1e-5) / (total + 1e-5))
+
+
+def normalized_distance(distance: Tensor) -> Tensor:
+    """Signed distance (B 1 H W, pixels) scaled to -1..1 for each sample, 0 on the inner boundary, as CSSR does."""
+    outside, inside = distance.clamp(min=0), distance.clamp(max=0)
+    outside = outside / outside.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    inside = inside / inside.amin((1, 2, 3), keepdim=True).clamp(max=-1e-6).abs()
+    on_boundary = (distance < 0) & (distance > -1.2)  # -1 exactly; the next distance is -sqrt(2)
+    return (outside + inside).masked_fill(on_boundary, 0)
+
+
+def boundary_term(logits: Tensor, distance: Tensor, maps: Maps = ()) -> Tensor:
+    """Mean of probability times normalised signed distance (Kervadec et al.): B values, negative where it is good."""
+    return weighted_mean(logits.sigmoid() * normalized_distance(distance), maps)
+
+
+def combo_term(
+    logits: Tensor, mask: Tensor, weight: Sequence[float], mix: Sequence[float], dice: Callable, maps: Maps = ()
+) -> Tensor:
+    """Weighted BCE and a Dice term in the proportions `mix`: B values."""
+    bce_share, dice_share = mix
+    both = bce_share * weighted_bce(logits, mask, weight, maps) + dice_share * dice(logits, mask, maps)
+    return both / (bce_share + dice_share)
+
+
+@LOSSES.register
+def crackformer_side(
+    balance: Literal["batch", "image"] = "batch",
+    background: Weight = 1.1,
+    aux_weight: Weight = 0.4,
+    pixel_weight: Mapping[str, Any] | None = None,
+) -> Callable:
+    """Balanced cross-entropy of the main logits plus `aux_weight` times its mean over the auxiliary maps.
+
+    A crack pixel's weight is the share of background, a background pixel's is `background` times the share of crack
+    (Liu et al., CrackFormer; Liu et al., RCF). Values are per sample; their batch mean is the published number.
+    Where nothing is crack, all weights are 0 and so is the loss: such images alone teach nothing.
+
+    Args:
+        balance: over what the shares are taken: the `batch` that a process sees at once (published; the loss then
+            depends on the micro-batch, and an empty mask counts by the other samples' cracks), or each `image`.
+        background: the factor on background pixels.
+        aux_weight: of the auxiliary maps together.
+        pixel_weight: `cssr/losses/pixel_weights.py`.
+    """
+    weight = build_weight(pixel_weight)
+
+    def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
+        maps = weight(outputs, batch, progress)
+        total = balanced(outputs.logits, batch.mask, maps)
+        if outputs.aux:
+            total = total + aux_weight * torch.stack([balanced(x, batch.mask, maps) for x in outputs.aux]).mean(0)
+        return total
+
+    def balanced(logits: Tensor, mask: Tensor, maps: Maps) -> Tensor:
+        share = mask.mean(_PIXELS[balance], keepdim=True)
+        return weighted_mean(cross_entropy(logits, mask, 1 - share, background * share), maps)
+
+    loss.needs_distance = weight.needs_distance
+    return loss

@@ -1,25 +1,27 @@
 """Losses of what super-resolution gives, mean over pixels and channels; an empty mask is nothing special to them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
+from cssr.degradations.pixels import Method, Padding, blur, check_padding, resampler
 from cssr.losses import LOSSES
-from cssr.losses.weights import build_weight, weighted_mean
+from cssr.losses.pixel_weights import build_weight, weighted_mean
 
 
 @LOSSES.register
 def l1(pixel_weight: Mapping[str, Any] | None = None) -> Callable:
-    """Mean absolute error of SR against HR, per sample; `pixel_weight`: `cssr/losses/weights.py`."""
+    """Mean absolute error of SR against HR, per sample; `pixel_weight`: `cssr/losses/pixel_weights.py`."""
     return _of_error(Tensor.abs, pixel_weight)
 
 
 @LOSSES.register
 def l2(pixel_weight: Mapping[str, Any] | None = None) -> Callable:
-    """Mean squared error of SR against HR, per sample; `pixel_weight`: `cssr/losses/weights.py`."""
+    """Mean squared error of SR against HR, per sample; `pixel_weight`: `cssr/losses/pixel_weights.py`."""
     return _of_error(Tensor.square, pixel_weight)
 
 
@@ -46,3 +48,60 @@ def mask_l1() -> Callable:
         return (outputs.mask_sr - batch.mask).abs().mean((1, 2, 3))
 
     return loss
+
+
+@LOSSES.register
+def blind(
+    weights: Sequence[float] = (0.4, 0.4, 0.2),
+    method: Method = "bicubic",
+    antialias: bool = True,
+    padding: Padding = "zero",
+    pixel_weight: Mapping[str, Any] | None = None,
+) -> Callable:
+    """KBPN's loss: L1 of SR, L1 of SR blurred by the predicted kernel and reduced, against LQ, and MSE of the kernel.
+
+    Args:
+        weights: of the three terms, as the papers mean them; by a slip the released code has 0.0 for the kernel.
+            [0, 0, 1] trains the kernel predictor by its own error alone.
+        method, antialias, padding: how SR is degraded again; the same as in the `degradation` setting.
+        pixel_weight: on the first two terms, for LQ reduced bilinearly: `cssr/losses/pixel_weights.py`.
+    Raises:
+        ValueError: where the SR network predicts no kernel, or the degradation has none.
+    """
+    of_sr, of_lq, of_kernel = _three(weights)
+    check_padding(padding)
+    resampler(1, method, antialias)  # refuses an unknown method
+    weight = build_weight(pixel_weight)
+
+    def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
+        _check(outputs, batch)
+        maps = weight(outputs, batch, progress)
+        scale = batch.hr.shape[-1] // batch.lq.shape[-1]
+        again = resampler(scale, method, antialias)[0](blur(outputs.sr, outputs.kernel, padding))
+        return (
+            of_sr * weighted_mean((outputs.sr - batch.hr).abs(), maps)
+            + of_lq * weighted_mean((again - batch.lq).abs(), maps)
+            + of_kernel * (outputs.kernel - batch.kernel).square().mean((1, 2, 3))
+        )
+
+    loss.needs_distance, loss.needs_kernel = weight.needs_distance, True
+    return loss
+
+
+def _three(weights: Any) -> Sequence[float]:
+    numbers = isinstance(weights, Sequence) and all(isinstance(w, Real) and w >= 0 for w in weights)
+    if not numbers or len(weights) != 3:
+        raise ValueError(f"loss 'blind': weights needs three numbers (SR, LQ, kernel), none negative; found {weights}")
+    return weights
+
+
+def _check(outputs: Outputs, batch: Batch) -> None:
+    if outputs.kernel is None:
+        raise ValueError("loss.sr=blind needs an SR network that predicts a blur kernel: model.sr=kbpn")
+    if batch.kernel is None:
+        raise ValueError("loss.sr=blind needs a degradation with a blur kernel: degradation=gaussian")
+    if outputs.kernel.shape != batch.kernel.shape:
+        raise ValueError(
+            f"model.sr predicts kernels of {outputs.kernel.shape[-1]} pixels, the degradation's have "
+            f"{batch.kernel.shape[-1]}: give model.sr.kernel_size and degradation.size the same value"
+        )

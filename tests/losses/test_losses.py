@@ -10,7 +10,7 @@ from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
 from cssr.data.transforms import signed_distance
 from cssr.losses import LOSSES
-from cssr.losses.terms import normalized_distance
+from cssr.losses.segmentation import normalized_distance
 
 CASES = {
     "bce_w1_1": {"name": "bce"},

@@ -10,8 +10,8 @@ from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
 from cssr.data.transforms import signed_distance
 from cssr.losses import LOSSES
-from cssr.losses.terms import dice_term
-from cssr.losses.weights import PixelWeight, build_weight
+from cssr.losses.pixel_weights import PixelWeight, build_weight
+from cssr.losses.segmentation import dice_term
 
 START = Progress(0, 100)
 PIXEL_LOSSES = ["l1", "l2", "blind", "bce", "boundary", "boundary_combo", "crackformer_side"]
