@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cssr import JointModel
 from cssr.cracks.measure import Crack, measure_cracks
 from cssr.dataset_preparation.synthesis import render
-from cssr.degradations.pixels import resampler
+from cssr.degradations.ops import resampler
 from cssr.inference.predictor import predict
 
 SEED, SAMPLE, SIDE = 9, 19, 320  # of the drawn photograph; training draws with seed 0

@@ -1,4 +1,4 @@
-"""Blur kinds: what each adds to the zoo is the drawing of its kernels; all else of a blur degradation is here.
+"""Blur kinds: each draws its kernels; all else of a blur degradation is here.
 
 Contract: a function `name(size, **settings)` decorated with `blur_kind` returns a `Blur`, and raises ValueError for
 settings that make no kernel of `size` x `size`. The decorator registers it twice: in BLURS, so that `compound` and
@@ -16,9 +16,8 @@ from torch import Tensor
 from cssr.config.registry import Registry
 from cssr.data.batch import send
 from cssr.degradations import DEGRADATIONS
-from cssr.degradations.blur_reduced import blurring
 from cssr.degradations.draws import JPEG, NOISE, Rngs, check_range, generators, normal, uniform
-from cssr.degradations.pixels import Method, Padding, blur, blur_strided, check_padding, jpeg, resampler
+from cssr.degradations.ops import Method, Padding, blur, blur_strided, blurring, check_padding, jpeg, resampler
 
 BLURS = Registry("blur")
 

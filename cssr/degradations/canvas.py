@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cssr.data.batch import send
 from cssr.degradations.draws import Rngs, normal
-from cssr.degradations.pixels import jpeg, without_denormals
+from cssr.degradations.ops import jpeg, without_denormals
 
 METHODS = ("area", "bilinear", "bicubic")  # as `F.interpolate` without antialias
 LUMA = (0.299, 0.587, 0.114)

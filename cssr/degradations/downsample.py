@@ -1,11 +1,11 @@
-"""Reduction without blur: CSSR's degradation."""
+"""Degradations without a drawn blur: bicubic reduction (CSSR's), and LQ images and kernels that the shards store."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
 from cssr.degradations import DEGRADATIONS
-from cssr.degradations.pixels import Method, resampler
+from cssr.degradations.ops import Method, resampler
 
 
 @DEGRADATIONS.register
@@ -20,4 +20,20 @@ def downsample(scale: int, method: Method = "bicubic", antialias: bool = True) -
         return (hr if scale == 1 else reduce(hr)), None
 
     degrade.resampler = name if scale > 1 else "none (scale 1)"
+    return degrade
+
+
+@DEGRADATIONS.register
+def stored() -> Callable:
+    """What the set stores: a frozen benchmark, or real pairs. Batches come with it, so that there is nothing to do.
+
+    The callable refuses to be called: there is no way from an HR image to what a set would store.
+    """
+
+    def degrade(hr: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, None]:
+        raise ValueError(
+            "degradation=stored takes LQ images from shards that store them, here are none: choose another degradation"
+        )
+
+    degrade.resampler = "stored"
     return degrade

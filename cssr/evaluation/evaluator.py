@@ -12,7 +12,7 @@ from torch import Tensor
 from cssr.config.schema import ModelConfig, segments
 from cssr.data.batch import Batch, Outputs
 from cssr.data.shards import ShardSet
-from cssr.degradations.pixels import blur_strided
+from cssr.degradations.ops import blur_strided
 from cssr.evaluation import metrics
 from cssr.evaluation.calibration import expected_calibration_error, logit_histogram
 from cssr.evaluation.crack_metrics import topology

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
-from cssr.degradations.pixels import Method, resampler
+from cssr.degradations.ops import Method, resampler
 from cssr.losses import LOSSES
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
-from cssr.degradations.pixels import Method, Padding, blur, check_padding, resampler
+from cssr.degradations.ops import Method, Padding, blur, check_padding, resampler
 from cssr.losses import LOSSES
 from cssr.losses.pixel_weights import build_weight, weighted_mean
 

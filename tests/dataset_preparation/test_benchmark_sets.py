@@ -260,7 +260,7 @@ def test_what_is_stored_equals_what_the_published_code_computes(golden, tmp_path
     monkeypatch.setattr("cssr.dataset_preparation.benchmark.eval_seed", lambda seed, key: int(key[-1]))
     number = lambda rng: int(rng.bit_generator.state["state"]["key"][0])  # noqa: E731
     drawn = lambda rngs, *_: torch.stack([parameters[number(rng)] for rng in rngs])  # noqa: E731
-    monkeypatch.setattr("cssr.degradations.gaussian.uniform", drawn)
+    monkeypatch.setattr("cssr.degradations.kernels.uniform", drawn)
     for file, expected in ((BLUR, "lr"), (ROOT / "configs/benchmarks/bicubic.yaml", "bicubic_down_x4")):
         for batch in eval_stream(open_sets(str(freeze(root, file, tmp_path / expected)), "data.val"), 4, 1, 0):
             n = int(batch.key[0][-1])

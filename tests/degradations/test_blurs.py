@@ -11,12 +11,8 @@ import scipy.special
 import torch
 
 from cssr.degradations.blurs import BLURS
-from cssr.degradations.disk import disk_kernel
 from cssr.degradations.draws import choices, generators, uniform
-from cssr.degradations.gaussian import gaussian_kernel
-from cssr.degradations.mixtures import convolved
-from cssr.degradations.motion import motion_kernel
-from cssr.degradations.sinc import sinc_kernel
+from cssr.degradations.kernels import convolved, disk_kernel, gaussian_kernel, motion_kernel, sinc_kernel
 
 
 def kernels_of(component, count: int = 1, size: int = 21, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 from cssr.degradations import DEGRADATIONS, blurs, canvas
 from cssr.degradations.blurs import BLURS
 from cssr.degradations.draws import JPEG, NOISE, generators, normal, uniform
-from cssr.degradations.pixels import blur, blur_strided, jpeg, resampler
+from cssr.degradations.ops import blur, blur_strided, jpeg, resampler
 
 
 def build(name: str, scale: int = 4, **settings):

@@ -7,10 +7,9 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from cssr.degradations import DEGRADATIONS, blur_reduced
-from cssr.degradations.blur_reduced import blurring
-from cssr.degradations.gaussian import gaussian_kernel
-from cssr.degradations.pixels import blur, blur_strided, resampler
+from cssr.degradations import DEGRADATIONS, ops
+from cssr.degradations.kernels import gaussian_kernel
+from cssr.degradations.ops import blur, blur_strided, blurring, resampler
 
 
 def build(name: str, scale: int = 4, **arguments):
@@ -350,7 +349,7 @@ def in_one_and_one_by_one(method: str, antialias: bool, padding: str, scale: int
 def test_in_one_is_one_after_the_other(method, antialias, padding, scale, monkeypatch):
     """Up to the border, and not by way of it: the image is large enough that the inner part exists."""
     seen = []
-    monkeypatch.setattr(blur_reduced, "_correlate", lambda *a, real=blur_reduced._correlate: seen.append(1) or real(*a))
+    monkeypatch.setattr(ops, "_correlate", lambda *a, real=ops._correlate: seen.append(1) or real(*a))
     found, expected, _ = in_one_and_one_by_one(method, antialias, padding, scale, images(2, 72, 96).double())
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert len(seen) == 1

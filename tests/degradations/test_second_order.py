@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cssr.degradations import DEGRADATIONS, canvas
 from cssr.degradations.canvas import Canvas
 from cssr.degradations.draws import FIRST, generators
-from cssr.degradations.pixels import jpeg
+from cssr.degradations.ops import jpeg
 from cssr.degradations.second_order import _FIRST, _SECOND, _blur, _plan
 
 HEIGHTS, WIDTHS = torch.tensor([40, 17, 1, 23]), torch.tensor([52, 20, 11, 31])  # of 4 pictures on a 40 x 52 canvas

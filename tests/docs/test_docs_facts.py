@@ -16,7 +16,7 @@ from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
 from cssr.data.sampler import LanePlan, MixedPlan
 from cssr.data.transforms import signed_distance
-from cssr.degradations.gaussian import gaussian_kernel
+from cssr.degradations.kernels import gaussian_kernel
 from cssr.evaluation.definitions import KEYS, definitions
 from cssr.losses import LOSSES
 

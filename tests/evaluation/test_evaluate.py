@@ -20,7 +20,7 @@ from cssr.data.batch import Batch, Outputs
 from cssr.data.loader import eval_stream
 from cssr.data.shards import open_sets
 from cssr.degradations import DEGRADATIONS
-from cssr.degradations.gaussian import gaussian_kernel
+from cssr.degradations.kernels import gaussian_kernel
 from cssr.evaluate import main
 from cssr.evaluation import metrics
 from cssr.evaluation.evaluator import evaluate, measure

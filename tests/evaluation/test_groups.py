@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_intervals import rows_of
 
-from cssr.degradations.gaussian import gaussian_kernel
+from cssr.degradations.kernels import gaussian_kernel
 from cssr.evaluation import metrics
 from cssr.evaluation.groups import breakdown, in_order
 from cssr.evaluation.results import compose

@@ -1,0 +1,286 @@
+"""Blur kernels: Gaussian (CSBSR's) and relatives with other tails, disk, motion, sinc, and mixtures of these."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import einsum
+from torch import Tensor
+
+from cssr.config.registry import KernelSide
+from cssr.degradations.blurs import BLURS, Blur, axis, blur_kind, check_fits, check_size, normalized
+from cssr.degradations.draws import Rngs, chances, check_range, check_weights, choices, uniform
+
+Component = str | Mapping[str, Any]
+
+
+@blur_kind
+def gaussian(
+    sigma: Sequence[float] = (0.2, 4.0),
+    theta: Sequence[float] = (0.0, 180.0),
+    isotropic: bool = False,
+    size: KernelSide = 21,
+) -> Blur:
+    """Gaussian of random widths and direction; the defaults are CSBSR's.
+
+    Args:
+        sigma: range of both standard deviations, HR pixels, drawn evenly and independently. 4 sigma + 1 may be `size`
+            at most: with two standard deviations on each side less than a tenth of the mass is cut off.
+        theta: range of the direction of the first, degrees, drawn evenly.
+        isotropic: a single draw is both standard deviations.
+        size: side of the kernel, odd, HR pixels.
+    """
+    draw = _elliptical("gaussian", sigma, theta, isotropic, size)
+    return Blur(size, _label("Gaussian", isotropic), lambda rngs: gaussian_kernel(draw(rngs), size)[:, 0])
+
+
+@blur_kind
+def generalized_gaussian(
+    sigma: Sequence[float] = (0.2, 3.0),
+    shape: Sequence[float] = (0.5, 4.0),
+    theta: Sequence[float] = (0.0, 180.0),
+    isotropic: bool = False,
+    size: KernelSide = 21,
+) -> Blur:
+    """exp(-q^shape / 2), where q is the squared distance in standard deviations (Liu et al. 2020, via Real-ESRGAN).
+
+    Args:
+        sigma, theta, isotropic, size: as for `gaussian`.
+        shape: range of the exponent, 1 within it: below 1 long tails, 1 the Gaussian, above 1 a flat top. One half of
+            the draws lies below 1, the other above.
+    """
+    return _shaped("generalized_gaussian", lambda q, s: torch.exp(-(q**s) / 2), sigma, shape, theta, isotropic, size)
+
+
+@blur_kind
+def plateau(
+    sigma: Sequence[float] = (0.2, 3.0),
+    shape: Sequence[float] = (1.0, 2.0),
+    theta: Sequence[float] = (0.0, 180.0),
+    isotropic: bool = False,
+    size: KernelSide = 21,
+) -> Blur:
+    """1 / (1 + q^shape), otherwise as `generalized_gaussian`; the kernel's side cuts its long tails."""
+    return _shaped("plateau", lambda q, s: 1 / (1 + q**s), sigma, shape, theta, isotropic, size)
+
+
+def _shaped(
+    name: str,
+    profile: Callable[[Tensor, Tensor], Tensor],
+    sigma: Sequence[float],
+    shape: Sequence[float],
+    theta: Sequence[float],
+    isotropic: bool,
+    size: int,
+) -> Blur:
+    draw = _elliptical(name, sigma, theta, isotropic, size)
+    check_range(name, "shape", shape, above=0)
+    if not shape[0] <= 1 <= shape[1]:
+        raise ValueError(f"degradation {name!r}: shape needs low <= 1 <= high, found {shape}")
+
+    def kernels(rngs: Rngs) -> Tensor:
+        q = 2 * _quadratic_form(draw(rngs), size)
+        low, high = uniform(rngs, (shape[0], 1), (1, shape[1])).unbind(1)
+        return normalized(profile(q, torch.where(chances(rngs, 0.5), low, high)[:, None, None]))
+
+    return Blur(size, _label(name.replace("_g", " G"), isotropic), kernels)
+
+
+def _label(form: str, isotropic: bool) -> str:
+    return f"isotropic {form}" if isotropic else form
+
+
+def _elliptical(
+    name: str, sigma: Sequence[float], theta: Sequence[float], isotropic: bool, size: int
+) -> Callable[[Rngs], Tensor]:
+    """The draw of `gaussian_kernel`'s parameters, settings checked."""
+    check_size(name, size)
+    check_range(name, "sigma", sigma, above=0)
+    check_range(name, "theta", theta)
+    check_fits(name, f"sigma={sigma[1]:g}", 4 * sigma[1] + 1, size)
+    if isotropic:
+        return lambda rngs: uniform(rngs, sigma)[:, [0, 0, 0]] * torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    return lambda rngs: uniform(rngs, sigma, sigma, theta)
+
+
+def gaussian_kernel(parameters: Tensor, size: int) -> Tensor:
+    """Anisotropic Gaussian kernels.
+
+    Args:
+        parameters: B 3 float64: both standard deviations, pixels, and the direction of the first, degrees.
+        size: side, odd.
+    Returns: B 1 size size float64, each summing to 1: exp(-(a x^2 + 2 b x y + c y^2)), x to the right, y downwards.
+    """
+    return normalized(torch.exp(-_quadratic_form(parameters, size)))[:, None]
+
+
+def _quadratic_form(parameters: Tensor, size: int) -> Tensor:
+    """a x^2 + 2 b x y + c y^2: half the squared distance from the centre in standard deviations, B size size."""
+    s1, s2, degrees = parameters.double().unbind(1)
+    cos, sin = torch.cos(degrees * math.pi / 180), torch.sin(degrees * math.pi / 180)
+    p, q = 1 / (2 * s1**2), 1 / (2 * s2**2)
+    a, b, c = (cos**2 * p + sin**2 * q, sin * cos * (q - p), sin**2 * p + cos**2 * q)
+    y, x = torch.meshgrid(axis(size), axis(size), indexing="ij")
+    a, b, c = (v[:, None, None] for v in (a, b, c))
+    return a * x**2 + 2 * b * x * y + c * y**2
+
+
+@blur_kind
+def disk(radius: Sequence[float] = (1.0, 10.0), size: KernelSide = 21) -> Blur:
+    """Circle of confusion of a lens out of focus: an even disk, its edge pixels weighted by the area covered.
+
+    Args:
+        radius: range of the radius, HR pixels, drawn evenly; the diameter may be `size` at most.
+        size: side of the kernel, odd, HR pixels.
+    """
+    check_size("disk", size)
+    check_range("disk", "radius", radius, above=0)
+    check_fits("disk", f"radius={radius[1]:g}", 2 * radius[1], size)
+
+    def kernels(rngs: Rngs) -> Tensor:
+        return disk_kernel(uniform(rngs, radius)[:, 0], size)
+
+    return Blur(size, "disk", kernels)
+
+
+def disk_kernel(radius: Tensor, size: int) -> Tensor:
+    """The exact share of a disk's area (radius: B float64, pixels) that lies in each pixel: B size size float64."""
+    edges = torch.cat([axis(size) - 0.5, axis(size)[-1:] + 0.5])
+    corners = _area(edges[None, :, None], edges[None, None, :], radius.double()[:, None, None])
+    return normalized(corners.diff(dim=1).diff(dim=2).clamp(min=0))
+
+
+def _area(y: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+    """Signed area of the disk between the axes and (x, y): over pixels, its second difference is what they cover."""
+    sign, x, y = x.sign() * y.sign(), x.abs().minimum(radius), y.abs().minimum(radius)
+    bend = (radius**2 - y**2).clamp(min=0).sqrt().minimum(x)  # up to here the rectangle lies within the circle
+    return sign * (bend * y + _under_circle(x, radius) - _under_circle(bend, radius))
+
+
+def _under_circle(x: Tensor, radius: Tensor) -> Tensor:
+    """Integral of sqrt(radius^2 - t^2) for t from 0 to x."""
+    return (x * (radius**2 - x**2).clamp(min=0).sqrt() + radius**2 * torch.asin((x / radius).clamp(max=1))) / 2
+
+
+@blur_kind
+def compound(first: Component = "motion", second: Component = "gaussian", size: KernelSide = 21) -> Blur:
+    """One blur after the other, as a single kernel: their convolution, cropped to `size` and normalised.
+
+    CSBSR's code calls this `all_rand` for `first: motion`, `second: {name: random_blur, blurs: [gaussian, disk]}`.
+
+    Args:
+        first, second: any blurs, without `size`: theirs is this one's. Two that both fill it are cut at the border.
+    """
+    check_size("compound", size)
+    parts = [BLURS.build(part, size=size) for part in (first, second)]
+    label = f"({parts[0].label} convolved with {parts[1].label})"
+    return Blur(size, label, lambda rngs: convolved(parts[0].kernels(rngs), parts[1].kernels(rngs)))
+
+
+@blur_kind
+def random_blur(
+    blurs: Sequence[Component] = ("gaussian", "motion", "disk"),
+    weights: Sequence[float] | None = None,
+    size: KernelSide = 21,
+) -> Blur:
+    """One of several blurs, drawn for each sample.
+
+    Args:
+        blurs: any blurs, without `size`: theirs is this one's.
+        weights: in proportion to these; equal if not given.
+    """
+    check_size("random_blur", size)
+    if not isinstance(blurs, Sequence) or isinstance(blurs, str) or not blurs:
+        raise ValueError(f"degradation 'random_blur': blurs needs a list of blurs, found {blurs!r}")
+    parts = [BLURS.build(part, size=size) for part in blurs]
+    weights = [1] * len(parts) if weights is None else weights
+    check_weights("random_blur", "weights", weights, len(parts))
+
+    def kernels(rngs: Rngs) -> Tensor:
+        return _chosen(parts, choices(rngs, weights), rngs, size)
+
+    return Blur(size, f"({' or '.join(part.label for part in parts)})", kernels)
+
+
+def _chosen(parts: Sequence[Blur], chosen: Sequence[int], rngs: Rngs, size: int) -> Tensor:
+    found = torch.empty(len(rngs), size, size, dtype=torch.float64)
+    for number, part in enumerate(parts):
+        rows = [row for row, choice in enumerate(chosen) if choice == number]
+        if rows:
+            found[rows] = part.kernels([rngs[row] for row in rows])
+    return found
+
+
+def convolved(first: Tensor, second: Tensor) -> Tensor:
+    """The convolution of kernels pair by pair, B k k each, the middle k x k of it normalised."""
+    half = first.shape[-1] // 2
+    return normalized(F.conv2d(first[None], second.flip(1, 2)[:, None], padding=half, groups=len(first))[0])
+
+
+@blur_kind
+def motion(length: Sequence[float] = (2.0, 20.0), theta: Sequence[float] = (0.0, 180.0), size: KernelSide = 21) -> Blur:
+    """Even motion along a straight line while the shutter is open.
+
+    Args:
+        length: range of the way travelled, HR pixels, drawn evenly; `size` - 1 at most. n equal pixels in a row, as
+            CSBSR's code draws, are about a length of n.
+        theta: range of the direction, degrees, counter-clockwise as seen, drawn evenly.
+        size: side of the kernel, odd, HR pixels.
+    """
+    check_size("motion", size)
+    check_range("motion", "length", length, low=0)
+    check_range("motion", "theta", theta)
+    check_fits("motion", f"length={length[1]:g}", length[1] + 1, size)
+
+    def kernels(rngs: Rngs) -> Tensor:
+        return motion_kernel(uniform(rngs, length, theta), size)
+
+    return Blur(size, "motion", kernels)
+
+
+def motion_kernel(parameters: Tensor, size: int) -> Tensor:
+    """The mean of the image, linearly interpolated, along a line through the pixel.
+
+    Args: parameters: B 2 float64: length, pixels, and direction, degrees.
+    Returns: B size size float64, each summing to 1; second moments are right to 1/4 pixel^2, the product's exactly.
+    """
+    length, degrees = parameters[:, :1], parameters[:, 1:] * math.pi / 180
+    points = 16 * size  # at most 1/16 pixel apart
+    way = ((torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5) * length  # B points
+    x, y = way * torch.cos(degrees), -way * torch.sin(degrees)
+    across, down = (_interpolation(position, size) for position in (x, y))
+    return normalized(einsum(down, across, "b point y, b point x -> b y x"))
+
+
+def _interpolation(position: Tensor, size: int) -> Tensor:
+    """The weight of each pixel of an axis in the value at `position` (B points): B points size."""
+    return (1 - (position[..., None] - axis(size)).abs()).clamp(min=0)
+
+
+@blur_kind
+def sinc(cutoff: Sequence[float] = (1 / 3, 1.0), size: KernelSide = 21) -> Blur:
+    """The circular low-pass filter that makes ringing and overshoot (Real-ESRGAN); its kernel has negative lobes.
+
+    Args:
+        cutoff: range of the highest frequency kept, in shares of the Nyquist frequency, drawn evenly.
+        size: side of the kernel, odd, HR pixels; the lobes beyond are cut.
+    """
+    check_size("sinc", size)
+    check_range("sinc", "cutoff", cutoff, above=0, high=1)
+
+    def kernels(rngs: Rngs) -> Tensor:
+        return sinc_kernel(uniform(rngs, cutoff)[:, 0], size)
+
+    return Blur(size, "sinc", kernels)
+
+
+def sinc_kernel(cutoff: Tensor, size: int) -> Tensor:
+    """w J1(w r) / (2 pi r) with w = pi cutoff (B float64), normalised: B size size float64."""
+    y, x = torch.meshgrid(axis(size), axis(size), indexing="ij")
+    w, r = math.pi * cutoff.double()[:, None, None], torch.hypot(x, y)
+    r[size // 2, size // 2] = 1  # any: the centre has its limit below
+    kernels = w * torch.special.bessel_j1(w * r) / (2 * math.pi * r)
+    kernels[:, size // 2, size // 2] = w[:, 0, 0] ** 2 / (4 * math.pi)
+    return normalized(kernels)
