@@ -7,17 +7,16 @@ of the journal whose bytes are right and whose files have not changed are kept.
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cssr.dataset_preparation.parallel import Lost
+from cssr.utils.files import lock_file
 from cssr.utils.json_files import parse_json, read_json
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -165,18 +164,9 @@ def _beside(out: Path) -> Path:
 def _lock(path: Path) -> int:
     """A file descriptor that holds the lock until it, and its copies in forked processes, are closed."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    until = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > until:
-                os.close(handle)
-                raise ValueError(f"another run is writing to {path.parent}; wait for it to end, or end it") from None
-            time.sleep(0.1)
-        except OSError:  # a file system that has no locks
-            break
+    if not lock_file(handle, _PATIENCE):
+        os.close(handle)
+        raise ValueError(f"another run is writing to {path.parent}; wait for it to end, or end it")
     if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
         os.close(handle)
         raise ValueError(f"another run has just finished or removed {path.parent}; look what is there, and run again")

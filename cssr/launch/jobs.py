@@ -1,12 +1,10 @@
 """Jobs: devices and launch commands for a share of them, a queue of jobs over the devices at hand, Slurm arrays.
 
 A job holds a lock on its log, which is the standard output of all its processes: so the lock is held for as long as any
-of them lives, whatever became of the others, and no two commands work on the same thing at a time. That is flock on a
-inherited file, which filelock does not offer.
+of them lives, whatever became of the others, and no two commands work on the same thing at a time.
 """
 
 import argparse
-import fcntl
 import os
 import shlex
 import shutil
@@ -23,11 +21,11 @@ from typing import IO, Any
 
 import yaml
 
-from cssr.utils.files import write_atomic
+from cssr.utils.files import lock_file, write_atomic
 from cssr.utils.installed import find_file, folder
+from cssr.utils.interrupts import ENDING
 from cssr.utils.machine import check_processes
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.1  # seconds
 _PATIENCE = 120  # seconds that a job which was told to end may take to write what it has
 
@@ -103,7 +101,7 @@ def _listed(names: Sequence[str]) -> str:
 def _signals() -> Iterator[list[int]]:
     """The signals that ask for an end, as they arrive; one that is ignored (nohup) stays so."""
     arrived: list[int] = []
-    heeded = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in heeded}
     try:
         yield arrived
@@ -115,7 +113,7 @@ def _signals() -> Iterator[list[int]]:
 def _start(job: Job, place: dict[str, str], failed: list[Job]) -> _Running | None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     log = job.log.open("ab")
-    if not _lock(log):
+    if not lock_file(log):
         log.close()
         failed.append(job)
         print(f"{job.name}: another command is at work on it ({job.log}); left to that", flush=True)
@@ -124,20 +122,10 @@ def _start(job: Job, place: dict[str, str], failed: list[Job]) -> _Running | Non
     return _Running(job, log, place)
 
 
-def _lock(log: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system that has no locks
-        pass
-    return True
-
-
 def _locked(path: Path) -> bool:
     try:
         with path.open("ab") as log:
-            return not _lock(log)
+            return not lock_file(log)
     except OSError:  # the log was removed
         return False
 

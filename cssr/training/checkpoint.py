@@ -11,17 +11,24 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from cssr.config.loading import model_config
+from cssr import __version__
+from cssr.config.loading import model_config, to_dict
 from cssr.config.schema import Config
+from cssr.models.export import load_weights, read_tensors
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import checkpoints, exported_model, name_of, read_best, read_state
-from cssr.utils.files import PARTIAL, identity, sync, write_atomic
+from cssr.training.sharded_state import copied, finite, spread_moments, whole_moments, whole_weights
+from cssr.utils.files import PARTIAL, digest, identity, sync, write_atomic
 
 _DAMAGED = ".damaged"
 
@@ -113,3 +120,157 @@ def export(
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
     return final
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint holds, in the CPU's memory, where training does not change it.
+
+    `tensors`: `model`, `optimizer` and perhaps `ema`, each by name; `optimizer`: its kind, and what is no tensor.
+    """
+
+    step: int
+    samples: int
+    config: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]] = field(repr=False)
+    optimizer: dict[str, Any]
+
+
+def take(
+    step: int,
+    samples: int,
+    config: Config,
+    model: JointModel,
+    optimizer: Any,
+    ema: nn.Module | None = None,
+    module: nn.Module | None = None,
+    keep: bool = True,
+) -> Snapshot | None:
+    """A snapshot of a run; all ranks must ask, those that do not `keep` it get None.
+
+    Args:
+        optimizer, module: what the engine has made of the optimizer and the task (None: there is no engine).
+        ema: the average, a module of its own, whole on every rank.
+    """
+    moments, scalars = whole_moments(module or model, model, optimizer)
+    tensors = {"model": copied(whole_weights(model), keep), "optimizer": copied(moments, keep)}
+    if ema is not None:
+        tensors["ema"] = copied(ema.state_dict().items(), keep)
+    if not keep:
+        return None
+    return Snapshot(step, samples, to_dict(config), tensors, {"kind": config.optim.optimizer, "scalars": scalars})
+
+
+def write(run_dir: Path, snapshot: Snapshot) -> Path:
+    """Write `run_dir/checkpoints/step_N`; what is there under that name already stays.
+
+    Raises: ValueError, one line, for weights that are not finite, and where the disk is full.
+    """
+    final = run_dir / "checkpoints" / name_of(snapshot.step)
+    if final.is_dir():
+        return final
+    if not finite(snapshot.tensors.values()):
+        raise ValueError(
+            f"the weights are not finite at step {snapshot.step}, no checkpoint is written of them: lower optim.lr, or "
+            f"set optim.clip_norm, and run the same command again, which goes on from {run_dir}'s last checkpoint"
+        )
+    partial = final.with_name(f"{final.name}{PARTIAL}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _fill(partial, snapshot)
+        os.rename(partial, final)
+        sync(final.parent)
+    except Exception as error:  # safetensors has exceptions of its own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _unwritten(final, error) from error
+    return final
+
+
+def _fill(directory: Path, snapshot: Snapshot) -> None:
+    for name, tensors in snapshot.tensors.items():
+        save_file(tensors, directory / f"{name}.safetensors")
+    state = {
+        "step": snapshot.step,
+        "samples": snapshot.samples,
+        "optimizer": snapshot.optimizer,
+        "config": snapshot.config,
+        "versions": {"cssr": __version__, "torch": torch.__version__},
+        "files": {path.name: identity(path) for path in sorted(directory.iterdir())},
+    }
+    (directory / "state.json").write_text(json.dumps({**state, "sha256": digest(state)}, indent=2), encoding="utf-8")
+    sync(directory)
+
+
+def _unwritten(path: Path, error: Exception) -> ValueError:
+    free = shutil.disk_usage(path.parent).free / 2**30
+    return ValueError(
+        f"train.run_dir: {path} cannot be written: {' '.join(str(error).split())} ({free:.1f} GiB are free there); "
+        "make room, and run the same command again"
+    )
+
+
+class Saver:
+    """Writes checkpoints in a thread, one at a time, while training goes on; then removes the superseded ones."""
+
+    def __init__(self, run_dir: Path, keep: int):
+        self._dir, self._keep = run_dir, keep
+        self._thread, self._pending = ThreadPoolExecutor(1, "checkpoint"), None
+
+    def save(self, snapshot: Snapshot | None) -> None:
+        """Begin to write, where there is something; waits for the one before."""
+        if snapshot is None:
+            return
+        self.wait()
+        self._pending: Future | None = self._thread.submit(self._write, snapshot)
+
+    def check(self) -> None:
+        """Raise what a write that has ended in the meantime has met."""
+        if self._pending and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was begun is on disk; raises what went wrong: ValueError."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        write(self._dir, snapshot)
+        rotate(self._dir, self._keep)
+
+
+def restore(
+    path: Path,
+    config: Config,
+    model: JointModel,
+    optimizer: Any,
+    ema: nn.Module | None = None,
+    module: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Fill optimizer and average from a checkpoint, and the model if there is no engine; returns the state.
+
+    An engine makes its own of a model's weights when it is prepared: they must be in the model by then.
+
+    Args: as for `take`.
+    Raises: ValueError, one line, where it is of another architecture or has no average that the run wants.
+    """
+    state = read_state(path)
+    if module is None:
+        load_weights(model, path / "model.safetensors")
+    if ema is not None:
+        if not (path / "ema.safetensors").is_file():
+            raise ValueError(
+                f"optim.ema is set, but {path} holds no average: use another train.run_dir, or train.init_from"
+            )
+        load_weights(ema, path / "ema.safetensors")
+    rest, kind = state["optimizer"], config.optim.optimizer
+    if rest["kind"] != kind:
+        raise ValueError(
+            f"optim.optimizer: {path} was trained with {rest['kind']}, the settings say {kind}: "
+            "use that, or another train.run_dir with train.init_from"
+        )
+    spread_moments(
+        module or model, model, optimizer, {**read_tensors(path / "optimizer.safetensors"), **rest["scalars"]}
+    )
+    return state

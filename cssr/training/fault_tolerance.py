@@ -1,22 +1,31 @@
 """What keeps a run from going on wrong, or from not going on: stop signals, a watchdog, steps left out, memory."""
 
 import faulthandler
+import fcntl
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from cssr.config.schema import Config
 from cssr.training.log import append_line
+from cssr.utils.distributed import AnyRank
+from cssr.utils.files import lock_file
 from cssr.utils.interrupts import ENDING, leave_terminal
 
 STUCK = 75  # exit status of a process that its watchdog has ended: try again
 _BACKSTOP = 30  # seconds after which C code writes the stacks, where no Python runs any more
+_PATIENCE = 60.0  # seconds for an earlier process on the same run directory to end
 
 
 class StopSignal:
@@ -167,3 +176,53 @@ def _of_ranks(error: BaseException) -> ValueError | None:
         f"rank {torch.distributed.get_rank()} has lost another rank, whose own message says why; the same command goes "
         f"on from the last checkpoint ({text[:160]})"
     )
+
+
+class RunLock:
+    """Lock on a run directory: one run at a time, held by rank 0; all nodes must see the same directory.
+
+    Raises: ValueError where another run holds it, or a node sees another directory of that name.
+    """
+
+    def __init__(self, run_dir: Path, engine: Accelerator, any_rank: AnyRank):
+        self._path, self._file = run_dir / "lock", None
+        told: list[Any] = [None, None]
+        if engine.is_main_process:
+            told = self._take()
+        if engine.num_processes > 1:
+            broadcast_object_list(told)
+        token, fault = told
+        if fault:
+            raise ValueError(fault)
+        if any_rank(not self._sees(token)):
+            raise ValueError(
+                f"train.run_dir: {run_dir} is not the same directory on all nodes: put it on a file system that they "
+                "share"
+            )
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._file:
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)  # of the loader's workers too, who have inherited it
+            self._file.close()
+
+    def _take(self) -> list[Any]:
+        """[token, what is wrong]."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._path, "a+b")  # noqa: SIM115, its lock lasts as long as the run
+        if not lock_file(self._file, _PATIENCE):
+            self._file.seek(0)
+            holder = self._file.read().decode(errors="replace").strip()
+            return [None, f"train.run_dir: another run writes to {self._path.parent} ({holder}): stop it first"]
+        token = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex[:8]}"
+        self._file.truncate(0)
+        self._file.write(token.encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return [token, None]
+
+    def _sees(self, token: str) -> bool:
+        with suppress(OSError):
+            return self._path.read_text(encoding="utf-8").strip() == token
+        return False

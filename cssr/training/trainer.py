@@ -29,12 +29,10 @@ from cssr.models.joint import build_model
 from cssr.models.load import checkpoints, choose, holds_segmentation, init_from, read_best
 from cssr.models.training_range import training_range
 from cssr.training import checkpoint as store
-from cssr.training.checks import check_degradation
-from cssr.training.claim import Claim
-from cssr.training.fault_tolerance import LeftOut, StopSignal, Watchdog, explain
+from cssr.training.checkpoint import Saver, restore, take
+from cssr.training.checks import check_degradation, prepare
+from cssr.training.fault_tolerance import LeftOut, RunLock, StopSignal, Watchdog, explain
 from cssr.training.log import Console, has_step, memory_gib, trackers, truncate_lines
-from cssr.training.preparation import prepare
-from cssr.training.snapshot import Saver, restore, take
 from cssr.training.step import Refused, Stepper
 from cssr.training.task import Task
 from cssr.training.validation import Validation, is_better, record
@@ -180,7 +178,7 @@ class Run:
             project_config=ProjectConfiguration(project_dir=str(self.dir), logging_dir=str(self.dir / "tensorboard")),
         )
         self.step, self.best, self.changed = 0, None, []
-        self.claim, self.watchdog, self.stop, self.saver = None, None, None, None
+        self.lock, self.watchdog, self.stop, self.saver = None, None, None, None
         self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)
         self.prepared = prepare(config, self.engine)
         start = self._newest_checkpoint() if self.writes else None
@@ -195,7 +193,7 @@ class Run:
             broadcast_object_list(found)
         if not found[0]:
             return None
-        self.claim = Claim(self.dir, self.engine, self.any_rank)
+        self.lock = RunLock(self.dir, self.engine, self.any_rank)
         if self.engine.is_main_process:
             found[1] = store.newest(self.dir)
         if self.engine.num_processes > 1:
@@ -264,7 +262,7 @@ class Run:
 
     def _begin(self) -> None:
         engine, config = self.engine, self.config
-        self.claim = self.claim or Claim(self.dir, engine, self.any_rank)
+        self.lock = self.lock or RunLock(self.dir, engine, self.any_rank)
         if engine.is_main_process:
             save_config(config, self.dir / "config.yaml")
             for name in ("metrics.jsonl", "validation.jsonl", "skipped.jsonl"):
@@ -364,8 +362,8 @@ class Run:
             self.stop.close()
         if self.watchdog:
             self.watchdog.close()
-        if self.claim:
-            self.claim.release()
+        if self.lock:
+            self.lock.release()
 
 
 def run(arguments: list[str]) -> None:

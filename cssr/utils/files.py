@@ -1,14 +1,16 @@
 """Files: written whole or not at all, on disk before going on, and known by their sha256."""
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PARTIAL = ".partial"  # in the names of files that are being written
 _BLOCK = 1 << 22  # bytes hashed at once
@@ -76,3 +78,25 @@ def sync(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def lock_file(file: IO[bytes] | int, patience: float = 0.0) -> bool:
+    """Lock an open file; the lock lasts until the file is closed, here and in the processes that have inherited it.
+
+    flock itself, as filelock gives its lock up in a forked process, and these files hold text of ours.
+
+    Args:
+        patience: seconds to wait for another holder.
+    Returns: False where another process holds the lock. File systems without locks are taken at their word: True.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.1)
+        except OSError:
+            return True

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from cssr.losses import LOSSES
-from cssr.training import snapshot
+from cssr.training import checkpoint
 
 
 @LOSSES.register
@@ -40,7 +40,7 @@ def accident(kind: str) -> float:
     if kind in ("none", "nap"):
         return 0.0
     if kind == "kill_in_write":
-        snapshot.save_file = write_half
+        checkpoint.save_file = write_half
         return 0.0
     if kind == "memory":
         raise MemoryError("played")

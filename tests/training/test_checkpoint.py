@@ -15,10 +15,9 @@ from cssr.models.export import load_weights
 from cssr.models.joint import build_model
 from cssr.models.load import checkpoints, choose, degradation_of, load_model, read_best, read_state, run_config
 from cssr.training import checkpoint as store
-from cssr.training import snapshot
+from cssr.training.checkpoint import restore, take, write
 from cssr.training.log import append_line, truncate_lines
 from cssr.training.optim import build_optimizer
-from cssr.training.snapshot import restore, take, write
 from cssr.utils.files import write_atomic
 
 LQ = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -154,7 +153,7 @@ def test_an_interrupted_write_leaves_no_checkpoint(tmp_path, trained, monkeypatc
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os if at == "rename" else snapshot, at, full)
+        patch.setattr(os if at == "rename" else store, at, full)
         with pytest.raises(ValueError, match="no space left .*GiB are free there.*the same command again"):
             trained.save(tmp_path)
     assert checkpoints(tmp_path) == []

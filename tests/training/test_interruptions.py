@@ -17,7 +17,6 @@ from running import ROOT, environment, launch, logged, losses, settings, start, 
 from cssr.models.load import checkpoints, read_state
 from cssr.train import main
 from cssr.training import checkpoint as store
-from cssr.training import claim
 
 RUN = ["train.steps=10", "train.save_every=3", "train.val_every=0", "optim.batch_norm=held", "imports=[faulty_loss]"]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -217,7 +216,7 @@ def test_a_left_out_step_leaves_nothing_behind(shards, tmp_path, monkeypatch):
 
 
 def test_a_run_directory_is_one_runs(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(claim, "_PATIENCE", 0.2)
+    monkeypatch.setattr("cssr.training.fault_tolerance._PATIENCE", 0.2)
     words = settings(shards, tmp_path / "run", *RUN[:3])
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

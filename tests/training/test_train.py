@@ -22,7 +22,7 @@ from cssr.evaluate import main as evaluate
 from cssr.inference.predictor import predict
 from cssr.models.load import checkpoints, load_model, read_best
 from cssr.train import main
-from cssr.training import snapshot
+from cssr.training import checkpoint
 from cssr.training.trainer import Run
 
 
@@ -119,7 +119,7 @@ def test_accumulation_equals_a_larger_batch(shards, tmp_path):
 
 def test_killed_between_naming_and_writing_the_best(straight, shards, tmp_path, monkeypatch):
     """The step of the first validation is done again after the resume, and named again."""
-    write = snapshot.write
+    write = checkpoint.write
 
     def killed(run_dir, taken):
         if taken.step == 4:
@@ -127,7 +127,7 @@ def test_killed_between_naming_and_writing_the_best(straight, shards, tmp_path, 
         return write(run_dir, taken)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="killed"):
-        patch.setattr(snapshot, "write", killed)
+        patch.setattr(checkpoint, "write", killed)
         main(settings(shards, tmp_path / "run", "train.steps=10"))
     assert read_best(tmp_path / "run")["checkpoint"] == "step_00000004"
     main(settings(shards, tmp_path / "run", "train.steps=10"))
