@@ -13,7 +13,7 @@ from pairs import Limit, Pair, command
 from scipy.ndimage import correlate, distance_transform_edt
 
 from cssr.evaluation import metrics
-from cssr.evaluation.scores import SMOOTH
+from cssr.evaluation.metrics import SMOOTH
 from cssr.evaluation.surface_distance import LENGTHS, surface_distances
 
 THRESHOLDS = metrics.THRESHOLDS.numpy()

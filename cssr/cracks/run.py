@@ -12,9 +12,9 @@ from tqdm import tqdm
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.cracks.measure import Crack, measure_cracks
+from cssr.utils.files import free_stem
 from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
 from cssr.utils.images import open_image
-from cssr.utils.stems import free
 
 _LOSS_FREE = (".png", ".tif", ".tiff", ".bmp")  # what masks of a folder are, if there are any; else all images
 _MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here
@@ -75,7 +75,7 @@ def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
             raise ValueError(f"no mask or folder at {source}")
         folder = source if source.is_dir() else source.parent
         for path in _files(source) if source.is_dir() else [source]:
-            found[free(path.relative_to(folder), found)] = path
+            found[free_stem(path.relative_to(folder), found)] = path
     return found
 
 

@@ -15,8 +15,7 @@ from cssr.data.shards import ShardSet
 from cssr.degradations.ops import blur_strided
 from cssr.evaluation import metrics
 from cssr.evaluation.calibration import expected_calibration_error, logit_histogram
-from cssr.evaluation.crack_metrics import topology
-from cssr.evaluation.inspection import inspection
+from cssr.evaluation.crack_metrics import inspection, topology
 from cssr.evaluation.surface_distance import surface_distances
 from cssr.models.joint import JointModel
 from cssr.models.training_range import blur_sigma

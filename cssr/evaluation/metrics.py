@@ -1,4 +1,4 @@
-"""What is measured, in pure functions: counts at 99 thresholds, IoU, PSNR, SSIM, and their aggregation over a set.
+"""Measures of one image, pure functions: counts at 99 thresholds and the scores that follow from them, PSNR, SSIM.
 
 A pixel is called crack where `prob > threshold`, both in float32, at the 99 thresholds 0.01, 0.02, ..., 0.99. Every
 figure is finite on an empty mask; only the PSNR of identical images is infinite. `definitions()` says in words what
@@ -9,7 +9,7 @@ distances are in `cssr/evaluation/surface_distance.py`.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,17 +17,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 
-from cssr.evaluation.calibration import expected_calibration_error
-from cssr.evaluation.definitions import CRACK_KEYS as CRACK_KEYS
-from cssr.evaluation.definitions import IMAGE_KEYS as IMAGE_KEYS
-from cssr.evaluation.definitions import KEYS
-from cssr.evaluation.definitions import LINE_KEYS as LINE_KEYS
-from cssr.evaluation.definitions import SEGMENTATION_KEYS as SEGMENTATION_KEYS
-from cssr.evaluation.definitions import definitions as definitions
-from cssr.evaluation.scores import accuracy, average_precision, f1, iou, precision, recall, specificity
-
 THRESHOLDS = torch.tensor([i * 0.01 for i in range(1, 100)], dtype=torch.float32)
 _FRAMED = torch.cat([torch.tensor([-torch.inf]), THRESHOLDS, torch.tensor([torch.inf])])  # threshold i at place i
+SMOOTH = 1e-5
+Numbers = torch.Tensor | np.ndarray | Sequence
 
 
 # ---- counts and what follows from them ----
@@ -123,129 +116,67 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
     return reduce(value.double(), "b c h w -> b", "mean")
 
 
-# ---- aggregation ----
-
-_MEANS = ("ssim", "ece", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)  # of images that have it
+# ---- scores of counts, of their shape, in float64; finite on an empty mask ----
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of those that are finite numbers, exactly the same in any order; None where there is none."""
-    kept = [v for v in values if v is not None and math.isfinite(v)]
-    return math.fsum(kept) / len(kept) if kept else None
+def _doubles(*values: Numbers) -> list:
+    """The values in float64: tensors stay tensors, all else becomes numpy arrays."""
+    return [v.double() if isinstance(v, torch.Tensor) else np.asarray(v, dtype=np.float64) for v in values]
 
 
-def has_segmentation(rows: Sequence[dict]) -> bool:
-    """Whether the rows hold counts, which are there for all or for none; ValueError where there is no row."""
-    if not rows:
-        raise ValueError("no image to aggregate: the evaluated set is empty; check its path and its filters")
-    counted = {"tp" in row for row in rows}
-    assert len(counted) == 1
-    return counted.pop()
+def iou(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
+    """(tp + 1e-5) / (tp + fp + fn + 1e-5) in float64, elementwise; 1 where mask and prediction are both empty.
 
-
-def _counts(rows: Sequence[dict]) -> np.ndarray:
-    """tp, fp, fn of all rows, (N, 3, 99) int64."""
-    counts = np.asarray([[row["tp"], row["fp"], row["fn"]] for row in rows], dtype=np.int64)
-    if counts.shape[1:] != (3, len(THRESHOLDS)):
-        raise ValueError(f"tp, fp and fn need {len(THRESHOLDS)} counts each, got rows of shape {counts.shape[1:]}")
-    return counts
-
-
-def _curve(counts: np.ndarray) -> list[float]:
-    return [_mean(column) for column in iou(*counts.swapaxes(0, 1)).T]
-
-
-def iou_curve(rows: Sequence[dict]) -> dict[str, list[float]]:
-    """IoU at each threshold in both aggregations: "thresholds", "image_iou", "pooled_iou", 99 numbers each."""
-    counts = _counts(rows)
-    thresholds = [round(t, 2) for t in THRESHOLDS.tolist()]
-    return {"thresholds": thresholds, "image_iou": _curve(counts), "pooled_iou": _curve(counts.sum(0, keepdims=True))}
-
-
-def _best(curve: list[float]) -> tuple[int, float]:
-    """Place and value of the best threshold: the lowest where several are."""
-    best = int(np.argmax(curve))
-    return best, round((best + 1) * 0.01, 2)
-
-
-def _segmentation(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float | None]:
-    """The measures that counts (N, 3, 99) of images of so many pixels (N) give; N is 1 for pooled counts."""
-    curve = _curve(counts)
-    best, threshold = _best(curve)
-    found = {"iou_max": curve[best], "iou_max_threshold": threshold, "aiu": _mean(curve)}
-    return found | _at(counts[:, :, best], pixels) | _detection(counts)
-
-
-def set_histogram(rows: Sequence[dict]) -> np.ndarray | None:
-    """The histogram of the logits of all images, 2 `LOGIT_BINS` int64; None where a row has none."""
-    if not all("histogram" in row for row in rows):
-        return None
-    return np.sum([row["histogram"] for row in rows], axis=0, dtype=np.int64)
-
-
-def _at(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float]:
-    """Scores of the counts (N, 3) at one threshold."""
-    tp, fp, fn = counts.T
-    tn = pixels - counts.sum(1)
-    found = {f.__name__: _mean(f(tp, fp, fn)) for f in (precision, recall, f1)}
-    found |= {"accuracy": _mean(accuracy(tp, tn, fp, fn)), "specificity": _mean(specificity(tn, fp, fn))}
-    return found | {"sensitivity": found["recall"]}
-
-
-def _detection(counts: np.ndarray) -> dict[str, float | None]:
-    """ODS, OIS and AP of counts (N, 3, 99)."""
-    counts = counts.swapaxes(0, 1)
-    scores = f1(*counts)
-    curve = [_mean(column) for column in scores.T]
-    best, threshold = _best(curve)
-    areas = [None if math.isnan(area) else area for area in average_precision(*counts).tolist()]
-    return {"ods": curve[best], "ods_threshold": threshold, "ois": _mean(scores.max(1)), "ap": _mean(areas)}
-
-
-def _pooled(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float | None]:
-    found = _segmentation(counts.sum(0, keepdims=True), pixels.sum(keepdims=True))
-    own = len(THRESHOLDS) - 1 - f1(*counts.swapaxes(0, 1))[:, ::-1].argmax(1)  # the highest threshold in a tie
-    return found | {"ois": float(f1(*counts[np.arange(len(counts)), :, own].sum(0)))}
-
-
-def _distance(rows: Sequence[dict], key: str) -> tuple[float | None, float | None]:
-    """Minimum and mean over thresholds of the mean over the images that have this distance."""
-    curve = [_mean(column) for column in zip(*[row[key] for row in rows if row.get(key) is not None])]
-    return (min(curve), _mean(curve)) if curve else (None, None)
-
-
-def _psnrs(values: list[float | None]) -> dict[str, float | int | None]:
-    infinite = None if all(v is None for v in values) else values.count(math.inf)
-    return {"psnr": _mean(values), "psnr_infinite": infinite}
-
-
-def _pooled_psnr(rows: Sequence[dict]) -> float | None:
-    known = [row for row in rows if row.get("mse") is not None]
-    if not known:
-        return None
-    error = math.fsum(row["mse"] * row["pixels"] for row in known) / sum(row["pixels"] for row in known)
-    return -10 * math.log10(error) if error else math.inf
-
-
-def aggregate(rows: Sequence[dict]) -> dict[str, dict[str, float | int | None]]:
-    """All images' numbers in two aggregations, {"image": {...}, "pooled": {...}}, with the keys of `KEYS`, for JSON.
-
-    A row is one image: tp, fp, fn (99 integers each; absent from all rows where there is no segmentation to measure),
-    pixels, and, each None or absent where it does not apply, psnr (may be infinite), mse, ssim, kernel_psnr, lq_psnr,
-    ece, histogram (of logits: `calibration.logit_histogram`), those of `LINE_KEYS` and `CRACK_KEYS`, hd95 and msd (99
-    numbers each). What was not computed, or is not defined on pooled pixels, is None. The order of rows changes
-    nothing. ValueError where there is none. See `definitions`.
+    Tensors give a tensor, arrays and lists of one shape an array; so do precision, recall and f1.
     """
-    counted = has_segmentation(rows)
-    # A results file has null for an infinite PSNR; its mse of 0 still tells it from one that does not apply.
-    values = [math.inf if row.get("psnr") is None and row.get("mse") == 0 else row.get("psnr") for row in rows]
-    image, pooled = _psnrs(values), _psnrs([_pooled_psnr(rows)])
-    image |= {key: _mean(row.get(key) for row in rows) for key in _MEANS}
-    image["hd95_min"], image["ahd95"] = _distance(rows, "hd95")
-    image["msd_min"], image["amsd"] = _distance(rows, "msd")
-    if counted:
-        counts, pixels = _counts(rows), np.array([row["pixels"] for row in rows])
-        image, pooled = image | _segmentation(counts, pixels), pooled | _pooled(counts, pixels)
-        if (histogram := set_histogram(rows)) is not None:
-            pooled["ece"] = float(expected_calibration_error(histogram))
-    return {name: {key: values.get(key) for key in KEYS} for name, values in (("image", image), ("pooled", pooled))}
+    tp, fp, fn = _doubles(tp, fp, fn)
+    return (tp + SMOOTH) / (tp + fp + fn + SMOOTH)
+
+
+def _share(part: Numbers, rest: Numbers, other: Numbers | int) -> Numbers:
+    """part / (part + rest); where that is 0/0: 1 if `other` is 0 too (both empty), else 0 (one is empty)."""
+    empty = part + rest == 0
+    return (part + empty * (other == 0)) / (part + rest + empty)
+
+
+def precision(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
+    """tp / (tp + fp) in float64. Where nothing is predicted: 1 if the mask is empty too, else 0."""
+    tp, fp, fn = _doubles(tp, fp, fn)
+    return _share(tp, fp, fn)
+
+
+def recall(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
+    """tp / (tp + fn) in float64. Where the mask is empty: 1 if nothing is predicted either, else 0."""
+    tp, fp, fn = _doubles(tp, fp, fn)
+    return _share(tp, fn, fp)
+
+
+def f1(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
+    """2 tp / (2 tp + fp + fn) in float64, without smoothing. Both empty: 1; one empty: 0."""
+    tp, fp, fn = _doubles(tp, fp, fn)
+    return _share(2 * tp, fp + fn, 0)
+
+
+def specificity(tn: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
+    """tn / (tn + fp) in float64. Where all pixels are crack: 1 if all are predicted to be, else 0."""
+    tn, fp, fn = _doubles(tn, fp, fn)
+    return _share(tn, fp, fn)
+
+
+def accuracy(tp: Numbers, tn: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
+    """(tp + tn) / (tp + tn + fp + fn) in float64: the share of pixels that are right."""
+    tp, tn, fp, fn = _doubles(tp, tn, fp, fn)
+    return (tp + tn) / (tp + tn + fp + fn)
+
+
+def average_precision(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
+    """Area under the precision-recall curve: (..., T) counts at rising thresholds -> (...,) float64.
+
+    The sum of (rise of recall) x precision from the greatest threshold, above which recall is 0, down to the least;
+    nothing is interpolated, nor added below the least. NaN where the mask is empty.
+    """
+    tp, fp, fn = _doubles(tp, fp, fn)
+    cracks = (tp + fn)[..., 0]
+    rises = tp - np.concatenate([tp[..., 1:], np.zeros_like(tp[..., :1])], -1)
+    area = (rises * tp / np.maximum(tp + fp, 1)).sum(-1)
+    return np.where(cracks > 0, area / np.maximum(cracks, 1), np.nan)

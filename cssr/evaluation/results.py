@@ -11,9 +11,9 @@ from typing import Any
 
 from cssr import __version__
 from cssr.evaluation import metrics
-from cssr.evaluation.aggregate import intervals
+from cssr.evaluation.aggregate import aggregate, breakdown, has_segmentation, intervals, iou_curve, set_histogram
 from cssr.evaluation.calibration import fit_temperature, reliability
-from cssr.evaluation.groups import breakdown
+from cssr.evaluation.definitions import SEGMENTATION_KEYS, definitions
 from cssr.utils.json_files import read_json
 
 RESULTS_FORMAT = "cssr-results-1"
@@ -32,7 +32,7 @@ def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]
 
     Without segmentation (rows without counts), its measures and `curves` are null, and a definition says so.
     """
-    aggregated, segmented = metrics.aggregate(rows), metrics.has_segmentation(rows)
+    aggregated, segmented = aggregate(rows), has_segmentation(rows)
     kept = [{name: value for name, value in row.items() if name != "histogram"} for row in rows]
     return _finite(
         {
@@ -44,7 +44,7 @@ def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]
             "intervals": intervals(rows),
             "groups": breakdown(rows, aggregated["image"]["iou_max_threshold"]),
             "definitions": _definitions(segmented),
-            "curves": metrics.iou_curve(rows) if segmented else None,
+            "curves": iou_curve(rows) if segmented else None,
             "calibration": _calibration(rows, facts),
             "per_image": _with_iou(kept, aggregated["image"]["iou_max_threshold"]) if segmented else kept,
         }
@@ -53,7 +53,7 @@ def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]
 
 def _calibration(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any] | None:
     """The temperature that fits, and the reliability curve; None where rows have no histograms of logits."""
-    histogram = metrics.set_histogram(rows)
+    histogram = set_histogram(rows)
     if histogram is None:
         return None
     temperature = facts["model_settings"].get("temperature", 1.0) * fit_temperature(histogram)
@@ -64,9 +64,9 @@ def _calibration(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str,
 def _definitions(segmented: bool) -> dict[str, str]:
     if segmented:
         about = "IoU of the image at the threshold of metrics.image.iou_max_threshold"
-        return metrics.definitions() | {"per_image.iou": about}
-    dropped = (*metrics.SEGMENTATION_KEYS, "thresholds", "calibration.temperature", "calibration.reliability")
-    kept = {key: text for key, text in metrics.definitions().items() if key not in dropped}
+        return definitions() | {"per_image.iou": about}
+    dropped = (*SEGMENTATION_KEYS, "thresholds", "calibration.temperature", "calibration.reliability")
+    kept = {key: text for key, text in definitions().items() if key not in dropped}
     return kept | {"segmentation": _NO_SEGMENTATION}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -20,9 +21,9 @@ from cssr.data.checks import is_stored, recorded, stored_or
 from cssr.data.loader import eval_stream
 from cssr.data.shards import ShardSet, open_sets
 from cssr.degradations import DEGRADATIONS
-from cssr.evaluation.evaluator import evaluate, gather_rows, measures_segmentation
-from cssr.evaluation.pictured import draw_pictures
+from cssr.evaluation.evaluator import evaluate, gather_rows, infer, measures_segmentation
 from cssr.evaluation.results import compose, load
+from cssr.evaluation.visualization import sample_panels, save_picture, strip, take_sample, write_samples
 from cssr.models.joint import JointModel
 from cssr.models.load import choose, degradation_of, export_in, load_model
 from cssr.models.orientations import ORIENTATIONS
@@ -31,6 +32,7 @@ from cssr.utils.distributed import start_engine
 from cssr.utils.files import sha256_of, write_atomic
 from cssr.utils.machine import check_processes
 
+_PICTURED = 3  # images shown of the best, of the median and of the worst
 _MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint
 _CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "seed")  # options that results depend on
 
@@ -208,3 +210,45 @@ def summary(found: dict[str, Any], out: Path) -> str:
     if "segmentation" in found["definitions"]:
         lines.append(f"  segmentation: {found['definitions']['segmentation']}")
     return "\n".join([*lines, f"  written to {out}"])
+
+
+def pictured_rows(per_image: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Keys of the best, the median and the worst images: by IoU, among those with a crack, or else by PSNR."""
+    cracked = [row for row in per_image if "tp" in row and row["tp"][0] + row["fn"][0] > 0] or per_image
+    ranked = [row["key"] for row in sorted(cracked, key=lambda row: (-_quality(row), row["key"]))]
+    middle = max(0, len(ranked) // 2 - 1)
+    return {
+        "best": ranked[:_PICTURED],
+        "median": ranked[middle : middle + _PICTURED],
+        "worst": ranked[::-1][:_PICTURED],
+    }
+
+
+def _quality(row: dict[str, Any]) -> float:
+    """IoU; PSNR in dB where segmentation was not measured, of which null is infinite."""
+    return row["iou"] if "iou" in row else float("inf") if row["psnr"] is None else row["psnr"]
+
+
+def draw_pictures(
+    found: dict[str, Any],
+    out: Path,
+    model: JointModel,
+    degrade: Callable,
+    device: torch.device,
+    batches: Iterable[Batch],
+    tile: int,
+) -> None:
+    """Strips of the best, median and worst images under `out/pictures`, and their parts in its `samples`."""
+    rows, panels, samples = found["per_image"], {}, {}
+    wanted, quality = pictured_rows(rows), {row["key"]: _quality(row) for row in rows}
+    segmentation = "iou" in rows[0]
+    caption = "{}   IoU {:.3f}" if segmentation else "{}   PSNR {:.2f} dB"
+    for batch in batches:
+        if any(key in keys for keys in wanted.values() for key in batch.key):
+            batch, outputs = infer(model, batch, degrade, device, tile)
+            panels |= {key: sample_panels(batch, outputs, i, segmentation) for i, key in enumerate(batch.key)}
+            samples |= {key: take_sample(batch, outputs, i, segmentation) for i, key in enumerate(batch.key)}
+    for name, keys in wanted.items():
+        captions = [caption.format(key, quality[key]) for key in keys]
+        save_picture(strip([panels[key] for key in keys], captions), out / "pictures" / f"{name}.png")
+    write_samples(samples, wanted, out / "pictures" / "samples")

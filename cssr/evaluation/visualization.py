@@ -1,4 +1,4 @@
-"""Sample images beside a result, for reports: small files under `pictures/samples`, and an index of them.
+"""Pictures of an evaluation: strips of panels side by side, and sample images beside a result, for reports.
 
 `samples/NN-KEY/` holds `lq.png`, `sr.webp`, `hr.webp` and, where cracks are sought, `prob.png` and `mask.png`; a large
 photograph is cut to the window that shows most crack. `prob.png` has the probability in 100 levels: how many of the 99
@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
@@ -26,11 +27,60 @@ from cssr.evaluation.metrics import THRESHOLDS, thresholds_below
 from cssr.utils.images import to_image
 from cssr.utils.json_files import read_json
 
+_GAP = 4  # pixels between panels
 FORMAT = "cssr-samples-1"
 SIDE = 1024  # HR pixels a side at most
 FILES = {"lq": "lq.png", "sr": "sr.webp", "hr": "hr.webp", "prob": "prob.png", "mask": "mask.png"}
 _QUALITY = 90  # of WebP: a quarter of PNG's bytes, and no difference to the eye
 _ABOUT = ("key", "scale", "size", "window", "kernel", "predicted_kernel")
+
+
+def sample_panels(batch: Batch, outputs: Outputs, index: int, segmentation: bool = True) -> dict[str, np.ndarray]:
+    """The panels of one sample by title, all of HR size: LQ (pixels enlarged), SR, HR; of `segmentation`, probability
+    and mask.
+    """
+    size = batch.hr.shape[-2:]
+    lq = F.interpolate(batch.lq[index : index + 1].float(), size=size, mode="nearest")[0]
+    height, width = batch.lq.shape[-2:]
+    panels = {
+        f"LQ {width}x{height}": to_image(lq),
+        "SR": to_image(outputs.sr[index]),
+        "HR": to_image(batch.hr[index]),
+    }
+    if segmentation:
+        panels |= {"probability": to_image(outputs.logits[index].sigmoid()), "mask": to_image(batch.mask[index])}
+    return panels
+
+
+def strip(rows: Sequence[dict[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
+    """Rows of titled panels as one picture; `captions` stand above the rows."""
+    pictures = [_row(panels, caption) for panels, caption in zip(rows, [*captions, *[""] * len(rows)])]
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
+def _row(panels: dict[str, np.ndarray], caption: str) -> Image.Image:
+    font, head = ImageFont.load_default(13), 20 * (2 if caption else 1)
+    width = sum(p.shape[1] + _GAP for p in panels.values()) + _GAP
+    row = Image.new("RGB", (width, max(p.shape[0] for p in panels.values()) + head + _GAP), "white")
+    draw, left = ImageDraw.Draw(row), _GAP
+    draw.text((_GAP, 2), caption, fill="black", font=font)
+    for title, panel in panels.items():
+        draw.text((left, head - 18), title, fill="black", font=font)
+        row.paste(Image.fromarray(panel), (left, head))
+        left += panel.shape[1] + _GAP
+    return row
+
+
+def save_picture(image: Image.Image | np.ndarray, path: Path) -> Path:
+    """Write a PNG, making its directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
+    return path
 
 
 @dataclass(frozen=True)

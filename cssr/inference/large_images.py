@@ -6,9 +6,12 @@ it, float32), as computing it again would take longer than reading it, and round
 are read ahead of use and results written behind by threads, a few batches apart.
 """
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cssr.config.schema import RESULTS, segments
-from cssr.inference.scratch import Scratch
 from cssr.inference.writers import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
 from cssr.models.joint import JointModel, valid_rows
 from cssr.models.tiling import Tiles
@@ -27,9 +29,62 @@ from cssr.utils.images import overlay
 from cssr.utils.photographs import Photograph
 from cssr.utils.threads import WriteBehind
 
+_ITEM = 4  # bytes of a float32
 _LOOK = 128  # pixels a side of the windows in which a photograph is looked at
 _PIECE = 64  # rows without data that are written at once
 _AHEAD = 2  # batches of tiles, and pieces of results, that wait
+
+
+class Scratch:
+    """Rows of an image, appended from the top down and read by windows: float32, 12 bytes a pixel on the disk.
+
+    The file lies in `directory` without a name, so that nothing is left of it, whatever ends the process. It is written
+    by a thread of its own, and not mapped into memory. Use as a context.
+    """
+
+    def __init__(self, directory: Path):
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115, closed by __exit__
+        self._later = WriteBehind(2)
+        self.shape = (0, 0)
+
+    def __enter__(self) -> "Scratch":
+        self._later.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._later.__exit__(*error)
+        finally:
+            self._file.close()
+
+    def append(self, rows: Tensor) -> None:
+        """The next rows, 1 3 n W; OSError if there is no room."""
+        self.shape = (self.shape[0] + rows.shape[-2], rows.shape[-1])
+        self._later(self._write, rows)
+
+    def _write(self, rows: Tensor) -> None:
+        left = memoryview(rows[0].float().permute(1, 2, 0).contiguous().cpu().numpy()).cast("B")
+        while left:
+            left = left[os.write(self._file.fileno(), left) :]
+
+    def read(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """1 3 height width float32."""
+        return torch.from_numpy(self.pixels(top, left, height, width)).permute(2, 0, 1)[None]
+
+    def pixels(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """The same as height width 3."""
+        self._later.wait()
+        found, columns = np.empty((height, width, 3), np.float32), self.shape[1]
+        for row in range(height):
+            self._fill(memoryview(found[row]).cast("B"), ((top + row) * columns + left) * 3 * _ITEM)
+        return found
+
+    def _fill(self, room: memoryview, offset: int) -> None:
+        while room:
+            count = os.preadv(self._file.fileno(), [room], offset)
+            if not count:
+                raise OSError("the temporary file of the SR image ends too early")
+            room, offset = room[count:], offset + count
 
 
 @dataclass(frozen=True)

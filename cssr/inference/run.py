@@ -16,10 +16,9 @@ from cssr.config.schema import TILE_OVERLAP, check_tile, segments
 from cssr.inference import resume as done
 from cssr.inference import sources as inputs
 from cssr.inference.large_images import Found, Wanted, memory, predict_rows
-from cssr.inference.measured_files import Measured, write_measures
 from cssr.inference.predictor import device_named
 from cssr.inference.sources import Source, photographs
-from cssr.inference.writers import Files
+from cssr.inference.writers import Files, Measured, write_measures
 from cssr.models.hub import is_hub_name
 from cssr.models.joint import JointModel
 from cssr.models.load import is_model, load_model

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from cssr.inference import resume as done
+from cssr.utils.files import free_stem
 from cssr.utils.image_files import IMAGE_SUFFIXES, is_litter, passed_over, walk, with_suffix
 from cssr.utils.photographs import Photograph, open_photograph
-from cssr.utils.stems import free
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".mts")
 
@@ -61,7 +61,7 @@ def photographs(sources: Path | Sequence[Path], apart: Path | None = None) -> di
     seen: set[Path] = set()
     for path, name in _named([sources] if isinstance(sources, Path) else list(sources), apart):
         if path not in seen:
-            found[free(name, found)] = path
+            found[free_stem(name, found)] = path
             seen.add(path)
     if not found:
         raise ValueError(f"no photograph in {_first(sources)} but in the directory of results")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cssr.evaluation.metrics import KEYS
+from cssr.evaluation.definitions import KEYS
 from cssr.evaluation.results import load
 from cssr.launch.grid import Point
 from cssr.report import IMAGE_COLUMNS

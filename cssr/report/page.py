@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from cssr import __version__
 from cssr.evaluation import metrics
+from cssr.evaluation.aggregate import in_order
 from cssr.evaluation.definitions import CRACK_KEYS, LINE_KEYS
-from cssr.evaluation.groups import in_order
 from cssr.evaluation.results import Result
 from cssr.evaluation.visualization import FILES, Sample, read_samples
 from cssr.report.columns import NOTE, PER_IMAGE, Column, image_measures, pooled_measures

@@ -1,18 +1,21 @@
-"""Curves as the coordinates of SVG: IoU over the threshold, precision over recall, and reliability."""
+"""Plots: coordinates of SVG for the page (IoU over the threshold, precision over recall, reliability), curves.png."""
 
+import io
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cssr.evaluation.metrics import precision, recall
 from cssr.evaluation.results import Result
-from cssr.evaluation.scores import precision, recall
 
 WIDTH, HEIGHT = 480, 340  # of the drawing, in units that are CSS pixels where there is room
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42  # margins around the axes
 _COLOURS, _MARKERS = 6, 4
 _KINDS = ("image", "pooled")
+_HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito; bounds are black
+_SHAPES = "os^DvPX"  # seven, so that colour and marker together repeat after 42 results only
 _TENTHS = slice(9, None, 10)  # of the 99 thresholds: 0.10, 0.20, ... 0.90
 
 
@@ -160,3 +163,55 @@ def _peaks(curves: dict[str, Any]) -> str:
         values = curves[kind]["iou"]
         texts.append(f"{max(values):.3f} {words} at {curves['thresholds'][values.index(max(values))]:.2f}")
     return ", ".join(texts)
+
+
+# ---- curves.png ----
+
+
+class Curve(NamedTuple):
+    """IoU over the threshold of one result; `bound` marks an HR upper bound, drawn in black."""
+
+    name: str
+    thresholds: Sequence[float]
+    image: Sequence[float]
+    pooled: Sequence[float]
+    bound: bool = False
+
+
+def iou_curves(curves: Sequence[Curve]) -> bytes:
+    """A PNG, 1200 pixels wide: IoU over the threshold, per image and pooled, with the maxima marked."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    columns = 2 if all(len(curve.name) <= 32 for curve in curves) else 1
+    figure = Figure(figsize=(8, 4.7 + 0.22 * -(-len(curves) // columns)), dpi=150, layout="constrained")
+    axes = figure.add_subplot(xlabel="threshold", ylabel="IoU", xlim=(0, 1))
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    systems = [curve for curve in curves if not curve.bound]
+    handles = [_draw(axes, curve, systems.index(curve) if curve in systems else None) for curve in curves]
+    axes.set_ylim(bottom=0)
+    lines = [Line2D([], [], color="0.4", linestyle=s, label=text) for s, text in (("-", "per image"), ("--", "pooled"))]
+    figure.legend(handles=lines, loc="outside upper left", ncols=2, frameon=False)
+    below = {"loc": "outside lower left", "title": "maximum per image", "alignment": "left"}
+    figure.legend(handles=handles, ncols=columns, frameon=False, **below)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, curve: Curve, number: int | None) -> Any:
+    """Both lines of a curve, in black where it has no number; returns the legend's line."""
+    from matplotlib.lines import Line2D
+
+    colour = "black" if number is None else _HUES[number % len(_HUES)]
+    marker, size = ("*", 13) if number is None else (_SHAPES[number % len(_SHAPES)], 8)
+    point = {"color": colour, "marker": marker, "markersize": size, "markeredgecolor": "white"}
+    for values, line in ((curve.image, "-"), (curve.pooled, "--")):
+        best = values.index(max(values))
+        axes.plot(curve.thresholds, values, line, color=colour, linewidth=1.6)
+        axes.plot(curve.thresholds[best], values[best], zorder=3, **point)
+    name = curve.name if len(curve.name) <= 80 else curve.name[:79] + "…"
+    # A dollar sign would begin a formula; the number in front keeps a leading underscore from hiding the entry.
+    label = f"{max(curve.image):.3f}  {name}".replace("$", r"\$")
+    return Line2D([], [], label=label, **point)

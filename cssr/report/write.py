@@ -7,12 +7,12 @@ from pathlib import Path
 
 from cssr.evaluation.definitions import KEYS
 from cssr.evaluation.results import Result, load
-from cssr.evaluation.visualize import Curve, iou_curves
 from cssr.report.columns import find_reference
 from cssr.report.facts import MARKDOWN
 from cssr.report.latex import latex_tables
 from cssr.report.markdown import compose
 from cssr.report.page import compose_page
+from cssr.report.plots import Curve, iou_curves
 from cssr.utils.files import write_atomic
 
 _PICTURES = ("best", "median", "worst")

@@ -13,11 +13,11 @@ from cssr.config.schema import Config
 from cssr.data.batch import Batch
 from cssr.data.loader import eval_stream
 from cssr.data.shards import ShardSet
-from cssr.evaluation import metrics
+from cssr.evaluation.aggregate import aggregate, set_histogram
 from cssr.evaluation.calibration import fit_temperature
 from cssr.evaluation.definitions import SLOW_KEYS
 from cssr.evaluation.evaluator import evaluate, gather_rows
-from cssr.evaluation.visualize import sample_panels, save_picture, strip
+from cssr.evaluation.visualization import sample_panels, save_picture, strip
 from cssr.models.joint import JointModel, build_model
 from cssr.training.log import Console, append_line
 from cssr.training.sharded_state import copied, whole_weights
@@ -66,10 +66,10 @@ class Validation:
         how = {"tile": self._config.eval.tile, "show": show, "segmentation": self._segmentation}
         how["distances"] = self._config.train.best in SLOW_KEYS
         rows = gather_rows(evaluate(model, watched(self._stream()), self._degrade, engine.device, **how))
-        measures = metrics.aggregate(rows)["image"] if rows else {}
+        measures = aggregate(rows)["image"] if rows else {}
         if rows and self._segmentation:
             # Logits were divided by the settings' temperature: what fits them comes on top of it.
-            fitted = fit_temperature(metrics.set_histogram(rows))
+            fitted = fit_temperature(set_histogram(rows))
             measures["temperature"] = self._config.model.temperature * fitted
         return Found(measures, panels, time.monotonic() - began)
 

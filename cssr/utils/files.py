@@ -3,11 +3,12 @@
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -100,3 +101,10 @@ def lock_file(file: IO[bytes] | int, patience: float = 0.0) -> bool:
             time.sleep(0.1)
         except OSError:
             return True
+
+
+def free_stem(name: Path, taken: Container[str]) -> str:
+    """A stem for a file that no other has: without its suffix, with it, or numbered."""
+    plain, whole = str(name.with_suffix("")), str(name)
+    numbered = (f"{whole}-{number}" for number in itertools.count(2))
+    return next(stem for stem in itertools.chain((plain, whole), numbered) if stem not in taken)

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from cssr.cracks.components import Runs, _runs, pieces
 from cssr.cracks.measure import Crack, measure_cracks
-from cssr.cracks.thinning import centre_line, stays_when_thinned
+from cssr.cracks.skeleton import centre_line, stays_when_thinned
 
 ANGLES = (0, 7, 15, 22.5, 30, 45, 53, 63, 75, 90, 101, 120, 135, 160, 178)
 

@@ -21,11 +21,11 @@ from cssr.dataset_preparation import make as make_shards
 from cssr.dataset_preparation.extract import extract
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluate import main as evaluate_main
-from cssr.evaluation import metrics
-from cssr.evaluation.definitions import UNRANKED_KEYS
+from cssr.evaluation.aggregate import aggregate
+from cssr.evaluation.definitions import IMAGE_KEYS, KEYS, SEGMENTATION_KEYS, UNRANKED_KEYS
 from cssr.evaluation.evaluator import evaluate, measures_segmentation
-from cssr.evaluation.pictured import pictured_rows
 from cssr.evaluation.results import compose
+from cssr.evaluation.run import pictured_rows
 from cssr.inference.predictor import predict
 from cssr.models.joint import JointModel, build_model
 from cssr.predict import main as predict_main
@@ -244,15 +244,15 @@ def test_the_best_by_segmentation_needs_masks_where_a_run_validates(bare, masked
 
 
 def test_what_is_a_measure_of_segmentation():
-    assert set(metrics.IMAGE_KEYS) == {"psnr", "psnr_infinite", "ssim", "kernel_psnr", "lq_psnr"}
-    for key in metrics.IMAGE_KEYS:
+    assert set(IMAGE_KEYS) == {"psnr", "psnr_infinite", "ssim", "kernel_psnr", "lq_psnr"}
+    for key in IMAGE_KEYS:
         if key not in UNRANKED_KEYS:
             check_best(key, segmentation=False)
-    for key in set(metrics.SEGMENTATION_KEYS) - set(UNRANKED_KEYS):
+    for key in set(SEGMENTATION_KEYS) - set(UNRANKED_KEYS):
         check_best(key, segmentation=True)
         with pytest.raises(ValueError, match=f"train.best={key} "):
             check_best(key, segmentation=False)
-    assert set(metrics.KEYS) == {*metrics.IMAGE_KEYS, *metrics.SEGMENTATION_KEYS}
+    assert set(KEYS) == {*IMAGE_KEYS, *SEGMENTATION_KEYS}
 
 
 # ---- a run, and the joint run that starts from it ----
@@ -260,7 +260,7 @@ def test_what_is_a_measure_of_segmentation():
 
 def test_the_run_validates_and_keeps_the_best_by_psnr(run):
     (line,) = map(json.loads, (run / "validation.jsonl").read_text().splitlines())
-    assert {"psnr", "ssim", "kernel_psnr"} <= line.keys() and not set(metrics.SEGMENTATION_KEYS) & line.keys()
+    assert {"psnr", "ssim", "kernel_psnr"} <= line.keys() and not set(SEGMENTATION_KEYS) & line.keys()
     assert json.loads((run / "checkpoints" / "best.json").read_text())["measure"] == "psnr"
     with Image.open(run / "samples" / "step_00000002.png") as strip:
         assert strip.width == 3 * (48 + 4) + 4  # LQ, SR and HR: no probability, no mask
@@ -287,7 +287,7 @@ def test_sr_is_measured_and_the_kernel_and_segmentation_is_not(run, masked, tmp_
     evaluate_main([str(run), "--data", str(masked), "--out", str(tmp_path), "--distances"])
     found = json.loads((tmp_path / "results.json").read_text())
     image, pooled = found["metrics"]["image"], found["metrics"]["pooled"]
-    assert all(image[key] is None and pooled[key] is None for key in metrics.SEGMENTATION_KEYS)
+    assert all(image[key] is None and pooled[key] is None for key in SEGMENTATION_KEYS)
     assert image["psnr"] > 5 and pooled["psnr"] > 5 and 0 < image["ssim"] < 1
     assert found["curves"] is None and not {"tp", "iou", "hd95"} & found["per_image"][0].keys()
     assert found["definitions"]["segmentation"].startswith("not measured (null)")
@@ -329,10 +329,10 @@ def test_rows_differ_by_the_counts_alone(joint, masked):
     )
     counted = ("tp", "fp", "fn", "histogram", "ece")
     assert [{k: v for k, v in row.items() if k not in counted} for row in full] == plain
-    one, other = metrics.aggregate(full), metrics.aggregate(plain)
+    one, other = aggregate(full), aggregate(plain)
     for name in ("image", "pooled"):
-        assert all(one[name][key] == other[name][key] for key in metrics.IMAGE_KEYS)
-        assert all(other[name][key] is None for key in metrics.SEGMENTATION_KEYS)
+        assert all(one[name][key] == other[name][key] for key in IMAGE_KEYS)
+        assert all(other[name][key] is None for key in SEGMENTATION_KEYS)
 
 
 def test_pictures_show_the_ranking_by_psnr():

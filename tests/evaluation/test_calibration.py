@@ -13,8 +13,7 @@ from cssr import JointModel
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig
 from cssr.data.batch import Batch, Outputs
-from cssr.evaluation import metrics
-from cssr.evaluation.aggregate import intervals
+from cssr.evaluation.aggregate import aggregate, intervals
 from cssr.evaluation.calibration import (
     BINS,
     LOGIT_BINS,
@@ -106,11 +105,11 @@ def test_errors_of_a_set_are_a_mean_of_images_and_that_of_all_pixels():
     logits = torch.full((2, 1, 20, 20), 0.5).logit()
     mask = torch.stack([torch.ones(1, 20, 20), torch.zeros(1, 20, 20)])
     rows = rows_of(logits, mask)
-    found = metrics.aggregate(rows)
+    found = aggregate(rows)
     assert found["image"]["ece"] == pytest.approx(0.5, abs=0.01) and found["pooled"]["ece"] < 0.01
     low, high = intervals(rows)["pooled"]["ece"]
     assert low < 0.01 and high == pytest.approx(0.5, abs=0.01)
-    with_old = metrics.aggregate([{k: v for k, v in row.items() if k not in ("ece", "histogram")} for row in rows])
+    with_old = aggregate([{k: v for k, v in row.items() if k not in ("ece", "histogram")} for row in rows])
     assert with_old["image"]["ece"] is None and with_old["pooled"]["ece"] is None
 
 

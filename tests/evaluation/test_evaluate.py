@@ -24,8 +24,8 @@ from cssr.degradations.kernels import gaussian_kernel
 from cssr.evaluate import main
 from cssr.evaluation import metrics
 from cssr.evaluation.evaluator import evaluate, measure
-from cssr.evaluation.pictured import pictured_rows
 from cssr.evaluation.results import compose
+from cssr.evaluation.run import pictured_rows
 from cssr.evaluation.visualization import grey_to_levels, read_samples
 from cssr.models.joint import build_model
 

@@ -6,8 +6,7 @@ import torch
 from test_intervals import rows_of
 
 from cssr.degradations.kernels import gaussian_kernel
-from cssr.evaluation import metrics
-from cssr.evaluation.groups import breakdown, in_order
+from cssr.evaluation.aggregate import aggregate, breakdown, in_order
 from cssr.evaluation.results import compose
 from cssr.models.training_range import blur_sigma
 
@@ -19,14 +18,14 @@ def named(keys: list[str], sigmas: list[float | None] | None = None) -> list[dic
 
 def test_sources_are_measured_as_sets_of_their_own():
     rows = named(["CFD_001", "CFD_002", "DeepCrack-3", "0001", "CRACK500_2016_1", "photo"])
-    at = metrics.aggregate(rows)["image"]["iou_max_threshold"]
+    at = aggregate(rows)["image"]["iou_max_threshold"]
     found = breakdown(rows, at)["source"]
     assert {name: part["images"] for name, part in found.items()} == {
         **{"CFD": 2, "CRACK500": 1},
         **{"DeepCrack": 1, "others": 2},
     }
     part = found["CFD"]
-    assert {kind: part[kind] for kind in ("image", "pooled")} == metrics.aggregate(rows[:2])
+    assert {kind: part[kind] for kind in ("image", "pooled")} == aggregate(rows[:2])
     best = round(100 * at) - 1
     ious = [row["tp"][best] / (row["tp"][best] + row["fp"][best] + row["fn"][best]) for row in rows[:2]]
     assert part["iou"] == pytest.approx(np.mean(ious), abs=1e-6) and part["iou"] <= part["image"]["iou_max"]

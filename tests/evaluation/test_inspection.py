@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from cssr.evaluation import metrics
+from cssr.evaluation.aggregate import aggregate
+from cssr.evaluation.crack_metrics import inspection
 from cssr.evaluation.definitions import CRACK_KEYS
-from cssr.evaluation.inspection import inspection
 
 
 def bars(*bars_: tuple[int, int, int]) -> torch.Tensor:
@@ -50,6 +50,6 @@ def test_shapes_that_differ_are_refused():
 def test_means_over_images_are_what_results_hold():
     row = {"key": "a", "pixels": 9, "psnr": 20.0, "mse": 0.01}
     rows = [row | {"width_error": error, "width_bias": -error} for error in (1.0, 2.0)]
-    found = metrics.aggregate(rows)
+    found = aggregate(rows)
     assert found["image"]["width_error"] == 1.5 and found["image"]["width_bias"] == -1.5
     assert found["pooled"]["width_error"] is None and found["image"]["length_error"] is None

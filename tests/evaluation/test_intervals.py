@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from cssr.evaluation import aggregate as module
-from cssr.evaluation import metrics
-from cssr.evaluation.aggregate import intervals
+from cssr.evaluation.aggregate import aggregate, intervals
 
 SURFACES = {"hd95": ("hd95_min", "ahd95"), "msd": ("msd_min", "amsd")}
 
@@ -31,7 +30,7 @@ def test_intervals_equal_percentiles_of_a_plain_loop(monkeypatch):
     rows = rows_of(7)
     rows[2] |= {"hd95": None, "msd": None, "cldice": None, "psnr": float("inf"), "mse": 0.0}
     draws = np.random.default_rng(3).multinomial(7, [1 / 7] * 7, 40)
-    sets = [metrics.aggregate([row for row, n in zip(rows, drawn) for _ in range(n)]) for drawn in draws]
+    sets = [aggregate([row for row, n in zip(rows, drawn) for _ in range(n)]) for drawn in draws]
     found = intervals(rows, seed=3)
     keys = {"iou_max", "aiu", "f1", "ods", "hd95_min", "ahd95", "msd_min", "amsd", "psnr", "ssim", "cldice"}
     keys |= {"width_error"}

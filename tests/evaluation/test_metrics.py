@@ -10,8 +10,10 @@ from paths import SHARED
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.spatial.distance import cdist, directed_hausdorff
 
-from cssr.evaluation import metrics, scores
+from cssr.evaluation import metrics
 from cssr.evaluation import surface_distance as distances
+from cssr.evaluation.aggregate import _mean, aggregate, iou_curve
+from cssr.evaluation.definitions import CRACK_KEYS, IMAGE_KEYS, KEYS, LINE_KEYS, SEGMENTATION_KEYS, definitions
 from cssr.evaluation.surface_distance import surface_distances
 
 GOLDEN = SHARED / "golden" / "losses_degradation_metrics.npz"
@@ -122,9 +124,9 @@ def test_scores_and_their_empty_rules(make):
     np.testing.assert_allclose(metrics.recall(tp, fp, fn), [0.6, 1, 0, 0, 0])
     np.testing.assert_allclose(metrics.f1(tp, fp, fn), [12 / 18, 1, 0, 0, 0])
     tn, fp, fn = make([6, 0, 0, 9]), make([2, 0, 5, 0]), make([4, 0, 0, 3])
-    np.testing.assert_allclose(scores.specificity(tn, fp, fn), [0.75, 1, 0, 1])
-    np.testing.assert_allclose(scores.specificity(make([0]), make([0]), make([5])), [0])
-    np.testing.assert_allclose(scores.accuracy(make([6, 0]), make([2, 9]), make([1, 0]), make([1, 0])), [0.8, 1])
+    np.testing.assert_allclose(metrics.specificity(tn, fp, fn), [0.75, 1, 0, 1])
+    np.testing.assert_allclose(metrics.specificity(make([0]), make([0]), make([5])), [0])
+    np.testing.assert_allclose(metrics.accuracy(make([6, 0]), make([2, 9]), make([1, 0]), make([1, 0])), [0.8, 1])
 
 
 # ---- what a whole set's counts say ----
@@ -147,7 +149,7 @@ def plain_f1(pred: np.ndarray, mask: np.ndarray) -> float:
 def test_ods_and_ois_equal_a_search_in_the_pixels(seed):
     prob, mask = soft_case(seed, batch=5)
     mask[0] = 0
-    found = metrics.aggregate(counted(prob, mask))
+    found = aggregate(counted(prob, mask))
     p, m = prob.numpy(), mask.numpy() > 0
     table = np.array([[plain_f1(a > t, b) for t in T] for a, b in zip(p, m)])
     together = [plain_f1(p > t, m) for t in T]
@@ -165,7 +167,7 @@ def test_ods_and_ois_equal_a_search_in_the_pixels(seed):
 def test_average_precision_equals_torchmetrics(seed):
     reference = pytest.importorskip("torchmetrics.functional.classification").binary_average_precision
     prob, mask = soft_case(seed, batch=4)
-    found = metrics.aggregate(counted(prob, mask))
+    found = aggregate(counted(prob, mask))
     cut = torch.from_numpy(np.nextafter(T, np.float32(2)))  # it calls crack what is at least a threshold
 
     def area(p: torch.Tensor, m: torch.Tensor) -> float:
@@ -177,16 +179,16 @@ def test_average_precision_equals_torchmetrics(seed):
 
 def test_average_precision_without_a_crack_is_null_and_of_nothing_found_zero():
     prob, mask = soft_case(0)
-    assert [m["ap"] for m in metrics.aggregate(counted(prob, 0 * mask)).values()] == [None, None]
-    assert [m["ap"] for m in metrics.aggregate(counted(0 * prob, mask)).values()] == [0, 0]
-    assert [m["ap"] for m in metrics.aggregate(counted(0.999 * mask, mask)).values()] == [1, 1]
+    assert [m["ap"] for m in aggregate(counted(prob, 0 * mask)).values()] == [None, None]
+    assert [m["ap"] for m in aggregate(counted(0 * prob, mask)).values()] == [0, 0]
+    assert [m["ap"] for m in aggregate(counted(0.999 * mask, mask)).values()] == [1, 1]
 
 
 def test_scores_at_the_best_threshold_equal_torchmetrics():
     names = ("binary_accuracy", "binary_recall", "binary_specificity")
     module = pytest.importorskip("torchmetrics.functional.classification")
     prob, mask = soft_case(4, batch=4)
-    found = metrics.aggregate(counted(prob, mask))
+    found = aggregate(counted(prob, mask))
     for aggregation, how in (("image", "samplewise"), ("pooled", "global")):
         threshold = np.float32(found[aggregation]["iou_max_threshold"])
         pred = (prob > float(T[np.abs(T - threshold).argmin()])).long()
@@ -394,9 +396,9 @@ def two_rows() -> list[dict]:
 
 
 def test_aggregate_by_hand():
-    result = metrics.aggregate(two_rows())
+    result = aggregate(two_rows())
     image, pooled = result["image"], result["pooled"]
-    assert set(image) == set(pooled) == set(metrics.KEYS)
+    assert set(image) == set(pooled) == set(KEYS)
     # image IoU: 0.01: (0.5 + 0)/2; then (0.8 + 1)/2, b being empty on both sides
     expected = {
         "iou_max": 0.9,
@@ -420,7 +422,7 @@ def test_aggregate_by_hand():
         "ods_threshold": 0.02,
         "ois": (16 / 18 + 1) / 2,
         "ap": 0.8 * 1 + 0.2 * 0.5,  # of a alone, as b has no crack
-        **dict.fromkeys(("lq_psnr", *metrics.LINE_KEYS, *metrics.CRACK_KEYS)),
+        **dict.fromkeys(("lq_psnr", *LINE_KEYS, *CRACK_KEYS)),
     }
     expected["ece"] = None  # no histograms
     assert image == pytest.approx(expected, abs=1e-5)
@@ -435,22 +437,22 @@ def test_aggregate_by_hand():
 
 
 def test_a_number_that_is_none_is_left_out_of_a_mean():
-    found = metrics._mean([30.0, math.nan, None, math.inf, 31.0])
-    assert found == 30.5 and metrics._mean([math.nan]) is None
+    found = _mean([30.0, math.nan, None, math.inf, 31.0])
+    assert found == 30.5 and _mean([math.nan]) is None
 
 
 def test_infinite_psnr_is_left_out_and_counted():
     rows = two_rows()
     for infinite in (math.inf, None):  # None as read back from a results file; the mse of 0 tells
-        result = metrics.aggregate([*rows, row("c", (0, 0, 0), (0, 0, 0), psnr=infinite, mse=0.0)])
+        result = aggregate([*rows, row("c", (0, 0, 0), (0, 0, 0), psnr=infinite, mse=0.0)])
         assert result["image"]["psnr"] == pytest.approx(15) and result["image"]["psnr_infinite"] == 1
         assert result["pooled"]["psnr"] == pytest.approx(-10 * math.log10(31 / 500))
-    only = metrics.aggregate([row("c", (1, 0, 0), (1, 0, 0), psnr=math.inf, mse=0.0)])
+    only = aggregate([row("c", (1, 0, 0), (1, 0, 0), psnr=math.inf, mse=0.0)])
     assert [only[k]["psnr"] for k in only] == [None, None] and [only[k]["psnr_infinite"] for k in only] == [1, 1]
 
 
 def test_what_was_not_computed_is_none():
-    result = metrics.aggregate([row("a", (1, 0, 0), (1, 0, 0))])
+    result = aggregate([row("a", (1, 0, 0), (1, 0, 0))])
     for values in result.values():
         assert {k for k, v in values.items() if v is None} == {
             "psnr",
@@ -463,8 +465,8 @@ def test_what_was_not_computed_is_none():
             "msd_min",
             "amsd",
             "lq_psnr",
-            *metrics.LINE_KEYS,
-            *metrics.CRACK_KEYS,
+            *LINE_KEYS,
+            *CRACK_KEYS,
         }
 
 
@@ -484,9 +486,9 @@ def test_the_order_of_images_changes_no_bit():
                 "msd": [rng.random() for _ in range(99)],
             }
         )
-    expected, curve = metrics.aggregate(rows), metrics.iou_curve(rows)
+    expected, curve = aggregate(rows), iou_curve(rows)
     rng.shuffle(rows)
-    assert metrics.aggregate(rows) == expected and metrics.iou_curve(rows) == curve
+    assert aggregate(rows) == expected and iou_curve(rows) == curve
     assert max(curve["image_iou"]) == expected["image"]["iou_max"]
     assert np.mean(curve["pooled_iou"]) == pytest.approx(expected["pooled"]["aiu"])
     assert curve["thresholds"] == [round(0.01 * i, 2) for i in range(1, 100)]
@@ -494,16 +496,16 @@ def test_the_order_of_images_changes_no_bit():
 
 def test_rows_that_cannot_be_aggregated_are_refused():
     with pytest.raises(ValueError, match="no image"):
-        metrics.aggregate([])
+        aggregate([])
     with pytest.raises(ValueError, match="99 counts"):
-        metrics.iou_curve([{"tp": [1, 2], "fp": [1, 2], "fn": [1, 2]}])
+        iou_curve([{"tp": [1, 2], "fp": [1, 2], "fn": [1, 2]}])
 
 
 def test_every_number_has_a_definition():
     others = {"image", "pooled", "thresholds", "intervals", "groups.source", "groups.blur", "per_image.blur_sigma"}
     others |= {"calibration.temperature", "calibration.reliability"}
-    assert set(metrics.definitions()) == set(metrics.KEYS) | others
-    assert set(metrics.SEGMENTATION_KEYS) | set(metrics.IMAGE_KEYS) == set(metrics.KEYS)
+    assert set(definitions()) == set(KEYS) | others
+    assert set(SEGMENTATION_KEYS) | set(IMAGE_KEYS) == set(KEYS)
 
 
 def test_both_ends_of_the_pipeline_agree():
@@ -518,7 +520,7 @@ def test_both_ends_of_the_pipeline_agree():
         }
         for i in range(len(prob))
     ]
-    image = metrics.aggregate(rows)["image"]
+    image = aggregate(rows)["image"]
     curve = metrics.iou(counts.tp, counts.fp, counts.fn).mean(0)
     assert image["iou_max"] == pytest.approx(curve.max().item()) and image["aiu"] == pytest.approx(curve.mean().item())
     assert image["hd95_min"] == pytest.approx(found["hd95"].mean(0).min()) and image["psnr"] is None

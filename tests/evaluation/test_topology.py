@@ -7,7 +7,7 @@ from scipy.ndimage import binary_erosion, label
 from scipy.spatial.distance import cdist
 from test_metrics import soft_case
 
-from cssr.cracks.thinning import centre_line
+from cssr.cracks.skeleton import centre_line
 from cssr.evaluation.crack_metrics import topology
 
 NAMES = ("cldice", "cliou", "boundary_f1")

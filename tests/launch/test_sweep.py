@@ -15,7 +15,7 @@ from test_evaluate_launcher import stub_sbatch
 
 from cssr.config.loading import load_config, parse_value
 from cssr.evaluate import main as evaluate_main
-from cssr.evaluation.metrics import KEYS
+from cssr.evaluation.definitions import KEYS
 from cssr.evaluation.results import compose
 from cssr.launch import evaluations as launcher
 from cssr.launch import sweeps as sweep

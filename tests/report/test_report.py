@@ -9,7 +9,7 @@ import pytest
 from made_results import HR, facts, rows, write
 from PIL import Image
 
-from cssr.evaluation.metrics import KEYS
+from cssr.evaluation.definitions import KEYS
 from cssr.evaluation.results import load
 from cssr.report import caveats, main, report
 

@@ -9,8 +9,8 @@ from browser import chromium, complaints, overflow, prefer, requested, resize  #
 from made_results import HOSTILE, HR, calibrated, draw, facts, rows, spread, with_samples, write
 from test_report import table
 
-from cssr.evaluation.metrics import THRESHOLDS, iou_curve, threshold_counts
-from cssr.evaluation.scores import iou, precision, recall
+from cssr.evaluation.aggregate import iou_curve
+from cssr.evaluation.metrics import THRESHOLDS, iou, precision, recall, threshold_counts
 from cssr.report import report
 
 by = pytest.importorskip("selenium.webdriver.common.by", reason="needs selenium: pip install -e '.[test]'").By
