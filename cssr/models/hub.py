@@ -1,18 +1,26 @@
-"""An export on the Hugging Face Hub: from the cache on this machine or, when told so, from there.
+"""Exports on the Hugging Face Hub: found in the cache of this machine, fetched, staged with a model card, pushed.
 
 Only `config.json` and `model.safetensors` are ever fetched: no pickles, no code.
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cssr.models.export import SETTINGS, WEIGHTS
+from torch import nn
+
+from cssr.models.export import SETTINGS, WEIGHTS, read_export, replace_text, sha256_of, write_export
+from cssr.models.model_card import without_paths, write_card
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _PATIENCE = 10  # seconds for the Hub's first answer
 _CACHED = "models--"  # how the folders of the Hub's cache begin
+SAMPLES = "samples.png"
+
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def is_hub_name(source: str | Path) -> bool:
@@ -96,3 +104,103 @@ def reason(error: Exception) -> str:
     """What an error says, in one line, with the one that caused it."""
     cause = error.__cause__ or error
     return " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+
+
+def stage(
+    name: str, licence: str, export: Path, out: Path, run: Path | None = None, results: Iterable[Path] = ()
+) -> list[Path]:
+    """Write what is pushed to `out`: `model.safetensors`, `config.json`, `README.md`, and samples where there are some.
+
+    Paths of the machine that trained are left out of the settings.
+
+    Returns: the files.
+    Raises: ValueError, one line, for a name or licence that the Hub does not take, no export, or damaged results.
+    """
+    check(name, licence)
+    settings = read_export(export)
+    if not (export / WEIGHTS).is_file():
+        raise ValueError(f"no weights at {export / WEIGHTS}")
+    settings = {**settings, "sha256": sha256_of(export / WEIGHTS)}  # which exports of before do not carry
+    card = write_card(name, licence, settings, run, results)
+    samples = sorted((run / "samples").glob("*.png"))[-1:] if run else []
+    if samples:
+        card += f"\n## Samples\n\nValidation images: LQ, SR, HR, probability, mask.\n\n![samples]({SAMPLES})\n"
+    out.mkdir(parents=True, exist_ok=True)
+    for source, name_there in ((export / WEIGHTS, WEIGHTS), *((picture, SAMPLES) for picture in samples)):
+        shutil.copyfile(source, out / name_there)
+    replace_text(out / SETTINGS, json.dumps(without_paths(settings), indent=2) + "\n")
+    replace_text(out / "README.md", card)
+    return [out / name for name in (WEIGHTS, SETTINGS, "README.md", *[SAMPLES] * len(samples))]
+
+
+def pack(
+    model: nn.Module,
+    name: str,
+    licence: str,
+    export: Path,
+    out: Path,
+    run: Path | None = None,
+    results: Iterable[Path] = (),
+    notes: Path | None = None,
+) -> list[Path]:
+    """Write an export in half precision with its model card, as the package holds its models.
+
+    Args:
+        model: of the export. name: of the model, in its card.
+        results: evaluations of these very weights, which are in `out` after a first call.
+        notes: Markdown that the card takes in (training data, licences).
+    Returns: the files.
+    Raises: ValueError, one line, for a licence that is none, no export, damaged results, notes that cannot be read.
+    """
+    _check_licence(licence)
+    text = "" if notes is None else _read_notes(notes)
+    settings = without_paths(read_export(export))
+    write_export(model, settings, out, half=True)
+    card = write_card(name, licence, read_export(out), run, results)
+    replace_text(out / "README.md", f"{card}\n{text}" if text else card)
+    return [out / file for file in (WEIGHTS, SETTINGS, "README.md")]
+
+
+def _read_notes(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--notes: {path} cannot be read as text: {reason(error)}") from None
+
+
+def check(name: str, licence: str) -> None:
+    """Refuse what the Hub would refuse; ValueError, one line."""
+    if not NAME.fullmatch(name) or "--" in name or ".." in name:
+        raise ValueError(f"the name on the Hub must be owner/name, of letters, digits, - _ and ., found {name!r}")
+    _check_licence(licence)
+
+
+def _check_licence(licence: str) -> None:
+    if not _LICENCE.fullmatch(licence):
+        raise ValueError(
+            f"the licence must be one as the Hub names them (apache-2.0, cc-by-4.0, other), found {licence!r}"
+        )
+
+
+def push(files: Sequence[Path], name: str, private: bool = True, token: str | None = None) -> str:
+    """Push the files that `stage` wrote, in one commit; the model is made if it is not there.
+
+    Args:
+        private: whether only its owner sees it. A public model that is there already is not pushed to as a private one.
+        token: None: the one with which `hf auth login` has logged in.
+    Returns: the address of the commit.
+    Raises: ValueError, one line, for what the Hub or the network refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api, folder = HfApi(token=token, library_name="cssr"), files[0].parent
+    what = {"commit_message": "Push an export of cssr", "allow_patterns": [path.name for path in files]}
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        public = private and not api.repo_info(name).private
+        if not public:
+            return str(api.upload_folder(repo_id=name, folder_path=folder, **what))
+    except Exception as error:  # of the library, of its HTTP client
+        hint = ": log in (hf auth login) or pass a token that may write" if "401" in str(error) else ""
+        raise ValueError(f"{name} cannot be pushed to the Hub{hint}: {reason(error)}") from None
+    raise ValueError(f"{name} is there already and public: choose another name, or push it as public")

@@ -13,7 +13,7 @@ from cssr.data.batch import Batch, Outputs
 from cssr.evaluation.evaluator import evaluate
 from cssr.inference.predictor import predict
 from cssr.models.joint import build_model
-from cssr.models.moments import Moments, moments_of
+from cssr.models.tiling import Moments, moments_of
 from cssr.predict import main
 from cssr.utils import geotiff
 from cssr.utils.photographs import read_with_valid

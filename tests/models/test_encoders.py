@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
-from cssr.models.packaged_weights import PACKAGES, packaged_weights
+from cssr.models.encoders import PACKAGES, packaged_weights
 from cssr.models.seg import SEG
 
 LITE0 = "tf_efficientnet_lite0"

@@ -11,8 +11,7 @@ from torch import nn
 
 from cssr.config.schema import ModelConfig
 from cssr.models.joint import SRThenSeg, build_model
-from cssr.models.moments import Moments
-from cssr.models.tiling import Kept, Tiles, Whole, starts, tiled
+from cssr.models.tiling import Kept, Moments, Tiles, Whole, starts, tiled
 
 SIZES = [(64, 64), (65, 64), (64, 129), (100, 77), (17, 90), (90, 5), (1, 1), (200, 66)]
 
