@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from harness import write
 from machine import ROOT
-from pairs import write
+from model_sizes import sizes
 from scaling import SMALL, STEADY
-from sizes import sizes
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 

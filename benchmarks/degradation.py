@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pairs import Limit, Pair, command
+from harness import Limit, Pair, command
 from scipy import ndimage
 from torch import Tensor
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 import torch
-from pairs import Limit, Pair, command
+from harness import Limit, Pair, command
 from scipy.ndimage import correlate, distance_transform_edt
 
 from cssr.evaluation import metrics

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from evaluation import drawn
-from pairs import Limit, Pair, command
+from harness import Limit, Pair, command
 from scipy.ndimage import distance_transform_edt
 
 from cssr.config.schedules import Progress

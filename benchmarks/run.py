@@ -2,7 +2,7 @@
 
 Each part runs in a process of its own, in which each pair, the plain formulation of a thing and ours, is timed in turn
 once their results are equal. DIR (default: benchmarks/results) gets report.json, with machine, versions, revision and
-settings, and ratios.png. A part that fails is named, the rest goes on, and the exit status is 1.
+settings. A part that fails is named, the rest goes on, and the exit status is 1.
 
     --markdown [FILE]   only print a table as in docs/speed.md, from FILE (default: DIR/report.json)
 """
@@ -17,15 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from pairs import parser, write
-from picture import draw
-from ratios import markdown, table
+from harness import parser, write
+from tables import markdown, table
 
 HERE = Path(__file__).parent
-PARTS = (
-    "roofline", "startup", "decode", "loading", "degradation", "losses", "step", "evaluation", "prediction",
-    "sharding", "processes",
-)  # fmt: skip
+PARTS = ("data", "degradation", "losses", "training_step", "evaluation", "inference")
 PATIENCE = 3600  # seconds for a part
 
 
@@ -43,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(whole, options.out / "report.json")
     if options.json:
         write(whole, options.json)
-    draw(whole, options.out / "ratios.png")
-    print("\n".join(["", *table(whole), "", f"{options.out}/report.json, {options.out}/ratios.png"]))
+    print("\n".join(["", *table(whole), "", f"{options.out}/report.json"]))
     return 1 if whole["failures"] else 0
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("rasterio", reason="needs rasterio: pip install 'cssr[large]
 
 
 def test_it_runs(tmp_path, capsys):
-    from prediction import main
+    from inference import main
 
     main(["--quick", "--threads", "1", "--batch", "2", "--json", str(tmp_path / "found.json")])
     told = capsys.readouterr().out

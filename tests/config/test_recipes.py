@@ -70,7 +70,7 @@ def test_no_recipe_writes_where_another_does():
 
 def test_sizes_are_counted(capsys):
     """The joint model needs less than the published code, which takes 282 GMAC for the same."""
-    sizes = runpy.run_path(str(ROOT / "benchmarks" / "sizes.py"))
+    sizes = runpy.run_path(str(ROOT / "benchmarks" / "model_sizes.py"))
     joint, hr = CONFIGS / "csbsr_pspnet.yaml", CONFIGS / "hr_pspnet.yaml"
     parameters, macs = sizes["sizes"](load(joint).model)
     assert set(parameters) == {"sr", "kernel", "seg", "encoder"}

@@ -171,7 +171,7 @@ def test_weights_of_any_dimension_are_laid_out():
 def test_the_plain_formulation_of_the_benchmark_gives_our_losses_and_gradients(monkeypatch):
     """Kernel maps at full size, scipy's distances, samples one by one, an update of one tensor after the other."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from steps import SMALL, Step
+    from training_step import SMALL, Step
 
     plain, ours = (Step(name, SMALL, count=2, keep=True)() for name in ("plain", "float32"))
     gradients, others = plain.pop("gradients"), ours.pop("gradients")

@@ -1,49 +1,60 @@
-"""From bytes to a training sample: `python benchmarks/decode.py [--folder FOLDER]`, of images/ and masks/ of 448 x 448.
+"""Reading data: `python benchmarks/data.py [--folder FOLDER]`, of images/ and masks/ of 448 x 448.
 
-By one thread: JPEG and mask read from a shard and decoded, crop of 224 x 224, flip, distance map of the crop; against
-the same by PIL and scipy over plain files. Each part by itself follows. Without a folder, photographs are drawn. No
-crop is without a crack, as an empty one has no distance to compute; `--any` takes them as they come.
+From bytes to a training sample, by one thread: JPEG and mask read from a shard and decoded, crop of 224 x 224, flip,
+distance map of the crop; against the same by PIL and scipy over plain files. Each part by itself follows. Without a
+folder, photographs are drawn. No crop is without a crack, as an empty one has no distance to compute; `--any` takes
+them as they come.
+
+Then the loader: images a second for a step that takes no time, by 1 and 2 workers against loading in the training
+process, and what of a step the CPU recipes spend waiting for data.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from harness import Limit, Pair, Result, command
 from machine import ROOT
-from pairs import Limit, Pair, command
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from cssr.config.schema import DataConfig
+from cssr.data.checks import open_train_sets
 from cssr.data.dataset import read_sample
 from cssr.data.decode import decode_image, decode_mask
-from cssr.data.loader import _TrainSamples
+from cssr.data.loader import _TrainSamples, train_stream
 from cssr.data.sampler import MixedPlan, rng
 from cssr.data.shards import ShardSet
 from cssr.data.tar_reader import Files, contents
 from cssr.data.transforms import augment, signed_distance
 
 SIDE, CROP, SEED = 448, 224, 0
+RECIPES = ("tiny", "uav315_cpu", "uav315_csbsr_cpu")
 
 
-def pairs(quick: bool, folder: Path | None = None, count: int = 48, every: bool = False) -> Iterable[Pair]:
-    """A whole sample, then its parts."""
+def pairs(quick: bool, folder: Path | None = None, count: int = 48, every: bool = False) -> Iterable[Pair | Result]:
+    """A whole sample, then its parts, then the loader."""
     count = min(count, 6) if quick else count
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         files = chosen(folder or drawn(place / "drawn", count), count, place)
         data = DataConfig(crop=CROP, crack_share=0.0 if every else 1.0)
         yield from measured(files, sharded(files, place / "shards"), data)
+        sharded(drawn(place / "more", 40 if quick else 200), place / "loaded")
+        yield from loaded(place / "loaded", place, quick)
 
 
 def drawn(folder: Path, count: int) -> Path:
     """Photographs of drawn cracks, as JPEG of quality 95, and their masks."""
-    sys.path.append(str(ROOT / "shards"))
     from cssr.dataset_preparation.synthesis import render
 
     for n in range(count):
@@ -160,6 +171,45 @@ def by_pil_and_scipy(image: Path, mask: Path, seed: int) -> tuple[np.ndarray, ..
         photo, cracks = photo[:, ::-1], cracks[:, ::-1]
     distance = by_scipy(cracks) if cracks.any() else cracks
     return np.ascontiguousarray(photo.transpose(2, 0, 1)), cracks[None].copy(), distance[None].astype(np.float32)
+
+
+# ---- the loader ----
+
+
+def loaded(shards: Path, scratch: Path, quick: bool) -> Iterable[Result]:
+    """By workers, then by recipes."""
+    batches, steps, recipes = (20, 6, RECIPES[:1]) if quick else (150, 30, RECIPES)
+    none, one, two = (1 / limit(shards, workers, batches) for workers in (0, 1, 2))
+    for name, seconds in (("one worker", one), ("two workers", two)):
+        yield Result(f"loader alone, {name}", "in the training process", none, seconds)
+    for recipe in recipes:
+        wait, seconds = waiting(recipe, shards, scratch / recipe, steps)
+        yield Result(f"waiting for data, {recipe}", "the whole step", seconds, max(wait, 1e-6), item="step")
+
+
+def limit(shards: Path, workers: int, batches: int) -> float:
+    """Images a second that the loader gives to nobody; the first ten batches fill the pipes."""
+    data = DataConfig(train=str(shards), workers=workers, crop=224)
+    with closing(train_stream(open_train_sets(data), data, 0, 0, 8)) as stream:
+        list(islice(stream, 10))
+        began = time.monotonic()
+        list(islice(stream, batches))
+        return 8 * batches / (time.monotonic() - began)
+
+
+def waiting(recipe: str, shards: Path, run_dir: Path, steps: int) -> tuple[float, float]:
+    """Mean seconds of wait and of a step, from what the run itself logs; the first tenth is start-up."""
+    settings = [f"data.train={shards}", f"train.run_dir={run_dir}", f"train.steps={steps}", "train.val_every=0"]
+    more = ["train.log_every=1", "train.tensorboard=false", "train.save_every=100000"]
+    command = [sys.executable, ROOT / "cssr" / "train.py", ROOT / "configs" / f"{recipe}.yaml", *settings, *more]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steady = lines[max(1, steps // 10) :]
+    batch = lines[0]["samples"]
+    return (
+        sum(line["data_wait"] for line in steady) / len(steady),
+        sum(batch / line["images_per_s"] for line in steady) / len(steady),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Prediction of a large photograph beside the bare forward pass: `python benchmarks/prediction.py [--side 4000]`.
+"""Prediction of a large photograph beside the bare forward pass: `python benchmarks/inference.py [--side 4000]`.
 
 A photograph is read from a TIFF, worked in tiles, and its mask and SR image written as TIFFs, in three ways in turn:
 
@@ -15,7 +15,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from cssr.models.tiling import Tiles
 from cssr.utils import geotiff
 from cssr.utils.photographs import open_photograph
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SMALL = {
     "scale": 4,
     "sr": {"name": "dbpn", "stages": 2, "width": 8, "features": 16},
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "ours": lambda: ours(model, photograph, options.tile, options.batch),
         }
         share = equal(ways)
-        found = timed(ways, CLOCKS[options.clock], 1 if options.quick else options.rounds)
+        found = timed(ways, machine.CLOCKS[options.clock], 1 if options.quick else options.rounds)
     print("\n".join(table(found, side, f"{device}, {options.threads} threads, {options.clock} clock")))
     if options.json:
         name = f"prediction of {side} x {side} (batch {options.batch})"
@@ -169,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=3, help="turns of each way (3)")
     add("--quick", action="store_true", help="120 pixels, one round: whether it works")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
-    add("--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine too (wall)")
+    add("--clock", choices=machine.CLOCKS, default="wall", help="cpu: where others use the machine too (wall)")
     add("--json", type=Path, metavar="FILE", help="write figures")
     return parser
 

@@ -1,4 +1,4 @@
-"""Sizes of recipes: `python benchmarks/sizes.py [--markdown] [configs/X.yaml ...]`, all recipes by default.
+"""Sizes of recipes: `python benchmarks/model_sizes.py [--markdown] [configs/X.yaml ...]`, all recipes by default.
 
 Millions of parameters, by the group that phases weigh, and billions of multiply-accumulates (GMAC) of one forward pass
 for an HR image of 224 x 224 pixels. They are counted, not timed: tensors have shapes only, nothing is computed.

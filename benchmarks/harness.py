@@ -28,7 +28,9 @@ import cv2
 import machine
 import numpy as np
 import torch
-from ratios import table
+from tables import table
+
+from cssr.utils.files import write_atomic
 
 SHORTEST = 0.02  # seconds of a turn; shorter calls are repeated within it
 
@@ -251,6 +253,4 @@ def report(results: Sequence[Result], failures: Sequence[dict[str, str]], settin
 
 def write(found: Any, path: Path) -> None:
     """As JSON, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_atomic(path, json.dumps(found, indent=1) + "\n")

@@ -1,0 +1,265 @@
+"""The training step of CSBSR-PSPNet: `python benchmarks/training_step.py [--quick]`.
+
+KBPN and PSPNet in the joint phase at 224 x 224 pixels: degradation, forward pass, losses, backward pass and update on
+one drawn batch, in turn with the plain formulation (`plain_step.py`): in float32, where losses and gradients must be
+equal up to rounding; under bfloat16 autocast, with recomputed activations, and compiled, where losses must come near.
+Then what each needs of memory, in a process of its own. On a GPU also images a second from batches of 6 to the largest
+that fits, beside what arithmetic alone would take.
+"""
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import Any
+
+import machine
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+from harness import Limit, Pair, Result, command
+from machine import ROOT
+from model_sizes import sizes
+from plain_step import PlainStep
+from torch import Tensor
+
+from cssr.config.loading import load_config
+from cssr.config.schedules import Progress
+from cssr.config.schema import Config
+from cssr.data.batch import Batch
+from cssr.data.sampler import draw_seed
+from cssr.data.transforms import signed_distance
+from cssr.dataset_preparation.synthesis import render
+from cssr.degradations import DEGRADATIONS
+from cssr.models.joint import build_model
+from cssr.training.step import Stepper
+from cssr.training.task import Task
+from cssr.utils import distributed as engines
+
+SIDE, SMALL, SEED = 224, 64, 0  # pixels of an HR image; in a quick run
+JOINT, TOTAL = 600_000, 4_200_000  # samples seen, in the joint phase, of a run
+VARIANTS: dict[str, tuple[str, list[str]]] = {  # precision, settings
+    "float32": ("no", []),
+    "bfloat16": ("bf16", []),
+    "bfloat16, not channels_last": ("bf16", ["train.channels_last=false"]),
+    "bfloat16, recomputed": ("bf16", ["train.recompute=true"]),
+    "bfloat16, compiled": ("bf16", ["train.compile=true"]),
+}
+PLAIN = "kernel maps at full size, samples one by one, scipy, float32"
+# Relative difference of all gradients that is rounding: the plain formulation by one thread and by two is 0.010 from
+# itself at full size (fresh weights; 34 layers and four rounds of projections amplify it), losses 1e-6.
+ROUNDING = 0.03
+ASKED = {"float32": 1.4, "bfloat16": 2.5}  # times as fast, at full size
+BATCHES = (6, 12, 24, 48, 96, 192, 384)
+WARM, STEPS = 3, 10
+
+
+def main() -> None:
+    """Command line."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--memory")  # of one way, for a process of its own
+    options.add_argument("--side", type=int, default=SIDE)
+    found, rest = options.parse_known_args()
+    if found.memory:
+        print(json.dumps(memory(found.memory, found.side)))
+    else:
+        command(__doc__, pairs, rest)
+
+
+def pairs(quick: bool) -> Iterable[Pair | Result]:
+    """All of it; `quick`: small images, no compilation."""
+    side, rounds = (SMALL, 1) if quick else (SIDE, 3)
+    names = [name for name in VARIANTS if not (quick and "compiled" in name)]
+    for name in names:
+        yield pair(name, side, rounds)
+        gc.collect()  # hooks refer to what they hang on
+    yield from of_memory(side)
+    if quick or device().type == "cuda":
+        yield from by_size(quick)
+
+
+# ---- in turn ----
+
+
+def pair(name: str, side: int, rounds: int) -> Pair:
+    """The plain step and one of ours; float32 must give its losses and gradients, bfloat16 comes near its losses."""
+    exact = name == "float32"
+    plain, ours = Step("plain", side, keep=exact), Step(name, side, keep=exact)
+    macs = sizes(settings(side).model, side)[1]
+    return Pair(
+        f"step of {side} x {side}, {name}", PLAIN, plain, ours, tolerance=ROUNDING if exact else 0.1,
+        differ=difference if exact else of_losses, asked=ASKED.get(name) if side == SIDE else None, rounds=rounds,
+        limit=Limit(flops=3 * 2 * macs, precision="float32" if exact else "bfloat16", device=device().type),
+    )  # fmt: skip
+
+
+def of_losses(plain: dict[str, Tensor], ours: dict[str, Tensor]) -> float:
+    """The largest relative difference of a loss."""
+    both = ((float(plain[name]), float(ours[name])) for name in ("loss", "sr_loss", "seg_loss"))
+    return max(abs(a - b) / abs(a) for a, b in both)
+
+
+def difference(plain: dict[str, Tensor], ours: dict[str, Tensor]) -> float:
+    """That, or the length of the difference of all gradients relative to theirs."""
+    a, b = plain["gradients"], ours["gradients"]
+    return max(of_losses(plain, ours), float((a - b).norm() / a.norm()))
+
+
+# ---- memory ----
+
+
+def of_memory(side: int) -> Iterable[Result]:
+    """GiB at most during some steps, beyond what the imports take, each way in a process of its own."""
+    plain = alone("plain", side)
+    for name in ("float32", "bfloat16", "bfloat16, recomputed"):
+        asked = 2.0 if name == "bfloat16, recomputed" and side == SIDE else None
+        yield Result(
+            f"memory of a step of {side} x {side}, {name}", PLAIN, plain, alone(name, side), asked, "GiB", "batch of 1"
+        )
+
+
+def alone(name: str, side: int) -> float:
+    words = [sys.executable, __file__, "--memory", name, "--side", str(side)]
+    found = subprocess.run(words, capture_output=True, text=True)
+    if found.returncode:
+        raise RuntimeError(f"{name}: {found.stderr.strip().splitlines()[-1]}")
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def memory(name: str, side: int) -> float:
+    """GiB at most in this process during two steps, beyond the imports; on a GPU, of what is allocated there."""
+    before = 0.0 if device().type == "cuda" else peak()
+    step = Step(name, side)
+    for _ in range(2):
+        step()
+    return max(peak() - before, 1 / 1024)  # imports may have needed more than small networks do
+
+
+# ---- batches on a GPU ----
+
+
+def by_size(quick: bool) -> Iterable[Result]:
+    """Seconds of an image by precision and batch, beside float32 in batches of 6."""
+    side, first = SMALL if quick else SIDE, []
+    counts = (1, 2) if quick else BATCHES
+    for name in VARIANTS:
+        if "compiled" not in name:  # compilation takes its time for each size
+            yield from sweep(name, side, counts, first)
+
+
+def sweep(name: str, side: int, counts: Sequence[int], first: list[float]) -> Iterable[Result]:
+    """Until a batch does not fit; `first` gets the seconds of an image in the first batch of all."""
+    for count in counts:
+        gc.collect()
+        try:
+            seconds, memory = timed(name, side, count)
+        except torch.OutOfMemoryError:
+            return
+        first.append(seconds)
+        yield Result(
+            f"step of {side} x {side}, {name}, batch {count}, {memory:.1f} GiB", f"float32, batch {counts[0]}",
+            first[0], seconds, bound=bound(name, side, seconds),
+        )  # fmt: skip
+
+
+def timed(name: str, side: int, count: int) -> tuple[float, float]:
+    """Seconds an image, the median of some steps, and the most GiB at once."""
+    if device().type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    step = Step(name, side, count)
+    for _ in range(WARM):
+        step()
+    return median(machine.seconds(step, "wall") for _ in range(STEPS)) / count, peak()
+
+
+def peak() -> float:
+    """GiB at most so far: allocated on the GPU, or in the memory of this process."""
+    if device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def bound(name: str, side: int, seconds: float) -> dict[str, Any]:
+    """A step is three forward passes of arithmetic, at best at the rate of large matrices."""
+    precision = "float32" if name == "float32" else "bfloat16"
+    rates = machine.rates(device().type, "wall", torch.get_num_threads())
+    achieved, rate = 6 * sizes(settings(side).model, side)[1] / seconds, rates[f"matmul {precision}"]
+    return {"by": f"arithmetic, {precision}", "achieved": achieved, "rate": rate, "share": achieved / rate}
+
+
+# ---- a step ----
+
+
+def settings(side: int, *overrides: str) -> Config:
+    """Those of the recipe, the encoder from scratch; narrow networks for small images."""
+    narrow = ["model.sr.width=16", "model.sr.features=16", "model.seg.encoder=resnet18"] if side == SMALL else []
+    words = [f"data.crop={side}", "model.seg.pretrained=false", *narrow, *overrides]
+    return load_config(ROOT / "configs" / "csbsr_pspnet.yaml", words)
+
+
+def device() -> torch.device:
+    """Where training would run."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def drawn(count: int, side: int) -> Batch:
+    """A batch as the loader gives it: drawn photographs, masks and their distance maps."""
+    photos, masks = zip(*(render(SEED, n, side, empty_share=0) for n in range(count)))
+    masks = [mask.astype(np.uint8) for mask in masks]
+    distance = torch.from_numpy(np.stack([signed_distance(mask) for mask in masks])[:, None])
+    hr = torch.from_numpy(np.stack(photos).transpose(0, 3, 1, 2).copy())
+    keys = [str(n) for n in range(count)]
+    return Batch(hr, torch.from_numpy(np.stack(masks)[:, None]), distance, torch.arange(count), keys)
+
+
+class Step:
+    """Steps on one batch, ours or the plain ones; where asked, the gradients of the first are kept to be compared."""
+
+    def __init__(self, name: str, side: int, count: int = 1, keep: bool = False):
+        precision, overrides = VARIANTS.get(name, ("no", []))
+        config = settings(side, f"train.batch_size={count}", *overrides)
+        torch.manual_seed(SEED)
+        task = Task(build_model(config.model), config).train()
+        degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
+        self.model, self.batch, self.taken = task.model, drawn(count, side), 0
+        self.gradients: Tensor | None = None
+        if name == "plain":
+            plain = PlainStep(task, degrade, config.optim.lr, device())
+            self.optimizer, self._take = plain.optimizer, self._plainly(plain)
+        else:
+            AcceleratorState._reset_state(True)  # an engine has one precision
+            engine = engines.start_engine(mixed_precision=precision)
+            stepper = Stepper(task, config, engine, degrade, count, 1, engines.AnyRank(engine))
+            self.optimizer, self._take = engines.base_optimizer(stepper.optimizer), self._ours(stepper)
+        if keep:
+            self._hook = self.optimizer.register_step_pre_hook(self._keep)
+
+    def __call__(self) -> dict[str, Tensor]:
+        """One step: losses, and the gradients of the first step."""
+        losses = self._take(Progress(JOINT, TOTAL))
+        self.taken += 1
+        return {**losses, **({} if self.gradients is None else {"gradients": self.gradients})}
+
+    def _plainly(self, plain: PlainStep) -> Callable[[Progress], dict[str, Tensor]]:
+        return lambda progress: plain(self.batch, progress, draw_seed(SEED, JOINT, 0, 0))
+
+    def _ours(self, stepper: Stepper) -> Callable[[Progress], dict[str, Tensor]]:
+        def take(progress: Progress) -> dict[str, Tensor]:
+            found = stepper.step(iter([self.batch]), progress, self.taken + 1)
+            return found if isinstance(found, dict) else {"loss": torch.tensor(float("nan"))}
+
+        return take
+
+    def _keep(self, *_: Any) -> None:
+        """Called once, before the first update."""
+        self._hook.remove()
+        self.gradients = torch.cat([p.grad.detach().flatten().cpu() for p in self.model.parameters()])
+
+
+if __name__ == "__main__":
+    main()
