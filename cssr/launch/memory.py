@@ -3,6 +3,9 @@
 Forward and backward pass run on tensors that have shapes and no contents, at the true crop and micro-batch, while
 every storage that lives is counted. What no tensor holds is left out: the workspace of convolutions, the allocator's
 gaps, the libraries themselves, the loader's processes, and validation on whole images.
+
+DeepSpeed's own `estimate_zero2_model_states_mem_needs` counts weights of 16 bits, Adam and no activations; here weights
+are float32 under autocast, the optimizer is any of timm's, and activations are most of the memory.
 """
 
 import weakref

@@ -1,6 +1,7 @@
 """Exports on the Hugging Face Hub: found in the cache of this machine, fetched, staged with a model card, pushed.
 
-Only `config.json` and `model.safetensors` are ever fetched: no pickles, no code.
+Only `config.json` and `model.safetensors` are ever fetched: no pickles, no code. huggingface_hub's PyTorchModelHubMixin
+does not serve: its `from_pretrained` downloads unasked, and builds what the settings of strangers name.
 """
 
 import json

@@ -119,7 +119,7 @@ class Run:
     def _validate(self) -> None:
         """Measure the model that would be exported, draw the fixed samples, keep the best checkpoint."""
         config, began = self.config, time.monotonic()
-        engines.average_buffers(self.engine, *self._models())
+        engines.average_batch_norm(self.engine, *self._models())
         model = self.stepper.ema if self.stepper.ema and config.train.export_ema else self.model
         found = self.validation(model, self._watched)
         self.task.train()
@@ -152,7 +152,7 @@ class Run:
 
     def _save(self) -> None:
         """Take a checkpoint; a thread of rank 0 writes it while training goes on."""
-        engines.average_buffers(self.engine, *self._models())
+        engines.average_batch_norm(self.engine, *self._models())
         place, engined = (self.step, self._progress(self.step).samples), self._engined()
         self.saver.save(take(*place, self.config, *engined, keep=self.engine.is_main_process))
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, DynamoBackend, InitProcessGroupKwargs
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore
 
@@ -21,7 +22,7 @@ _OVERDUE = 60  # seconds by which a collective outlives the watchdog, whose mess
 def start_engine(timeout: float = 1800, **arguments: Any) -> Accelerator:
     """The engine; without a GPU (and without DeepSpeed) it is asked for the CPU, which launch files cannot do.
 
-    Buffers are not broadcast from rank 0 before each forward pass: `average_buffers` takes every rank's into account.
+    Buffers are not broadcast from rank 0 before each forward pass: `average_batch_norm` counts every rank's.
 
     Args:
         timeout: seconds after which ranks that wait for another give up.
@@ -207,12 +208,11 @@ def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def average_buffers(engine: Accelerator, *modules: nn.Module) -> None:
-    """The mean over ranks of floating-point buffers: BatchNorm statistics, which each rank has of its own samples."""
-    if engine.num_processes == 1:
-        return
-    for buffer in (b for module in modules for b in module.buffers() if b.is_floating_point()):
-        buffer.copy_(engine.reduce(buffer, "mean"))
+def average_batch_norm(engine: Accelerator, *modules: nn.Module) -> None:
+    """Average BatchNorm statistics, which each rank has of its own samples, over the ranks."""
+    if engine.num_processes > 1:
+        for module in modules:
+            distribute_bn(module, engine.num_processes, reduce=True)
 
 
 class AnyRank:
