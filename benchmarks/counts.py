@@ -71,10 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="store them in tests/benchmarks/counts.json")
     options = parser.parse_args()
-    found = counts()
-    print(json.dumps(found, indent=1))
+    counted = counts()
+    print(json.dumps(counted, indent=1))
     if options.write:
-        write(found, STORED)
+        write(counted, STORED)
 
 
 def counts() -> dict[str, Any]:

@@ -164,8 +164,8 @@ def by_pil_and_scipy(image: Path, mask: Path, seed: int) -> tuple[np.ndarray, ..
     """A sample as it is usually made: a pair of files, a crop with cracks, mirrored in half of the cases, distances."""
     draws = rng(SEED, seed)
     photo, cracks = by_pil(image), mask_by_pil(mask)
-    found = np.argwhere(cracks)
-    row, column = np.clip(found[draws.integers(len(found))] - CROP // 2, 0, SIDE - CROP) if len(found) else (0, 0)
+    pixels = np.argwhere(cracks)
+    row, column = np.clip(pixels[draws.integers(len(pixels))] - CROP // 2, 0, SIDE - CROP) if len(pixels) else (0, 0)
     photo, cracks = photo[row : row + CROP, column : column + CROP], cracks[row : row + CROP, column : column + CROP]
     if draws.random() < 0.5:
         photo, cracks = photo[:, ::-1], cracks[:, ::-1]

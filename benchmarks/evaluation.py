@@ -61,12 +61,12 @@ def tensors(prob: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, torch.Ten
 
 def plain_iou(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(99,), one threshold at a time, of images of 0 and 1 in float32, as evaluators usually do."""
-    true, found = mask.astype(np.float32), []
+    true, scores = mask.astype(np.float32), []
     for threshold in THRESHOLDS:
         pred = (prob > threshold).astype(np.float32)
         hits = float((pred * true).sum())
-        found.append((hits + SMOOTH) / (float((pred + true).sum()) - hits + SMOOTH))
-    return np.array(found)
+        scores.append((hits + SMOOTH) / (float((pred + true).sum()) - hits + SMOOTH))
+    return np.array(scores)
 
 
 def shared_iou(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -99,8 +99,8 @@ def _directed(distance: np.ndarray, length: np.ndarray) -> tuple[float, float]:
 
 def shared_distances(prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(2, 99) as `plain_distances`, what thresholds share being done once."""
-    found = surface_distances(*tensors(prob, mask), percentiles=(95,))
-    return np.stack([found["hd95"][0], found["msd"][0]])
+    distances = surface_distances(*tensors(prob, mask), percentiles=(95,))
+    return np.stack([distances["hd95"][0], distances["msd"][0]])
 
 
 if __name__ == "__main__":

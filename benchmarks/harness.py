@@ -132,7 +132,7 @@ def measure(pair: Pair, settings: Settings) -> Result:
     bare = pair.limit.bare if pair.limit else None
     calls = [pair.plain, pair.ours, *([bare] if bare else [])]
     turns = in_turn(calls, clock, min(pair.rounds, 3) if settings.quick else pair.rounds)
-    plain, ours, *alone = (median(found) / pair.items for found in turns)
+    plain, ours, *alone = (median(seconds) / pair.items for seconds in turns)
     return Result(
         pair.name, pair.formulation, plain, ours, pair.asked, item=pair.item, threads=threads,
         rounds=[a / b for a, b in zip(*turns[:2])], difference=difference, tolerance=pair.tolerance,
@@ -149,14 +149,14 @@ def use_threads(count: int) -> None:
 def in_turn(calls: Sequence[Callable[[], Any]], clock: str, rounds: int) -> list[list[float]]:
     """Seconds of a call in each round: A B, B A, A B, ..., so that neither always comes first; all are warm."""
     repeats = [max(1, math.ceil(SHORTEST / max(machine.seconds(call, clock), 1e-9))) for call in calls]
-    found: list[list[float]] = [[] for _ in calls]
+    seconds: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds):
         for n in range(len(calls))[:: -1 if turn % 2 else 1]:
             work, times = calls[n], repeats[n]
-            found[n].append(
+            seconds[n].append(
                 machine.seconds(lambda work=work, times=times: [work() for _ in range(times)], clock) / times
             )
-    return found
+    return seconds
 
 
 def bounded(pair: Pair, ours: float, bare: float | None, clock: str, threads: int) -> dict[str, Any]:
@@ -191,10 +191,10 @@ def command(
     options = parser(doc, parents).parse_args(arguments)
     settings = Settings(options.threads, options.clock, options.quick)
     results, failures = gather(pairs, settings)
-    found = report(results, failures, settings)
-    print("\n".join(table(found)))
+    facts = report(results, failures, settings)
+    print("\n".join(table(facts)))
     if options.json:
-        write(found, options.json)
+        write(facts, options.json)
     sys.exit(1 if failures else 0)
 
 
@@ -225,11 +225,11 @@ def gather(
     results: list[Result] = []
     failures: list[dict[str, str]] = []
     use_threads(settings.threads)
-    found = iter(pairs(settings.quick))
+    remaining = iter(pairs(settings.quick))
     while True:
         pair, name = None, "what comes next"
         try:
-            pair = next(found)
+            pair = next(remaining)
             name = pair.name
             results.append(pair if isinstance(pair, Result) else measure(pair, settings))
         except StopIteration:
@@ -251,6 +251,6 @@ def report(results: Sequence[Result], failures: Sequence[dict[str, str]], settin
     }
 
 
-def write(found: Any, path: Path) -> None:
+def write(facts: Any, path: Path) -> None:
     """As JSON, whole or not at all."""
-    write_atomic(path, json.dumps(found, indent=1) + "\n")
+    write_atomic(path, json.dumps(facts, indent=1) + "\n")

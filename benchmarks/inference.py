@@ -59,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "ours": lambda: ours(model, photograph, options.tile, options.batch),
         }
         share = equal(ways)
-        found = timed(ways, machine.CLOCKS[options.clock], 1 if options.quick else options.rounds)
-    print("\n".join(table(found, side, f"{device}, {options.threads} threads, {options.clock} clock")))
+        seconds = timed(ways, machine.CLOCKS[options.clock], 1 if options.quick else options.rounds)
+    print("\n".join(table(seconds, side, f"{device}, {options.threads} threads, {options.clock} clock")))
     if options.json:
         name = f"prediction of {side} x {side} (batch {options.batch})"
-        options.json.write_text(json.dumps(report(name, found, share, options), indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(report(name, seconds, share, options), indent=1), encoding="utf-8")
 
 
 def draw(path: Path, side: int) -> Path:
@@ -90,14 +90,14 @@ def bare(model: JointModel, path: Path, tile: int, batch: int) -> None:
 
 def plain(model: JointModel, path: Path, tile: int) -> np.ndarray:
     """One thing after the other, all in memory; the mask."""
-    found = predict(model, path, tile)
+    prediction = predict(model, path, tile)
     with tempfile.TemporaryDirectory() as out:
-        for name, pixels in (("sr", found.sr), ("mask", found.mask().astype(np.uint8) * 255)):
+        for name, pixels in (("sr", prediction.sr), ("mask", prediction.mask().astype(np.uint8) * 255)):
             shape = pixels.shape[:2]
             rows = geotiff.TiffRows(Path(out) / name, shape, 3 if pixels.ndim == 3 else 1, "uint8", None)
             rows.write(pixels)
             rows.finish()
-    return found.mask()
+    return prediction.mask()
 
 
 def ours(model: JointModel, path: Path, tile: int, batch: int) -> np.ndarray:
@@ -122,34 +122,34 @@ def equal(ways: dict[str, Callable[[], Any]]) -> float:
 
 def timed(ways: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds: int) -> dict[str, list[float]]:
     """Seconds of each way in each round; the order turns from round to round."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name in list(ways)[:: -1 if turn % 2 else 1]:
             begin = clock()
             ways[name]()
-            found[name].append(clock() - begin)
-    return found
+            seconds[name].append(clock() - begin)
+    return seconds
 
 
-def table(found: dict[str, list[float]], side: int, where: str) -> list[str]:
+def table(seconds_of: dict[str, list[float]], side: int, where: str) -> list[str]:
     """Markdown."""
     lines = [f"Photograph of {side} x {side}, {where}:", "", "| way | s | photographs/s | MP/s | share of bare |"]
     lines.append("|---|---:|---:|---:|---:|")
-    least = statistics.median(found["bare"])
-    for name, seconds in found.items():
+    least = statistics.median(seconds_of["bare"])
+    for name, seconds in seconds_of.items():
         middle = statistics.median(seconds)
         rate = f"{1 / middle:.3g} | {side**2 / 1e6 / middle:.3g}"
         lines.append(f"| {name} | {middle:.2f} | {rate} | {least / middle:.0%} |")
     return lines
 
 
-def report(name: str, found: dict[str, list[float]], share: float, options: argparse.Namespace) -> dict[str, Any]:
+def report(name: str, seconds: dict[str, list[float]], share: float, options: argparse.Namespace) -> dict[str, Any]:
     """For JSON: settings, rates, results and failures, as the other benchmarks write them."""
-    bare, plain, ours = (statistics.median(found[way]) for way in ("bare", "plain", "ours"))
+    bare, plain, ours = (statistics.median(seconds[way]) for way in ("bare", "plain", "ours"))
     line = {
         "name": name, "formulation": "whole image, tile by tile", "plain": plain, "ours": ours, "asked": None,
         "unit": "s", "item": "image", "threads": options.threads, "difference": share, "tolerance": 1e-4,
-        "rounds": [a / b for a, b in zip(found["plain"], found["ours"])], "ratio": plain / ours, "met": None,
+        "rounds": [a / b for a, b in zip(seconds["plain"], seconds["ours"])], "ratio": plain / ours, "met": None,
         "bound": {"by": "the forward pass", "achieved": ours, "rate": bare, "share": bare / ours},
     }  # fmt: skip
     settings = {"threads": options.threads, "clock": options.clock, "quick": options.quick}

@@ -35,8 +35,8 @@ def facts() -> dict[str, Any]:
 
 def processor() -> str:
     """Its name, where the system tells it."""
-    found = Path("/proc/cpuinfo")
-    names = [line for line in found.read_text().splitlines() if "model name" in line] if found.is_file() else []
+    path = Path("/proc/cpuinfo")
+    names = [line for line in path.read_text().splitlines() if "model name" in line] if path.is_file() else []
     return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
@@ -56,8 +56,8 @@ def gpu() -> str | None:
 def revision() -> str | None:
     """Commit of the checkout, `-dirty` where files differ from it; None outside a checkout."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-    found = subprocess.run(words, capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def finish() -> None:
@@ -80,19 +80,19 @@ def rates(device: str, clock: str, threads: int) -> dict[str, float]:
     """
     key = (device, clock, threads)
     if key not in _measured:
-        found = {"copy": 2 * COPIED / fastest(copying(device), clock)}
+        reached = {"copy": 2 * COPIED / fastest(copying(device), clock)}
         for precision in PRECISIONS:
-            found[f"matmul {precision}"] = 2 * SIDE**3 / fastest(multiplying(device, precision), clock)
-            found[f"conv {precision}"] = conv_flops() / fastest(convolving(device, precision), clock)
-        _measured[key] = found
+            reached[f"matmul {precision}"] = 2 * SIDE**3 / fastest(multiplying(device, precision), clock)
+            reached[f"conv {precision}"] = conv_flops() / fastest(convolving(device, precision), clock)
+        _measured[key] = reached
     return _measured[key]
 
 
 def measured() -> list[dict[str, Any]]:
     """All rates that this process has measured, for JSON."""
     return [
-        {"device": device, "clock": clock, "threads": threads, **found}
-        for (device, clock, threads), found in _measured.items()
+        {"device": device, "clock": clock, "threads": threads, **reached}
+        for (device, clock, threads), reached in _measured.items()
     ]
 
 

@@ -45,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    found = parser(__doc__)
-    found.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
-    found.add_argument("--out", type=Path, default=HERE / "results", help="directory (benchmarks/results)")
-    found.add_argument("--markdown", nargs="?", type=Path, const=Path(), metavar="FILE", help="see above")
-    options = found.parse_args(arguments)
+    words = parser(__doc__)
+    words.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    words.add_argument("--out", type=Path, default=HERE / "results", help="directory (benchmarks/results)")
+    words.add_argument("--markdown", nargs="?", type=Path, const=Path(), metavar="FILE", help="see above")
+    options = words.parse_args(arguments)
     if options.markdown == Path():
         options.markdown = options.out / "report.json"
     if options.markdown and not options.markdown.is_file():
-        found.error(f"--markdown: no {options.markdown}; run the benchmarks first, or name a report")
+        words.error(f"--markdown: no {options.markdown}; run the benchmarks first, or name a report")
     return options
 
 
@@ -66,24 +66,24 @@ def words(options: argparse.Namespace) -> list[str]:
 def run(part: str, words: Sequence[str]) -> dict[str, Any]:
     """The report of a part; where it left none, one with that failure."""
     with tempfile.TemporaryDirectory() as scratch:
-        found = Path(scratch) / "found.json"
-        command = [sys.executable, str(HERE / f"{part}.py"), *words, "--json", str(found)]
+        path = Path(scratch) / "found.json"
+        command = [sys.executable, str(HERE / f"{part}.py"), *words, "--json", str(path)]
         try:
             status = f"exit status {subprocess.run(command, timeout=PATIENCE).returncode}"
         except subprocess.TimeoutExpired:
             status = f"not done after {PATIENCE} s"
-        if found.is_file():
-            return json.loads(found.read_text(encoding="utf-8"))
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
     reason = f"no report ({status})"
     return {"settings": {}, "rates": [], "results": [], "failures": [{"name": part, "reason": reason}]}
 
 
-def add(whole: dict[str, Any], part: str, found: dict[str, Any]) -> None:
+def add(whole: dict[str, Any], part: str, facts: dict[str, Any]) -> None:
     """Take a part's report into that of all."""
-    whole["settings"] |= found["settings"]
-    whole["rates"] += [rate for rate in found["rates"] if not any(same(rate, other) for other in whole["rates"])]
-    whole["results"] += [{"part": part, **line} for line in found["results"]]
-    whole["failures"] += [{"part": part, **line} for line in found["failures"]]
+    whole["settings"] |= facts["settings"]
+    whole["rates"] += [rate for rate in facts["rates"] if not any(same(rate, other) for other in whole["rates"])]
+    whole["results"] += [{"part": part, **line} for line in facts["results"]]
+    whole["failures"] += [{"part": part, **line} for line in facts["failures"]]
 
 
 def same(rate: dict[str, Any], other: dict[str, Any]) -> bool:

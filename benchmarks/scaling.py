@@ -67,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workplace = Workplace(Path(scratch), options)
         measure = compare_losses if options.batch_norm else time_steps
         try:
-            found = measure(workplace, options)
+            measured = measure(workplace, options)
         except RuntimeError as error:
             sys.exit(f"error: {error}")
     if options.json:
-        write({"measured": found, "settings": workplace.settings, "machine": facts()}, options.json)
+        write({"measured": measured, "settings": workplace.settings, "machine": facts()}, options.json)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -167,9 +167,9 @@ def time_steps(workplace: Workplace, options: argparse.Namespace) -> list[dict[s
             lines = workplace.run(case, options.steps, batch)
             case.rounds.append([batch / line["images_per_s"] for line in lines[SKIP:]])
             case.memory = max(case.memory, lines[-1]["memory_gib"])
-    found = [summary(case, measured[0], options.batch) for case in measured]
-    report(found)
-    return found
+    rows = [summary(case, measured[0], options.batch) for case in measured]
+    report(rows)
+    return rows
 
 
 def summary(case: Case, one: Case, batch: int) -> dict[str, Any]:
@@ -183,10 +183,10 @@ def summary(case: Case, one: Case, batch: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def report(found: Sequence[dict[str, Any]]) -> None:
+def report(rows: Sequence[dict[str, Any]]) -> None:
     """Print the table."""
     print(f"{'':<14}{'s a step':>10}{'images/s':>10}{'times one':>11}{'its rounds':>14}{'GiB a rank':>12}")
-    for row in found:
+    for row in rows:
         rounds = f"{min(row['ratio_of_rounds']):.2f}..{max(row['ratio_of_rounds']):.2f}"
         print(f"{row['case']:<14}{row['step_seconds']:>10.4f}{row['images_per_s']:>10.1f}", end="")
         print(f"{row['ratio']:>11.2f}{rounds:>14}{row['memory_gib']:>12.2f}")
@@ -211,13 +211,10 @@ def differences(way: str, one: Sequence[float], two: Sequence[float]) -> dict[st
     """How far the losses of two are from those of one, relative; printed."""
     each = [abs(b - a) / abs(a) for a, b in zip(one, two)]
     late = abs(mean(two[-20:]) / mean(one[-20:]) - 1)
-    found = {"batch_norm": way, "mean": mean(each), "largest": max(each), "mean_of_last_20": late}
-    print(
-        f"optim.batch_norm={way}: losses differ by {found['mean']:.2g} in the mean, {found['largest']:.2g} at most; ",
-        end="",
-    )
-    print(f"their mean over the last 20 steps by {late:.2g}")
-    return found
+    summary = {"batch_norm": way, "mean": mean(each), "largest": max(each), "mean_of_last_20": late}
+    print(f"optim.batch_norm={way}: losses differ by {summary['mean']:.2g} in the mean, ", end="")
+    print(f"{summary['largest']:.2g} at most; their mean over the last 20 steps by {late:.2g}")
+    return summary
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ def markdown(report: dict[str, Any]) -> list[str]:
 
 def circumstances(report: dict[str, Any]) -> str:
     """Machine, versions, revision, clock."""
-    found, clock = report["machine"], report["settings"].get("clock", "wall")
-    device = f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB"
+    facts, clock = report["machine"], report["settings"].get("clock", "wall")
+    device = f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB"
     versions = ", ".join(
-        f"{name} {found['versions'][name]}" for name in ("python", "torch") if name in found["versions"]
+        f"{name} {facts['versions'][name]}" for name in ("python", "torch") if name in facts["versions"]
     )
-    return f"{device}, GPU: {found['gpu'] or 'none'}; {versions}; revision {found['revision']}; {clock} clock."
+    return f"{device}, GPU: {facts['gpu'] or 'none'}; {versions}; revision {facts['revision']}; {clock} clock."
 
 
 def cells(line: dict[str, Any]) -> tuple[str, ...]:

@@ -63,9 +63,9 @@ def main() -> None:
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--memory")  # of one way, for a process of its own
     options.add_argument("--side", type=int, default=SIDE)
-    found, rest = options.parse_known_args()
-    if found.memory:
-        print(json.dumps(memory(found.memory, found.side)))
+    known, rest = options.parse_known_args()
+    if known.memory:
+        print(json.dumps(memory(known.memory, known.side)))
     else:
         command(__doc__, pairs, rest)
 
@@ -124,10 +124,10 @@ def of_memory(side: int) -> Iterable[Result]:
 
 def alone(name: str, side: int) -> float:
     words = [sys.executable, __file__, "--memory", name, "--side", str(side)]
-    found = subprocess.run(words, capture_output=True, text=True)
-    if found.returncode:
-        raise RuntimeError(f"{name}: {found.stderr.strip().splitlines()[-1]}")
-    return json.loads(found.stdout.splitlines()[-1])
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def memory(name: str, side: int) -> float:
@@ -250,8 +250,8 @@ class Step:
 
     def _ours(self, stepper: Stepper) -> Callable[[Progress], dict[str, Tensor]]:
         def take(progress: Progress) -> dict[str, Tensor]:
-            found = stepper.step(iter([self.batch]), progress, self.taken + 1)
-            return found if isinstance(found, dict) else {"loss": torch.tensor(float("nan"))}
+            losses = stepper.step(iter([self.batch]), progress, self.taken + 1)
+            return losses if isinstance(losses, dict) else {"loss": torch.tensor(float("nan"))}
 
         return take
 

@@ -47,13 +47,13 @@ class Piece:
 
     def neighbours(self) -> np.ndarray:
         """N 8 int32: the number of the pixel that lies next to each in the order of `AROUND`; N where there is none."""
-        found = np.full((len(self), 8), len(self), np.int32)
+        neighbours = np.full((len(self), 8), len(self), np.int32)
         for k, (dx, dy) in enumerate(AROUND[:4]):
             number = self.find(self.x + dx, self.y + dy)
             pixel = np.flatnonzero(number < len(self))
-            found[pixel, k] = number[pixel]
-            found[number[pixel], k + 4] = pixel
-        return found
+            neighbours[pixel, k] = number[pixel]
+            neighbours[number[pixel], k + 4] = pixel
+        return neighbours
 
     def rim(self) -> np.ndarray:
         """M 2 float64: the middles of the pixels outside that share a side with one inside, each once."""

@@ -58,16 +58,16 @@ def record(crack: Crack, units: Units) -> dict[str, float | None]:
     `confidence`, its pixels' mean probability, is None where none is known.
     """
     pixels = {"length": crack.length, "mean_width": crack.mean_width, "max_width": crack.max_width}
-    found: dict[str, float | None] = {"number": crack.number}
-    found |= {f"{name}_px": value / units.scale for name, value in pixels.items()}
-    found |= {"orientation_deg": crack.orientation, "area_px": crack.area / units.scale**2}
-    found |= {name: value / units.scale for name, value in zip(("left", "top", "right", "bottom"), crack.box)}
-    found |= {name: value / units.scale for name, value in zip(("widest_x", "widest_y"), crack.widest)}
-    found["confidence"] = crack.confidence
+    row: dict[str, float | None] = {"number": crack.number}
+    row |= {f"{name}_px": value / units.scale for name, value in pixels.items()}
+    row |= {"orientation_deg": crack.orientation, "area_px": crack.area / units.scale**2}
+    row |= {name: value / units.scale for name, value in zip(("left", "top", "right", "bottom"), crack.box)}
+    row |= {name: value / units.scale for name, value in zip(("widest_x", "widest_y"), crack.widest)}
+    row["confidence"] = crack.confidence
     if units.mm_per_pixel is not None:
-        found |= {f"{name}_mm": value * units.mm_per_pixel / units.scale for name, value in pixels.items()}
-        found["area_mm2"] = crack.area * (units.mm_per_pixel / units.scale) ** 2
-    return {name: None if value is None else round(value, _PLACES) for name, value in found.items()}
+        row |= {f"{name}_mm": value * units.mm_per_pixel / units.scale for name, value in pixels.items()}
+        row["area_mm2"] = crack.area * (units.mm_per_pixel / units.scale) ** 2
+    return {name: None if value is None else round(value, _PLACES) for name, value in row.items()}
 
 
 def table(cracks: Sequence[Crack], units: Units = Units()) -> str:
@@ -140,8 +140,8 @@ def _simplified(line: np.ndarray) -> np.ndarray:
 
 def _fewer(line: np.ndarray) -> np.ndarray:
     corner = line[0]
-    found = cv2.approxPolyDP((line - corner).astype(np.float32)[:, None], _TOLERANCE, closed=False)[:, 0] + corner
-    return found if len(found) > 1 else line[[0, -1]]
+    points = cv2.approxPolyDP((line - corner).astype(np.float32)[:, None], _TOLERANCE, closed=False)[:, 0] + corner
+    return points if len(points) > 1 else line[[0, -1]]
 
 
 def _write(path: Path, content: str | bytes) -> Path:

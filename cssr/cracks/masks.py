@@ -282,13 +282,13 @@ def decide_by_members(
         others: what the other values are, for the rule's sentence.
     Raises: ValueError where none of the values occurs in the set: it is a slip, or another set.
     """
-    found: set[int] = set()
+    values: set[int] = set()
     for item in items:
-        found.update(np.unique(item.mask()).tolist())
-    found.discard(NO_DATA)
-    absent = [show(value) for value in crack if value not in found]
+        values.update(np.unique(item.mask()).tolist())
+    values.discard(NO_DATA)
+    absent = [show(value) for value in crack if value not in values]
     if len(absent) == len(crack):
-        there = ", ".join(map(show, sorted(found)[:SHOWN])) + (", ..." if len(found) > SHOWN else "")
+        there = ", ".join(map(show, sorted(values)[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
         raise ValueError(f"no mask holds {' or '.join(absent)} ({option}); they hold {there}: choose from these")
     nowhere = f" ({' and '.join(absent)} occurs in no mask)" if absent else ""
     return members(crack, f"crack = {' or '.join(map(show, crack))}{nowhere}{others}")
@@ -301,18 +301,18 @@ def members(crack: Iterable[int], sentence: str) -> MaskRule:
 
 def parse_colours(text: str) -> list[int]:
     """'255,0,0 #00ff00' -> [0xFF0000, 0x00FF00]; ValueError if it is written in another way."""
-    found = []
+    colours = []
     for word in re.split(r"[;\s]+", text.strip()):
         if hexadecimal := re.fullmatch(r"#([0-9A-Fa-f]{6})", word):
-            found.append(int(hexadecimal[1], 16))
+            colours.append(int(hexadecimal[1], 16))
             continue
         parts = [int(part) for part in word.split(",")] if re.fullmatch(r"\d+,\d+,\d+", word) else [256]
         if max(parts) > 255:
             raise ValueError(
                 f"--crack-colors has {word!r}; write R,G,B from 0 to 255 or #RRGGBB, blanks between several"
             )
-        found.append(packed(*parts))
-    return found
+        colours.append(packed(*parts))
+    return colours
 
 
 def show_colour(value: int) -> str:

@@ -56,9 +56,9 @@ def measure_cracks(mask: np.ndarray, least_length: float = 0.0, prob: np.ndarray
         raise ValueError(f"a mask of height x width is needed, found an array of shape {np.shape(mask)}")
     # A centre line has no more pixels than its crack, each step being 1.42 at most.
     long_enough = (runs for runs in pieces(mask) if 1.42 * runs.area + 2 >= least_length)
-    found = [crack for runs in long_enough if (crack := _measure(runs, prob)).length >= least_length]
-    found.sort(key=lambda crack: (-crack.length, crack.box))
-    return [replace(crack, number=number) for number, crack in enumerate(found, 1)]
+    cracks = [crack for runs in long_enough if (crack := _measure(runs, prob)).length >= least_length]
+    cracks.sort(key=lambda crack: (-crack.length, crack.box))
+    return [replace(crack, number=number) for number, crack in enumerate(cracks, 1)]
 
 
 def _measure(runs: Runs, prob: np.ndarray | None) -> Crack:
@@ -93,8 +93,8 @@ def _measure_lines(piece: Piece) -> Crack:
     paths, meeting = centre_paths(piece, outside)
     axis = _main_axis(piece.points)
     stout = len(paths) == 1 and paths[0].loose == (True, True) and paths[0].length < 5 * paths[0].radius
-    found = _as_a_spot(piece, axis, paths[0], outside) if stout else _along(piece, paths, meeting, outside)
-    lines, length, spread, width, widest = found
+    measured = _as_a_spot(piece, axis, paths[0], outside) if stout else _along(piece, paths, meeting, outside)
+    lines, length, spread, width, widest = measured
     mean = float(len(piece) / spread)
     return Crack(0, length, mean, max(width, mean), _degrees(axis), (0, 0, 0, 0), 0, lines, widest)
 

@@ -69,14 +69,14 @@ def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
     Of a folder (with its subfolders) in which some are called `..._mask`, as `cssr.predict` does, only those.
     Raises: ValueError, one line, where there is none.
     """
-    found: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
     for source in sources:
         if not source.exists():
             raise ValueError(f"no mask or folder at {source}")
         folder = source if source.is_dir() else source.parent
         for path in _files(source) if source.is_dir() else [source]:
-            found[free_stem(path.relative_to(folder), found)] = path
-    return found
+            masks[free_stem(path.relative_to(folder), masks)] = path
+    return masks
 
 
 def _files(folder: Path) -> list[Path]:

@@ -132,14 +132,16 @@ class Remote:
                 file.seek(stream.start)
                 self._copy(name, stream, _ENDLESS if size is None else size + 1, file.write, notify)
             file.flush()
-            found = file.tell()
+            received = file.tell()
             if size is None:
-                return found, _digest(file, found)
-            if found < size:
-                raise _Broken(f"ended after {found} of {size} bytes")
-            if found > size or _digest(file, size) != sha256:
+                return received, _digest(file, received)
+            if received < size:
+                raise _Broken(f"ended after {received} of {size} bytes")
+            if received > size or _digest(file, size) != sha256:
                 file.seek(0)
-                raise _Broken(f"more than its {size} bytes" if found > size else "its sha256 is not that of the index")
+                raise _Broken(
+                    f"more than its {size} bytes" if received > size else "its sha256 is not that of the index"
+                )
             return size, sha256
 
         return self._persist(name, attempt, notify)
@@ -264,9 +266,9 @@ class _Deadline:
         return urllib.request.build_opener(Http, Https)
 
     def _connect(self, *arguments: Any, **settings: Any) -> socket.socket:
-        found = socket.create_connection(*arguments, **settings)
-        self._sockets.append(found.dup())  # TLS takes the socket itself
-        return found
+        connection = socket.create_connection(*arguments, **settings)
+        self._sockets.append(connection.dup())  # TLS takes the socket itself
+        return connection
 
     def watch(self, work: Callable[[], Any]) -> Any:
         """What `work` returns; TimeoutError once it was late."""

@@ -110,10 +110,10 @@ class ShardSet:
         if index is None:
             raise DataError(f"{setting}: {where} is damaged or of another format than {FORMAT}; {_REMEDY}")
         names, counts = (tuple(shard[what] for shard in index["shards"]) for what in ("name", "samples"))
-        found = cls(root, names, counts, index, cache)
-        found._check_pixels(setting, data.max_pixels)
-        found._check_files(setting)
-        return found
+        shards = cls(root, names, counts, index, cache)
+        shards._check_pixels(setting, data.max_pixels)
+        shards._check_files(setting)
+        return shards
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -208,8 +208,8 @@ class ShardSet:
             path = self.root / shard["name"]
             size = path.stat().st_size if path.is_file() else None
             if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes, its index says {shard['bytes']}"
-                raise DataError(f"{setting}: {path} {found}; {_REMEDY}")
+                fault = "is missing" if size is None else f"has {size} bytes, its index says {shard['bytes']}"
+                raise DataError(f"{setting}: {path} {fault}; {_REMEDY}")
 
 
 def _is_sha256(text: Any) -> bool:

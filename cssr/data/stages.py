@@ -47,8 +47,8 @@ def own_stages(names: Sequence[str], seed: int) -> list[Any]:
 
     Each draws from a generator of its own, of (seed, place, number of the stage): it changes no draw of another.
     """
-    found = zip(names, find_stages(names))
-    return [wds.map(partial(_apply, stage, name, seed, number)) for number, (name, stage) in enumerate(found)]
+    stages = zip(names, find_stages(names))
+    return [wds.map(partial(_apply, stage, name, seed, number)) for number, (name, stage) in enumerate(stages)]
 
 
 def _apply(stage: Stage, name: str, seed: int, number: int, read: Read) -> Read:

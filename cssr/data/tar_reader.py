@@ -216,8 +216,8 @@ class Files:
         """The same of an image file, which must have this size by its header."""
         data = self.read(*extensions)
         if image_size(data) != (width, height):
-            found = "{} x {}".format(*image_size(data))
-            raise ValueError(f"its {extensions[0]} has {found} pixels, not {width} x {height}")
+            size = "{} x {}".format(*image_size(data))
+            raise ValueError(f"its {extensions[0]} has {size} pixels, not {width} x {height}")
         return data
 
     def _bytes(self, extension: str, limit: int) -> bytes:
@@ -232,6 +232,6 @@ class Files:
     def _read_checksums(self) -> dict[str, int]:
         if not self._places["json"][1]:
             return {}
-        found = json.loads(self._bytes("json", _SMALL))
-        checksums = found.get("crc32") if isinstance(found, dict) else None
+        facts = json.loads(self._bytes("json", _SMALL))
+        checksums = facts.get("crc32") if isinstance(facts, dict) else None
         return checksums if isinstance(checksums, dict) else {}

@@ -205,12 +205,12 @@ def random_blur(
 
 
 def _chosen(parts: Sequence[Blur], chosen: Sequence[int], rngs: Rngs, size: int) -> Tensor:
-    found = torch.empty(len(rngs), size, size, dtype=torch.float64)
+    kernels = torch.empty(len(rngs), size, size, dtype=torch.float64)
     for number, part in enumerate(parts):
         rows = [row for row, choice in enumerate(chosen) if choice == number]
         if rows:
-            found[rows] = part.kernels([rngs[row] for row in rows])
-    return found
+            kernels[rows] = part.kernels([rngs[row] for row in rows])
+    return kernels
 
 
 def convolved(first: Tensor, second: Tensor) -> Tensor:

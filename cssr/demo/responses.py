@@ -68,19 +68,23 @@ def _check_pixels(size: tuple[int, int], most: int) -> None:
 
 def predicted(model: JointModel, image: np.ndarray, tile: int, progress) -> list[Part]:
     """The pictures of a prediction: the photograph as it was taken in (lq), SR, and what else the model gives."""
-    found = predict(model, image, tile, progress=progress)
-    return [Part("lq", "image/png", _encode(image)), *_parts(found)]
+    prediction = predict(model, image, tile, progress=progress)
+    return [Part("lq", "image/png", _encode(image)), *_parts(prediction)]
 
 
-def _parts(found: Prediction) -> list[Part]:
-    lossless = found.sr.shape[0] * found.sr.shape[1] <= PNG_PIXELS
+def _parts(prediction: Prediction) -> list[Part]:
+    lossless = prediction.sr.shape[0] * prediction.sr.shape[1] <= PNG_PIXELS
     kind = "PNG" if lossless else "JPEG"
-    sr = found.sr if found.valid is None or not lossless else np.dstack([found.sr, found.valid.astype(np.uint8) * 255])
+    sr = (
+        prediction.sr
+        if prediction.valid is None or not lossless
+        else np.dstack([prediction.sr, prediction.valid.astype(np.uint8) * 255])
+    )
     parts = [Part("sr", f"image/{kind.lower()}", _encode(sr, kind))]
-    if found.prob is not None:
-        parts.append(Part("prob", "image/png", _encode((found.prob * 255).round().astype(np.uint8))))
-    if found.kernel is not None:
-        grey = (found.kernel / max(found.kernel.max(), 1e-12) * 255).clip(0, 255).astype(np.uint8)
+    if prediction.prob is not None:
+        parts.append(Part("prob", "image/png", _encode((prediction.prob * 255).round().astype(np.uint8))))
+    if prediction.kernel is not None:
+        grey = (prediction.kernel / max(prediction.kernel.max(), 1e-12) * 255).clip(0, 255).astype(np.uint8)
         parts.append(Part("kernel", "image/png", _encode(grey)))
     return parts
 

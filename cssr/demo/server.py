@@ -194,7 +194,7 @@ class Measure:
 
 def _options(query: Mapping[str, str]) -> list[str]:
     """The query as arguments; HTTPException 422 where it is out of range."""
-    found = []
+    options = []
     for name, default, most in (("threshold", "0.5", 1.0), ("mm", "", 1e6)):
         text = query.get(name, default)
         try:
@@ -203,8 +203,8 @@ def _options(query: Mapping[str, str]) -> list[str]:
             good = False
         if not good:
             raise HTTPException(422, f"{name} must be a number above 0, at most {most:g}.")
-        found += [f"--{name}", text] if text else []
-    return found
+        options += [f"--{name}", text] if text else []
+    return options
 
 
 async def _measure(options: list[str], body: bytes) -> Response:

@@ -67,8 +67,8 @@ def _segmentation(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float | N
     """The measures that counts (N, 3, 99) of images of so many pixels (N) give; N is 1 for pooled counts."""
     curve = _curve(counts)
     best, threshold = _best(curve)
-    found = {"iou_max": curve[best], "iou_max_threshold": threshold, "aiu": _mean(curve)}
-    return found | _at(counts[:, :, best], pixels) | _detection(counts)
+    measures = {"iou_max": curve[best], "iou_max_threshold": threshold, "aiu": _mean(curve)}
+    return measures | _at(counts[:, :, best], pixels) | _detection(counts)
 
 
 def set_histogram(rows: Sequence[dict]) -> np.ndarray | None:
@@ -82,9 +82,9 @@ def _at(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float]:
     """Scores of the counts (N, 3) at one threshold."""
     tp, fp, fn = counts.T
     tn = pixels - counts.sum(1)
-    found = {f.__name__: _mean(f(tp, fp, fn)) for f in (precision, recall, f1)}
-    found |= {"accuracy": _mean(accuracy(tp, tn, fp, fn)), "specificity": _mean(specificity(tn, fp, fn))}
-    return found | {"sensitivity": found["recall"]}
+    scores = {f.__name__: _mean(f(tp, fp, fn)) for f in (precision, recall, f1)}
+    scores |= {"accuracy": _mean(accuracy(tp, tn, fp, fn)), "specificity": _mean(specificity(tn, fp, fn))}
+    return scores | {"sensitivity": scores["recall"]}
 
 
 def _detection(counts: np.ndarray) -> dict[str, float | None]:
@@ -98,9 +98,9 @@ def _detection(counts: np.ndarray) -> dict[str, float | None]:
 
 
 def _pooled(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float | None]:
-    found = _segmentation(counts.sum(0, keepdims=True), pixels.sum(keepdims=True))
+    measures = _segmentation(counts.sum(0, keepdims=True), pixels.sum(keepdims=True))
     own = len(THRESHOLDS) - 1 - f1(*counts.swapaxes(0, 1))[:, ::-1].argmax(1)  # the highest threshold in a tie
-    return found | {"ois": float(f1(*counts[np.arange(len(counts)), :, own].sum(0)))}
+    return measures | {"ois": float(f1(*counts[np.arange(len(counts)), :, own].sum(0)))}
 
 
 def _distance(rows: Sequence[dict], key: str) -> tuple[float | None, float | None]:
@@ -226,8 +226,8 @@ def breakdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> dict[s
     sources, blurs = _grouped(rows, _source), _grouped(rows, _blur)
     kept = {"source": sources if len(sources) <= MOST_SOURCES else {}, "blur": blurs}
     return {
-        kind: {name: _part(found[name], threshold) for name in in_order(found)} if len(found) > 1 else None
-        for kind, found in kept.items()
+        kind: {name: _part(groups[name], threshold) for name in in_order(groups)} if len(groups) > 1 else None
+        for kind, groups in kept.items()
     }
 
 
@@ -238,10 +238,10 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def _grouped(rows: Sequence[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(name(row), []).append(row)
-    return found
+        groups.setdefault(name(row), []).append(row)
+    return groups
 
 
 def _source(row: dict[str, Any]) -> str:

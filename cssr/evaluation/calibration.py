@@ -45,9 +45,9 @@ def logit_histogram(logits: Tensor, mask: Tensor) -> Tensor:
     index = clipped.add_(_BOUND).mul_(_STEPS).to(torch.int32).flatten(1)
     first = 2 * fine * torch.arange(batch, dtype=torch.int32, device=logits.device).view(-1, 1)
     index.add_((mask > 0.5).flatten(1), alpha=fine).add_(first)  # fine bin, class, sample
-    found = torch.bincount(index.flatten(), minlength=2 * batch * fine).view(batch, 2, fine)
+    histogram = torch.bincount(index.flatten(), minlength=2 * batch * fine).view(batch, 2, fine)
     bins = torch.from_numpy(_BIN_OF_FINE).to(logits.device)
-    return found.new_zeros(batch, 2, LOGIT_BINS).index_add_(2, bins, found)
+    return histogram.new_zeros(batch, 2, LOGIT_BINS).index_add_(2, bins, histogram)
 
 
 class Reliability(NamedTuple):

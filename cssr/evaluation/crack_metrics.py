@@ -25,8 +25,8 @@ def topology(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]:
     """
     same_shape(prob, mask)
     pairs = [x[:, 0].to(torch.uint8).cpu().numpy() for x in (prob > LINES_THRESHOLD, mask > 0.5)]
-    found = [_measure(pred, true) for pred, true in zip(*pairs)]
-    return {name: [sample[name] for sample in found] for name in ("cldice", "cliou", "boundary_f1")}
+    measures = [_measure(pred, true) for pred, true in zip(*pairs)]
+    return {name: [sample[name] for sample in measures] for name in ("cldice", "cliou", "boundary_f1")}
 
 
 def _measure(pred: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -74,12 +74,12 @@ def inspection(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]
     """
     same_shape(prob, mask)
     pairs = [x[:, 0].cpu().numpy() for x in (prob > LINES_THRESHOLD, mask > 0.5)]
-    found = [_totals(pred) - _totals(true) for pred, true in zip(*pairs)]
+    differences = [_totals(pred) - _totals(true) for pred, true in zip(*pairs)]
     errors = {
-        name: [float(values[k]) for values in map(np.abs, found)]
+        name: [float(values[k]) for values in map(np.abs, differences)]
         for k, name in enumerate(("width_error", "max_width_error", "length_error"))
     }
-    biases = {name: [float(values[k]) for values in found] for k, name in ((0, "width_bias"), (2, "length_bias"))}
+    biases = {name: [float(values[k]) for values in differences] for k, name in ((0, "width_bias"), (2, "length_bias"))}
     return {name: (errors | biases)[name] for name in CRACK_KEYS}
 
 

@@ -84,8 +84,8 @@ def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool 
     }
     if distances and segmentation:
         prob = outputs.logits.sigmoid()
-        found = surface_distances(prob, batch.mask, percentiles=(95,))
-        columns |= {"hd95": found["hd95"].tolist(), "msd": found["msd"].tolist()}
+        curves = surface_distances(prob, batch.mask, percentiles=(95,))
+        columns |= {"hd95": curves["hd95"].tolist(), "msd": curves["msd"].tolist()}
         columns |= topology(prob, batch.mask) | inspection(prob, batch.mask)
     rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
     return [row for row in rows if row["pixels"]]
@@ -108,11 +108,11 @@ def _calibration(batch: Batch, outputs: Outputs) -> dict[str, list[Any]]:
 def _of_kernels(batch: Batch, predicted: Tensor | None) -> dict[str, list[float | None]]:
     """Width of the true kernels, and how near the predicted ones are; None where there are none to compare."""
     unknown, true = [None] * len(batch), batch.kernel
-    found = {"blur_sigma": unknown if true is None else blur_sigma(true).tolist()}
+    columns = {"blur_sigma": unknown if true is None else blur_sigma(true).tolist()}
     if true is None or predicted is None or true.shape != predicted.shape:
-        return found | {"kernel_psnr": unknown, "lq_psnr": unknown}
+        return columns | {"kernel_psnr": unknown, "lq_psnr": unknown}
     near = metrics.kernel_psnr(predicted, true).tolist()
-    return found | {"kernel_psnr": near, "lq_psnr": _lq_psnr(batch, predicted).tolist()}
+    return columns | {"kernel_psnr": near, "lq_psnr": _lq_psnr(batch, predicted).tolist()}
 
 
 def _lq_psnr(batch: Batch, predicted: Tensor) -> Tensor:

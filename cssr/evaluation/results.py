@@ -154,17 +154,17 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     direct = path / "results.json"
-    found = [direct] if direct.is_file() else sorted(path.glob("evaluations/*/results.json"))
-    if not found:
+    files = [direct] if direct.is_file() else sorted(path.glob("evaluations/*/results.json"))
+    if not files:
         raise ValueError(f"no results in {path}: neither results.json nor evaluations/*/results.json; evaluate first")
-    return found
+    return files
 
 
 def _read(path: Path) -> dict[str, Any]:
     data = read_json(path, remedy="evaluate again")
-    found = data.get("format") if isinstance(data, dict) else None
-    if found != RESULTS_FORMAT:
-        raise ValueError(f"{path} is not a results file: its format is {found!r}, expected {RESULTS_FORMAT!r}")
+    version = data.get("format") if isinstance(data, dict) else None
+    if version != RESULTS_FORMAT:
+        raise ValueError(f"{path} is not a results file: its format is {version!r}, expected {RESULTS_FORMAT!r}")
     _require(data, _REQUIRED, path)
     if Result(path, data).segmented:
         _require(data, _REQUIRED_CURVES, path)

@@ -96,10 +96,10 @@ def _own_folder(options: argparse.Namespace, sha256: str) -> Path:
 def of_other_data(folder: Path, data: str, sha256: str) -> bool:
     """Whether a folder has a result of another path and other contents; a damaged one is nobody's."""
     try:
-        found = load([folder / "results.json"])[0].data
+        result = load([folder / "results.json"])[0].data
     except ValueError:
         return False
-    return os.path.realpath(found["data"]) != os.path.realpath(data) and found.get("data_sha256") != sha256
+    return os.path.realpath(result["data"]) != os.path.realpath(data) and result.get("data_sha256") != sha256
 
 
 def check_writable(out: Path) -> None:
@@ -155,11 +155,11 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
         return
     if not rows:
         raise ValueError(f"--data: no samples in {options.data}")
-    found = compose(rows, {**_facts(options, model, component, degrade, sets), **made_from})
+    result = compose(rows, {**_facts(options, model, component, degrade, sets), **made_from})
     (out / "results.json").unlink(missing_ok=True)  # whatever interrupts this, no result stands beside other pictures
-    draw_pictures(found, out, model, degrade, engine.device, stream(0, 1), options.tile)
-    write_atomic(out / "results.json", json.dumps(found, indent=1))
-    print(summary(found, out))
+    draw_pictures(result, out, model, degrade, engine.device, stream(0, 1), options.tile)
+    write_atomic(out / "results.json", json.dumps(result, indent=1))
+    print(summary(result, out))
 
 
 def _facts(
@@ -183,9 +183,9 @@ def _facts(
     }
 
 
-def summary(found: dict[str, Any], out: Path) -> str:
+def summary(result: dict[str, Any], out: Path) -> str:
     """The main figures on a few lines."""
-    image, pooled = found["metrics"]["image"], found["metrics"]["pooled"]
+    image, pooled = result["metrics"]["image"], result["metrics"]["pooled"]
     names = (
         "iou_max",
         "aiu",
@@ -204,11 +204,11 @@ def summary(found: dict[str, Any], out: Path) -> str:
         label: "  ".join(f"{n} {values[n]:.4g}" for n in names if values[n] is not None)
         for label, values in (("per image", image), ("pooled", pooled))
     }
-    benchmark = f" (benchmark {found['benchmark']})" if found["benchmark"] else ""
-    lines = [f"{found['name']} on {found['data']}{benchmark}: {found['images']} images"]
+    benchmark = f" (benchmark {result['benchmark']})" if result["benchmark"] else ""
+    lines = [f"{result['name']} on {result['data']}{benchmark}: {result['images']} images"]
     lines += [f"  {label:<10}{text}" for label, text in shown.items()]
-    if "segmentation" in found["definitions"]:
-        lines.append(f"  segmentation: {found['definitions']['segmentation']}")
+    if "segmentation" in result["definitions"]:
+        lines.append(f"  segmentation: {result['definitions']['segmentation']}")
     return "\n".join([*lines, f"  written to {out}"])
 
 
@@ -230,7 +230,7 @@ def _quality(row: dict[str, Any]) -> float:
 
 
 def draw_pictures(
-    found: dict[str, Any],
+    result: dict[str, Any],
     out: Path,
     model: JointModel,
     degrade: Callable,
@@ -239,7 +239,7 @@ def draw_pictures(
     tile: int,
 ) -> None:
     """Strips of the best, median and worst images under `out/pictures`, and their parts in its `samples`."""
-    rows, panels, samples = found["per_image"], {}, {}
+    rows, panels, samples = result["per_image"], {}, {}
     wanted, quality = pictured_rows(rows), {row["key"]: _quality(row) for row in rows}
     segmentation = "iou" in rows[0]
     caption = "{}   IoU {:.3f}" if segmentation else "{}   PSNR {:.2f} dB"

@@ -68,8 +68,10 @@ def _off(contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
 
 def _distances(off: np.ndarray, at: np.ndarray | slice) -> np.ndarray:
     """Distance of the corners `at` (flat indices) to the nearest zero of `off` (uint8), pixels, float64."""
-    found = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()[at].astype(np.float64)
-    return np.sqrt(np.rint(found * found))  # squares are integers: below about 1500 px this undoes float32's rounding
+    distances = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()[at].astype(np.float64)
+    return np.sqrt(
+        np.rint(distances * distances)
+    )  # squares are integers: below about 1500 px this undoes float32's rounding
 
 
 def _to_contour(points: np.ndarray, contour: _Contour, shape: tuple[int, int]) -> np.ndarray:

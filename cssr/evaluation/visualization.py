@@ -190,14 +190,14 @@ def read_samples(directory: Path) -> tuple[dict[str, list[str]], dict[str, Sampl
     index = directory / "index.json"
     if not index.is_file():
         return {}, {}
-    found = read_json(index, {"format": str}, "evaluate again")
-    if found["format"] == FORMAT:
-        found = read_json(index, _INDEX, "evaluate again")
+    listed = read_json(index, {"format": str}, "evaluate again")
+    if listed["format"] == FORMAT:
+        listed = read_json(index, _INDEX, "evaluate again")
     try:
-        if found["format"] != FORMAT:
-            raise ValueError(f"its format is {found['format']!r}, expected {FORMAT!r}")
-        samples = {entry["key"]: _read(directory, entry) for entry in found["samples"]}
-        return {kind: [key for key in keys if key in samples] for kind, keys in found["kinds"].items()}, samples
+        if listed["format"] != FORMAT:
+            raise ValueError(f"its format is {listed['format']!r}, expected {FORMAT!r}")
+        samples = {entry["key"]: _read(directory, entry) for entry in listed["samples"]}
+        return {kind: [key for key in keys if key in samples] for kind, keys in listed["kinds"].items()}, samples
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{index} is damaged, evaluate again: {reason}") from None

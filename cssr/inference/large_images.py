@@ -74,10 +74,10 @@ class Scratch:
     def pixels(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """The same as height width 3."""
         self._later.wait()
-        found, columns = np.empty((height, width, 3), np.float32), self.shape[1]
+        values, columns = np.empty((height, width, 3), np.float32), self.shape[1]
         for row in range(height):
-            self._fill(memoryview(found[row]).cast("B"), ((top + row) * columns + left) * 3 * _ITEM)
-        return found
+            self._fill(memoryview(values[row]).cast("B"), ((top + row) * columns + left) * 3 * _ITEM)
+        return values
 
     def _fill(self, room: memoryview, offset: int) -> None:
         while room:
@@ -139,7 +139,7 @@ def predict_rows(
         part = photograph if box == (0, 0, *photograph.shape) else photograph.within(*box)
         sr = _SR(model, photograph, files, wanted, box)
         needed = segments(model.config) and (keep_mask or {"prob", "mask", "overlay"} & set(wanted.results))
-        found = _Cracks(model, photograph, scratch, files, wanted, keep_mask, box) if needed else None
+        mask = _Cracks(model, photograph, scratch, files, wanted, keep_mask, box) if needed else None
         blur = None
         for name, rows in model.infer_rows(part, tiles, scratch):
             if name == "kernel":
@@ -148,18 +148,18 @@ def predict_rows(
                     write_kernel(files, rows[0, 0].float().cpu().numpy())
             elif name == "sr":
                 pictures(sr.write, rows)
-            elif name == "logits" and found is not None:
-                cracks(found.write, rows)
+            elif name == "logits" and mask is not None:
+                cracks(mask.write, rows)
             elif name == "logits" and model.rounds > 1:
                 break  # nobody wants what is to come
         pictures(sr.end)
-        if found is not None:
-            cracks(found.end)
+        if mask is not None:
+            cracks(mask.end)
     warnings = outside(model.trained_on, *_look(photograph), photograph.shape, blur) if model.trained_on else []
-    if found is None:
+    if mask is None:
         return Found(*sr.shape[::-1], warnings=warnings)
-    share = found.crack_pixels / found.valid_pixels
-    return Found(*found.shape[::-1], share, found.crack_prob, warnings=warnings)
+    share = mask.crack_pixels / mask.valid_pixels
+    return Found(*mask.shape[::-1], share, mask.crack_prob, warnings=warnings)
 
 
 def _look(photograph: Photograph) -> tuple[float, float]:
@@ -208,8 +208,8 @@ class _Frame:
 
     def valid(self, top: int, count: int) -> np.ndarray | None:
         """Which pixels of rows of the whole hold data, n W bool; None where all pixels of the photograph do."""
-        found = valid_rows(self._photograph, top, count, self._scale)
-        return None if found is None else found[0, 0].numpy()
+        rows = valid_rows(self._photograph, top, count, self._scale)
+        return None if rows is None else rows[0, 0].numpy()
 
     def blank(self, count: int) -> Iterator[np.ndarray]:
         """So many rows of the whole without data, in pieces: n W float32."""

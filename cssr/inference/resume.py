@@ -25,16 +25,16 @@ def model_digest(model: JointModel) -> str:
 
 def file_facts(path: Path) -> dict[str, Any]:
     """By which a photograph is known again: size and time of change."""
-    found = path.stat()
-    return {"bytes": found.st_size, "changed": found.st_mtime_ns}
+    stat = path.stat()
+    return {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
 
 
 def is_done(record: Path, facts: dict[str, Any]) -> bool:
     """Whether the results were made from these facts (model, options, photograph) and are all there."""
-    found = read(record)
-    if found is None or found["facts"] != json.loads(json.dumps(facts)):
+    kept = read(record)
+    if kept is None or kept["facts"] != json.loads(json.dumps(facts)):
         return False
-    return all(_bytes(record.with_name(name)) == size for name, size in found["files"].items())
+    return all(_bytes(record.with_name(name)) == size for name, size in kept["files"].items())
 
 
 def read(record: Path) -> dict[str, Any] | None:
@@ -45,9 +45,9 @@ def read(record: Path) -> dict[str, Any] | None:
         return None
 
 
-def write(record: Path, facts: dict[str, Any], files: dict[str, int], found: dict[str, Any]) -> None:
-    """Say that all is done: `files` by size, `found`: what is told of the photograph."""
-    write_atomic(record, json.dumps({"facts": facts, "files": files, "found": found}, indent=1))
+def write(record: Path, facts: dict[str, Any], files: dict[str, int], summary: dict[str, Any]) -> None:
+    """Say that all is done: `files` by size, `summary`: what is told of the photograph."""
+    write_atomic(record, json.dumps({"facts": facts, "files": files, "found": summary}, indent=1))
 
 
 def begin(record: Path) -> dict[str, Any] | None:

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         _choose_model(options)
         _check(options)
-        found = photographs(options.source, apart=options.out)
+        sources = photographs(options.source, apart=options.out)
         left = inputs.passed_over_in(options.source)
         model = load_model(options.model, options.checkpoint).to(device_named(options.device))
         _make_directory(options.out)
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
                 raise ValueError(f"--{name}: the model finds no cracks (model.seg=none)")
         model.orientations = ORIENTATIONS if options.tta else 1
         work = _Run(model, options)
-        work.work(inputs.each(found, options.every), inputs.count(found, options.every))
+        work.work(inputs.each(sources, options.every), inputs.count(sources, options.every))
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -120,8 +120,8 @@ def _written(model: JointModel, wanted: Wanted) -> str:
     """What is written of the results that are wanted, in words."""
     named = {"sr": "SR image", "prob": "probability", "kernel": "blur kernel"}
     there = {"sr": True, "kernel": getattr(model.sr, "predicts_kernel", False)}
-    found = [named.get(name, name) for name in wanted.results if there.get(name, segments(model.config))]
-    *most, last = found or ["nothing"]
+    names = [named.get(name, name) for name in wanted.results if there.get(name, segments(model.config))]
+    *most, last = names or ["nothing"]
     only = "" if segments(model.config) else " only, as the model finds no cracks (model.seg=none),"
     return (f"{', '.join(most)} and {last}" if most else last) + only
 
@@ -162,12 +162,12 @@ class _Run:
             self._check_memory(photograph)
             old = done.begin(record)  # from here on nothing looks whole
             with Files(self._options.out / source.stem) as files:
-                found = self._predict(photograph, files)
+                predicted = self._predict(photograph, files)
                 if self._measured:
-                    found.cracks = write_measures(files, found.crack_prob, photograph, self._measured)
+                    predicted.cracks = write_measures(files, predicted.crack_prob, photograph, self._measured)
         done.remove_others(record, old, files.sizes)
-        done.write(record, facts, files.sizes, found.told())
-        self._say(source, photograph, found)
+        done.write(record, facts, files.sizes, predicted.told())
+        self._say(source, photograph, predicted)
 
     def _predict(self, photograph: Photograph, files: Files) -> Found:
         side, overlap = self._options.tile, TILE_OVERLAP
@@ -195,14 +195,14 @@ class _Run:
             f"{remedy}, --size photo or less to --write{large}"
         )
 
-    def _say(self, source: Source, photograph: Photograph, found: Found) -> None:
+    def _say(self, source: Source, photograph: Photograph, predicted: Found) -> None:
         height, width = photograph.shape
-        crack = "" if found.crack is None else f", crack {found.crack:.2%}"
-        crack += "" if found.cracks is None else f" in {found.cracks} pieces"
+        crack = "" if predicted.crack is None else f", crack {predicted.crack:.2%}"
+        crack += "" if predicted.cracks is None else f" in {predicted.cracks} pieces"
         note = f" ({photograph.note})" if photograph.note else ""
-        tqdm.write(f"{source.name}: {width}x{height}{note} -> {found.width}x{found.height}{crack}")
-        if found.warnings:
-            known = "; ".join(found.warnings)
+        tqdm.write(f"{source.name}: {width}x{height}{note} -> {predicted.width}x{predicted.height}{crack}")
+        if predicted.warnings:
+            known = "; ".join(predicted.warnings)
             tqdm.write(f"{source.name}: unlike what the model was trained on, results may be wrong: {known}")
 
     @staticmethod

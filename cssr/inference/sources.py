@@ -57,22 +57,22 @@ def photographs(sources: Path | Sequence[Path], apart: Path | None = None) -> di
     What a folder or pattern has in `apart` is left out.
     Raises: ValueError, one line, where there is none, or results of a photograph and of a frame would be the same.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     seen: set[Path] = set()
     for path, name in _named([sources] if isinstance(sources, Path) else list(sources), apart):
         if path not in seen:
-            found[free_stem(name, found)] = path
+            paths[free_stem(name, paths)] = path
             seen.add(path)
-    if not found:
+    if not paths:
         raise ValueError(f"no photograph in {_first(sources)} but in the directory of results")
-    _check_frames(found)
-    return found
+    _check_frames(paths)
+    return paths
 
 
-def _check_frames(found: dict[str, Path]) -> None:
+def _check_frames(paths: dict[str, Path]) -> None:
     """No photograph may be called like a frame of a video."""
-    for stem, path in found.items():
-        video = found.get(re.sub(r"_\d{6,}$", "", stem))
+    for stem, path in paths.items():
+        video = paths.get(re.sub(r"_\d{6,}$", "", stem))
         if video is not None and video != path and is_video(video):
             raise ValueError(f"results of {path} and of a frame of {video} would have one name: predict them apart")
 
@@ -157,9 +157,9 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def count(found: dict[str, Path], every: int) -> int:
+def count(paths: dict[str, Path], every: int) -> int:
     """How many photographs there are, about: frames as videos say."""
-    return sum(_frames(path, every) if is_video(path) else 1 for path in found.values())
+    return sum(_frames(path, every) if is_video(path) else 1 for path in paths.values())
 
 
 def _frames(path: Path, every: int) -> int:
@@ -175,9 +175,9 @@ def _promised(capture: cv2.VideoCapture) -> int:
     return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
 
-def each(found: dict[str, Path], every: int) -> Iterator[Source]:
+def each(paths: dict[str, Path], every: int) -> Iterator[Source]:
     """One by one; of videos each `every`-th frame, the first included, as `STEM_000120`."""
-    for stem, path in found.items():
+    for stem, path in paths.items():
         if is_video(path):
             yield from frames(stem, path, every)
         else:

@@ -86,7 +86,7 @@ def examine(options: argparse.Namespace) -> list[str]:
     except ValueError as error:
         return [str(error)]
     machine = Machine.here()
-    found = faults(promise, machine)
+    problems = faults(promise, machine)
     show(str(path), [*launch_rows(promise, machine), *(("note", note) for note in notes(promise, machine))])
     if options.settings and promise.processes:
         from cssr.launch.dry_run import rehearse
@@ -94,8 +94,8 @@ def examine(options: argparse.Namespace) -> list[str]:
         sections, more = rehearse(options.settings, promise, machine)
         for title, rows in sections:
             show(title, rows)
-        found += more
-    return found
+        problems += more
+    return problems
 
 
 def launch_rows(promise: Any, machine: Any) -> list[Row]:

@@ -156,15 +156,15 @@ class Rehearsal:
         except Exception as error:  # networks of one's own may look at the values that these tensors do not have
             reason = " ".join(str(error).split())[:160]
             return [(title, [("unknown", f"the model needs true tensors: {type(error).__name__}: {reason}")])]
-        found = needs(self.promise, self.sketch, self.optimizer, activations)
-        self._check_memory(found)
-        return [(title, [*map(_row, found), *self._together(found)])]
+        needed = needs(self.promise, self.sketch, self.optimizer, activations)
+        self._check_memory(needed)
+        return [(title, [*map(_row, needed), *self._together(needed)])]
 
-    def _together(self, found: list[Need]) -> list[Row]:
+    def _together(self, needed: list[Need]) -> list[Row]:
         there = self._there()
         of = f"of {there / GIB:.2f}, the device's" if there and not self.on_cpu else ""
         of = f"of {there / GIB:.2f}, this machine's for each of its processes" if there and self.on_cpu else of
-        rows = [_row(Need("together", sum(need.bytes for need in found), of))]
+        rows = [_row(Need("together", sum(need.bytes for need in needed), of))]
         beside = on_cpu(self.promise, self.sketch, self.optimizer)
         return [*rows, _row(Need("on the CPU", beside, "weights, gradients and state of the part"))] if beside else rows
 
@@ -175,8 +175,8 @@ class Rehearsal:
         shared = self.promise.per_machine if self.on_cpu else 1
         return self.machine.memory / shared if self.machine.memory else None
 
-    def _check_memory(self, found: list[Need]) -> None:
-        there, sizes = self._there(), {need.name: need.bytes for need in found}
+    def _check_memory(self, needed: list[Need]) -> None:
+        there, sizes = self._there(), {need.name: need.bytes for need in needed}
         together = sum(sizes.values())
         if not there or together <= there:
             return

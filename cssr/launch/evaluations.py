@@ -60,8 +60,8 @@ class Evaluation:
         if not path.is_file():
             return _NEW
         try:
-            found = load([path])[0].data
-            return _difference(found, json.loads(json.dumps(self._origin())))
+            result = load([path])[0].data
+            return _difference(result, json.loads(json.dumps(self._origin())))
         except (ValueError, OSError) as problem:
             return str(problem)
 
@@ -87,12 +87,12 @@ class Evaluation:
         return Job(self.name, team.command("cssr/evaluate.py", *self.arguments()), log, self.missing)
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _difference(origin: dict[str, Any], wanted: dict[str, Any]) -> str:
     """What a result was computed from that is now another; "" if nothing."""
-    if not wanted.keys() <= found.keys():
+    if not wanted.keys() <= origin.keys():
         return "it does not say what it was computed from"
-    changed = [what for what in ("checkpoint", "data") if found[f"{what}_sha256"] != wanted[f"{what}_sha256"]]
-    before, now = {"tta": False, **found["options"]}, wanted["options"]  # older results have no tta
+    changed = [what for what in ("checkpoint", "data") if origin[f"{what}_sha256"] != wanted[f"{what}_sha256"]]
+    before, now = {"tta": False, **origin["options"]}, wanted["options"]  # older results have no tta
     options = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
     return "; ".join([*(f"the {what} has changed since" for what in changed), *options])
 
@@ -119,11 +119,11 @@ def find_checkpoints(texts: Sequence[str]) -> list[Checkpoint]:
 
     Raises: ValueError, one line, for one that is not there or is given twice.
     """
-    found = [_find_checkpoint(text) for text in texts]
-    _refuse_twice("checkpoint", texts, [(_home(c.path), c.which) for c in found])
-    parts = [(*_home(c.path).parts[:-1], _home(c.path).name + _suffix(c.which)) for c in found]
+    checkpoints = [_find_checkpoint(text) for text in texts]
+    _refuse_twice("checkpoint", texts, [(_home(c.path), c.which) for c in checkpoints])
+    parts = [(*_home(c.path).parts[:-1], _home(c.path).name + _suffix(c.which)) for c in checkpoints]
     names = [f"{name}-run" if name in _RESERVED else name for name in distinct_names(parts)]
-    return [Checkpoint(c.path, c.which, name) for c, name in zip(found, names)]
+    return [Checkpoint(c.path, c.which, name) for c, name in zip(checkpoints, names)]
 
 
 def _find_checkpoint(text: str) -> Checkpoint:
@@ -149,10 +149,10 @@ def _suffix(which: str) -> str:
     return "" if which == "export" else f"@{which}"
 
 
-def _refuse_twice(what: str, texts: Sequence[str], found: Sequence[Any]) -> None:
-    for text, one in zip(texts, found):
-        if found.count(one) > 1:
-            same = " and ".join(t for t, other in zip(texts, found) if other == one)
+def _refuse_twice(what: str, texts: Sequence[str], items: Sequence[Any]) -> None:
+    for text, one in zip(texts, items):
+        if items.count(one) > 1:
+            same = " and ".join(t for t, other in zip(texts, items) if other == one)
             raise ValueError(f"{what} {text} is given twice ({same}): leave one out")
 
 

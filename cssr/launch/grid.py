@@ -147,14 +147,14 @@ def resolve(name: str) -> str:
     known = list(_settings(Config))
     if name in known or "." in name:
         return name
-    found = [key for key in known if key.split(".")[-1] == name]
-    found = [key for key in found if not key.startswith("eval.")] or found
-    if len(found) > 1:
-        raise ValueError(f"{name!r} may be {' or '.join(found)}: write one of them out")
-    if not found:
+    keys = [key for key in known if key.split(".")[-1] == name]
+    keys = [key for key in keys if not key.startswith("eval.")] or keys
+    if len(keys) > 1:
+        raise ValueError(f"{name!r} may be {' or '.join(keys)}: write one of them out")
+    if not keys:
         lasts = dict.fromkeys(key.split(".")[-1] for key in known)
         raise ValueError(f"no setting is called {name!r}{did_you_mean(name, lasts)}")
-    return found[0]
+    return keys[0]
 
 
 def _settings(cls: type, prefix: str = "") -> Iterator[str]:

@@ -143,14 +143,14 @@ def faults(promise: Promise, machine: Machine) -> list[str]:
     """Why a launch would silently do something else, or fail late; one line each, with the remedy."""
     if promise.processes is None:
         return ["num_processes is neither in the launch file nor given: add --num_processes N"]
-    found = [
+    general = [
         *_of_kind(promise),
         *_of_dynamo(promise),
         *_of_cpu(promise, machine),
         *_of_devices(promise, machine),
         *_of_machines(promise),
     ]
-    return [*found, *_of_precision(promise, machine), *_of_deepspeed(promise, machine), *_of_fsdp(promise, machine)]
+    return [*general, *_of_precision(promise, machine), *_of_deepspeed(promise, machine), *_of_fsdp(promise, machine)]
 
 
 def _of_kind(promise: Promise) -> Iterator[str]:
@@ -261,9 +261,9 @@ def _of_fsdp(promise: Promise, machine: Machine) -> Iterator[str]:
 
 def notes(promise: Promise, machine: Machine) -> list[str]:
     """What works, but perhaps not as meant."""
-    found = []
+    lines = []
     if not machine.devices and (promise.strategy == "ddp" or (promise.strategy == "simple" and not promise.use_cpu)):
-        found.append("there is no GPU here: the processes would run on the CPU")
+        lines.append("there is no GPU here: the processes would run on the CPU")
     if promise.use_cpu and promise.strategy != "simple" and not machine.devices:
-        found.append(f"use_cpu: true does not reach the processes of {promise.kind}; without GPUs that is all the same")
-    return found
+        lines.append(f"use_cpu: true does not reach the processes of {promise.kind}; without GPUs that is all the same")
+    return lines

@@ -165,10 +165,10 @@ def needs(promise: Promise, sketch: Sketch, optimizer: torch.optim.Optimizer, ac
     each = values_each(optimizer)
     of_strategy = {1: _zero, 2: _zero, 3: _zero3}.get(promise.zero_stage, _plain)
     of_strategy = _fsdp if promise.strategy == "fsdp" else of_strategy
-    found = of_strategy(promise, sketch, each)
+    needed = of_strategy(promise, sketch, each)
     if sketch.config.optim.ema:
-        found.append(Need("average", sketch.bytes, "optim.ema"))
-    return [*found, Need("activations", activations, "with the batch and what the losses need")]
+        needed.append(Need("average", sketch.bytes, "optim.ema"))
+    return [*needed, Need("activations", activations, "with the batch and what the losses need")]
 
 
 def on_cpu(promise: Promise, sketch: Sketch, optimizer: torch.optim.Optimizer) -> float:
@@ -179,8 +179,8 @@ def on_cpu(promise: Promise, sketch: Sketch, optimizer: torch.optim.Optimizer) -
 
 def _plain(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
     size = FLOAT * sketch.parameters
-    found = [Need("model", sketch.bytes), Need("gradients", size), _state(size * each, each)]
-    return [*found, Need("exchange", size, "DDP's buckets")] if promise.strategy == "ddp" else found
+    needed = [Need("model", sketch.bytes), Need("gradients", size), _state(size * each, each)]
+    return [*needed, Need("exchange", size, "DDP's buckets")] if promise.strategy == "ddp" else needed
 
 
 def _zero(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
@@ -228,7 +228,7 @@ def _part(promise: Promise, in_parts: bool = True) -> str:
     return f"1/{promise.world} of them" if in_parts else ""
 
 
-def largest_micro_batch(found: Mapping[str, float], memory: float, micro_batch: int) -> int:
+def largest_micro_batch(needed: Mapping[str, float], memory: float, micro_batch: int) -> int:
     """The micro-batch that would fit, where activations grow with it; 0 if none does."""
-    fixed = sum(size for name, size in found.items() if name != "activations")
-    return max(int((memory - fixed) / (found["activations"] / micro_batch)), 0)
+    fixed = sum(size for name, size in needed.items() if name != "activations")
+    return max(int((memory - fixed) / (needed["activations"] / micro_batch)), 0)

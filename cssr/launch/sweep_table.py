@@ -58,9 +58,9 @@ def table_rows(entries: Sequence[Entry], points: Sequence[Point]) -> list[Row]:
 
 def _row(entries: Sequence[Entry], benchmark: str, setting: dict[str, str]) -> Row:
     own = [entry for entry in entries if entry.benchmark == benchmark and entry.point.setting == setting]
-    found = [load([entry.path])[0].data["metrics"] for entry in own]
+    measured = [load([entry.path])[0].data["metrics"] for entry in own]
     measures = {
-        kind: {key: summarize([metrics[kind].get(key) for metrics in found]) for key in KEYS}
+        kind: {key: summarize([metrics[kind].get(key) for metrics in measured]) for key in KEYS}
         for kind in ("image", "pooled")
     }
     return Row(benchmark, setting, [entry.point.seed for entry in own], measures)
@@ -84,8 +84,8 @@ def _csv(rows: Sequence[Row]) -> str:
     settings = list(rows[0].setting)
     writer.writerow(["benchmark", "aggregation", *settings, "n", *(f"{k}{end}" for k in KEYS for end in ("", "_std"))])
     for row in rows:
-        for kind, found in row.measures.items():
-            numbers = [found[key][what] for key in KEYS for what in ("mean", "deviation")]
+        for kind, measures in row.measures.items():
+            numbers = [measures[key][what] for key in KEYS for what in ("mean", "deviation")]
             writer.writerow([row.benchmark, kind, *row.setting.values(), len(row.seeds), *numbers])
     return buffer.getvalue()
 
@@ -112,9 +112,9 @@ def _table(rows: Sequence[Row], recipe: str) -> str:
 
 
 def _cell(row: Row, key: str, decimals: int) -> str:
-    found = row.measures["image"][key]
-    if not found["n"]:
+    measure = row.measures["image"][key]
+    if not measure["n"]:
         return "-"
-    deviation = "-" if found["deviation"] is None else f"{found['deviation']:.{decimals}f}"
-    fewer = f" (n = {found['n']})" if found["n"] < len(row.seeds) else ""
-    return f"{found['mean']:.{decimals}f} ± {deviation}{fewer}"
+    deviation = "-" if measure["deviation"] is None else f"{measure['deviation']:.{decimals}f}"
+    fewer = f" (n = {measure['n']})" if measure["n"] < len(row.seeds) else ""
+    return f"{measure['mean']:.{decimals}f} ± {deviation}{fewer}"

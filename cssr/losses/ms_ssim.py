@@ -25,7 +25,7 @@ def ms_ssim(alpha: float = 0.84) -> Callable:
     measure = MS_SSIMLoss(alpha=alpha, compensation=1.0, reduction="none")
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
-        found = measure.to(batch.hr.device)(outputs.sr.clamp(0, 1), batch.hr)  # B H W
-        return found.flatten(1).mean(1)
+        errors = measure.to(batch.hr.device)(outputs.sr.clamp(0, 1), batch.hr)  # B H W
+        return errors.flatten(1).mean(1)
 
     return loss

@@ -143,9 +143,9 @@ def write_onnx(program: torch.export.ExportedProgram, names: Sequence[str], fold
     path, any_size = folder / _FILES["onnx"], {"lq": {0: "batch", 2: "height", 3: "width"}}
     options = {"dynamo": True, "opset_version": OPSET, "verbose": False}
     with _quiet():
-        found = torch.onnx.export(program, output_names=list(names), dynamic_shapes=any_size, **options)
+        exported = torch.onnx.export(program, output_names=list(names), dynamic_shapes=any_size, **options)
         weights = sum(value.numel() * value.element_size() for value in program.state_dict.values())
-        found.save(path, external_data=weights > _ONE_FILE)
+        exported.save(path, external_data=weights > _ONE_FILE)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda lq: [torch.from_numpy(value) for value in session.run(None, {"lq": lq.numpy()})]
 
@@ -178,10 +178,10 @@ def compare(deployed: Deployed, run: _Run, tolerance: float, what: str) -> dict[
                 pairs = list(zip(deployed.names, run(lq), deployed(lq), strict=True))
         except Exception as error:  # of onnxruntime, of guards in the file
             raise ValueError(f"{what} cannot compute {size}: {_reason(error)}") from error
-        for name, found, expected in pairs:
-            if found.shape != expected.shape:
-                raise ValueError(f"{what}: {name} of {size} is {list(found.shape)}, not {list(expected.shape)}")
-            difference = (found - expected).abs().max().item()
+        for name, output, expected in pairs:
+            if output.shape != expected.shape:
+                raise ValueError(f"{what}: {name} of {size} is {list(output.shape)}, not {list(expected.shape)}")
+            difference = (output - expected).abs().max().item()
             if not difference <= tolerance:  # NaN too
                 raise ValueError(f"{what}: {name} of {size} is {difference:.2g} off, more than --tolerance {tolerance}")
             largest[name] = max(largest[name], difference)
@@ -209,11 +209,11 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
     finally:
         shutil.rmtree(folder)
     _remove_others(out, files)
-    found = {**describe(deployed), "files": files, "tolerance": tolerance}
+    facts = {**describe(deployed), "files": files, "tolerance": tolerance}
     if "onnx" in formats:
-        found["example"] = (EXAMPLE + _OF_CRACKS * ("prob" in deployed.names)).splitlines()
-    write_atomic(out / "model.json", json.dumps(found, indent=2) + "\n")
-    return found
+        facts["example"] = (EXAMPLE + _OF_CRACKS * ("prob" in deployed.names)).splitlines()
+    write_atomic(out / "model.json", json.dumps(facts, indent=2) + "\n")
+    return facts
 
 
 def _remove_others(out: Path, files: Sequence[dict[str, Any]]) -> None:

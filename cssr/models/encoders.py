@@ -203,7 +203,7 @@ def packaged_weights(name: str) -> dict[str, Tensor]:
     package = PACKAGES[name]
     try:
         path = getattr(importlib.import_module(package.module), package.holder).get_model_file_path()
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         raise ValueError(
             f"model.seg.pretrained=package: the weights of {name} are in the package "
@@ -214,16 +214,16 @@ def packaged_weights(name: str) -> dict[str, Tensor]:
         raise ValueError(
             f"model.seg.pretrained=package: {package.module} cannot be read ({reason}): install it anew ({EXTRA})"
         ) from None
-    return _renamed(found, name, package.module)
+    return _renamed(weights, name, package.module)
 
 
-def _renamed(found: Mapping[str, Tensor], name: str, module: str) -> dict[str, Tensor]:
+def _renamed(weights: Mapping[str, Tensor], name: str, module: str) -> dict[str, Tensor]:
     """The tensors under timm's names: both list the same layers in the same order."""
     with torch.device("meta"):
         own = timm.create_model(name).state_dict()
-    if [x.shape for x in found.values()] != [x.shape for x in own.values()]:
+    if [x.shape for x in weights.values()] != [x.shape for x in own.values()]:
         raise ValueError(
             f"model.seg.pretrained=package: {module} does not hold the weights of {name}: install the version that "
             f"cssr asks for ({EXTRA})"
         )
-    return dict(zip(own, found.values()))
+    return dict(zip(own, weights.values()))

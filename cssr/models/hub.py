@@ -40,8 +40,8 @@ def check_untrusted(model: Mapping[str, Any], imports: Any, source: str) -> None
     Args:
         model, imports: of the `config.json`. source: what is told of.
     """
-    found = [text for text in _texts(model) if "/" in text or "\\" in text or ":" in text]
-    asked = f"import {imports}, which runs their code" if imports else f"read {found[0]}" if found else None
+    paths = [text for text in _texts(model) if "/" in text or "\\" in text or ":" in text]
+    asked = f"import {imports}, which runs their code" if imports else f"read {paths[0]}" if paths else None
     if asked:
         raise ValueError(
             f"{source} comes from the Hub and wants to {asked}: if you have looked at it and trust it, pass trust=True"

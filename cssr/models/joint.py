@@ -105,8 +105,8 @@ class JointModel(nn.Module):
     def _upright(self, x: Tensor, kernel: Tensor | None) -> tuple[Tensor, ...]:
         height, width = x.shape[-2:]
         padded = self._padded(x)
-        found = self.seg(padded, kernel) if getattr(self.seg, "takes_kernel", False) else self.seg(padded)
-        return tuple(logits[..., :height, :width] for logits in found)
+        outputs = self.seg(padded, kernel) if getattr(self.seg, "takes_kernel", False) else self.seg(padded)
+        return tuple(logits[..., :height, :width] for logits in outputs)
 
     def segment_by_features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """`segment`, and the encoder's feature maps on the way (B C y x each)."""
@@ -114,7 +114,7 @@ class JointModel(nn.Module):
         padded = self._padded(x)
         maps = self.seg.encode(padded)
         features, *aux = self.seg.decode(maps, padded.shape[-2:])
-        logits = tuple(found[..., :height, :width] for found in (self.seg.head(features), *aux))
+        logits = tuple(output[..., :height, :width] for output in (self.seg.head(features), *aux))
         return logits, tensors_in(maps)
 
     @torch.no_grad()
@@ -143,12 +143,12 @@ class JointModel(nn.Module):
         """
         if not tile or max(lq.shape[-2:]) <= tile:
             return self(lq) if valid is None else self(lq, valid=valid)
-        found: dict[str, list[Tensor]] = {}
+        outputs: dict[str, list[Tensor]] = {}
         for name, rows in self.infer_rows(
             Whole(lq, reduced(valid, self.scale)), Tiles(tile, overlap, progress=progress), Kept()
         ):
-            found.setdefault(name, []).append(rows)
-        return Outputs(**{name: torch.cat(rows, -2) for name, rows in found.items()})
+            outputs.setdefault(name, []).append(rows)
+        return Outputs(**{name: torch.cat(rows, -2) for name, rows in outputs.items()})
 
     @torch.no_grad()
     def infer_rows(self, lq: Windows, tiles: Tiles, kept: Kept) -> Iterator[tuple[str, Tensor]]:
@@ -186,10 +186,10 @@ class JointModel(nn.Module):
         `sr`; `kernel`, its kernel predictors (modules called `predictor`); `seg`; `encoder`, that of the segmentation
         network; `blur_skip`, what modulates the segmentation features by the kernel.
         """
-        found: dict[str, list[str]] = {group: [] for group in ("sr", "kernel", "seg", "encoder", "blur_skip")}
+        groups: dict[str, list[str]] = {group: [] for group in ("sr", "kernel", "seg", "encoder", "blur_skip")}
         for name, _ in self.named_parameters():
-            found[group_of(name)].append(name)
-        return {group: names for group, names in found.items() if names or group in ("sr", "seg")}
+            groups[group_of(name)].append(name)
+        return {group: names for group, names in groups.items() if names or group in ("sr", "seg")}
 
     def save_pretrained(self, directory: str | Path, half: bool = False, **facts: Any) -> None:
         """Write `model.safetensors` and `config.json` (the model settings, the version, and `facts`).
@@ -317,8 +317,8 @@ class SRThenSeg(JointModel):
             kept.append(rows)
             top += rows.shape[-2]
             yield "sr", rows
-        found = moments.result()
-        for rows in tiles.enlarged(self.scale).rows(lambda x: self._segmented(x, found, kernel), kept):
+        statistics = moments.result()
+        for rows in tiles.enlarged(self.scale).rows(lambda x: self._segmented(x, statistics, kernel), kept):
             yield "logits", rows
 
     @property
@@ -378,10 +378,10 @@ def valid_rows(lq: Windows, top: int, count: int, scale: int) -> Tensor | None:
     if not getattr(lq, "masked", False):
         return None
     first, last = top // scale, -(-(top + count) // scale)
-    found = lq.valid(first, 0, last - first, lq.shape[1])
-    if found is None:
+    valid = lq.valid(first, 0, last - first, lq.shape[1])
+    if valid is None:
         return torch.ones(1, 1, count, lq.shape[1] * scale, dtype=torch.bool)
-    large = found.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    large = valid.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     return large[..., top - first * scale : top - first * scale + count, :] > 0
 
 
@@ -420,8 +420,8 @@ class Dual(JointModel):
 
     def _both(self, lq: Tensor) -> tuple[Tensor, ...]:
         height, width = (side * self.scale for side in lq.shape[-2:])
-        found = self.sr(pad_to_multiple(lq, getattr(self.sr, "stride", 1)))
-        return tuple(x[..., :height, :width] for x in (*found[:2], *found[2]))
+        outputs = self.sr(pad_to_multiple(lq, getattr(self.sr, "stride", 1)))
+        return tuple(x[..., :height, :width] for x in (*outputs[:2], *outputs[2]))
 
 
 @FORMS.register

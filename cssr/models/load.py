@@ -44,8 +44,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = (run_dir / "checkpoints").glob("step_*")
-    return sorted(path for path in found if path.is_dir() and path.name[5:].isdigit())
+    directories = (run_dir / "checkpoints").glob("step_*")
+    return sorted(path for path in directories if path.is_dir() and path.name[5:].isdigit())
 
 
 def read_best(run_dir: Path) -> dict[str, Any] | None:
@@ -80,12 +80,12 @@ def exported_model(run_dir: Path, config: Config, path: Path) -> tuple[JointMode
 
 def _fitted_temperature(run_dir: Path, step: int) -> float | None:
     """What the validation at a step has fitted; None where there was none."""
-    path, found = run_dir / "validation.jsonl", None
+    path, temperature = run_dir / "validation.jsonl", None
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with suppress(ValueError, AttributeError):  # the last line of a run that was killed may be half a line
             values = json.loads(line)
-            found = values.get("temperature") if values.get("step") == step else found
-    return found
+            temperature = values.get("temperature") if values.get("step") == step else temperature
+    return temperature
 
 
 def load_model(path: str | Path, which: str = "export") -> JointModel:

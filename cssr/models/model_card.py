@@ -43,18 +43,18 @@ def write_card(
         run: run directory, for the recipe and the evaluations of these weights.
         results: further `results.json` files, or directories that hold some.
     """
-    found = evaluations(export, run, results)
+    measured = evaluations(export, run, results)
     training = _recipe(run)
     sections = {
         "Use": _use(name, export),
         "Training": _training(export, training),
-        "Figures": _figures(found),
-        "Limits": _limits(export, training, found),
+        "Figures": _figures(measured),
+        "Limits": _limits(export, training, measured),
         "Licence": _licence(licence, export),
         "Citation": f"```bibtex\n{_CITATION}\n```",
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"---\n{_metadata(name, licence, export, found)}\n---\n\n# {name}\n\n{_summary(export)}\n\n{body}\n"
+    return f"---\n{_metadata(name, licence, export, measured)}\n---\n\n# {name}\n\n{_summary(export)}\n\n{body}\n"
 
 
 def evaluations(export: Mapping[str, Any], run: Path | None, results: Iterable[Path]) -> list[dict[str, Any]]:
@@ -64,22 +64,22 @@ def evaluations(export: Mapping[str, Any], run: Path | None, results: Iterable[P
     """
     given = [file for path in results for file in _files(path)]
     own = sorted(run.glob("evaluations/*/results.json")) if run else []
-    found = {}
+    measured = {}
     for path in (*own, *given):
         data = _read_result(path)
         same = (data.get("checkpoint_sha256") or {}).get("model.safetensors") in (None, export.get("sha256"))
         if same:
-            found[data["data"], data["images"], bool(data.get("tta"))] = data
+            measured[data["data"], data["images"], bool(data.get("tta"))] = data
         elif path in given:
             raise ValueError(f"{path} is of other weights than this export: evaluate it again")
-    return list(found.values())
+    return list(measured.values())
 
 
 def _files(path: Path) -> list[Path]:
-    found = [path] if path.is_file() else sorted(path.rglob("results.json"))
-    if not found:
+    files = [path] if path.is_file() else sorted(path.rglob("results.json"))
+    if not files:
         raise ValueError(f"--results: no results.json at {path}")
-    return found
+    return files
 
 
 def _read_result(path: Path) -> dict[str, Any]:
@@ -104,13 +104,13 @@ def _name(component: Any) -> str:
     return component if isinstance(component, str) else str((component or {}).get("name", "?"))
 
 
-def _metadata(name: str, licence: str, export: Mapping[str, Any], found: list[dict[str, Any]]) -> str:
+def _metadata(name: str, licence: str, export: Mapping[str, Any], measured: list[dict[str, Any]]) -> str:
     from huggingface_hub import ModelCardData
 
     tags = ["super-resolution", *(["crack-segmentation", "structural-inspection"] if segments(export) else [])]
     task = "image-segmentation" if segments(export) else "image-to-image"
     other = {"license_name": "see-card"} if licence == "other" else {}
-    figures = [result for data in found for result in _eval_results(data, task)]
+    figures = [result for data in measured for result in _eval_results(data, task)]
     more = {"model_name": name.split("/")[-1], "eval_results": figures} if figures else {}
     data = ModelCardData(license=licence, library_name="cssr", pipeline_tag=task, tags=tags, **other, **more)
     return data.to_yaml().strip()
@@ -206,15 +206,15 @@ def without_paths(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _figures(found: list[dict[str, Any]]) -> str:
-    if not found:
+def _figures(measured: list[dict[str, Any]]) -> str:
+    if not measured:
         return "None yet: these weights have not been evaluated."
-    measures = [m for m in MEASURES if any(data["metrics"]["image"].get(m) is not None for data in found)]
+    measures = [m for m in MEASURES if any(data["metrics"]["image"].get(m) is not None for data in measured)]
     head = f"| set | images | degradation | {' | '.join(measures)} |\n|{'---|' * (len(measures) + 3)}"
     rows = (
-        f"| {_set_name(d)} | {d['images']} | {_name(d.get('degradation'))} | {_cells(d, measures)} |" for d in found
+        f"| {_set_name(d)} | {d['images']} | {_name(d.get('degradation'))} | {_cells(d, measures)} |" for d in measured
     )
-    definitions = {key: text for data in found for key, text in (data.get("definitions") or {}).items()}
+    definitions = {key: text for data in measured for key, text in (data.get("definitions") or {}).items()}
     told = "\n".join(f"- **{key}**: {definitions[key]}" for key in ("image", *measures) if key in definitions)
     table = "\n".join((head, *rows))
     return f"Mean over images; in brackets the 95 % interval.\n\n{table}\n\n{told}"
@@ -232,7 +232,7 @@ def _cell(value: float | None, interval: list[float | None] | None) -> str:
     return f"{value:.4g}" + (f" ({interval[0]:.4g} to {interval[1]:.4g})" if whole else "")
 
 
-def _limits(export: Mapping[str, Any], recipe: Mapping[str, Any], found: list[dict[str, Any]]) -> str:
+def _limits(export: Mapping[str, Any], recipe: Mapping[str, Any], measured: list[dict[str, Any]]) -> str:
     degradation = _name(export.get("degradation") or {"name": "unknown"})
     trained = _set_names((recipe.get("data") or {}).get("train")) or "data that this export does not name"
     lines = [
@@ -242,7 +242,7 @@ def _limits(export: Mapping[str, Any], recipe: Mapping[str, Any], found: list[di
         "before you judge a structure by it.",
         "The threshold of a mask (0.5 by default) is a choice; IoU_max above is at the set's own best threshold.",
     ]
-    if not found:
+    if not measured:
         lines.append("Its quality is unknown: evaluate it on your own data before use (`cssr/evaluate.py`).")
     if not segments(export):
         lines = [*lines[1:2], *lines[3:]]

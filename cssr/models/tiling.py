@@ -70,11 +70,11 @@ class Kept:
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
         """A copy."""
-        found = [
+        strips = [
             rows[..., max(top - start, 0) : max(top + height - start, 0), left : left + width]
             for start, rows in zip(self._starts, self._rows)
         ]
-        return torch.cat(found, -2)
+        return torch.cat(strips, -2)
 
 
 @dataclass(frozen=True)

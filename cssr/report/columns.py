@@ -142,10 +142,10 @@ def _cells(column: Column, rows: Sequence[dict[str, Any]], results: Sequence[Res
 
 
 def _threshold(column: Column, row: dict[str, Any]) -> str:
-    found = row["iou_max_threshold"] if column.key == "iou_max" else None
-    return "" if found is None else f" ({found:.2f})"
+    threshold = row["iou_max_threshold"] if column.key == "iou_max" else None
+    return "" if threshold is None else f" ({threshold:.2f})"
 
 
 def _between(column: Column, result: Result, aggregation: str) -> str:
-    found = result.interval(aggregation, column.key)
-    return " to ".join(f"{value:.{column.decimals}f}" for value in found) if found else ""
+    interval = result.interval(aggregation, column.key)
+    return " to ".join(f"{value:.{column.decimals}f}" for value in interval) if interval else ""

@@ -85,13 +85,13 @@ def split_facts(results: Sequence[Result]) -> tuple[list[str], list[str]]:
 def caveats(results: Sequence[Result], say: Style = MARKDOWN) -> list[str]:
     """Lines that say why the results may not be compared, and what differs as it should."""
     systems = [result for result in results if not result.bound] or list(results)
-    found = [_difference(results, key, say) for key in ("data", "images")]
-    found += [_difference(systems, key, say) for key in (*_SEEN, "seed", "tile", "tta")]
-    if not any(found) and _other_images(results):
-        found = ["the images themselves (names, sizes or masks)"]
+    differences = [_difference(results, key, say) for key in ("data", "images")]
+    differences += [_difference(systems, key, say) for key in (*_SEEN, "seed", "tile", "tta")]
+    if not any(differences) and _other_images(results):
+        differences = ["the images themselves (names, sizes or masks)"]
     lines, warning = [], say.strong("WARNING:")
-    if any(found):
-        lines.append(f"{warning} not comparable: the results differ in {'; '.join(filter(None, found))}.")
+    if any(differences):
+        lines.append(f"{warning} not comparable: the results differ in {'; '.join(filter(None, differences))}.")
     if keys := [label for label, texts in _defined(results).items() if len(texts) > 1]:
         lines.append(f"{warning} the results define these differently (see Definitions): {', '.join(keys)}.")
     return lines + _expected(results, systems, say)
@@ -133,13 +133,13 @@ def definitions(
     results: Sequence[Result], base: Result | None, more: Mapping[str, str] | None = None
 ) -> list[Definition]:
     """What each shown number is, plain; twice where results differ in it. `more`: further keys and their labels."""
-    found = [
+    listed = [
         Definition(label, names if len(texts) > 1 else [], text)
         for label, texts in _defined(results, more).items()
         for text, names in texts.items()
     ]
     share = [Definition(share_label(base), [], f"IoU_max in percent of that of {base.name}")] if base else []
-    return found + share
+    return listed + share
 
 
 def _defined(results: Sequence[Result], more: Mapping[str, str] | None = None) -> dict[str, dict[str, list[str]]]:
@@ -151,8 +151,8 @@ def _defined(results: Sequence[Result], more: Mapping[str, str] | None = None) -
     }
     labels |= {"iou_max_threshold": "threshold", "per_image.iou": "IoU in the pictures", "segmentation": "segmentation"}
     labels |= {"intervals": INTERVAL, **(more or {})}
-    found = {label: _grouped(_texts(results, key)) for key, label in labels.items()}
-    return {label: texts for label, texts in found.items() if texts}
+    texts_of = {label: _grouped(_texts(results, key)) for key, label in labels.items()}
+    return {label: texts for label, texts in texts_of.items() if texts}
 
 
 def _texts(results: Sequence[Result], key: str) -> Iterator[tuple[str, str]]:

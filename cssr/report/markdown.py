@@ -57,6 +57,6 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool 
     return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
 
 
-def _definition(found: Definition) -> str:
-    names = f" ({', '.join(map(MARKDOWN.text, found.names))})" if found.names else ""
-    return f"- **{MARKDOWN.text(found.label)}**{names}: {MARKDOWN.text(found.text)}"
+def _definition(definition: Definition) -> str:
+    names = f" ({', '.join(map(MARKDOWN.text, definition.names))})" if definition.names else ""
+    return f"- **{MARKDOWN.text(definition.label)}**{names}: {MARKDOWN.text(definition.text)}"

@@ -63,12 +63,12 @@ def _shown_here(results: Sequence[Result]) -> dict[str, str]:
     segmented = any(result.segmented for result in results)
     groups = {kind.kind: kind.title for kind in parts_of(results)}
     columns = {column["key"]: column["label"].split(" [")[0] for column in images_of(results)["columns"]}
-    found = {"precision": "precision", "recall": "recall"} if segmented else {}
+    named = {"precision": "precision", "recall": "recall"} if segmented else {}
     if any(result.data.get("calibration") for result in results):
-        found |= {"calibration.reliability": "reliability", "calibration.temperature": "temperature"}
-    found |= {f"groups.{kind}": title for kind, title in groups.items()}
-    found |= {key: columns[key] for key in ("width_bias", "length_bias") if key in columns}
-    return found | ({"per_image.blur_sigma": columns["blur_sigma"]} if "blur_sigma" in columns else {})
+        named |= {"calibration.reliability": "reliability", "calibration.temperature": "temperature"}
+    named |= {f"groups.{kind}": title for kind, title in groups.items()}
+    named |= {key: columns[key] for key in ("width_bias", "length_bias") if key in columns}
+    return named | ({"per_image.blur_sigma": columns["blur_sigma"]} if "blur_sigma" in columns else {})
 
 
 def _tables(results: Sequence[Result], base: Result | None) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _curves(segmented: Sequence[Result]) -> dict[str, Any]:
 
 def _reliability(segmented: Sequence[Result]) -> dict[str, Any] | None:
     """The reliability curves as numbers; None where no file has them."""
-    measured = [(result.name, found) for result in segmented if (found := result.data.get("calibration"))]
+    measured = [(result.name, calibration) for result in segmented if (calibration := result.data.get("calibration"))]
     if not measured:
         return None
     forms = (
@@ -114,10 +114,10 @@ def _reliability(segmented: Sequence[Result]) -> dict[str, Any] | None:
         ("pixels", "pixels", "{:,}"),
     )
     rows = [
-        (name, f"{found['temperature']:.2f}", words, ["-" if v is None else form.format(v) for v in values])
-        for name, found in measured
+        (name, f"{calibration['temperature']:.2f}", words, ["-" if v is None else form.format(v) for v in values])
+        for name, calibration in measured
         for key, words, form in forms
-        for values in [found["reliability"][key]]
+        for values in [calibration["reliability"][key]]
     ]
     count = len(measured[0][1]["reliability"]["prob"])
     return {"rows": rows, "bins": [f"{n / count:.2f} to {(n + 1) / count:.2f}" for n in range(count)]}
@@ -187,14 +187,14 @@ class Parts(NamedTuple):
 
 def parts_of(results: Sequence[Result]) -> list[Parts]:
     """The groups by source and by blur of those results whose files have them."""
-    found = []
+    all_parts = []
     for kind, title in _GROUPS.items():
         having = [result for result in results if (result.data.get("groups") or {}).get(kind)]
         for segmented in (True, False):
             own = [result for result in having if result.segmented == segmented]
             if own:
-                found.append(_parts(own, kind, title, segmented))
-    return found
+                all_parts.append(_parts(own, kind, title, segmented))
+    return all_parts
 
 
 def _parts(results: Sequence[Result], kind: str, title: str, segmented: bool) -> Parts:
@@ -242,18 +242,18 @@ class Gallery(NamedTuple):
 
 def gallery(results: Sequence[Result], budget: int = BUDGET) -> Gallery:
     """The samples that lie beside the results; ValueError, one line, where some are damaged."""
-    found = [read_samples(result.path.parent / "pictures" / "samples") for result in results]
+    sampled = [read_samples(result.path.parent / "pictures" / "samples") for result in results]
     uris: dict[str, str] = {}
     kept: list[set[str]] = [set() for _ in results]
-    places = _in_turn([kinds for kinds, _ in found])
+    places = _in_turn([kinds for kinds, _ in sampled])
     for number, key in places:
-        new = {name: uri for name, uri in _uris(found[number][1][key]).items() if name not in uris}
+        new = {name: uri for name, uri in _uris(sampled[number][1][key]).items() if name not in uris}
         if sum(map(len, [*uris.values(), *new.values()])) <= budget:
             uris |= new
             kept[number].add(key)
     samples = [
         [_sample_data(result, kinds, own[key]) for key in _listed(kinds) if key in keys]
-        for result, (kinds, own), keys in zip(results, found, kept)
+        for result, (kinds, own), keys in zip(results, sampled, kept)
     ]
     return Gallery(uris, samples, len(places) - sum(map(len, kept)))
 

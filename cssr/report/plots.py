@@ -56,9 +56,9 @@ def curves_of(result: Result) -> dict[str, Any]:
 
     Precision and recall only where the file has counts of each image; None where nothing is predicted (pooled).
     """
-    found = result.data["curves"]
-    curves: dict[str, Any] = {"thresholds": found["thresholds"]}
-    curves |= {kind: {"iou": found[f"{kind}_iou"]} for kind in _KINDS}
+    stored = result.data["curves"]
+    curves: dict[str, Any] = {"thresholds": stored["thresholds"]}
+    curves |= {kind: {"iou": stored[f"{kind}_iou"]} for kind in _KINDS}
     rows = [row for row in result.data.get("per_image") or [] if "tp" in row]
     if rows:
         counts = np.array([[row[name] for row in rows] for name in ("tp", "fp", "fn")], dtype=np.float64)  # 3 N 99
@@ -100,12 +100,12 @@ def precision_recall_plot(results: Sequence[Result], curves: Sequence[dict[str, 
 
 def reliability_plot(results: Sequence[Result]) -> Plot | None:
     """Share of crack over probability, pooled, a dot for each bin; None where no file has it."""
-    found = [(result.data.get("calibration") or {}).get("reliability") for result in results]
-    if not any(found):
+    reliabilities = [(result.data.get("calibration") or {}).get("reliability") for result in results]
+    if not any(reliabilities):
         return None
     series = [
         _series(result, place, {"pooled": zip(curve["prob"], curve["crack"])}, 1.0, dots=True)
-        for result, place, curve in zip(results, _places(results), found)
+        for result, place, curve in zip(results, _places(results), reliabilities)
         if curve
     ]
     words = (

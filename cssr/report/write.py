@@ -51,8 +51,8 @@ def write(results: Sequence[Result], base: Result | None, out: Path, title: str 
 
 
 def _curve(result: Result) -> Curve:
-    found = result.data["curves"]
-    return Curve(result.name, found["thresholds"], found["image_iou"], found["pooled_iou"], result.bound)
+    curves = result.data["curves"]
+    return Curve(result.name, curves["thresholds"], curves["image_iou"], curves["pooled_iou"], result.bound)
 
 
 def _pictures(result: Result, out: Path) -> list[str]:

@@ -18,10 +18,10 @@ def recompute_blocks(network: nn.Module) -> list[str]:
     Results are those without, BatchNorm's statistics and dropout too. Where no gradients are asked for nothing changes.
     """
     names = {module: name for name, module in network.named_modules()}
-    found = list(dict.fromkeys(blocks_of(network)))
-    for block in found:
+    blocks = list(dict.fromkeys(blocks_of(network)))
+    for block in blocks:
         block.forward = partial(_recomputed, block, block.forward)
-    return [names[block] for block in found]
+    return [names[block] for block in blocks]
 
 
 def blocks_of(module: nn.Module) -> Iterator[nn.Module]:

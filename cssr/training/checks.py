@@ -94,13 +94,13 @@ def check_training(config: Config, sets: Sequence[ShardSet]) -> None:
     bare = without_masks(sets)
     if segments(config.model) and not bare:
         return
-    found = next(_of_segmentation(config), None)
+    setting = next(_of_segmentation(config), None)
     if not segments(config.model):
-        _check_no_network(config.model, found)
-    found = found or next(_pixel_weights(config), None)
-    if bare and found:
+        _check_no_network(config.model, setting)
+    setting = setting or next(_pixel_weights(config), None)
+    if bare and setting:
         raise ValueError(
-            f"data.train: {bare[0].root} has no masks, which {found} needs: set loss.beta=0 with model.seg=none to "
+            f"data.train: {bare[0].root} has no masks, which {setting} needs: set loss.beta=0 with model.seg=none to "
             "train SR alone, or give shards with masks"
         )
 
@@ -157,20 +157,20 @@ def check_degradation(config: Config, degrade: Callable, task: Task) -> None:
             f"degradation={config.degradation['name']} gives no blur kernel, which loss.sr or a phase's true_kernel "
             "needs; degradation=gaussian gives one"
         )
-    found, expected = kernel.shape[-1], getattr(task.model.sr, "kernel_size", kernel.shape[-1])
-    if found != expected:
+    size, expected = kernel.shape[-1], getattr(task.model.sr, "kernel_size", kernel.shape[-1])
+    if size != expected:
         raise ValueError(
-            f"degradation.size={found}, but model.sr predicts kernels of {expected}: "
-            f"set degradation.size={expected} or model.sr.kernel_size={found}"
+            f"degradation.size={size}, but model.sr predicts kernels of {expected}: "
+            f"set degradation.size={expected} or model.sr.kernel_size={size}"
         )
 
 
-def _check_no_network(model: ModelConfig, found: str | None) -> None:
+def _check_no_network(model: ModelConfig, setting: str | None) -> None:
     if model.form.get("name") == "seg_then_sr":
         raise ValueError("model.form=seg_then_sr super-resolves masks, model.seg=none finds none: choose a network")
-    if found:
+    if setting:
         raise ValueError(
-            f"model.seg=none has nothing to train, but {found}: set loss.beta=0 in every phase to train SR alone, "
+            f"model.seg=none has nothing to train, but {setting}: set loss.beta=0 in every phase to train SR alone, "
             "or choose a segmentation network"
         )
 

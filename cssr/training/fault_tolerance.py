@@ -110,15 +110,15 @@ class LeftOut:
         self._path, self._most = path, most
         self.count = len(path.read_bytes().splitlines()) if path.is_file() else 0
 
-    def note(self, step: int, found: list[dict[str, Any]], writes: bool) -> str:
-        """Count a step. `found`: {rank, loss, keys} of each rank. Returns what to say of it.
+    def note(self, step: int, ranks: list[dict[str, Any]], writes: bool) -> str:
+        """Count a step. `ranks`: {rank, loss, keys} of each rank. Returns what to say of it.
 
         Raises: ValueError at one step too many.
         """
         self.count += 1
         if writes:
-            append_line(self._path, {"step": step, "ranks": found})
-        bad = next(rank for rank in found if not rank["finite"])
+            append_line(self._path, {"step": step, "ranks": ranks})
+        bad = next(rank for rank in ranks if not rank["finite"])
         said = f"the loss is {bad['loss']} at step {step}, on rank {bad['rank']}; its samples are in {self._path}"
         if self.count > self._most:
             raise ValueError(

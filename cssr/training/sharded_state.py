@@ -97,8 +97,8 @@ def _part(value: Any, parameter: nn.Parameter) -> Any:
 
 def _zero(module: nn.Module) -> Any:
     """ZeRO's optimizer, where DeepSpeed trains with it."""
-    found = getattr(module, "optimizer", None)
-    return found if hasattr(found, "bit16_groups") or hasattr(found, "fp16_groups") else None
+    optimizer = getattr(module, "optimizer", None)
+    return optimizer if hasattr(optimizer, "bit16_groups") or hasattr(optimizer, "fp16_groups") else None
 
 
 def _flat_groups(zero: Any) -> Iterator[tuple[list[nn.Parameter], Tensor]]:
@@ -127,8 +127,8 @@ def _fill_zero(model: nn.Module, zero: Any, by_name: Mapping[str, dict[str, Any]
     """The moments of a group are made first, of zeros; one that has never been stepped has none."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameters, flat in _flat_groups(zero):
-        found = by_name.get(names[parameters[0]], {})
-        zero.optimizer.state[flat].update({key: _blank(key, value, flat, zero) for key, value in found.items()})
+        moments = by_name.get(names[parameters[0]], {})
+        zero.optimizer.state[flat].update({key: _blank(key, value, flat, zero) for key, value in moments.items()})
     _link(zero)
     for parameter, name in names.items():
         for key, value in by_name.get(name, {}).items():

@@ -126,13 +126,13 @@ class Task(nn.Module):
 
     def _of_hr(self, batch: Batch, phase: PhaseConfig, progress: Progress) -> dict[str, Any]:
         """What the forward pass takes beside the LQ image, where a loss or the phase asks for it; else nothing."""
-        mix, found = self._mix[phase.until], {}
+        mix, arguments = self._mix[phase.until], {}
         if mix:
-            found["mix"] = mix(batch.hr, batch.seed, progress)
+            arguments["mix"] = mix(batch.hr, batch.seed, progress)
         if self.needs_features:
-            found["features"] = True
-        found = {**found, "hr": batch.hr} if found else {}
-        return found if batch.valid is None else {**found, "valid": batch.valid}
+            arguments["features"] = True
+        arguments = {**arguments, "hr": batch.hr} if arguments else {}
+        return arguments if batch.valid is None else {**arguments, "valid": batch.valid}
 
     def _check_phases(self, phases: list[PhaseConfig]) -> None:
         known = self.model.groups()

@@ -71,12 +71,12 @@ class Run:
     def _step(self, stream: Iterator[Batch]) -> None:
         """One optimizer step over the global batch, or one left out."""
         self.progress = self._progress(self.step)
-        found = self.stepper.step(stream, self.progress, self.step + 1)
+        totals = self.stepper.step(stream, self.progress, self.step + 1)
         self.step += 1
-        if isinstance(found, Refused):
-            self.console.line(self.left_out.note(self.step, found.ranks, self.engine.is_main_process))
+        if isinstance(totals, Refused):
+            self.console.line(self.left_out.note(self.step, totals.ranks, self.engine.is_main_process))
         elif self._due(self.config.train.log_every) or self.step == 1:
-            self._log(found)
+            self._log(totals)
 
     def _end(self) -> None:
         """The last checkpoint, and the export of a run that is finished."""
@@ -103,7 +103,7 @@ class Run:
         values = self.engine.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
         now = time.monotonic()
         steps = self.step - self.logged_step
-        found: dict[str, Any] = dict(zip(names, values)) | {
+        metrics: dict[str, Any] = dict(zip(names, values)) | {
             "beta": float(self.task.beta(self.progress)),
             "lr": self.stepper.lr,
             "phase": self.task.phase(self.progress).name,
@@ -113,21 +113,21 @@ class Run:
         }
         self.stepper.waited, self.logged_at, self.logged_step = 0.0, now, self.step
         if self.engine.is_main_process:
-            self.engine.log({"samples": self.step * self.config.train.batch_size, **found}, step=self.step)
-            self.console.metrics(self.step, found)
+            self.engine.log({"samples": self.step * self.config.train.batch_size, **metrics}, step=self.step)
+            self.console.metrics(self.step, metrics)
 
     def _validate(self) -> None:
         """Measure the model that would be exported, draw the fixed samples, keep the best checkpoint."""
         config, began = self.config, time.monotonic()
         engines.average_batch_norm(self.engine, *self._models())
         model = self.stepper.ema if self.stepper.ema and config.train.export_ema else self.model
-        found = self.validation(model, self._watched)
+        validated = self.validation(model, self._watched)
         self.task.train()
         if self.any_rank(bool(self.stop)):  # it may have ended early; the resumed run comes here again
             return
         if self.engine.is_main_process:
-            record(found, self.step, self._progress(self.step).samples, self.dir, self.engine, self.console)
-        self._keep_best(found.measures[config.train.best])
+            record(validated, self.step, self._progress(self.step).samples, self.dir, self.engine, self.console)
+        self._keep_best(validated.measures[config.train.best])
         self.logged_at += time.monotonic() - began
 
     def _unvalidated(self) -> bool:
@@ -188,17 +188,17 @@ class Run:
 
     def _newest_checkpoint(self) -> Path | None:
         """Where the run goes on from; rank 0 looks which checkpoints are whole, and tells the others."""
-        found: list[Any] = [self.dir.is_dir(), None]
+        shared: list[Any] = [self.dir.is_dir(), None]
         if self.engine.num_processes > 1:
-            broadcast_object_list(found)
-        if not found[0]:
+            broadcast_object_list(shared)
+        if not shared[0]:
             return None
         self.lock = RunLock(self.dir, self.engine, self.any_rank)
         if self.engine.is_main_process:
-            found[1] = store.newest(self.dir)
+            shared[1] = store.newest(self.dir)
         if self.engine.num_processes > 1:
-            broadcast_object_list(found)
-        return found[1]
+            broadcast_object_list(shared)
+        return shared[1]
 
     def _build(self, start: Path | None) -> None:
         """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer.

@@ -126,17 +126,17 @@ class Validation:
         )
 
 
-def record(found: Found, step: int, samples: int, run_dir: Path, engine: Accelerator, console: Console) -> None:
+def record(validated: Found, step: int, samples: int, run_dir: Path, engine: Accelerator, console: Console) -> None:
     """Write down and show what a validation has found, on one rank."""
-    shown = {name: value for name, value in found.measures.items() if value is not None}
+    shown = {name: value for name, value in validated.measures.items() if value is not None}
     append_line(run_dir / "validation.jsonl", {"step": step, "samples": samples, **shown})
     for tracker in engine.trackers:
         if tracker.name != "jsonl":
             tracker.log({f"val/{name}": value for name, value in shown.items()}, step=step)
-    if found.panels:
-        save_picture(strip(found.panels), run_dir / "samples" / f"step_{step:08d}.png")
+    if validated.panels:
+        save_picture(strip(validated.panels), run_dir / "samples" / f"step_{step:08d}.png")
     text = "  ".join(f"{name} {shown[name]:.4g}" for name in ("iou_max", "aiu", "psnr", "ssim") if name in shown)
-    console.line(f"validation at step {step}: {text}  ({found.seconds:.0f} s)")
+    console.line(f"validation at step {step}: {text}  ({validated.seconds:.0f} s)")
 
 
 def is_better(measure: str, value: float, than: float | None) -> bool:

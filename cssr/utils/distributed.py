@@ -84,13 +84,13 @@ def _check_deepspeed() -> None:
         raise ValueError("mixed_precision=fp16 does not go with DeepSpeed here: use bf16 or no")
 
 
-def _check_world(found: int) -> None:
+def _check_world(world: int) -> None:
     """`CSSR_WORLD_SIZE` is the promise of a script above the launcher, which sets `WORLD_SIZE`."""
     for promise in ("CSSR_WORLD_SIZE", "WORLD_SIZE"):
-        promised = int(os.environ.get(promise, found if promise == "CSSR_WORLD_SIZE" else 1))
-        if found != promised:
+        promised = int(os.environ.get(promise, world if promise == "CSSR_WORLD_SIZE" else 1))
+        if world != promised:
             raise ValueError(
-                f"the launcher promised {promised} processes ({promise}), accelerate runs {found}: "
+                f"the launcher promised {promised} processes ({promise}), accelerate runs {world}: "
                 "use one of the launch files in launch/; `python launch/doctor.py --config_file X` explains a file"
             )
 

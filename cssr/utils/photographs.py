@@ -341,11 +341,11 @@ def _deep_values(picture: Image.Image, data: object) -> np.ndarray | None:
 def _reduced(values: np.ndarray, bits: int | None) -> _Decoded:
     """A picture of 8 bits from deeper values; `bits`: that they have, None: as they show."""
     colours = values[..., :3] if values.ndim == 3 else values
-    found = bits or geotiff.bits_of(int(colours.max(initial=0)))
-    small = geotiff.to_8_bits(colours, found)
+    depth = bits or geotiff.bits_of(int(colours.max(initial=0)))
+    small = geotiff.to_8_bits(colours, depth)
     if values.ndim == 3 and values.shape[2] == 4:
         small = np.dstack([small, (values[..., 3] >> 8).astype(np.uint8)])
-    return _Decoded(Image.fromarray(small), True, found, geotiff.depth_note(found, bits is not None))
+    return _Decoded(Image.fromarray(small), True, depth, geotiff.depth_note(depth, bits is not None))
 
 
 def _without_nodata(picture: Image.Image, decoded: _Decoded) -> _Decoded:

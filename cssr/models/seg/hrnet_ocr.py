@@ -135,7 +135,7 @@ def _published_fusion(encoder: nn.Module) -> nn.Module:
 
 def _check_loaded(encoder: nn.Module, name: str, path: str) -> None:
     """Refuse a file without all the weights: timm itself would leave those that are missing as drawn."""
-    found = load_state_dict(path)
-    missing = [key for key, _ in encoder.named_parameters() if key not in found]
+    weights = load_state_dict(path)
+    missing = [key for key, _ in encoder.named_parameters() if key not in weights]
     if missing:
         raise ValueError(f"model.seg.pretrained: {path} lacks {len(missing)} weights of {name}, {missing[0]} the first")

@@ -86,10 +86,10 @@ def spandrel(
     if weights is not None:
         facts = _loaded(_library(), weights)
         _check(facts, scale, weights)
-        found = _name_of(facts.model, known)
-        if architecture not in (None, found):
-            raise ValueError(_error(f"{weights} holds a {found}, not a {architecture}; leave architecture out"))
-        architecture, given, state = found, {**_plain(facts.model), **given}, facts.model.state_dict()
+        detected = _name_of(facts.model, known)
+        if architecture not in (None, detected):
+            raise ValueError(_error(f"{weights} holds a {detected}, not a {architecture}; leave architecture out"))
+        architecture, given, state = detected, {**_plain(facts.model), **given}, facts.model.state_dict()
     if architecture is None:
         raise ValueError(_error("needs weights=FILE, or an architecture to train from scratch"))
     network = _built(scale, architecture, given, known)
@@ -132,15 +132,15 @@ def _architectures(library: Any) -> dict[str, _Known]:
 
     A description (the library's `Architecture`) may have several classes; what was added to its registry counts too.
     """
-    found = {}
+    architectures = {}
     for support in library.MAIN_REGISTRY:
         exported = vars(sys.modules[type(support.architecture).__module__])
-        found |= {
+        architectures |= {
             name: (kind, support.architecture)
             for name, kind in exported.items()
             if isinstance(kind, type) and hasattr(kind, "hyperparameters")
         }
-    return found
+    return architectures
 
 
 def _loaded(library: Any, weights: str) -> Any:
