@@ -45,12 +45,12 @@ def pairs(quick: bool, folder: Path | None = None, count: int = 48, every: bool 
     """A whole sample, then its parts, then the loader."""
     count = min(count, 6) if quick else count
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
-        files = chosen(folder or drawn(place / "drawn", count), count, place)
+        scratch_dir = Path(scratch)
+        files = chosen(folder or drawn(scratch_dir / "drawn", count), count, scratch_dir)
         data = DataConfig(crop=CROP, crack_share=0.0 if every else 1.0)
-        yield from measured(files, sharded(files, place / "shards"), data)
-        sharded(drawn(place / "more", 40 if quick else 200), place / "loaded")
-        yield from loaded(place / "loaded", place, quick)
+        yield from measured(files, sharded(files, scratch_dir / "shards"), data)
+        sharded(drawn(scratch_dir / "more", 40 if quick else 200), scratch_dir / "loaded")
+        yield from loaded(scratch_dir / "loaded", scratch_dir, quick)
 
 
 def drawn(folder: Path, count: int) -> Path:
@@ -91,14 +91,14 @@ def sharded(folder: Path, out: Path) -> ShardSet:
 
 def measured(folder: Path, shards: ShardSet, data: DataConfig) -> Iterable[Pair]:
     """The plain way draws its own crops; what both decode is compared, whole images and masks."""
-    places = range(len(shards))
-    samples = [read_sample(shards, *at(shards, n)) for n in places]
+    numbers = range(len(shards))
+    samples = [read_sample(shards, *at(shards, n)) for n in numbers]
     paths = [sorted((folder / part).iterdir()) for part in ("images", "masks")]
-    stored = [stored_files(shards, *at(shards, n)) for n in places]
+    stored = [stored_files(shards, *at(shards, n)) for n in numbers]
     crops = [augment(sample.image, sample.mask, data, rng(SEED, n)) for n, sample in enumerate(samples)]
     stream = _TrainSamples([shards], MixedPlan([shards.counts], [1], 1, SEED, 10**6), data, SEED, range(0), True)
-    each = partial(pair, places)
-    bare = Limit(bare=lambda: [both(stored[n]) for n in places], bare_name="decoding")
+    each = partial(pair, numbers)
+    bare = Limit(bare=lambda: [both(stored[n]) for n in numbers], bare_name="decoding")
     yield each(
         "training sample, read to distance", "PIL and scipy over plain files",
         lambda n: by_pil_and_scipy(paths[0][n], paths[1][n], n), lambda n: stream.cut(stream.read(n)),
@@ -112,7 +112,7 @@ def measured(folder: Path, shards: ShardSet, data: DataConfig) -> Iterable[Pair]
 
 
 def pair(
-    places: range,
+    numbers: range,
     name: str,
     formulation: str,
     plain: Callable[[int], object],
@@ -121,8 +121,8 @@ def pair(
     **rest: object,
 ) -> Pair:
     """Of two ways to do something with each sample."""
-    calls = [lambda work=work: [work(n) for n in places] for work in (plain, ours)]
-    return Pair(name, formulation, *calls, tolerance=tolerance, items=len(places), item="sample", threads=1, **rest)
+    calls = [lambda work=work: [work(n) for n in numbers] for work in (plain, ours)]
+    return Pair(name, formulation, *calls, tolerance=tolerance, items=len(numbers), item="sample", threads=1, **rest)
 
 
 def both(stored: tuple[bytes, bytes]) -> tuple[np.ndarray, np.ndarray]:

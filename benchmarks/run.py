@@ -32,15 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(markdown(json.loads(options.markdown.read_text(encoding="utf-8")))))
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
-    whole: dict[str, Any] = {"machine": machine.facts(), "settings": {}, "rates": [], "results": [], "failures": []}
+    combined: dict[str, Any] = {"machine": machine.facts(), "settings": {}, "rates": [], "results": [], "failures": []}
     for part in options.only or PARTS:
         print(f"---- {part}", flush=True)
-        add(whole, part, run(part, words(options)))
-        write(whole, options.out / "report.json")
+        add(combined, part, run(part, words(options)))
+        write(combined, options.out / "report.json")
     if options.json:
-        write(whole, options.json)
-    print("\n".join(["", *table(whole), "", f"{options.out}/report.json"]))
-    return 1 if whole["failures"] else 0
+        write(combined, options.json)
+    print("\n".join(["", *table(combined), "", f"{options.out}/report.json"]))
+    return 1 if combined["failures"] else 0
 
 
 def read(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,12 +78,12 @@ def run(part: str, words: Sequence[str]) -> dict[str, Any]:
     return {"settings": {}, "rates": [], "results": [], "failures": [{"name": part, "reason": reason}]}
 
 
-def add(whole: dict[str, Any], part: str, facts: dict[str, Any]) -> None:
+def add(combined: dict[str, Any], part: str, facts: dict[str, Any]) -> None:
     """Take a part's report into that of all."""
-    whole["settings"] |= facts["settings"]
-    whole["rates"] += [rate for rate in facts["rates"] if not any(same(rate, other) for other in whole["rates"])]
-    whole["results"] += [{"part": part, **line} for line in facts["results"]]
-    whole["failures"] += [{"part": part, **line} for line in facts["failures"]]
+    combined["settings"] |= facts["settings"]
+    combined["rates"] += [rate for rate in facts["rates"] if not any(same(rate, other) for other in combined["rates"])]
+    combined["results"] += [{"part": part, **line} for line in facts["results"]]
+    combined["failures"] += [{"part": part, **line} for line in facts["failures"]]
 
 
 def same(rate: dict[str, Any], other: dict[str, Any]) -> bool:

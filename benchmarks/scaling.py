@@ -115,9 +115,9 @@ class Workplace:
         its way out, after all is written.
         """
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            places = [f"data.train={self.shards}", f"train.run_dir={folder}/run"]
+            paths = [f"data.train={self.shards}", f"train.run_dir={folder}/run"]
             length = [f"train.steps={steps}", f"train.batch_size={batch}"]
-            words = [*self._launcher(case), str(ROOT / "cssr/train.py"), *self.settings, *places, *length, *more]
+            words = [*self._launcher(case), str(ROOT / "cssr/train.py"), *self.settings, *paths, *length, *more]
             done = subprocess.run(
                 words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=PATIENCE
             )

@@ -97,10 +97,10 @@ class Runs:
 
     def mean_width(self) -> float:
         """About the width of a line of this area and circumference, pixels."""
-        places = np.concatenate([self.starts, self.ends, self.starts + self.stride, self.ends + self.stride])
-        order = np.argsort(places, kind="stable")
+        positions = np.concatenate([self.starts, self.ends, self.starts + self.stride, self.ends + self.stride])
+        order = np.argsort(positions, kind="stable")
         depth = np.cumsum(np.tile(np.repeat([1, -1], len(self.starts)), 2)[order])[:-1]
-        shared = np.diff(places[order])[depth == 2].sum()  # sides between a row and the next
+        shared = np.diff(positions[order])[depth == 2].sum()  # sides between a row and the next
         return float(self.area / (self.area - shared + len(self.starts)))
 
     def mean_of(self, image: np.ndarray) -> float:
@@ -125,8 +125,8 @@ class Runs:
     def pixels(self) -> Piece:
         """The pixels of the runs."""
         length = self.ends - self.starts
-        places = np.arange(length.sum()) + np.repeat(self.starts - np.cumsum(length) + length, length)
-        return Piece(places % self.stride, places // self.stride)
+        positions = np.arange(length.sum()) + np.repeat(self.starts - np.cumsum(length) + length, length)
+        return Piece(positions % self.stride, positions // self.stride)
 
 
 def pieces(mask: np.ndarray) -> Iterator[Runs]:
@@ -149,8 +149,8 @@ def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     height, width = mask.shape
     stride, step = width + 1, max(1, _STRIP // (width + 1))
     changes = [_changes(mask[top : top + step]) + top * stride for top in range(0, height, step)]
-    places = np.concatenate(changes) if changes else np.zeros(0, np.int64)
-    return places[::2], places[1::2], stride
+    changed = np.concatenate(changes) if changes else np.zeros(0, np.int64)
+    return changed[::2], changed[1::2], stride
 
 
 def _changes(rows: np.ndarray) -> np.ndarray:

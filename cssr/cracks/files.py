@@ -103,10 +103,10 @@ def geojson(
         }
         for crack in cracks
     ]
-    whole: dict[str, Any] = {"type": "FeatureCollection", "name": name}
+    collection: dict[str, Any] = {"type": "FeatureCollection", "name": name}
     if georeference and georeference.crs:
-        whole["crs"] = {"type": "name", "properties": {"name": georeference.crs}}
-    return json.dumps(whole | {"features": features})
+        collection["crs"] = {"type": "name", "properties": {"name": georeference.crs}}
+    return json.dumps(collection | {"features": features})
 
 
 def write_geojson(

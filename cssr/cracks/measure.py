@@ -177,16 +177,16 @@ def _widest(piece: Piece, paths: list[Path], outside: cKDTree) -> tuple[float, t
     points, cuts = np.concatenate(lines), np.cumsum([len(line) for line in lines])[:-1]
     inner = outside.query(points)[0]
     across = _across(points, np.concatenate([_normals(line) for line in lines]), inner, piece)
-    places, widths = [], []
+    middles, widths = [], []
     for path, line, width, near in zip(paths, lines, np.split(across, cuts), np.split(inner, cuts)):
         kept = _away_from_junctions(path, line, near)
         if kept.any():
-            places.append(line[kept])
+            middles.append(line[kept])
             widths.append(uniform_filter1d(width[kept], round(_STRETCH / _APART), mode="nearest"))
-    if not places:  # junctions all over
+    if not middles:  # junctions all over
         return float(2 * inner.max() - 1), tuple(points[inner.argmax()].tolist())
     at = np.concatenate(widths).argmax()
-    return float(np.concatenate(widths)[at]), tuple(np.concatenate(places)[at].tolist())
+    return float(np.concatenate(widths)[at]), tuple(np.concatenate(middles)[at].tolist())
 
 
 def _away_from_junctions(path: Path, line: np.ndarray, inner: np.ndarray) -> np.ndarray:

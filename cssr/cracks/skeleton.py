@@ -136,9 +136,9 @@ def _paths(graph: _Graph, radius: np.ndarray) -> tuple[list[Path], list[int]]:
         ends = [int(n) for n in junction[[chain[0], chain[-1]]]]
         closed = chain[0] == chain[-1] and len(chain) > 1 and ends[0] < 0
         placed, middle = points[chain], float(np.median(radius[chain]))
-        for place, end in zip((0, -1), ends):
+        for at, end in zip((0, -1), ends):
             if end >= 0:
-                placed[place], meeting[end] = middles[end], meeting[end] + 1
+                placed[at], meeting[end] = middles[end], meeting[end] + 1
         loose, joined = tuple(end < 0 and not closed for end in ends), tuple(end >= 0 for end in ends)
         paths.append(Path(_smoothed(placed, max(_LEAST_SIGMA, middle / 2), closed), middle, loose, joined))
     return paths, list(meeting.values())
@@ -198,7 +198,7 @@ def stays_when_thinned(neighbours: np.ndarray) -> np.ndarray:
     neighbours: N 8 whole numbers, the pixels above, above to the right and so on clockwise; N where there is none.
     Only pixels whose neighbours have changed are looked at again, so that time grows with the pixels' number.
     """
-    there, place = np.ones(len(neighbours) + 1, bool), np.empty(len(neighbours) + 1, np.int64)
+    there, number_of = np.ones(len(neighbours) + 1, bool), np.empty(len(neighbours) + 1, np.int64)
     there[-1] = False
     changed = [np.flatnonzero((neighbours == len(neighbours)).any(1))] * 2  # the others are inside
     while any(map(len, changed)):
@@ -206,8 +206,8 @@ def stays_when_thinned(neighbours: np.ndarray) -> np.ndarray:
             gone = np.concatenate(changed)
             near = np.append(neighbours[gone], gone)
             near = near[there[near]]
-            place[near] = np.arange(len(near))
-            looked = near[place[near] == np.arange(len(near))]  # each once
+            number_of[near] = np.arange(len(near))
+            looked = near[number_of[near] == np.arange(len(near))]  # each once
             codes = np.packbits(there[neighbours[looked]], axis=1, bitorder="little")[:, 0]
             gone = looked[stays[codes] == 0]
             there[gone] = False

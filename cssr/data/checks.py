@@ -125,7 +125,7 @@ def _bytes_in_use(shards: ShardSet, lanes: int, window: int) -> int:
 
 def sampled_images(sets: Sequence[ShardSet], most: int = 200) -> Iterator[np.ndarray]:
     """HR images (H W 3 uint8) of at most so many samples, evenly over all sets; damaged ones are passed over."""
-    places = [(shards, shard, index) for shards in sets for shard, n in enumerate(shards.counts) for index in range(n)]
-    for shards, shard, index in places[:: -(-len(places) // most)]:
+    samples = [(shards, shard, index) for shards in sets for shard, n in enumerate(shards.counts) for index in range(n)]
+    for shards, shard, index in samples[:: -(-len(samples) // most)]:
         with suppress(DataError):
             yield read_sample(shards, shard, index, with_lq=False).image

@@ -60,15 +60,15 @@ class _ShardSamples:
     def places(self) -> Iterator[int]:
         """The places of this worker, in order; shards of those to come are fetched meanwhile."""
         try:
-            for place in worker_share(self.indices):
-                self.soon(place)
-                yield place
+            for position in worker_share(self.indices):
+                self.soon(position)
+                yield position
         finally:
             if self._ahead:
                 self._ahead.close()
             self._ahead = None
 
-    def soon(self, place: int) -> None:
+    def soon(self, position: int) -> None:
         """Fetch ahead what follows a place."""
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class _TrainSamples(_ShardSamples):
         plan: MixedPlan,
         data: DataConfig,
         seed: int,
-        places: range,
+        positions: range,
         distance: bool,
         scale: int | None = None,
     ):
@@ -102,21 +102,21 @@ class _TrainSamples(_ShardSamples):
         self.distance, self.scale = distance, scale
         self.with_kernel = all(shards.kernel == sets[0].kernel for shards in sets)
         self.with_valid = any(shards.valid for shards in sets)
-        super().__init__(places)
+        super().__init__(positions)
 
-    def read(self, place: int) -> Read:
+    def read(self, position: int) -> Read:
         """The sample at a place, or a seeded substitute of its lane."""
-        at, damaged = self.plan.locate(place), []
+        at, damaged = self.plan.locate(position), []
         for attempt in range(_MAX_SUBSTITUTES):
             try:
                 sample = read_sample(self.sets[at[0]], *at[1:], self.notices.append, self.scale is not None)
                 self._check_size(sample, self.sets[at[0]].address(at[1]))
-                return Read(place, sample, damaged)
+                return Read(position, sample, damaged)
             except Unreachable:
                 raise
             except DataError as error:
                 damaged.append(str(error))
-                at = self.plan.substitute(place, attempt)
+                at = self.plan.substitute(position, attempt)
         raise DataError(f"{_MAX_SUBSTITUTES} damaged samples in a row, the last: {damaged[-1]}; check the shards")
 
     def _check_size(self, sample: Sample, address: str) -> None:
@@ -130,8 +130,8 @@ class _TrainSamples(_ShardSamples):
 
     def cut(self, read: Read) -> _Loaded:
         """A crop, mirrored, with its distance map."""
-        place, sample, damaged = read
-        draws = rng(self.seed, place, 0xA6)
+        position, sample, damaged = read
+        draws = rng(self.seed, position, 0xA6)
         try:
             image, mask, lq, kernel = self._augment(sample, draws)
         except ValueError as error:  # what `data.stages` has made of it
@@ -142,9 +142,9 @@ class _TrainSamples(_ShardSamples):
         rest = lq, kernel, damaged, self.take_notices(), valid
         return _Loaded(_planes(image[..., :3]), mask[None], distance, seed, sample.key, *rest)
 
-    def soon(self, place: int) -> None:
+    def soon(self, position: int) -> None:
         if any(shards.cache for shards in self.sets):
-            owner, shard, _ = self.plan.later(place)
+            owner, shard, _ = self.plan.later(position)
             self.fetch_ahead(self.sets[owner], shard)
 
     def _augment(self, sample: Sample, draws: np.random.Generator) -> tuple:
@@ -181,9 +181,9 @@ class _EvalSamples(_ShardSamples):
 
     def load(self, index: int) -> _Loaded:
         """A whole sample."""
-        place = int(np.searchsorted(self.ends, index, side="right"))
-        number, shard = self.shards[place]
-        index -= int(self.ends[place - 1]) if place else 0
+        at = int(np.searchsorted(self.ends, index, side="right"))
+        number, shard = self.shards[at]
+        index -= int(self.ends[at - 1]) if at else 0
         sample = read_sample(self.sets[number], shard, index, self.notices.append, self.stored)
         height, width = (side // self.multiple * self.multiple for side in sample.mask.shape)
         lq = None if sample.lq is None else _planes(sample.lq)
@@ -194,9 +194,9 @@ class _EvalSamples(_ShardSamples):
         return _Loaded(image, mask, None, eval_seed(self.seed, sample.key), sample.key, *rest)
 
     def soon(self, index: int) -> None:
-        place = int(np.searchsorted(self.ends, index, side="right")) + 1
-        if place < len(self.shards):
-            self.fetch_ahead(self.sets[self.shards[place][0]], self.shards[place][1])
+        position = int(np.searchsorted(self.ends, index, side="right")) + 1
+        if position < len(self.shards):
+            self.fetch_ahead(self.sets[self.shards[position][0]], self.shards[position][1])
 
 
 class Damage:
@@ -261,8 +261,8 @@ def train_stream(
     """
     weights = parse_sets(data.train, "data.train").values()
     plan = MixedPlan([s.counts for s in sets], [*weights], data.lanes, seed, data.shuffle_window)
-    places = range(start + rank, 2**62, world)
-    samples = _TrainSamples(sets, plan, data, seed, places, distance, scale)
+    positions = range(start + rank, 2**62, world)
+    samples = _TrainSamples(sets, plan, data, seed, positions, distance, scale)
     damage = damage or Damage()
     pipeline = [samples.places, wds.map(samples.read), *own_stages(data.stages, seed), wds.map(samples.cut)]
     counted = partial(_counted, damage=damage, limit=data.max_damaged, report=report, total=sum(map(len, sets)))

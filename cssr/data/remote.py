@@ -148,18 +148,18 @@ class Remote:
 
     def _copy(self, name: str, stream: _Stream, end: int, write: Callable[[bytes], Any], notify: Notify) -> None:
         """At most up to `end`, watching the pace."""
-        place, since, before, told = stream.start, time.monotonic(), stream.start, False
-        while place < end and (block := stream.read(min(_BLOCK, end - place))):
+        position, since, before, warned = stream.start, time.monotonic(), stream.start, False
+        while position < end and (block := stream.read(min(_BLOCK, end - position))):
             write(block)
-            place += len(block)
+            position += len(block)
             seconds = time.monotonic() - since
             if seconds > self.timeout:
-                if place - before < min(_STALLED, end - 1 - before):
-                    raise TimeoutError(f"only {place - before} bytes in {seconds:.2g} s")
-                if place - before < _SLOW * seconds and not told:
-                    notify(f"{self.address(name)} is slow: {(place - before) / seconds / 1e6:.2g} MB/s")
-                    told = True
-                since, before = time.monotonic(), place
+                if position - before < min(_STALLED, end - 1 - before):
+                    raise TimeoutError(f"only {position - before} bytes in {seconds:.2g} s")
+                if position - before < _SLOW * seconds and not warned:
+                    notify(f"{self.address(name)} is slow: {(position - before) / seconds / 1e6:.2g} MB/s")
+                    warned = True
+                since, before = time.monotonic(), position
 
     def _persist(self, name: str, attempt: Callable[[], Any], notify: Notify) -> Any:
         for number in range(self.retries + 1):
@@ -319,14 +319,19 @@ def _fsspec(root: str, name: str, start: int, timeout: float) -> Iterator[_Strea
 @contextmanager
 def _pipe(command: str, name: str, timeout: float) -> Iterator[_Stream]:
     command = command.replace("{name}", shlex.quote(name))
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as messages:
         process = subprocess.Popen(
-            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=told, start_new_session=True
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            start_new_session=True,
         )
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(process.stdout, selectors.EVENT_READ)
-                yield _Stream(lambda count: _from_process(process, selector, count, timeout, told), 0)
+                yield _Stream(lambda count: _from_process(process, selector, count, timeout, messages), 0)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -334,12 +339,12 @@ def _pipe(command: str, name: str, timeout: float) -> Iterator[_Stream]:
             process.wait()
 
 
-def _from_process(process: subprocess.Popen, selector: Any, count: int, timeout: float, told: BinaryIO) -> bytes:
+def _from_process(process: subprocess.Popen, selector: Any, count: int, timeout: float, messages: BinaryIO) -> bytes:
     if not selector.select(timeout):
         raise TimeoutError(f"the command gave nothing for {timeout:g} s")
     data = os.read(process.stdout.fileno(), count)
     if not data and process.wait(timeout):
-        told.seek(max(0, told.seek(0, os.SEEK_END) - 300))
-        last = told.read().decode(errors="replace").strip().splitlines()[-1:]
+        messages.seek(max(0, messages.seek(0, os.SEEK_END) - 300))
+        last = messages.read().decode(errors="replace").strip().splitlines()[-1:]
         raise _Broken(": ".join([f"the command ended with status {process.returncode}", *last]))
     return data

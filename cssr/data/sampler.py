@@ -49,8 +49,8 @@ class LanePlan:
         block, inside = divmod(row, size)
         row = block * size + int(self._block(number, lane, block, size)[inside])
         order, starts = self._of_pass(number)
-        place, index = _split(starts, lane * self.rows + row)
-        return int(order[place]), index
+        position, index = _split(starts, lane * self.rows + row)
+        return int(order[position]), index
 
     def shard_order(self, number: int) -> np.ndarray:
         """The order in which pass `number` of a set larger than the window goes through its shards."""
@@ -108,26 +108,26 @@ class MixedPlan:
         self._lane_in_set = [int((self._owner[:lane] == owner).sum()) for lane, owner in enumerate(self._owner)]
         self._plans = [LanePlan(counts, n, seed + k, window) for k, (counts, n) in enumerate(zip(sets, self.share))]
 
-    def locate(self, place: int) -> tuple[int, int, int]:
+    def locate(self, position: int) -> tuple[int, int, int]:
         """(set, shard, index) of the sample at a place of the run."""
-        row, lane = divmod(place, self.lanes)
+        row, lane = divmod(position, self.lanes)
         owner = int(self._owner[lane])
         return (owner, *self._plans[owner].locate(self._lane_in_set[lane], row))
 
-    def later(self, place: int) -> tuple[int, int, int]:
+    def later(self, position: int) -> tuple[int, int, int]:
         """What lies a window ahead in the lane of a place: in a shard that will be wanted soon."""
-        row, lane = divmod(place, self.lanes)
+        row, lane = divmod(position, self.lanes)
         owner = int(self._owner[lane])
         plan = self._plans[owner]
         ahead = _SOON if plan.whole else max(1, plan.window // plan.lanes)
         return (owner, *plan.locate(self._lane_in_set[lane], row + ahead))
 
-    def substitute(self, place: int, attempt: int) -> tuple[int, int, int]:
+    def substitute(self, position: int, attempt: int) -> tuple[int, int, int]:
         """A seeded replacement for a damaged sample, from its pass and lane, then from its set's other lanes."""
-        row, lane = divmod(place, self.lanes)
+        row, lane = divmod(position, self.lanes)
         owner, own = int(self._owner[lane]), self._lane_in_set[lane]
         plan = self._plans[owner]
-        other = row // plan.rows * plan.rows + int(rng(plan.seed, place, attempt, 0x5B).integers(plan.rows))
+        other = row // plan.rows * plan.rows + int(rng(plan.seed, position, attempt, 0x5B).integers(plan.rows))
         return (owner, *plan.locate((own + max(attempt - _IN_LANE + 1, 0)) % plan.lanes, other))
 
 

@@ -35,13 +35,13 @@ def parse_index(text: bytes) -> dict[str, Any] | None:
     """The index that `text` holds; None if it holds none, or one that cannot be true."""
     try:
         index = json.loads(text)
-        whole = index["format"] == FORMAT and bool(index["shards"]) and bool(index["image_sizes"])
-        whole = whole and all(map(_is_shard, index["shards"])) and all(map(_SIZE.fullmatch, index["image_sizes"]))
-        whole = whole and all(isinstance(index.get(name, True), bool) for name in ("masks", "valid"))
-        whole = whole and _has_sound_lq(index) and _has_sound_naming(index)
+        sound = index["format"] == FORMAT and bool(index["shards"]) and bool(index["image_sizes"])
+        sound = sound and all(map(_is_shard, index["shards"])) and all(map(_SIZE.fullmatch, index["image_sizes"]))
+        sound = sound and all(isinstance(index.get(name, True), bool) for name in ("masks", "valid"))
+        sound = sound and _has_sound_lq(index) and _has_sound_naming(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return index if whole else None
+    return index if sound else None
 
 
 def _is_shard(shard: dict[str, Any]) -> bool:

@@ -74,8 +74,8 @@ class _Headers:
     def tell(self) -> int:
         return self._place
 
-    def seek(self, place: int) -> None:
-        self._place = place
+    def seek(self, position: int) -> None:
+        self._place = position
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _EXTENSION:

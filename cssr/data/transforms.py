@@ -105,10 +105,10 @@ def _position(
     return int(y) * step, int(x) * step
 
 
-def _around(pixel: int, length: int, whole: int, step: int, rng: np.random.Generator) -> int:
-    """A beginning of all that let a stretch of `length` hold the pixel; `whole` is a multiple of `step` too."""
+def _around(pixel: int, length: int, size: int, step: int, rng: np.random.Generator) -> int:
+    """A beginning of all that let a stretch of `length` hold the pixel; `size` is a multiple of `step` too."""
     first = -(-max(0, pixel - length + 1) // step)
-    last = min(pixel, whole - length) // step
+    last = min(pixel, size - length) // step
     return int(rng.integers(first, last + 1)) * step
 
 
@@ -201,17 +201,17 @@ def _subtract_thin(distance: np.ndarray, mask: np.ndarray) -> bool:
     """
     framed = cv2.copyMakeBorder(mask, _REACH, _REACH, _REACH, _REACH, cv2.BORDER_CONSTANT, value=1)
     background, width = framed.reshape(-1) == 0, framed.shape[1]
-    places = np.flatnonzero(mask.view(bool))
-    rows = places // mask.shape[1]
-    left = (rows + _REACH) * width + places - rows * mask.shape[1] + _REACH
-    values = np.zeros(len(places), np.float32)
-    todo = np.arange(len(places))
+    cracks = np.flatnonzero(mask.view(bool))
+    rows = cracks // mask.shape[1]
+    left = (rows + _REACH) * width + cracks - rows * mask.shape[1] + _REACH
+    values = np.zeros(len(cracks), np.float32)
+    todo = np.arange(len(cracks))
     for length, steps in _RINGS:
         reached = background[left[:, None] + steps @ (width, 1)].any(1)
         values[todo[reached]] = length
         left, todo = left[~reached], todo[~reached]
         if not len(todo):
-            distance.reshape(-1)[places] -= values
+            distance.reshape(-1)[cracks] -= values
             return True
     return False
 

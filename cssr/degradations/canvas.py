@@ -134,12 +134,12 @@ def _extended(canvas: Canvas, margin: int, border: Callable[[Tensor, Tensor], Te
     return x.take_along_dim(rows[:, None, :, None], 2).take_along_dim(columns[:, None, None, :], 3)
 
 
-def _reflected(place: Tensor, size: Tensor) -> Tensor:
+def _reflected(index: Tensor, size: Tensor) -> Tensor:
     """Place -1 is 1, place `size` is `size` - 2, and so on, however far."""
     period = (2 * size - 2).clamp(min=1)
-    folded = place % period
+    folded = index % period
     return folded.minimum(period - folded).minimum(size - 1)
 
 
-def _repeated(place: Tensor, size: Tensor) -> Tensor:
-    return place.clamp(min=0).minimum(size - 1)
+def _repeated(index: Tensor, size: Tensor) -> Tensor:
+    return index.clamp(min=0).minimum(size - 1)

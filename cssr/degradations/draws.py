@@ -45,8 +45,8 @@ def normal(rngs: Rngs, sizes: Sequence[tuple[int, int]], canvas: tuple[int, int]
         gray: whether a sample's three channels are alike.
     """
     noise = np.zeros((len(rngs), 3, *canvas), np.float32)
-    for place, rng, (height, width), alike in zip(noise, rngs, sizes, gray):
-        place[:, :height, :width] = rng.standard_normal((1 if alike else 3, height, width), np.float32)
+    for values, rng, (height, width), alike in zip(noise, rngs, sizes, gray):
+        values[:, :height, :width] = rng.standard_normal((1 if alike else 3, height, width), np.float32)
     return torch.from_numpy(noise)
 
 

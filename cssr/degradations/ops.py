@@ -153,8 +153,8 @@ def _taps(scale: int, reduce: Reduce) -> tuple[Tensor, int]:
     side, middle, width = 16 * scale, 8, 2 * scale  # torch 2.14 gets results of a single column wrong
     unit = repeat(torch.eye(side), "c h -> 1 c h w", w=width)
     row = reduce(unit)[0, :, middle, 0]  # what each pixel gives to this one of the result
-    places = row.nonzero().flatten().tolist()
-    reach = max(scale * middle - places[0], places[-1] - scale * (middle + 1) + 1, 0)
+    columns = row.nonzero().flatten().tolist()
+    reach = max(scale * middle - columns[0], columns[-1] - scale * (middle + 1) + 1, 0)
     return row[scale * middle - reach : scale * (middle + 1) + reach], reach
 
 

@@ -40,10 +40,10 @@ def thresholds_below(prob: torch.Tensor) -> torch.Tensor:
     # A comparison with NaN is false, so NaN is background. Thresholds lie so evenly that the nearest one follows from
     # the value, and one comparison with it decides: a third of a binary search's time.
     prob = prob.detach().float().contiguous().nan_to_num(nan=0.0).clamp_(0, 1)
-    place = torch.add(0.5, prob, alpha=100)
-    nearest = place.to(torch.int32)
-    torch.index_select(_FRAMED.to(prob.device), 0, nearest.flatten(), out=place.view(-1))
-    return nearest.add_(prob <= place, alpha=-1)
+    position = torch.add(0.5, prob, alpha=100)
+    nearest = position.to(torch.int32)
+    torch.index_select(_FRAMED.to(prob.device), 0, nearest.flatten(), out=position.view(-1))
+    return nearest.add_(prob <= position, alpha=-1)
 
 
 def same_shape(a: torch.Tensor, b: torch.Tensor) -> None:

@@ -128,8 +128,8 @@ class Result:
         Of other images than base's there is no share.
         """
         values = self.data["metrics"][aggregation]
-        whole = base.data["metrics"][aggregation]["iou_max"] if base and self.of_same_images(base) else None
-        return {**values, "share": 100 * values["iou_max"] / whole if whole and self.segmented else None}
+        reference = base.data["metrics"][aggregation]["iou_max"] if base and self.of_same_images(base) else None
+        return {**values, "share": 100 * values["iou_max"] / reference if reference and self.segmented else None}
 
 
 def _identity(row: dict[str, Any], counted: bool) -> tuple[Any, ...]:
@@ -194,8 +194,8 @@ def _named(results: Sequence[Result]) -> list[Result]:
 def _labels(result: Result) -> list[str]:
     """What a result may be called, shortest first; the last tells any two apart, as no file is read twice."""
     name, data = str(result.data["name"]), str(result.data["data"])
-    places = (Path(data).name, data, result.path.parent, result.path.resolve())
-    return [name, *(f"{name} ({place})" for place in places)]
+    details = (Path(data).name, data, result.path.parent, result.path.resolve())
+    return [name, *(f"{name} ({detail})" for detail in details)]
 
 
 def _slug(name: str, taken: Sequence[str]) -> str:

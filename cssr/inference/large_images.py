@@ -99,8 +99,8 @@ class Wanted:
 
 
 @dataclass
-class Found:
-    """What is told of a photograph."""
+class Summary:
+    """Facts of one photograph's results, for the console and the record."""
 
     width: int  # of prob and mask, or of the SR image
     height: int
@@ -111,8 +111,8 @@ class Found:
     cracks: int | None = None  # pieces, where they are measured
     warnings: list[str] = field(default_factory=list)  # how the photograph differs from what the model was trained on
 
-    def told(self) -> dict[str, Any]:
-        """All but the probabilities."""
+    def facts(self) -> dict[str, Any]:
+        """All but the probabilities, for JSON."""
         names = ("width", "height", "crack", "cracks", "warnings")
         return {name: getattr(self, name) for name in names}
 
@@ -124,7 +124,7 @@ def predict_rows(
     wanted: Wanted,
     tiles: Tiles,
     keep_mask: bool = False,
-) -> Found:
+) -> Summary:
     """Write a photograph's results by rows.
 
     Args:
@@ -157,9 +157,9 @@ def predict_rows(
             cracks(mask.end)
     warnings = outside(model.trained_on, *_look(photograph), photograph.shape, blur) if model.trained_on else []
     if mask is None:
-        return Found(*sr.shape[::-1], warnings=warnings)
+        return Summary(*sr.shape[::-1], warnings=warnings)
     share = mask.crack_pixels / mask.valid_pixels
-    return Found(*mask.shape[::-1], share, mask.crack_prob, warnings=warnings)
+    return Summary(*mask.shape[::-1], share, mask.crack_prob, warnings=warnings)
 
 
 def _look(photograph: Photograph) -> tuple[float, float]:
@@ -301,9 +301,9 @@ class _Cracks:
         if self._reduce == 1:
             return prob
         prob = prob if self._left is None else torch.cat((self._left, prob), -2)
-        whole = prob.shape[-2] // self._reduce * self._reduce
-        self._left = prob[..., whole:, :]
-        return F.avg_pool2d(prob[..., :whole, :], self._reduce) if whole else prob[..., :0, :]
+        complete = prob.shape[-2] // self._reduce * self._reduce
+        self._left = prob[..., complete:, :]
+        return F.avg_pool2d(prob[..., :complete, :], self._reduce) if complete else prob[..., :0, :]
 
     def _write(self, prob: np.ndarray) -> None:
         valid = self._frame.valid(self._top, len(prob))

@@ -55,13 +55,13 @@ def predict(
     """
     device = next(iter(model.parameters()), model.mean).device
     lq, valid = _to_tensor(image)
-    box, whole, valid = _extent(valid, lq.shape[-2:]), lq.shape[-2:], None if valid is None else valid.to(device)
+    box, full, valid = _extent(valid, lq.shape[-2:]), lq.shape[-2:], None if valid is None else valid.to(device)
     lq = lq[..., box[0], box[1]].to(device)
     large = None if valid is None else _enlarged(valid, model.scale)
     within = {} if large is None else {"valid": _enlarged(valid[..., box[0], box[1]], model.scale)}
     outputs = model.infer(lq, tile, overlap, progress, **within)
     if large is not None:
-        outputs = _framed(outputs, box, whole, large, model.scale)
+        outputs = _framed(outputs, box, full, large, model.scale)
     prob = outputs.logits[0, 0].float().sigmoid().cpu().numpy() if segments(model.config) else None
     kernel = None if outputs.kernel is None else outputs.kernel[0, 0].float().cpu().numpy()
     blur = None if outputs.kernel is None else blur_sigma(outputs.kernel.float()).item()
@@ -79,7 +79,7 @@ def _extent(valid: Tensor | None, shape: Sequence[int]) -> tuple[slice, slice]:
     if not valid.any():
         raise ValueError("none of the image's pixels holds data: all are transparent, or marked as missing")
     there = (valid[0, 0].any(1 - axis).nonzero() for axis in (0, 1))
-    return tuple(slice(int(places[0]), int(places[-1]) + 1) for places in there)
+    return tuple(slice(int(lines[0]), int(lines[-1]) + 1) for lines in there)
 
 
 def _enlarged(valid: Tensor, scale: int) -> Tensor:

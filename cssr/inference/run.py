@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cssr.config.schema import TILE_OVERLAP, check_tile, segments
 from cssr.inference import resume as done
 from cssr.inference import sources as inputs
-from cssr.inference.large_images import Found, Wanted, memory, predict_rows
+from cssr.inference.large_images import Summary, Wanted, memory, predict_rows
 from cssr.inference.predictor import device_named
 from cssr.inference.sources import Source, photographs
 from cssr.inference.writers import Files, Measured, write_measures
@@ -148,7 +148,7 @@ class _Run:
                 try:
                     self._one(source)
                 except (ValueError, OSError, torch.OutOfMemoryError) as error:
-                    tqdm.write(_told(source, error), file=sys.stderr)
+                    tqdm.write(_explain(source, error), file=sys.stderr)
                     self.failed.append(source.path.name)
                 bar.update()
 
@@ -166,22 +166,22 @@ class _Run:
                 if self._measured:
                     predicted.cracks = write_measures(files, predicted.crack_prob, photograph, self._measured)
         done.remove_others(record, old, files.sizes)
-        done.write(record, facts, files.sizes, predicted.told())
+        done.write(record, facts, files.sizes, predicted.facts())
         self._say(source, photograph, predicted)
 
-    def _predict(self, photograph: Photograph, files: Files) -> Found:
+    def _predict(self, photograph: Photograph, files: Files) -> Summary:
         side, overlap = self._options.tile, TILE_OVERLAP
         if not side:
             side, overlap = max(photograph.shape), 0
         count = len(Tiles(side, overlap).places(photograph.shape)) * self._model.rounds
         with self._bar(total=count, unit="tile", desc="photograph", leave=False, position=1) as bar:
 
-            def told(places: Iterable) -> Iterator:
-                for place in places:
-                    yield place
+            def ticking(all_tiles: Iterable) -> Iterator:
+                for tile in all_tiles:
+                    yield tile
                     bar.update()
 
-            tiles = Tiles(side, overlap, self._options.batch, told, _AHEAD)
+            tiles = Tiles(side, overlap, self._options.batch, ticking, _AHEAD)
             return predict_rows(self._model, photograph, files, self.wanted, tiles, self._measured is not None)
 
     def _check_memory(self, photograph: Photograph) -> None:
@@ -195,7 +195,7 @@ class _Run:
             f"{remedy}, --size photo or less to --write{large}"
         )
 
-    def _say(self, source: Source, photograph: Photograph, predicted: Found) -> None:
+    def _say(self, source: Source, photograph: Photograph, predicted: Summary) -> None:
         height, width = photograph.shape
         crack = "" if predicted.crack is None else f", crack {predicted.crack:.2%}"
         crack += "" if predicted.cracks is None else f" in {predicted.cracks} pieces"
@@ -210,7 +210,7 @@ class _Run:
         return tqdm(disable=not sys.stderr.isatty(), dynamic_ncols=True, **how)
 
 
-def _told(source: Source, error: Exception) -> str:
+def _explain(source: Source, error: Exception) -> str:
     """One line."""
     if isinstance(error, torch.OutOfMemoryError):
         return f"{source.name}: the device's memory does not suffice: choose a smaller --batch or --tile"

@@ -191,8 +191,8 @@ def frames(stem: str, path: Path, every: int) -> Iterator[Source]:
     try:
         while capture.grab():
             if number % every == 0:
-                whole, image = capture.retrieve()
-                if not whole:
+                read, image = capture.retrieve()
+                if not read:
                     break
                 yield Source(f"{stem}_{number:06d}", path, number, np.ascontiguousarray(image[..., ::-1]))
             number += 1

@@ -94,7 +94,7 @@ class Rehearsal:
             return "data.train is not set: what depends on the data is not checked"
         missing = []
         with self._checking():
-            missing = [place for place in parse_sets(train, "data.train") if _is_missing(place)]
+            missing = [path for path in parse_sets(train, "data.train") if _is_missing(path)]
         if missing:
             return f"{missing[0]} is not here: what depends on the data is not checked"
         with self._checking():
@@ -187,9 +187,9 @@ class Rehearsal:
         self.faults.append(f"a rank would need about {together / GIB:.1f} GiB, and has {there / GIB:.1f}: set {remedy}")
 
 
-def _is_missing(place: str) -> bool:
-    tars = find_tars(place)
-    return not (is_remote(place) or Path(place).exists() or (tars and Path(tars.root, tars.names[0]).exists()))
+def _is_missing(path: str) -> bool:
+    tars = find_tars(path)
+    return not (is_remote(path) or Path(path).exists() or (tars and Path(tars.root, tars.names[0]).exists()))
 
 
 def _row(need: Need) -> Row:

@@ -74,13 +74,13 @@ class Evaluation:
             )
 
     def _origin(self) -> dict[str, Any]:
-        whole = {**vars(self.options), "model": self.checkpoint.path, "checkpoint": self.checkpoint.which}
-        return measured.origin(argparse.Namespace(**whole), open_sets(self.benchmark.data, "--benchmarks"))
+        options = {**vars(self.options), "model": self.checkpoint.path, "checkpoint": self.checkpoint.which}
+        return measured.origin(argparse.Namespace(**options), open_sets(self.benchmark.data, "--benchmarks"))
 
     def arguments(self) -> list[str]:
         """Those of cssr/evaluate.py."""
-        whole = [str(self.checkpoint.path), "--checkpoint", self.checkpoint.which, "--name", self.checkpoint.name]
-        return [*whole, "--data", self.benchmark.data, "--out", str(self.folder), *_option_words(self.options)]
+        model = [str(self.checkpoint.path), "--checkpoint", self.checkpoint.which, "--name", self.checkpoint.name]
+        return [*model, "--data", self.benchmark.data, "--out", str(self.folder), *_option_words(self.options)]
 
     def job(self, team: Crew, logs: Path) -> Job:
         log = logs / f"{self.checkpoint.name}__{self.benchmark.name}.log"
@@ -134,8 +134,8 @@ def _find_checkpoint(text: str) -> Checkpoint:
     try:
         degradation_of(path, which)  # reads what the weights lie beside
     except ValueError as error:
-        told = str(error).replace("--checkpoint last or best", f"{path}@last or {path}@best")
-        raise ValueError(f"checkpoint {text}: {told}") from None
+        reason = str(error).replace("--checkpoint last or best", f"{path}@last or {path}@best")
+        raise ValueError(f"checkpoint {text}: {reason}") from None
     return Checkpoint(Path(path), which)
 
 
@@ -161,12 +161,12 @@ def find_benchmarks(texts: Sequence[str], root: Path) -> list[Benchmark]:
 
     Raises: ValueError, one line, for one that is not there, is damaged or is given twice.
     """
-    places = [_find_benchmark(text, root) for text in texts]
-    _refuse_twice("benchmark", texts, [place if is_remote(place) else str(Path(place).resolve()) for place in places])
-    for place in places:
-        open_sets(place, "--benchmarks")
-    parts = [p.split("://")[-1].rstrip("/").split("/") if is_remote(p) else Path(p).resolve().parts for p in places]
-    return [Benchmark(place, name) for place, name in zip(places, distinct_names(parts))]
+    paths = [_find_benchmark(text, root) for text in texts]
+    _refuse_twice("benchmark", texts, [path if is_remote(path) else str(Path(path).resolve()) for path in paths])
+    for path in paths:
+        open_sets(path, "--benchmarks")
+    parts = [p.split("://")[-1].rstrip("/").split("/") if is_remote(p) else Path(p).resolve().parts for p in paths]
+    return [Benchmark(path, name) for path, name in zip(paths, distinct_names(parts))]
 
 
 def _find_benchmark(text: str, root: Path) -> str:

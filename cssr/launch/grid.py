@@ -107,10 +107,10 @@ def _read(text: str) -> tuple[str, tuple[Value, ...]]:
     return resolve(name), values
 
 
-def _value(text: str, whole: str) -> Value:
+def _value(text: str, axis: str) -> Value:
     if not text:
-        raise ValueError(f"{whole!r} has an empty value: write null for none")
-    value = parse_value(text, repr(whole))
+        raise ValueError(f"{axis!r} has an empty value: write null for none")
+    value = parse_value(text, repr(axis))
     return Value(text, _label(value))
 
 

@@ -47,10 +47,10 @@ class Job:
 class _Running:
     """A job at work, in a session of its own, so that Ctrl-C is for us to pass on."""
 
-    def __init__(self, job: Job, log: IO[bytes], place: dict[str, str]):
-        self.job, self.place, self.began = job, place, time.monotonic()
+    def __init__(self, job: Job, log: IO[bytes], device: dict[str, str]):
+        self.job, self.place, self.began = job, device, time.monotonic()
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **place}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **device}
         self.process = subprocess.Popen(job.command, env=environment, start_new_session=True, **how)
         log.close()
 
@@ -65,19 +65,19 @@ class _Running:
             os.killpg(self.process.pid, number)
 
 
-def run_jobs(jobs: Sequence[Job], places: Sequence[dict[str, str]]) -> list[Job]:
+def run_jobs(jobs: Sequence[Job], devices: Sequence[dict[str, str]]) -> list[Job]:
     """Run all, one in each place at a time; a line for each. Returns those that failed.
 
     Raises: Stopped on SIGINT, SIGTERM or SIGHUP, when the jobs at work have ended; a second signal kills them.
     """
-    waiting, working, failed, free = deque(jobs), [], [], list(places)
+    waiting, working, failed, free = deque(jobs), [], [], list(devices)
     with _signals() as arrived:
         try:
             while (waiting or working) and not arrived:
                 while waiting and free:
-                    place = free.pop(0)
-                    started = _start(waiting.popleft(), place, failed)
-                    (working if started else free).append(started or place)
+                    device = free.pop(0)
+                    started = _start(waiting.popleft(), device, failed)
+                    (working if started else free).append(started or device)
                 for running in [running for running in working if running.ended]:
                     working.remove(running)
                     free.append(running.place)
@@ -110,7 +110,7 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _start(job: Job, place: dict[str, str], failed: list[Job]) -> _Running | None:
+def _start(job: Job, device: dict[str, str], failed: list[Job]) -> _Running | None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     log = job.log.open("ab")
     if not lock_file(log):
@@ -119,7 +119,7 @@ def _start(job: Job, place: dict[str, str], failed: list[Job]) -> _Running | Non
         print(f"{job.name}: another command is at work on it ({job.log}); left to that", flush=True)
         return None
     log.truncate(0)
-    return _Running(job, log, place)
+    return _Running(job, log, device)
 
 
 def _locked(path: Path) -> bool:
@@ -143,8 +143,8 @@ def last_words(log: Path) -> str:
     """The line of a log that says most likely what went wrong."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("error:")] or lines or ["it said nothing"]
-    return told[-1][:300]
+    errors = [line for line in lines if line.startswith("error:")] or lines or ["it said nothing"]
+    return errors[-1][:300]
 
 
 def _end(working: Sequence[_Running], arrived: list[int]) -> None:
@@ -268,12 +268,12 @@ def submit(command: str, arguments: Sequence[str], out: Path, tasks: Sequence[in
     own = [sys.executable, "-m", "cssr", command]
     task = _script(scripts / "task.sh", [*own, "--task", _TASK, *arguments])
     collect = _script(scripts / "collect.sh", [*own, "--collect", *arguments])
-    more, place = shlex.split(options.sbatch_args), str(scripts).replace("%", "%%")
+    more, pattern = shlex.split(options.sbatch_args), str(scripts).replace("%", "%%")
     limit = f"%{options.jobs}" if options.jobs else ""
     # SIGTERM to the launcher two minutes before the time is up: training writes a checkpoint
-    array = ["sbatch", "--parsable", f"--job-name={name}", f"--output={place}/%A_%a.log", "--signal=B:TERM@120"]
+    array = ["sbatch", "--parsable", f"--job-name={name}", f"--output={pattern}/%A_%a.log", "--signal=B:TERM@120"]
     array += [f"--array={_ranges(tasks)}{limit}", *more, str(task)]
-    after = ["sbatch", "--parsable", f"--job-name={name}-report", f"--output={place}/report_%j.log"]
+    after = ["sbatch", "--parsable", f"--job-name={name}-report", f"--output={pattern}/report_%j.log"]
     if not shutil.which("sbatch"):
         after += ["--dependency=afterany:JOB", *more, str(collect)]
         print("sbatch is not here; where it is:", f"  {shlex.join(array)}", f"  {shlex.join(after)}", sep="\n")

@@ -209,10 +209,10 @@ def _zero3(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
 def _fsdp(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
     """The file wraps the network as a whole: all weights and gradients are there at once, in the lower precision."""
     size = FLOAT * sketch.parameters
-    part, whole = size / promise.world, size / (1 if promise.precision == "no" else 2)
+    part, gathered = size / promise.world, size / (1 if promise.precision == "no" else 2)
     return [
         Need("model", sketch.bytes - size + part, _part(promise)),
-        Need("gathered", 2 * whole, "weights and gradients, whole while they are used"),
+        Need("gathered", 2 * gathered, "weights and gradients, whole while they are used"),
         Need("gradients", part, _part(promise)),
         _state(part * each, each, promise),
     ]

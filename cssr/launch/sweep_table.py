@@ -42,8 +42,8 @@ def write_tables(entries: Sequence[Entry], points: Sequence[Point], out: Path, r
     """Write `table.md`, `table.csv` and `table.json` into `out`; returns the Markdown. Settings come as in `points`."""
     rows = table_rows(entries, points)
     text = _markdown(rows, recipe, note)
-    whole = {"format": FORMAT, "recipe": recipe, "note": note, "rows": [vars(row) for row in rows]}
-    write_atomic(out / "table.json", json.dumps(whole, indent=1))
+    table = {"format": FORMAT, "recipe": recipe, "note": note, "rows": [vars(row) for row in rows]}
+    write_atomic(out / "table.json", json.dumps(table, indent=1))
     write_atomic(out / "table.csv", _csv(rows))
     write_atomic(out / "table.md", text)
     return text

@@ -37,8 +37,8 @@ def feature_affinity(pool: int = 16, normalize: bool = False) -> Callable:
         if min(features.shape[-2:]) < pool:
             size = "x".join(map(str, features.shape[-2:]))
             raise ValueError(f"loss 'feature_affinity': pool={pool} exceeds features of {size}; use data.crop >= pool")
-        places = rearrange(F.avg_pool2d(features, pool), "b c h w -> b c (h w)")
-        places = F.normalize(places, dim=1) if normalize else places
-        return einsum(places, places, "b c m, b c n -> b m n")
+        vectors = rearrange(F.avg_pool2d(features, pool), "b c h w -> b c (h w)")
+        vectors = F.normalize(vectors, dim=1) if normalize else vectors
+        return einsum(vectors, vectors, "b c m, b c n -> b m n")
 
     return loss

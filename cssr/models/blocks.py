@@ -185,5 +185,5 @@ class MeanConv2d(nn.Conv2d):
 
 
 def _tap_sums(x: Tensor, dim: int) -> Tensor:
-    whole = x.sum(dim, keepdim=True)
-    return torch.cat((whole - x.narrow(dim, -1, 1), whole, whole - x.narrow(dim, 0, 1)), dim)
+    total = x.sum(dim, keepdim=True)
+    return torch.cat((total - x.narrow(dim, -1, 1), total, total - x.narrow(dim, 0, 1)), dim)

@@ -76,9 +76,9 @@ class GridMeans(nn.Module):
 def _shares(side: int, cells: int, like: Tensor) -> Tensor:
     """How much each of `side` places counts in each cell (cells side); cells overlap where they do not divide."""
     cell = torch.arange(cells, device=like.device)[:, None]
-    place = torch.arange(side, device=like.device)[None]
+    pixel = torch.arange(side, device=like.device)[None]
     first, end = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
-    return ((place >= first) & (place < end)).to(like.dtype) / (end - first)
+    return ((pixel >= first) & (pixel < end)).to(like.dtype) / (end - first)
 
 
 def capture(deployed: Deployed) -> torch.export.ExportedProgram:

@@ -94,8 +94,10 @@ def load_encoder(encoder: nn.Module, name: str, pretrained: str) -> None:
     if pretrained == PACKAGE:
         weights: dict[str, Tensor] = packaged_weights(name)
     elif is_shipped(pretrained):
-        whole = load_file(shipped_directory(pretrained) / "model.safetensors")
-        weights = {key.removeprefix(_OF_ENCODER): value for key, value in whole.items() if key.startswith(_OF_ENCODER)}
+        tensors = load_file(shipped_directory(pretrained) / "model.safetensors")
+        weights = {
+            key.removeprefix(_OF_ENCODER): value for key, value in tensors.items() if key.startswith(_OF_ENCODER)
+        }
     else:
         weights = load_state_dict(str(_weight_file(pretrained)))
     own = encoder.state_dict()
@@ -129,7 +131,7 @@ def layers_from_the_end(seg: EncoderDecoder, names: Sequence[str]) -> list[int]:
     renamed = SimpleNamespace(named_parameters=lambda: ((name, None) for name in own.values()))
     layers = group_parameters(renamed, matcher, reverse=True)
     deepest = max(layers.values())
-    return [next(deepest - layers[whole] for part, whole in own.items() if name.endswith(f".{part}")) for name in names]
+    return [next(deepest - layers[full] for part, full in own.items() if name.endswith(f".{part}")) for name in names]
 
 
 def _as_in_the_whole(name: str) -> str:

@@ -79,10 +79,10 @@ def fetch(name: str, download: bool = False, revision: str | None = None, token:
         options["revision"] = directory.name  # both files of one commit
         return Path(hf_hub_download(name, WEIGHTS, **options)).parent
     except Exception as error:  # of the library, of its HTTP client, of the disk
-        raise ValueError(_told(name, download, revision, error)) from None
+        raise ValueError(_explain(name, download, revision, error)) from None
 
 
-def _told(name: str, download: bool, revision: str | None, error: Exception) -> str:
+def _explain(name: str, download: bool, revision: str | None, error: Exception) -> str:
     from huggingface_hub import constants, errors
 
     what = name if revision is None else f"{name} at {revision}"

@@ -34,10 +34,10 @@ def read_state(path: Path) -> dict[str, Any]:
     """The `state.json` of a checkpoint; ValueError if it is damaged."""
     try:
         state = read_json(path / "state.json", {"sha256": str, **_STATE})
-        whole = state.pop("sha256") == digest(state)
+        sound = state.pop("sha256") == digest(state)
     except ValueError:
-        whole = False
-    if not whole:
+        sound = False
+    if not sound:
         raise ValueError(f"checkpoint {path} is damaged: delete it to go on from the one before")
     return state
 

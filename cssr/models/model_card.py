@@ -215,9 +215,9 @@ def _figures(measured: list[dict[str, Any]]) -> str:
         f"| {_set_name(d)} | {d['images']} | {_name(d.get('degradation'))} | {_cells(d, measures)} |" for d in measured
     )
     definitions = {key: text for data in measured for key, text in (data.get("definitions") or {}).items()}
-    told = "\n".join(f"- **{key}**: {definitions[key]}" for key in ("image", *measures) if key in definitions)
+    explained = "\n".join(f"- **{key}**: {definitions[key]}" for key in ("image", *measures) if key in definitions)
     table = "\n".join((head, *rows))
-    return f"Mean over images; in brackets the 95 % interval.\n\n{table}\n\n{told}"
+    return f"Mean over images; in brackets the 95 % interval.\n\n{table}\n\n{explained}"
 
 
 def _cells(data: Mapping[str, Any], measures: Iterable[str]) -> str:
@@ -228,8 +228,8 @@ def _cells(data: Mapping[str, Any], measures: Iterable[str]) -> str:
 def _cell(value: float | None, interval: list[float | None] | None) -> str:
     if value is None:
         return ""
-    whole = interval and None not in interval
-    return f"{value:.4g}" + (f" ({interval[0]:.4g} to {interval[1]:.4g})" if whole else "")
+    known = interval and None not in interval
+    return f"{value:.4g}" + (f" ({interval[0]:.4g} to {interval[1]:.4g})" if known else "")
 
 
 def _limits(export: Mapping[str, Any], recipe: Mapping[str, Any], measured: list[dict[str, Any]]) -> str:

@@ -108,25 +108,25 @@ class Tiles:
 
     def sampled(self, function: Function, image: Windows, most: int) -> Iterator[Tensor]:
         """What `function` makes of at most so many tiles, evenly over the image, one by one and without progress."""
-        places = self.places(image.shape)
-        chosen = sorted({round(k * (len(places) - 1) / max(most - 1, 1)) for k in range(min(most, len(places)))})
+        corners = self.places(image.shape)
+        chosen = sorted({round(k * (len(corners) - 1) / max(most - 1, 1)) for k in range(min(most, len(corners)))})
         for k in chosen:
-            yield function(self._stack(image, [places[k]]))
+            yield function(self._stack(image, [corners[k]]))
 
     def results(self, function: Function, image: Windows) -> Iterator[tuple[tuple[int, int], Tensor]]:
         """(top, left) and what `function` makes of it, B ..., for every tile."""
-        places = self.places(image.shape)
-        groups = [places[at : at + self.batch] for at in range(0, len(places), self.batch)]
-        told = iter(self.progress(places))
+        corners = self.places(image.shape)
+        groups = [corners[at : at + self.batch] for at in range(0, len(corners), self.batch)]
+        steps = iter(self.progress(corners))
         for group, x in read_ahead(((group, self._stack(image, group)) for group in groups), self.ahead):
             parts = function(x)
             del x
-            yield from ((next(told), part) for part in parts.chunk(len(group)))
-        next(told, None)  # lets a progress bar end
+            yield from ((next(steps), part) for part in parts.chunk(len(group)))
+        next(steps, None)  # lets a progress bar end
 
-    def _stack(self, image: Windows, places: list[tuple[int, int]]) -> Tensor:
+    def _stack(self, image: Windows, corners: list[tuple[int, int]]) -> Tensor:
         height, width = (min(self.side, length) for length in image.shape)
-        return torch.cat([image.read(top, left, height, width) for top, left in places])
+        return torch.cat([image.read(top, left, height, width) for top, left in corners])
 
     def rows(self, function: Function, image: Windows, scale: int = 1) -> Iterator[Tensor]:
         """The blended result of `function` (B C h w -> B C' h*scale w*scale) in rows from the top down.
@@ -213,15 +213,15 @@ class _Shares:
 def _window(start: int, length: int, tile: int, overlap: int, scale: int) -> Tensor:
     """Weight along one side of a tile: 0, a rising ramp, 1, a falling ramp, 0; no ramp at the image's own border."""
     size = min(tile, length)
-    place = (torch.arange(size * scale, dtype=torch.float64) + 0.5) / scale
-    window = torch.ones_like(place)
+    position = (torch.arange(size * scale, dtype=torch.float64) + 0.5) / scale
+    window = torch.ones_like(position)
     if not overlap:
         return window
     margin, ramp = overlap / 4, overlap / 2
     if start > 0:
-        window = window * ((place - margin) / ramp).clamp(0, 1)
+        window = window * ((position - margin) / ramp).clamp(0, 1)
     if start + size < length:
-        window = window * ((size - place - margin) / ramp).clamp(0, 1)
+        window = window * ((size - position - margin) / ramp).clamp(0, 1)
     return window
 
 

@@ -245,8 +245,8 @@ def gallery(results: Sequence[Result], budget: int = BUDGET) -> Gallery:
     sampled = [read_samples(result.path.parent / "pictures" / "samples") for result in results]
     uris: dict[str, str] = {}
     kept: list[set[str]] = [set() for _ in results]
-    places = _in_turn([kinds for kinds, _ in sampled])
-    for number, key in places:
+    order = _in_turn([kinds for kinds, _ in sampled])
+    for number, key in order:
         new = {name: uri for name, uri in _uris(sampled[number][1][key]).items() if name not in uris}
         if sum(map(len, [*uris.values(), *new.values()])) <= budget:
             uris |= new
@@ -255,13 +255,13 @@ def gallery(results: Sequence[Result], budget: int = BUDGET) -> Gallery:
         [_sample_data(result, kinds, own[key]) for key in _listed(kinds) if key in keys]
         for result, (kinds, own), keys in zip(results, sampled, kept)
     ]
-    return Gallery(uris, samples, len(places) - sum(map(len, kept)))
+    return Gallery(uris, samples, len(order) - sum(map(len, kept)))
 
 
 def _in_turn(kinds: Sequence[Kinds]) -> list[tuple[int, str]]:
     """(result, key) of all samples: the first of each kind of every result, then the second of each, and so on."""
     groups = [[(number, key) for key in of.get(kind, [])] for kind in _KINDS for number, of in enumerate(kinds)]
-    return list(dict.fromkeys(place for rank in zip_longest(*groups) for place in rank if place))
+    return list(dict.fromkeys(entry for rank in zip_longest(*groups) for entry in rank if entry))
 
 
 def _listed(kinds: Kinds) -> list[str]:

@@ -75,8 +75,8 @@ def iou_plot(results: Sequence[Result], curves: Sequence[dict[str, Any]]) -> Plo
     """IoU over the threshold, the maxima per image marked; `curves` as `curves_of` gives them."""
     top = min(1.0, math.ceil(10 * max(max(c[kind]["iou"]) for c in curves for kind in _KINDS) + 1e-9) / 10)
     series = [
-        _series(result, place, {kind: zip(c["thresholds"], c[kind]["iou"]) for kind in _KINDS}, top, peak=True)
-        for result, place, c in zip(results, _places(results), curves)
+        _series(result, number, {kind: zip(c["thresholds"], c[kind]["iou"]) for kind in _KINDS}, top, peak=True)
+        for result, number, c in zip(results, _places(results), curves)
     ]
     words = "; ".join(f"{result.name}: {_peaks(c)}" for result, c in zip(results, curves))
     up = _ticks(top, 0.1 if top <= 0.5 else 0.2, top, across=False)
@@ -90,8 +90,8 @@ def precision_recall_plot(results: Sequence[Result], curves: Sequence[dict[str, 
     if not any("recall" in c["image"] for c in curves):
         return None
     series = [
-        _series(result, place, {k: zip(c[k]["recall"], c[k]["precision"]) for k in _KINDS if "recall" in c[k]}, 1.0)
-        for result, place, c in zip(results, _places(results), curves)
+        _series(result, number, {k: zip(c[k]["recall"], c[k]["precision"]) for k in _KINDS if "recall" in c[k]}, 1.0)
+        for result, number, c in zip(results, _places(results), curves)
     ]
     words = "Each point is one of the 99 thresholds; the lower the threshold, the greater the recall."
     across, up = _ticks(1, 0.2), _ticks(1, 0.2, across=False)
@@ -104,8 +104,8 @@ def reliability_plot(results: Sequence[Result]) -> Plot | None:
     if not any(reliabilities):
         return None
     series = [
-        _series(result, place, {"pooled": zip(curve["prob"], curve["crack"])}, 1.0, dots=True)
-        for result, place, curve in zip(results, _places(results), reliabilities)
+        _series(result, number, {"pooled": zip(curve["prob"], curve["crack"])}, 1.0, dots=True)
+        for result, number, curve in zip(results, _places(results), reliabilities)
         if curve
     ]
     words = (
@@ -130,7 +130,7 @@ def _places(results: Sequence[Result]) -> list[int | None]:
 
 def _series(
     result: Result,
-    place: int | None,
+    number: int | None,
     kinds: dict[str, Iterable],
     top: float,
     peak: bool = False,
@@ -139,12 +139,12 @@ def _series(
     drawn = {kind: [_at(x, y / top) for x, y in points if y is not None] for kind, points in kinds.items()}
     lines = [Line(kind, " ".join(_points(points))) for kind, points in drawn.items()]
     highest = min(drawn["image"], key=lambda point: point[1]) if peak else None
-    places = (None, None) if place is None else (place % _COLOURS, place % _MARKERS)
-    return Series(result.name, *places, lines, highest, drawn["pooled"] if dots else [])
+    look = (None, None) if number is None else (number % _COLOURS, number % _MARKERS)
+    return Series(result.name, *look, lines, highest, drawn["pooled"] if dots else [])
 
 
-def _points(places: Iterable[tuple[float, float]]) -> list[str]:
-    return [f"{x:.1f},{y:.1f}" for x, y in places]
+def _points(positions: Iterable[tuple[float, float]]) -> list[str]:
+    return [f"{x:.1f},{y:.1f}" for x, y in positions]
 
 
 def _at(x: float, y: float) -> tuple[float, float]:

@@ -186,12 +186,12 @@ class RunLock:
 
     def __init__(self, run_dir: Path, engine: Accelerator, any_rank: AnyRank):
         self._path, self._file = run_dir / "lock", None
-        told: list[Any] = [None, None]
+        shared: list[Any] = [None, None]
         if engine.is_main_process:
-            told = self._take()
+            shared = self._take()
         if engine.num_processes > 1:
-            broadcast_object_list(told)
-        token, fault = told
+            broadcast_object_list(shared)
+        token, fault = shared
         if fault:
             raise ValueError(fault)
         if any_rank(not self._sees(token)):

@@ -153,8 +153,8 @@ class Run:
     def _save(self) -> None:
         """Take a checkpoint; a thread of rank 0 writes it while training goes on."""
         engines.average_batch_norm(self.engine, *self._models())
-        place, engined = (self.step, self._progress(self.step).samples), self._engined()
-        self.saver.save(take(*place, self.config, *engined, keep=self.engine.is_main_process))
+        position, engined = (self.step, self._progress(self.step).samples), self._engined()
+        self.saver.save(take(*position, self.config, *engined, keep=self.engine.is_main_process))
 
     def _export(self) -> None:
         if not self.engine.is_main_process:

@@ -28,7 +28,7 @@ _ODD_SIZE = (40, 72)  # LQ pixels: of no crop, no multiple of a large stride
 
 
 @dataclass
-class Found:
+class Validated:
     """What a validation has found: measures (per-image means), and the samples of rank 0 as rows of pictures."""
 
     measures: dict[str, Any]
@@ -52,7 +52,7 @@ class Validation:
         how = {"degradation": config.degradation, "seed": config.eval.seed, "limit": config.eval.limit}
         return digest({"sets": [shards.sha256 for shards in self._sets], **how})
 
-    def __call__(self, model: JointModel, watched: Callable[[Iterable[Batch]], Iterator[Batch]]) -> Found:
+    def __call__(self, model: JointModel, watched: Callable[[Iterable[Batch]], Iterator[Batch]]) -> Validated:
         """All ranks must ask. `model` is left in evaluation mode; `watched` may end its batches early."""
         began, engine, panels = time.monotonic(), self._engine, []
         model = self._whole(model) if shards_parameters(engine) else model
@@ -71,7 +71,7 @@ class Validation:
             # Logits were divided by the settings' temperature: what fits them comes on top of it.
             fitted = fit_temperature(set_histogram(rows))
             measures["temperature"] = self._config.model.temperature * fitted
-        return Found(measures, panels, time.monotonic() - began)
+        return Validated(measures, panels, time.monotonic() - began)
 
     @torch.no_grad()
     def rehearse(self, model: JointModel, device: torch.device, validates: bool) -> None:
@@ -108,9 +108,9 @@ class Validation:
 
     def _whole(self, model: JointModel) -> JointModel:
         """A model of its own on each rank, as ranks may have batches of different number, which parts do not allow."""
-        whole = build_model(self._config.model)
-        whole.load_state_dict(copied(whole_weights(model)))
-        return whole.to(self._engine.device)
+        full = build_model(self._config.model)
+        full.load_state_dict(copied(whole_weights(model)))
+        return full.to(self._engine.device)
 
     def _stream(self) -> Iterator[Batch]:
         config, engine = self._config, self._engine
@@ -126,7 +126,7 @@ class Validation:
         )
 
 
-def record(validated: Found, step: int, samples: int, run_dir: Path, engine: Accelerator, console: Console) -> None:
+def record(validated: Validated, step: int, samples: int, run_dir: Path, engine: Accelerator, console: Console) -> None:
     """Write down and show what a validation has found, on one rank."""
     shown = {name: value for name, value in validated.measures.items() if value is not None}
     append_line(run_dir / "validation.jsonl", {"step": step, "samples": samples, **shown})

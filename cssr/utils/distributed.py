@@ -58,10 +58,10 @@ def _meet_again(timeout: float) -> None:
         return
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     patience = timedelta(seconds=timeout + _OVERDUE)
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     torch.distributed.init_process_group(
         torch.distributed.get_default_backend_for_device(device),
-        store=PrefixStore(f"attempt_{attempt}", TCPStore(*place, is_master=False, timeout=patience)),
+        store=PrefixStore(f"attempt_{attempt}", TCPStore(*address, is_master=False, timeout=patience)),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=patience,

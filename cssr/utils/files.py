@@ -105,6 +105,6 @@ def lock_file(file: IO[bytes] | int, patience: float = 0.0) -> bool:
 
 def free_stem(name: Path, taken: Container[str]) -> str:
     """A stem for a file that no other has: without its suffix, with it, or numbered."""
-    plain, whole = str(name.with_suffix("")), str(name)
-    numbered = (f"{whole}-{number}" for number in itertools.count(2))
-    return next(stem for stem in itertools.chain((plain, whole), numbered) if stem not in taken)
+    plain, full = str(name.with_suffix("")), str(name)
+    numbered = (f"{full}-{number}" for number in itertools.count(2))
+    return next(stem for stem in itertools.chain((plain, full), numbered) if stem not in taken)

@@ -234,5 +234,5 @@ class TiffRows:
 
 def _parted(arrays: list[np.ndarray], count: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """The first `count` rows of arrays in one, and the rest, as a copy."""
-    whole = np.concatenate(arrays)
-    return whole[:count], [whole[count:].copy()]
+    joined = np.concatenate(arrays)
+    return joined[:count], [joined[count:].copy()]

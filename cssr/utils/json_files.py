@@ -53,13 +53,13 @@ def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it
     return value
 
 
-def misfit(value: Any, shape: Any, place: str = "") -> str | None:
+def misfit(value: Any, shape: Any, path: str = "") -> str | None:
     """What does not fit a shape, and where; None if all does.
 
     A shape is an annotation (`int`, `str | None`, `list[float]`, a bounded number), `{"name": shape, "?name": shape}`
     for an object with at least these keys (those with ? may be absent), or `[shape]` for a list of such.
     """
-    where = place or "the whole"
+    where = path or "the whole"
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             return f"{where} must be an object, found {shortened(value)}"
@@ -69,13 +69,13 @@ def misfit(value: Any, shape: Any, place: str = "") -> str | None:
                 if optional:
                     continue
                 return f"{where} has no {name}"
-            fault = misfit(value[name], inner, f"{place}.{name}".lstrip("."))
+            fault = misfit(value[name], inner, f"{path}.{name}".lstrip("."))
             if fault:
                 return fault
         return None
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"{where} must be a list, found {shortened(value)}"
-        faults = (misfit(part, shape[0], f"{place}[{number}]") for number, part in enumerate(value))
+        faults = (misfit(part, shape[0], f"{path}[{number}]") for number, part in enumerate(value))
         return next((fault for fault in faults if fault), None)
     return None if fits(value, shape) else f"{where} must be {described(shape)}, found {shortened(value)}"

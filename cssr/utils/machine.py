@@ -15,9 +15,9 @@ def cores() -> int:
 
 def memory() -> int:
     """Bytes of memory that this machine has, or that a container may use of it."""
-    whole = psutil.virtual_memory().total
+    total = psutil.virtual_memory().total
     limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip() if _MEMORY_LIMIT.is_file() else ""
-    return min(whole, int(limit)) if limit.isdigit() else whole
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def check_processes(count: int, option: str, gib: float, per_core: int = 4, least: int = 0) -> None:

@@ -255,7 +255,7 @@ def _decode(image: Image.Image | bytes | str | Path, pixels: int, bits: int | No
         picture.load()
     orientation = picture.getexif().get(_ORIENTATION, 1)
     values = _deep_values(picture, data)
-    decoded = _Decoded(picture, own) if values is None else _reduced(values, bits or told)
+    decoded = _Decoded(picture, own) if values is None else _reduced(values, bits or stated)
     decoded = _without_nodata(picture, decoded) if own else decoded
     return Photograph(decoded, orientation, f"the first of its {frames} frames" if frames > 1 else "")
 
@@ -265,10 +265,10 @@ def _unread_bytes(picture: Image.Image) -> io.BytesIO | None:
     file = getattr(picture, "fp", None)
     if file is None or picture.format not in ("PNG", "TIFF"):
         return None
-    place = file.tell()
+    position = file.tell()
     file.seek(0)
     data = io.BytesIO(file.read())
-    file.seek(place)
+    file.seek(position)
     return data
 
 
@@ -331,8 +331,8 @@ def _deep_values(picture: Image.Image, data: object) -> np.ndarray | None:
     if not deep:
         return None
     check_pixels(picture, PIXELS // 2)
-    whole = data.getvalue() if isinstance(data, io.BytesIO) else Path(data).read_bytes()
-    values = cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_UNCHANGED)
+    content = data.getvalue() if isinstance(data, io.BytesIO) else Path(data).read_bytes()
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
         raise ValueError("its values are of a kind that cannot be read: save it with 8 or 16 bit")
     return values if values.ndim == 2 else values[..., [2, 1, 0, 3][: values.shape[2]]]

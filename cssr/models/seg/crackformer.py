@@ -164,11 +164,11 @@ class CrackFormer(nn.Module):
         size, ways, sides = x.shape[-2:], [], []
         for stage in self.encoder:
             encoded = stage(x)
-            x, places = F.max_pool2d(encoded[-1], 2, return_indices=True)
-            ways.append((encoded, places))
+            x, indices = F.max_pool2d(encoded[-1], 2, return_indices=True)
+            ways.append((encoded, indices))
         for stage, side in zip(self.decoder, self.sides):
-            encoded, places = ways.pop()
-            decoded = stage(F.max_unpool2d(x, places, 2))
+            encoded, indices = ways.pop()
+            decoded = stage(F.max_unpool2d(x, indices, 2))
             x = decoded[-1]
             sides.append(side(encoded, decoded, size))
         return torch.cat(sides, 1), *sides

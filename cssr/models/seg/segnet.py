@@ -34,13 +34,13 @@ class SegNet(nn.Module):
 
     def features(self, x: Tensor) -> tuple[Tensor]:
         """What the last unpooling makes (B 64 H W), for `head`, of the image x (B 3 H W)."""
-        places = []
+        kept = []
         for stage in self.encoder:
-            x, place = F.max_pool2d(stage(x), 2, return_indices=True)
-            places.append(place)
+            x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
+            kept.append(indices)
         for stage in self.decoder[:-1]:
-            x = stage(F.max_unpool2d(x, places.pop(), 2))
-        return (F.max_unpool2d(x, places.pop(), 2),)
+            x = stage(F.max_unpool2d(x, kept.pop(), 2))
+        return (F.max_unpool2d(x, kept.pop(), 2),)
 
 
 def _mirror(stage: nn.Sequential) -> nn.Sequential:

@@ -53,9 +53,9 @@ def smp(architecture: str = "unet", encoder: str = "resnet34", pretrained: bool 
         )
     except Exception as error:  # the library and the encoders' libraries refuse settings in every way
         settings = {"architecture": architecture, "encoder": encoder, "pretrained": pretrained, **arguments}
-        told = ", ".join(f"{name}={value}" for name, value in settings.items())
+        listed = ", ".join(f"{name}={value}" for name, value in settings.items())
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(f"model.seg: segmentation_models_pytorch refuses {told}: {reason}") from error
+        raise ValueError(f"model.seg: segmentation_models_pytorch refuses {listed}: {reason}") from error
     if local:
         load_encoder(getattr(model.encoder, "model", model.encoder), encoder.removeprefix("tu-"), pretrained)
     return SMP(model, max(32, getattr(model.encoder, "output_stride", 32)))
