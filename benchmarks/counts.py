@@ -112,7 +112,7 @@ def stepping(task: Task, config: Config) -> Stepper:
 
 
 def batch() -> Batch:
-    """As the loader makes it, always the same."""
+    """A batch as the loader makes it, always the same."""
     generator = torch.Generator().manual_seed(0)
     hr = torch.randint(0, 256, (BATCH, 3, CROP, CROP), dtype=torch.uint8, generator=generator)
     mask = (torch.rand(BATCH, 1, CROP, CROP, generator=generator) > 0.9).to(torch.uint8)

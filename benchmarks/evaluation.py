@@ -55,7 +55,7 @@ def drawn(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tensors(prob: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the package takes them, (1, 1, H, W) both."""
+    """Both as tensors (1, 1, H, W), as the package takes them."""
     return torch.from_numpy(prob)[None, None], torch.from_numpy(mask)[None, None]
 
 

@@ -37,7 +37,7 @@ SHORTEST = 0.02  # seconds of a turn; shorter calls are repeated within it
 
 @dataclass(frozen=True)
 class Limit:
-    """What bounds one call of ours: arithmetic, memory (the slower of both), or a bare call that cannot be left out."""
+    """Bound of one call of ours: arithmetic, memory (the slower of both), or a bare call that cannot be left out."""
 
     flops: float = 0.0  # floating-point operations, two a multiply-accumulate
     bytes: float = 0.0  # read and written at least once
@@ -67,7 +67,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured: figures of both ways, the less the better."""
+    """A measurement: figures of both ways, the less the better."""
 
     name: str
     formulation: str
@@ -84,12 +84,12 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """How many times as much the plain way takes."""
+        """The plain way's figure over ours."""
         return self.plain / self.ours
 
     @property
     def met(self) -> bool | None:
-        """Whether it is what is asked; None where nothing is."""
+        """Return whether it is what is asked; None where nothing is."""
         return None if self.asked is None else self.ratio >= self.asked
 
 
@@ -199,7 +199,7 @@ def command(
 
 
 def parser(doc: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
-    """What all parts understand."""
+    """Parser of the options that all parts have."""
     how = argparse.RawDescriptionHelpFormatter
     words = argparse.ArgumentParser(description=doc, formatter_class=how, parents=parents)
     words.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it works")
@@ -252,5 +252,5 @@ def report(results: Sequence[Result], failures: Sequence[dict[str, str]], settin
 
 
 def write(facts: Any, path: Path) -> None:
-    """As JSON, whole or not at all."""
+    """Write JSON, whole or not at all."""
     write_atomic(path, json.dumps(facts, indent=1) + "\n")

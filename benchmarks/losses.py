@@ -33,7 +33,7 @@ def pairs(quick: bool) -> Iterable[Pair]:
 
 
 def by_scipy(mask: np.ndarray) -> np.ndarray:
-    """As `signed_distance` of a mask with a crack."""
+    """`signed_distance` of a mask with a crack, by scipy."""
     return (distance_transform_edt(mask == 0) - distance_transform_edt(mask)).astype(np.float32)
 
 

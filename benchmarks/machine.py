@@ -1,4 +1,4 @@
-"""What a benchmark ran on: the machine, versions, the revision of the code, and the rates that bound all work on it."""
+"""Circumstances of a benchmark: the machine, versions, revision, and the rates that bound all work on it."""
 
 import importlib.metadata
 import os
@@ -73,7 +73,7 @@ _measured: dict[tuple[str, str, int], dict[str, float]] = {}  # by device, clock
 
 
 def rates(device: str, clock: str, threads: int) -> dict[str, float]:
-    """What the device reaches with so many threads: FLOP/s of `matmul` and `conv` by precision, bytes/s of `copy`.
+    """Rates of the device with so many threads: FLOP/s of `matmul` and `conv` by precision, bytes/s of `copy`.
 
     The greatest of few turns each, as a bound has to be; measured once in a process. A copy counts what it reads and
     what it writes.

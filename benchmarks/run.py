@@ -58,7 +58,7 @@ def read(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def words(options: argparse.Namespace) -> list[str]:
-    """What each part is told."""
+    """Arguments of each part."""
     quick = ["--quick"] if options.quick else []
     return [*quick, "--threads", str(options.threads), "--clock", options.clock]
 
@@ -87,7 +87,7 @@ def add(combined: dict[str, Any], part: str, facts: dict[str, Any]) -> None:
 
 
 def same(rate: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether both are of one device, clock and number of threads; the first one measured is shown."""
+    """Return whether both are of one device, clock and number of threads; the first one measured is shown."""
     return all(rate[key] == other[key] for key in ("device", "clock", "threads"))
 
 

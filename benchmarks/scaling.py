@@ -109,7 +109,7 @@ class Workplace:
         subprocess.run([str(word) for word in make], check=True, capture_output=True)
 
     def run(self, case: Case, steps: int, batch: int, *more: str) -> list[dict[str, Any]]:
-        """What a run of so many steps, of `batch` samples over all ranks, logs at each of them.
+        """Train for so many steps of `batch` samples over all ranks; returns what is logged at each step.
 
         Raises: RuntimeError with what it said, where a step is missing. Exit codes say nothing: DeepSpeed may abort on
         its way out, after all is written.
@@ -134,13 +134,13 @@ class Workplace:
 
 
 def reason(said: str) -> str:
-    """Why a run ended: training's own line, or else the last that was said."""
+    """The reason for which a run ended: training's own line, or else the last that was said."""
     own = [line for line in said.splitlines() if line.startswith("error: ")]
     return own[0].removeprefix("error: ") if own else said[-4000:]
 
 
 def on_device() -> bool:
-    """Whether training would use a GPU."""
+    """Return whether training would use a GPU."""
     return torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
 
 
@@ -208,7 +208,7 @@ def losses(workplace: Workplace, case: Case, way: str) -> list[float]:
 
 
 def differences(way: str, one: Sequence[float], two: Sequence[float]) -> dict[str, Any]:
-    """How far the losses of two are from those of one, relative; printed."""
+    """Relative differences of the losses of two from those of one; printed."""
     each = [abs(b - a) / abs(a) for a, b in zip(one, two)]
     late = abs(mean(two[-20:]) / mean(one[-20:]) - 1)
     summary = {"batch_norm": way, "mean": mean(each), "largest": max(each), "mean_of_last_20": late}

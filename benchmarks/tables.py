@@ -62,7 +62,7 @@ def figure(value: float, unit: str) -> str:
 
 
 def reached(bound: dict[str, Any]) -> str:
-    """What is achieved of a rate; or the seconds that a bare call takes."""
+    """The part of a rate that is achieved; or the seconds that a bare call takes."""
     kind = bound["by"].split(",")[0]
     return speed(bound["achieved"], kind) if kind in ("memory", "arithmetic") else figure(bound["rate"], "s")
 
@@ -73,7 +73,7 @@ def speed(value: float, kind: str) -> str:
 
 
 def rate_lines(rates: Sequence[dict[str, Any]]) -> list[str]:
-    """What the machine reaches, a line for each device and number of threads."""
+    """Rates of the machine, a line for each device and number of threads."""
     return [f"{rate['device']}, {rate['threads']} threads: " + ", ".join(spoken(rate)) for rate in rates]
 
 

@@ -104,7 +104,7 @@ def of_losses(plain: dict[str, Tensor], ours: dict[str, Tensor]) -> float:
 
 
 def difference(plain: dict[str, Tensor], ours: dict[str, Tensor]) -> float:
-    """That, or the length of the difference of all gradients relative to theirs."""
+    """The same, or the norm of the difference of all gradients relative to theirs."""
     a, b = plain["gradients"], ours["gradients"]
     return max(of_losses(plain, ours), float((a - b).norm() / a.norm()))
 
@@ -203,7 +203,7 @@ def settings(side: int, *overrides: str) -> Config:
 
 
 def device() -> torch.device:
-    """Where training would run."""
+    """The device on which training would run."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a launch file would run here: `python launch/doctor.py --config_file FILE [RECIPE] [a.b=c ...]`."""
+"""Doctor of launch files: `python launch/doctor.py --config_file FILE [RECIPE] [a.b=c ...]`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What shards hold, in words and as a picture: `python shards/show.py SHARDS --out FILE`."""
+"""Summary of shards, in words and as a picture: `python shards/show.py SHARDS --out FILE`."""
 
 import sys
 

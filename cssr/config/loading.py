@@ -132,7 +132,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 
 
 def described(doc: str) -> str:
-    """What `--help` prints: a command's docstring and all settings."""
+    """Text of `--help`: a command's docstring and all settings."""
     return f"{doc}\nSettings, their defaults and meaning:\n\n{describe()}"
 
 
@@ -167,7 +167,7 @@ def _field_comments(cls: type) -> dict[str, str]:
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """Whether a command line that takes settings asks what there is."""
+    """Return whether a command line that takes settings asks what there is."""
     return not arguments or not {"-h", "--help"}.isdisjoint(arguments)
 
 

@@ -98,7 +98,7 @@ class Registry:
 
 
 def _misspells(word: str, names: list[str]) -> bool:
-    """Whether a word that another library may take is rather one of our own names, cut short or mistyped."""
+    """Return whether a word that another library may take is rather one of our own names, cut short or mistyped."""
     return any(name.startswith(word) for name in names) or bool(difflib.get_close_matches(word, names, cutoff=0.8))
 
 

@@ -1,4 +1,4 @@
-"""What changes during a run: pure functions of the samples seen.
+"""Schedules: settings that change during a run, as pure functions of the samples seen.
 
 A schedule is a number (constant) or a component, e.g. `{name: linear, begin: 180000, until: 1020000}`.
 Everything counts samples, so that another batch size or number of processes trains the same method.
@@ -17,7 +17,7 @@ SCHEDULES = Registry("schedule")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is."""
+    """Progress of a run."""
 
     samples: int  # seen before this step
     total: int  # over the whole run

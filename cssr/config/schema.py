@@ -162,7 +162,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """What can be checked without touching data or devices; ValueError names the setting."""
+    """Check all that needs neither data nor devices; ValueError names the setting."""
     _check_finite(dataclasses.asdict(config))
     _check_bounds({key: _at(config, key) for key in _BOUNDS})
     for key in ("optim.clip_norm", "optim.layer_decay"):
@@ -244,7 +244,7 @@ def _at(config: Any, key: str) -> Any:
 
 
 def check_model(model: ModelConfig) -> None:
-    """What can be checked of a model's settings alone, of which an export has no others; ValueError names the one."""
+    """Check a model's settings, the only ones of an export; ValueError names the one that is wrong."""
     _check_finite(dataclasses.asdict(model), "model")
     _check_bounds({f"model.{name}": value for name, value in vars(model).items()})
     if (model.scale == 1) != (model.sr.get("name") == "none"):
@@ -299,5 +299,5 @@ def _check_phases(phases: Sequence[PhaseConfig]) -> None:
 
 
 def segments(model: ModelConfig) -> bool:
-    """Whether a model of these settings finds cracks; `dsrl` does without `model.seg`."""
+    """Return whether a model of these settings finds cracks; `dsrl` does without `model.seg`."""
     return model.seg.get("name") != "none" or model.form.get("name") == "dsrl"

@@ -41,7 +41,7 @@ class Piece:
         return np.where(hit, number, len(own))
 
     def holds(self, points: np.ndarray) -> np.ndarray:
-        """Whether points (..., 2; x, y) lie in a pixel of this piece."""
+        """Return whether points (..., 2; x, y) lie in a pixel of this piece."""
         x, y = np.floor(points).astype(np.int64).T
         return (self.find(x, y) < len(self)).T
 
@@ -154,7 +154,7 @@ def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _changes(rows: np.ndarray) -> np.ndarray:
-    """Where runs begin and end, each row followed by a place that is not set."""
+    """Positions at which runs begin and end, each row followed by one that is not set."""
     flat = np.zeros(rows.shape[0] * (rows.shape[1] + 1) + 1, bool)
     flat[1:].reshape(len(rows), -1)[:, :-1] = rows
     return np.flatnonzero(flat[1:] != flat[:-1])

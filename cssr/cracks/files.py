@@ -24,7 +24,7 @@ _LINE, _POINT, _PAPER, _STAIN = (214, 39, 40), (31, 119, 180), 255, 190  # RGB, 
 
 @dataclass(frozen=True)
 class Units:
-    """What a pixel of the mask is: `scale` mask pixels are one of the photograph, which is `mm_per_pixel` wide."""
+    """Size of a mask pixel: `scale` mask pixels are one of the photograph, which is `mm_per_pixel` wide."""
 
     scale: float = 1.0
     mm_per_pixel: float | None = None
@@ -37,7 +37,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where a mask lies on a map.
+    """Position of a mask on a map.
 
     affine: (a, b, c, d, e, f): pixel (x, y) of the mask, its upper left corner being (0, 0), is at a x + b y + c,
     d x + e y + f. crs: the map's name as GDAL reads it, for instance "urn:ogc:def:crs:EPSG::25832"; None: unknown.
@@ -81,7 +81,7 @@ def table(cracks: Sequence[Crack], units: Units = Units()) -> str:
 
 
 def write_table(cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:
-    """What `table` gives, as a file."""
+    """Write `table` to a file."""
     return _write(path, table(cracks, units))
 
 
@@ -112,7 +112,7 @@ def geojson(
 def write_geojson(
     cracks: Sequence[Crack], path: Path, units: Units = Units(), georeference: Georeference | None = None
 ) -> Path:
-    """What `geojson` gives, as a file."""
+    """Write `geojson` to a file."""
     return _write(path, geojson(cracks, path.stem, units, georeference))
 
 

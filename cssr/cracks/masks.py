@@ -168,7 +168,7 @@ def _with_missing(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
 def choose(
     threshold: int | None = None, colors: str | None = None, values: str | None = None, lossy: bool = False
 ) -> tuple[Read, Decide]:
-    """How to read masks, and what in them is crack, by the options --threshold, --crack-colors and --crack-values.
+    """Choose how masks are read and what in them is crack: options --threshold, --crack-colors and --crack-values.
 
     Args:
         lossy: the masks are JPEGs or the like, whose values are not exact.
@@ -244,13 +244,13 @@ def _seen(levels: list[int]) -> str:
 
 
 def _is_drawn(counts: np.ndarray, lossy: bool) -> bool:
-    """Whether something is drawn in a mask of low values: two exact values, or more than a trace of pixels."""
+    """Return whether something is drawn in a mask of low values: two exact values, or more than a trace of pixels."""
     two = not lossy and np.count_nonzero(counts) == 2
     return bool(two or counts[1:].sum() > _TRACE * counts.sum())
 
 
 def _told_empty(dim: dict[str, np.ndarray], threshold: int) -> str:
-    """What to say of masks that a threshold empties; "" where there are none."""
+    """Warning of masks that a threshold empties; "" where there are none."""
     if not dim:
         return ""
     origin, counts = next(iter(dim.items()))

@@ -156,7 +156,7 @@ def _prolonged(points: np.ndarray, radius: float, piece: Piece) -> np.ndarray:
 
 
 def _ahead(point: np.ndarray, step: np.ndarray, radius: float, piece: Piece) -> float:
-    """How far the crack goes on in a direction: mean of three lines beside each other."""
+    """Length of the crack onwards in a direction: mean of three lines beside each other."""
     beside = np.array([[-step[1], step[0]]]) * radius / 2
     reach = np.arange(_STEP, 4 * radius + 2, _STEP)
     seen = piece.holds(point + beside * np.array([[[-1]], [[0]], [[1]]]) + reach[:, None] * step)
@@ -190,7 +190,7 @@ def _widest(piece: Piece, paths: list[Path], outside: cKDTree) -> tuple[float, t
 
 
 def _away_from_junctions(path: Path, line: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Which points of a line lie outside the greatest discs within the crack around its junctions."""
+    """Select the points of a line outside the greatest discs within the crack around its junctions."""
     arc = _arc(line)
     begin, end = (near if joined else 0 for joined, near in zip(path.joined, inner[[0, -1]]))
     return (arc >= begin) & (arc <= arc[-1] - end)
@@ -218,7 +218,7 @@ def _across(points: np.ndarray, normal: np.ndarray, inner: np.ndarray, piece: Pi
 
 
 def _reach(points: np.ndarray, direction: np.ndarray, inner: np.ndarray, piece: Piece) -> np.ndarray:
-    """How far the crack goes on from each point in its direction, but little more than to its nearest side."""
+    """Length of the crack onwards from each point in its direction, but little more than to its nearest side."""
     # All is inside that lies nearer than the nearest pixel outside, less half of that pixel's diagonal.
     begin = np.maximum(inner - 1, 0)[:, None]
     reach = begin + np.arange(0, 1.8, _STEP)

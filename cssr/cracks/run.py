@@ -93,7 +93,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether it is one of ours, which lie beside a table."""
+    """Return whether it is one of ours, which lie beside a table."""
     return path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file()
 
 

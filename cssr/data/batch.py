@@ -1,4 +1,4 @@
-"""What flows between the stages: every tensor's name, shape, dtype and range, in one place."""
+"""Contract of what flows between the stages: every tensor's name, shape, dtype and range."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -51,7 +51,7 @@ class Batch:
 
 @dataclass
 class Outputs:
-    """What a joint model returns."""
+    """Outputs of a joint model."""
 
     sr: Tensor  # B 3 H W, super-resolved image; clipped to 0..1 where the model's settings say so
     logits: Tensor  # B 1 H W, crack logits; probability = sigmoid

@@ -86,7 +86,7 @@ class Cache:
         return entry
 
     def holds(self, entry: Entry) -> bool:
-        """Whether the file is there already."""
+        """Return whether the file is there already."""
         return self._path(entry).exists()
 
     def _path(self, entry: Entry) -> Path:
@@ -192,7 +192,7 @@ def _locked(path: Path, size: int) -> BinaryIO | None:
 
 
 def _is(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file still has its name."""
+    """Return whether an open file still has its name."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

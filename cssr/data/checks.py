@@ -1,4 +1,4 @@
-"""What is checked of shard sets before work starts: sizes against crops, stored LQ images and kernels, the cache."""
+"""Checks of shard sets before work starts: sizes against crops, stored LQ images and kernels, the cache."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -68,7 +68,7 @@ def check_kernels(sets: Sequence[ShardSet], side: int | None, setting: str) -> N
 
 
 def is_stored(component: Any) -> bool:
-    """Whether a degradation is to use what the sets store."""
+    """Return whether a degradation is to use what the sets store."""
     return component == "stored" or (isinstance(component, Mapping) and component.get("name") == "stored")
 
 
@@ -85,7 +85,7 @@ def stored_or(component: Any, sets: Sequence[ShardSet], scale: int, setting: str
 
 
 def recorded(sets: Sequence[ShardSet]) -> dict[str, Any]:
-    """How the LQ images that sets store were made, as far as their indexes say it, and alike.
+    """Degradation of the LQ images that sets store, where their indexes name it, and the same one.
 
     Returns: `benchmark`, its name or None; `degradation` (a component), `resampler` and `seed` where they are known.
     """

@@ -73,7 +73,7 @@ class _ShardSamples:
         raise NotImplementedError
 
     def take_notices(self) -> list[str]:
-        """What there was to say since the last time."""
+        """Messages since the last call."""
         notices = [*self.notices]
         del self.notices[: len(notices)]  # not what the other thread has added meanwhile
         return notices
@@ -341,5 +341,5 @@ def _batched_by_form(size: int, samples: Iterator[_Loaded]) -> Iterator[Batch]:
 
 
 def _form(sample: _Loaded) -> tuple:
-    """What samples of one batch have in common."""
+    """The form that samples of one batch share."""
     return tuple(None if part is None else part.shape for part in (sample.hr, sample.lq, sample.kernel))

@@ -48,11 +48,11 @@ class Unreachable(DataError):
 
 
 class _Broken(OSError):
-    """What came is not what the index promises; trying again may help."""
+    """Content that is not what the index says; another attempt may help."""
 
 
 class _Stream(NamedTuple):
-    """What a server gives: `read(n)`, at most n bytes (b"" at the end), the place in the file that it begins at, and
+    """Stream of a server: `read(n)`, at most n bytes (b"" at the end), the offset at which it begins, and
     its size and time, as far as they are known.
     """
 
@@ -62,7 +62,7 @@ class _Stream(NamedTuple):
 
 
 def is_remote(root: Any) -> bool:
-    """Whether a set's root is elsewhere: an address or a command, no path."""
+    """Return whether a set's root is elsewhere: an address or a command, no path."""
     return str(root).startswith("pipe:") or bool(re.match(r"(?!file:)[a-z][a-z0-9+.-]*://", str(root)))
 
 
@@ -87,7 +87,7 @@ class Remote:
             )
 
     def address(self, name: str) -> str:
-        """Where a file is, for people: without passwords and tokens."""
+        """Address of a file for people, without passwords and tokens."""
         if self.root.startswith("pipe:"):
             return f"{self.root} ({name})"
         parts = urllib.parse.urlsplit(self.root)
@@ -186,7 +186,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help."""
+    """Return whether trying again may help."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= 500 or error.code in _PASSING
     if isinstance(error, urllib.error.URLError) and not isinstance(error.reason, OSError):
@@ -247,7 +247,7 @@ class _Deadline:
         self._seconds, self._sockets, self._late = seconds, [], False
 
     def opener(self) -> urllib.request.OpenerDirector:
-        """As urllib's own, of connections that can be cut."""
+        """urllib's opener, of connections that can be cut."""
 
         def connection(kind: type, *arguments: Any, **settings: Any) -> http.client.HTTPConnection:
             made = kind(*arguments, **settings)
@@ -271,7 +271,7 @@ class _Deadline:
         return connection
 
     def watch(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns; TimeoutError once it was late."""
+        """Return what `work` returns; TimeoutError once it was late."""
         timer = threading.Timer(self._seconds, self._cut)
         timer.daemon = True
         timer.start()
@@ -300,7 +300,7 @@ class _Deadline:
 
 
 def _read1(response: http.client.HTTPResponse, count: int) -> bytes:
-    """What is there, of a response that need not end where it says that it would."""
+    """Read what has arrived of a response, which need not end where it says that it would."""
     data = response.read1(count)
     if not data and response.length:
         raise _Broken(f"the connection was closed, {response.length} bytes too early")

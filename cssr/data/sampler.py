@@ -1,4 +1,4 @@
-"""Which sample stands at which place of a run: a pure function of (seed, place).
+"""Deterministic, resumable sampler: maps (seed, position in the run) to a sample.
 
 For each pass the shards, in a seeded order, are laid end to end and cut into equal lanes; place n of a run is the next
 sample of lane n mod lanes. Rank n mod world takes it, so the global batch at a step is the same for every number of
@@ -76,7 +76,7 @@ class LanePlan:
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
-    """Where each shard begins, of shards laid end to end; and where the last one ends."""
+    """Beginnings of shards laid end to end, and the end of the last one."""
     return np.concatenate([[0], np.cumsum(counts)])
 
 
@@ -115,7 +115,7 @@ class MixedPlan:
         return (owner, *self._plans[owner].locate(self._lane_in_set[lane], row))
 
     def later(self, position: int) -> tuple[int, int, int]:
-        """What lies a window ahead in the lane of a place: in a shard that will be wanted soon."""
+        """The sample a window ahead in the lane of a position: in a shard that will be wanted soon."""
         row, lane = divmod(position, self.lanes)
         owner = int(self._owner[lane])
         plan = self._plans[owner]

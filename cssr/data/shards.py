@@ -45,14 +45,14 @@ def parse_index(text: bytes) -> dict[str, Any] | None:
 
 
 def _is_shard(shard: dict[str, Any]) -> bool:
-    """Whether it has a plain name and so many bytes that its samples fit in."""
+    """Return whether it has a plain name and so many bytes that its samples fit in."""
     samples, size = shard["samples"], shard["bytes"]
     numbers = type(samples) is int and type(size) is int and 0 < samples * _LEAST_SAMPLE <= size < 2**62
     return numbers and samples <= _MOST_SAMPLES and bool(_NAME.fullmatch(shard["name"])) and shard["name"].isprintable()
 
 
 def _has_sound_lq(index: dict[str, Any]) -> bool:
-    """Whether it says all about stored LQ images and kernels, or that there are none."""
+    """Return whether it says all about stored LQ images and kernels, or that there are none."""
     if index.get("lq") in (None, False):
         return True
     scale, kernel = index["scale"], index.get("kernel")
@@ -61,7 +61,7 @@ def _has_sound_lq(index: dict[str, Any]) -> bool:
 
 
 def _has_sound_naming(index: dict[str, Any]) -> bool:
-    """Whether what it says about the members of foreign tars, if anything, can be meant."""
+    """Return whether what it says about the members of foreign tars, if anything, can be meant."""
     suffixes, above = index.get("suffixes", {}), index.get("mask_above", 0)
     known = all(suffix == suffix.lower() and slot in SLOTS for suffix, slot in suffixes.items())
     flags = all(type(index.get(name, False)) is bool for name in ("dotted_keys", "shard_in_key"))
@@ -120,17 +120,17 @@ class ShardSet:
 
     @property
     def masks(self) -> bool:
-        """Whether the samples have masks."""
+        """Return whether the samples have masks."""
         return self.index.get("masks", True)
 
     @property
     def valid(self) -> bool:
-        """Whether some of the samples have pixels without data."""
+        """Return whether some of the samples have pixels without data."""
         return self.index.get("valid", False)
 
     @property
     def lq(self) -> bool:
-        """Whether the samples have LQ images."""
+        """Return whether the samples have LQ images."""
         return self.index.get("lq") or False
 
     @property
@@ -150,12 +150,12 @@ class ShardSet:
 
     @cached_property
     def pixels(self) -> int:
-        """How many the largest image has."""
+        """Pixels of the largest image."""
         return max(width * height for width, height in sizes(self.index))
 
     @cached_property
     def naming(self) -> Naming:
-        """How the names of members make samples; of foreign tars the index says it."""
+        """Rule by which names of members make samples; of foreign tars it is in the index."""
         if "suffixes" not in self.index:
             return Naming()
         return Naming(self.index["suffixes"], folders=True, dots=self.index.get("dotted_keys", False))
@@ -174,7 +174,7 @@ class ShardSet:
         return min(map(min, sizes(self.index)))
 
     def address(self, shard: int) -> str:
-        """Where a shard is, for people."""
+        """Address of a shard, for people."""
         name = self.names[shard]
         return self.cache.remote.address(name) if self.cache else os.path.join(self._directory, name)
 

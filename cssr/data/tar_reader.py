@@ -86,13 +86,13 @@ class _Headers:
 
 
 def _is_safe(name: str) -> bool:
-    """Whether a name is fit for a line of text, and leads to no place above or outside."""
+    """Return whether a name is fit for a line of text, and leads to no place above or outside."""
     return name.isprintable() and "\\" not in name and name[0] != "/" and ".." not in name.split("/")
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How the names of a tar's members make samples.
+    """Rule by which the names of a tar's members make samples.
 
     Attributes:
         slots: suffix, in lower case -> which file of a sample it is, of `SLOTS`.
@@ -119,7 +119,7 @@ class Naming:
 
 
 class Contents(NamedTuple):
-    """What lies where in a tar."""
+    """Table of contents of a tar: offsets and sizes of its samples' files."""
 
     keys: list[str]
     places: np.ndarray  # samples x slots x 2 int64: offset and size, bytes; 0 where there is none
@@ -209,7 +209,7 @@ class Files:
         return data
 
     def has(self, extension: str) -> bool:
-        """Whether the sample has this file."""
+        """Return whether the sample has this file."""
         return self._places[extension][1] > 0
 
     def sized(self, width: int, height: int, *extensions: str) -> bytes:

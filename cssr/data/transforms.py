@@ -64,7 +64,7 @@ def _window(y: int, x: int, height: int, width: int) -> tuple[slice, slice]:
 
 
 def _draw_mirror(data: DataConfig, rng: np.random.Generator) -> tuple[bool, bool]:
-    """Whether to exchange left and right, and above and below."""
+    """Return whether to exchange left and right, and above and below."""
     across = rng.random() < data.hflip
     return across, rng.random() < data.vflip
 
@@ -92,7 +92,7 @@ def _crop(
 def _position(
     mask: np.ndarray, h: int, w: int, data: DataConfig, rng: np.random.Generator, step: int = 1
 ) -> tuple[int, int]:
-    """Where a crop of h x w begins: at multiples of `step`; for a share of the crops, so that a crack is in it."""
+    """Corner of a crop of h x w: at multiples of `step`; for a share of the crops, so that a crack is in it."""
     height, width = mask.shape
     if h > height or w > width:
         raise ValueError(f"image of {width}x{height} pixels is smaller than data.crop={data.crop}")

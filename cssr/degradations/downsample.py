@@ -25,7 +25,7 @@ def downsample(scale: int, method: Method = "bicubic", antialias: bool = True) -
 
 @DEGRADATIONS.register
 def stored() -> Callable:
-    """What the set stores: a frozen benchmark, or real pairs. Batches come with it, so that there is nothing to do.
+    """Degradation that the set stores: a frozen benchmark, or real pairs. Batches hold it: there is nothing to do.
 
     The callable refuses to be called: there is no way from an HR image to what a set would store.
     """

@@ -1,4 +1,4 @@
-"""What a sample's own seed decides: every draw of a degradation, in numpy on the CPU, the same for every device."""
+"""Random draws from a sample's own seed, in numpy on the CPU: all of a degradation, the same for every device."""
 
 import math
 from collections.abc import Sequence

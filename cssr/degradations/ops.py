@@ -106,7 +106,7 @@ def _reduced(x: Tensor, scale: int) -> tuple[int, int]:
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """What JPEG (4:2:0, the standard's tables) leaves of each image; gradients pass through (Reich et al. 2024).
+    """JPEG (4:2:0, the standard's tables) of each image; gradients pass through (Reich et al. 2024).
 
     On average one to two grey levels from libjpeg's result, which is about six from the image at quality 30 to 60.
     Where rounding moves a coefficient across the middle between two steps of the quantiser, devices differ by that

@@ -134,7 +134,7 @@ def _windowed(kernels: Tensor, rngs: Rngs, probability: float) -> Tensor:
 
 
 class _Plan(NamedTuple):
-    """What was drawn for one pass, B each, on the CPU."""
+    """Draws of one pass, B each, on the CPU."""
 
     kernel: Tensor
     heights: Tensor

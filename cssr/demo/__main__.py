@@ -78,7 +78,7 @@ def _app(options: argparse.Namespace) -> Any:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name leads to this machine only."""
+    """Return whether an address or name leads to this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

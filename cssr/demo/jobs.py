@@ -24,7 +24,7 @@ class Limits:
 
 
 class Full(Exception):
-    """As many as may wait are waiting already."""
+    """The queue is full."""
 
 
 class Stopped(Exception):

@@ -1,4 +1,4 @@
-"""What the page's server answers with: a photograph read from bytes, and a prediction as pictures in bytes."""
+"""Responses of the page's server: a photograph read from bytes, and a prediction as pictures in bytes."""
 
 import io
 import warnings

@@ -137,7 +137,7 @@ class Predict:
                 yield part.data
 
     def _place(self, job: Job) -> dict[str, Any]:
-        """How far the work is: tiles done, of those of all rounds; none are known of what is worked as a whole."""
+        """Progress of the work: tiles done, of those of all rounds; none are known of what is worked as a whole."""
         of = self.model.rounds * job.of
         return {"began": job.began is not None, "done": job.before + job.done, "of": of}
 
@@ -147,7 +147,7 @@ def _line(**fields: Any) -> bytes:
 
 
 def result_of(job: Job) -> Any:
-    """What a job that is done has made. Raises: Refused, with a sentence for the page."""
+    """Result of a job that is done. Raises: Refused, with a sentence for the page."""
     try:
         return job.future.result()
     except (MemoryError, torch.OutOfMemoryError):

@@ -30,7 +30,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def has_segmentation(rows: Sequence[dict]) -> bool:
-    """Whether the rows hold counts, which are there for all or for none; ValueError where there is no row."""
+    """Return whether the rows hold counts, which are there for all or for none; ValueError where there is no row."""
     if not rows:
         raise ValueError("no image to aggregate: the evaluated set is empty; check its path and its filters")
     counted = {"tp" in row for row in rows}
@@ -166,7 +166,7 @@ def intervals(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, dict[s
 
 
 def _draws(images: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn in each resample: (resamples of this part, images) float64."""
+    """Count of each image in each resample: (resamples of this part, images) float64."""
     rng, size = np.random.default_rng(seed), max(1, _PLACES // images)
     for begin in range(0, RESAMPLES, size):
         number = min(size, RESAMPLES - begin)

@@ -21,7 +21,7 @@ SEGMENTATION_KEYS = tuple(key for key in KEYS if key not in IMAGE_KEYS)
 
 
 def definitions() -> dict[str, str]:
-    """What each reported number is, in words, for the results file: one sentence or two for each key."""
+    """Definitions of the reported numbers, in words, for the results file: one sentence or two for each key."""
     area = "IoU = (tp + 1e-5) / (tp + fp + fn + 1e-5), 1 where mask and prediction are both empty"
     at = "at iou_max_threshold; image: mean over images"
     best = "at iou_max_threshold, without smoothing; both empty gives 1, one empty 0; image: mean over images"

@@ -1,4 +1,4 @@
-"""What is measured of each image of a set: what a model makes of it, against what is true, as rows."""
+"""Evaluator: runs a model over a set and measures each image against what is true, a row an image."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -128,7 +128,7 @@ def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measures_segmentation(model: ModelConfig, sets: Sequence[ShardSet], setting: str) -> bool:
-    """Whether segmentation can be measured: the model finds cracks, and the sets have masks.
+    """Return whether segmentation can be measured: the model finds cracks, and the sets have masks.
 
     Raises: ValueError, one line, where only some sets have them; `setting` is the option that names the sets.
     """

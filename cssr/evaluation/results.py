@@ -27,7 +27,7 @@ _NO_SEGMENTATION = "not measured (null): the model finds no cracks (model.seg=no
 
 
 def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """What `results.json` holds: facts, measures, their intervals, those of parts of the set, and the definitions of
+    """Content of `results.json`: facts, measures, their intervals, those of parts of the set, and the definitions of
     all, curves, and each image; infinite is null.
 
     Without segmentation (rows without counts), its measures and `curves` are null, and a definition says so.
@@ -100,16 +100,16 @@ class Result:
 
     @property
     def bound(self) -> bool:
-        """Whether it is an HR upper bound: segmentation of the HR image itself."""
+        """Return whether it is an HR upper bound: segmentation of the HR image itself."""
         return component_name(self.data, "sr") == "none"
 
     @property
     def segmented(self) -> bool:
-        """Whether segmentation was measured."""
+        """Return whether segmentation was measured."""
         return self.data["metrics"]["image"]["iou_max"] is not None
 
     def of_same_images(self, other: "Result") -> bool:
-        """Whether both are of one set: by the sets' hash, or else by the images' names, sizes and crack pixels."""
+        """Return whether both are of one set: by the sets' hash, else by the images' names, sizes, crack pixels."""
         hashes = [result.data.get("data_sha256") for result in (self, other)]
         if all(hashes) and hashes[0] == hashes[1]:
             return True
@@ -192,7 +192,7 @@ def _named(results: Sequence[Result]) -> list[Result]:
 
 
 def _labels(result: Result) -> list[str]:
-    """What a result may be called, shortest first; the last tells any two apart, as no file is read twice."""
+    """Names that a result may have, shortest first; the last tells any two apart, as no file is read twice."""
     name, data = str(result.data["name"]), str(result.data["data"])
     details = (Path(data).name, data, result.path.parent, result.path.resolve())
     return [name, *(f"{name} ({detail})" for detail in details)]

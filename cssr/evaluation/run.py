@@ -59,7 +59,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def origin(options: argparse.Namespace, sets: Sequence[ShardSet]) -> dict[str, Any]:
-    """What a result follows from: the same origin, the same result.
+    """Facts from which a result follows: the same origin, the same result.
 
     `checkpoint_sha256`: of each file that the weights and settings are read from; `data_sha256`: of the sets' indexes,
     which hold the sha256 of every shard, as JSON with sorted keys; `options`: those that change results.
@@ -94,7 +94,7 @@ def _own_folder(options: argparse.Namespace, sha256: str) -> Path:
 
 
 def of_other_data(folder: Path, data: str, sha256: str) -> bool:
-    """Whether a folder has a result of another path and other contents; a damaged one is nobody's."""
+    """Return whether a folder has a result of another path and other contents; a damaged one is nobody's."""
     try:
         result = load([folder / "results.json"])[0].data
     except ValueError:

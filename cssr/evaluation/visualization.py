@@ -129,7 +129,7 @@ def levels_to_grey(levels: np.ndarray) -> np.ndarray:
 
 
 def grey_to_levels(grey: np.ndarray) -> np.ndarray:
-    """How many thresholds lie below: of uint8 grey 0..255, 0..99; crack at threshold number i (from 1) where >= i."""
+    """Count of thresholds below: of uint8 grey 0..255, 0..99; crack at threshold number i (from 1) where >= i."""
     return np.round(grey.astype(np.float64) * (len(THRESHOLDS) / 255)).astype(np.uint8)
 
 

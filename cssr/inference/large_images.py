@@ -89,7 +89,7 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be written of a photograph."""
+    """Results to write of a photograph."""
 
     results: tuple[str, ...] = RESULTS
     size: str = "sr"  # of prob, mask and overlay: `sr`, or `photo`, the photograph's own
@@ -181,7 +181,7 @@ def write_kernel(files: Files, kernel: np.ndarray) -> None:
 
 
 def as_tiff(wanted: Wanted, photograph: Photograph, scale: int) -> bool:
-    """Whether results are TIFFs: where they are too large for PNGs, or lie on the map; without rasterio they cannot."""
+    """Return whether results are TIFFs: too large for PNGs, or placed on a map; never without rasterio."""
     if wanted.format != "auto":
         return wanted.format == "tiff"
     height, width = photograph.shape
@@ -189,7 +189,7 @@ def as_tiff(wanted: Wanted, photograph: Photograph, scale: int) -> bool:
 
 
 class _Frame:
-    """What surrounds the part of a photograph that is worked: rows of results are put in their place in the whole.
+    """Frame around the part of a photograph that is worked; places rows of results within the whole.
 
     Args:
         box: top, left, height, width of the part. scale: pixels of a result to one of the photograph.
@@ -207,7 +207,7 @@ class _Frame:
         return np.pad(rows, ((0, 0), self._beside, *[(0, 0)] * (rows.ndim - 2))) if any(self._beside) else rows
 
     def valid(self, top: int, count: int) -> np.ndarray | None:
-        """Which pixels of rows of the whole hold data, n W bool; None where all pixels of the photograph do."""
+        """Mask of the pixels with data in rows of the whole, n W bool; None where all of the photograph have some."""
         rows = valid_rows(self._photograph, top, count, self._scale)
         return None if rows is None else rows[0, 0].numpy()
 

@@ -21,7 +21,7 @@ from cssr.utils.valid_pixels import fill_missing
 
 @dataclass
 class Prediction:
-    """What a model makes of one photograph of h x w pixels, at scale s."""
+    """Prediction of one photograph of h x w pixels, at scale s."""
 
     sr: np.ndarray  # h*s w*s 3 uint8, super-resolved image
     prob: np.ndarray | None  # h*s w*s float32, crack probability; None from a model that finds no cracks

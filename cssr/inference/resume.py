@@ -1,4 +1,4 @@
-"""What is done: a record beside the results of each photograph, written last, so that a run that stopped goes on."""
+"""Resume of predictions: a record beside the results of each photograph, written last."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def is_done(record: Path, facts: dict[str, Any]) -> bool:
-    """Whether the results were made from these facts (model, options, photograph) and are all there."""
+    """Return whether the results were made from these facts (model, options, photograph) and are all there."""
     kept = read(record)
     if kept is None or kept["facts"] != json.loads(json.dumps(facts)):
         return False

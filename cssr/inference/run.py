@@ -117,7 +117,7 @@ def _make_directory(out: Path) -> None:
 
 
 def _written(model: JointModel, wanted: Wanted) -> str:
-    """What is written of the results that are wanted, in words."""
+    """Names of the results that are written, in words."""
     named = {"sr": "SR image", "prob": "probability", "kernel": "blur kernel"}
     there = {"sr": True, "kernel": getattr(model.sr, "predicts_kernel", False)}
     names = [named.get(name, name) for name in wanted.results if there.get(name, segments(model.config))]
@@ -141,7 +141,7 @@ class _Run:
         self.count = self.skipped = 0
 
     def work(self, sources: Iterator[Source], expected: int) -> None:
-        """What cannot be read or written is told of, and the rest is done."""
+        """Predict all; report what cannot be read or written, and continue."""
         with self._bar(total=expected, unit="photo", desc="all") as bar:
             for source in sources:
                 self.count += 1

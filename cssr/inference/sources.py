@@ -1,4 +1,4 @@
-"""Which photographs are meant: by files, folders, patterns, and the frames of videos."""
+"""Sources of photographs: files, folders, patterns, and the frames of videos."""
 
 import glob
 import itertools
@@ -35,7 +35,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """As it is told to the user."""
+        """Name shown to the user."""
         return str(self.path) if self.frame is None else f"{self.path} frame {self.frame}"
 
     def open(self, bits: int | None = None) -> Photograph:
@@ -104,7 +104,7 @@ def _holding(folders: Sequence[Path]) -> Path:
 
 
 def _below(source: Path) -> Iterator[tuple[Path, Path]]:
-    """What a folder or a pattern holds."""
+    """Files in a folder or of a pattern."""
     root = _root(source)
     if source.is_dir():
         paths = without_results(with_suffix(walk(source)))
@@ -140,7 +140,7 @@ def without_results(paths: Iterable[Path]) -> list[Path]:
 
 
 def passed_over_in(sources: Sequence[Path]) -> str:
-    """What to say of files in folders and patterns that look like photographs but are not read; "" without any."""
+    """Warning of files in folders and patterns that look like photographs but are not read; "" without any."""
     folders = [path for source in sources if source.is_dir() for path in walk(source)]
     return passed_over(folders + [path for source in sources if not source.exists() for path in _matching(source)])
 
@@ -158,7 +158,7 @@ def is_video(path: Path) -> bool:
 
 
 def count(paths: dict[str, Path], every: int) -> int:
-    """How many photographs there are, about: frames as videos say."""
+    """Approximate count of photographs: frames as videos say."""
     return sum(_frames(path, every) if is_video(path) else 1 for path in paths.values())
 
 
@@ -171,7 +171,7 @@ def _frames(path: Path, every: int) -> int:
 
 
 def _promised(capture: cv2.VideoCapture) -> int:
-    """How many frames a video says it has, about."""
+    """Approximate count of frames, as a video says."""
     return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
 

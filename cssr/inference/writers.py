@@ -51,7 +51,7 @@ class Files:
 
     @property
     def directory(self) -> Path:
-        """Where they are."""
+        """The directory that holds them."""
         return self._stem.parent
 
     def new(self, ending: str) -> Path:
@@ -61,7 +61,7 @@ class Files:
 
     @property
     def _room(self) -> Path:
-        """Where they are until then; also what GDAL may put beside them."""
+        """Temporary directory until then; also for what GDAL may put beside them."""
         return self._stem.with_name(f".{self._stem.name}{PARTIAL}")
 
     def rows(self, make: Callable[[Path], Rows], ending: str) -> Rows:
@@ -134,7 +134,7 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def save_array(path: Path, values: np.ndarray) -> None:
-    """As .npy, whatever the path ends with."""
+    """Write .npy, whatever the path ends with."""
     with open(path, "wb") as file:
         np.save(file, values)
 
@@ -154,7 +154,7 @@ def float_rows(files: Files, name: str, shape: tuple[int, int], tiff: bool, plac
 
 
 class _ByteRows(geotiff.TiffRows):
-    """Where bool is 0 and 255."""
+    """Rows in which bool is written as 0 and 255."""
 
     def write(self, rows: np.ndarray, valid: np.ndarray | None = None) -> None:
         """The next rows."""
@@ -163,7 +163,7 @@ class _ByteRows(geotiff.TiffRows):
 
 @dataclass(frozen=True)
 class Measured:
-    """How cracks are measured."""
+    """Settings by which cracks are measured."""
 
     mm_per_pixel: float | None = None  # of the photograph
     least_length: float = 0.0  # of a crack, the photograph's pixels

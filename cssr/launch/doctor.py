@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def library_fault(load: Callable[[str], Any] = __import__) -> str | None:
-    """Why the libraries cannot be imported, with the cure; they come first, as `accelerate launch` needs them too."""
+    """Reason why the libraries cannot be imported, with the cure; first, as `accelerate launch` needs them."""
     for name in ("torch", "torchvision", "accelerate", "cssr"):
         try:
             load(name)
@@ -99,7 +99,7 @@ def examine(options: argparse.Namespace) -> list[str]:
 
 
 def launch_rows(promise: Any, machine: Any) -> list[Row]:
-    """What the launch file says, in words."""
+    """Content of the launch file, in words."""
     device = machine.device if machine.devices and not promise.use_cpu and not promise.cpu else "cpu"
     here = f"{machine.devices} x {machine.name or machine.device} here" if machine.devices else "no accelerator here"
     rows = [("type", f"{promise.kind}: {_strategy(promise)}")]

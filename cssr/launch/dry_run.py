@@ -26,7 +26,7 @@ Section = tuple[str, list[Row]]
 
 
 def rehearse(settings: Sequence[str], promise: Promise, machine: Machine) -> tuple[list[Section], list[str]]:
-    """What a run of these settings would be, in sections to print; and why it would not run."""
+    """Dry run of these settings: sections to print, and the reasons for which it would not run."""
     recipe = None if "=" in settings[0] else settings[0]
     try:
         config = load_config(recipe, settings[recipe is not None :])
@@ -37,7 +37,7 @@ def rehearse(settings: Sequence[str], promise: Promise, machine: Machine) -> tup
 
 
 class Rehearsal:
-    """What train.py would find, without an engine and without memory; each check that fails is a fault."""
+    """Checks of train.py without an engine and without memory; each that fails is a fault."""
 
     def __init__(self, config: Config, promise: Promise, machine: Machine):
         self.config, self.promise, self.machine = config, promise, machine

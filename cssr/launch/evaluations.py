@@ -55,7 +55,7 @@ class Evaluation:
         return f"{self.checkpoint.name} on {self.benchmark.name}"
 
     def missing(self) -> str:
-        """Why it has to be computed; "" if there is a whole result, of the same checkpoint, data and options."""
+        """Reason to compute it; "" if there is a whole result, of the same checkpoint, data and options."""
         path = self.folder / "results.json"
         if not path.is_file():
             return _NEW
@@ -88,7 +88,7 @@ class Evaluation:
 
 
 def _difference(origin: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What a result was computed from that is now another; "" if nothing."""
+    """Name what a result was computed from and has changed since; "" if nothing has."""
     if not wanted.keys() <= origin.keys():
         return "it does not say what it was computed from"
     changed = [what for what in ("checkpoint", "data") if origin[f"{what}_sha256"] != wanted[f"{what}_sha256"]]
@@ -224,7 +224,7 @@ def _report(done: Sequence[Evaluation], folder: Path, title: str, shown: bool = 
 
 
 def print_commands(evaluations: Iterable[Evaluation], team: Crew) -> None:
-    """What would be run, and what is done."""
+    """Print the commands that would be run, and what is done."""
     for evaluation in evaluations:
         reason = evaluation.missing()
         print(f"# {evaluation.name}: {reason or 'done'}")

@@ -53,12 +53,12 @@ class Point:
 
     @property
     def overrides(self) -> list[str]:
-        """As train.py takes them."""
+        """Settings as train.py takes them."""
         return [f"{axis.key}={value.text}" for axis, value in zip(self.axes, self.values)]
 
     @property
     def setting(self) -> dict[str, str]:
-        """What it is a point of, but for its seed."""
+        """The point of the grid without its seed."""
         return {axis.label: value.label for axis, value in zip(self.axes, self.values) if axis.key != SEED}
 
     @property

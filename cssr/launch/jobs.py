@@ -56,7 +56,7 @@ class _Running:
 
     @property
     def ended(self) -> bool:
-        """Whether the command has ended, and all of its processes have as well or it has done what it was to do."""
+        """Return whether the command has ended, and with it all of its processes, or its work is done."""
         return self.process.poll() is not None and not (_locked(self.job.log) and self.job.missing())
 
     def tell(self, number: signal.Signals) -> None:
@@ -192,7 +192,7 @@ def _visible() -> str | None:
 
 @dataclass(frozen=True)
 class Crew:
-    """How many processes a job has, by which launch file, and the environments of the jobs that run at a time."""
+    """Processes of a job, its launch file, and the environments of the jobs that run at a time."""
 
     processes: int
     file: Path

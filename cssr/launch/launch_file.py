@@ -1,4 +1,4 @@
-"""What a launch file and accelerate's options promise, the machine they are for, and why it would not come true.
+"""Launch file: what it and accelerate's options ask for, the machine, and why it would not come true.
 
 Nothing is started here. `faults` knows where accelerate 1.15 and DeepSpeed go on silently with something else, or fail
 late; each fault is one line with its remedy.
@@ -41,7 +41,7 @@ class Promise:
 
     @property
     def strategy(self) -> str:
-        """What accelerate's launcher makes of it: `simple` (one process), `ddp`, `zero` or `fsdp`."""
+        """Strategy of accelerate's launcher: `simple` (one process), `ddp`, `zero` or `fsdp`."""
         of_kind = {"DEEPSPEED": "zero", "FSDP": "fsdp", **dict.fromkeys(DDP, "ddp")}
         return "simple" if self.cpu else of_kind.get(self.kind, "simple")
 
@@ -62,12 +62,12 @@ class Promise:
 
     @property
     def offloads(self) -> bool:
-        """Whether the optimizer's state and step are on the CPU."""
+        """Return whether the optimizer's state and step are on the CPU."""
         return self.strategy == "zero" and self.deepspeed.get("offload_optimizer_device", "none") != "none"
 
     @property
     def in_parts(self) -> bool:
-        """Whether a rank keeps a part of the weights only."""
+        """Return whether a rank keeps a part of the weights only."""
         return self.zero_stage == 3 or self.strategy == "fsdp"
 
 
@@ -140,7 +140,7 @@ def _positive(number: int | None) -> int | None:
 
 
 def faults(promise: Promise, machine: Machine) -> list[str]:
-    """Why a launch would silently do something else, or fail late; one line each, with the remedy."""
+    """Faults by which a launch would silently do something else, or fail late; one line each, with the remedy."""
     if promise.processes is None:
         return ["num_processes is neither in the launch file nor given: add --num_processes N"]
     general = [
@@ -260,7 +260,7 @@ def _of_fsdp(promise: Promise, machine: Machine) -> Iterator[str]:
 
 
 def notes(promise: Promise, machine: Machine) -> list[str]:
-    """What works, but perhaps not as meant."""
+    """Notes on what works, but perhaps not as meant."""
     lines = []
     if not machine.devices and (promise.strategy == "ddp" or (promise.strategy == "simple" and not promise.use_cpu)):
         lines.append("there is no GPU here: the processes would run on the CPU")

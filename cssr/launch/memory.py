@@ -1,4 +1,4 @@
-"""How much memory a rank needs for a training step, found without having it.
+"""Memory of a rank for a training step, estimated without allocating it.
 
 Forward and backward pass run on tensors that have shapes and no contents, at the true crop and micro-batch, while
 every storage that lives is counted. What no tensor holds is left out: the workspace of convolutions, the allocator's
@@ -33,7 +33,7 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Need:
-    """What takes memory of a rank, in bytes, and why."""
+    """A need for memory of a rank, in bytes, and its reason."""
 
     name: str
     bytes: float

@@ -88,7 +88,7 @@ def sweep_parser() -> Parser:
 
 
 def _add_benchmark_options(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Which benchmarks, and how a checkpoint is evaluated on them."""
+    """Add options of benchmarks, and of evaluations on them."""
     add, root = parser.add_argument, os.environ.get("CSSR_BENCHMARKS", "data/benchmarks")
     add("--benchmarks", nargs="+", required=required, metavar="NAME", help="shard directories, or names under the root")
     add("--benchmark-root", type=Path, default=Path(root), metavar="DIR", help=f"($CSSR_BENCHMARKS, or else {root})")
@@ -97,7 +97,7 @@ def _add_benchmark_options(parser: argparse.ArgumentParser, required: bool) -> N
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    """Where and how jobs run."""
+    """Add options of jobs."""
     add = parser.add_argument
     add("--processes", type=int, metavar="N", help="processes, and devices, of each job (1)")
     add("--jobs", type=int, metavar="N", help="jobs at a time (as many as the devices, or the cores, are enough for)")
@@ -142,7 +142,7 @@ def distinct_names(paths: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
-    """What is equal still, as names lose what a file name cannot hold, by number."""
+    """Number names that are equal once they have lost what a file name cannot hold."""
     taken: list[str] = []
     for name in names:
         choices = (name, *(f"{name}-{number}" for number in range(2, len(names) + 2)))

@@ -48,7 +48,7 @@ class Run:
         return self.point.name
 
     def missing(self) -> str:
-        """Why it has to be trained; "" if it is finished, as train.py sees it."""
+        """Reason to train it; "" if it is finished, as train.py sees it."""
         there, steps = checkpoints(self.dir), self.config.train.steps
         done = int(there[-1].name.split("_")[-1]) if there else 0
         if done < steps:
@@ -148,7 +148,7 @@ def evaluate_runs(runs: Sequence[Run], benchmarks: Sequence[Benchmark], options:
 
 
 def _evaluators(options: argparse.Namespace) -> Crew:
-    """As many processes as for training, by a plain launch file: evaluation has no use for ZeRO and the like."""
+    """Processes for evaluation, as many as for training, by a plain launch file: it has no use for ZeRO."""
     processes = crew(options.processes, options.jobs, options.config_file).processes
     return crew(processes, options.jobs, None, threads=1)
 
@@ -173,7 +173,7 @@ def collect(runs: Sequence[Run], benchmarks: Sequence[Benchmark], note: str, opt
 
 
 def print_plan(runs: Sequence[Run], benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> None:
-    """What would be run, and what is done."""
+    """Print the commands that would be run, and what is done."""
     team, evaluators = crew(options.processes, options.jobs, options.config_file), _evaluators(options)
     for run in runs:
         reason = run.missing()

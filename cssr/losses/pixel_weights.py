@@ -32,7 +32,7 @@ class PixelWeight:
 
     @property
     def needs_distance(self) -> bool:
-        """Whether the batch's distance map is needed."""
+        """Return whether the batch's distance map is needed."""
         return self.crack > 0
 
     def __call__(self, outputs: Outputs, batch: Batch, progress: Progress) -> tuple[Tensor, ...]:

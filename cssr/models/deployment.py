@@ -74,7 +74,7 @@ class GridMeans(nn.Module):
 
 
 def _shares(side: int, cells: int, like: Tensor) -> Tensor:
-    """How much each of `side` places counts in each cell (cells side); cells overlap where they do not divide."""
+    """Weight of each of `side` pixels in each cell (cells side); cells overlap where they do not divide."""
     cell = torch.arange(cells, device=like.device)[:, None]
     pixel = torch.arange(side, device=like.device)[None]
     first, end = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
@@ -217,7 +217,7 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
 
 
 def _remove_others(out: Path, files: Sequence[dict[str, Any]]) -> None:
-    """What is left of another model's files."""
+    """Remove what is left of another model's files."""
     written = {name for file in files for name in file["written"]}
     for name in {*_FILES.values(), f"{_FILES['onnx']}.data"} - written:
         (out / name).unlink(missing_ok=True)
@@ -240,7 +240,7 @@ def _write(
 
 
 def describe(deployed: Deployed) -> dict[str, Any]:
-    """What goes in and comes out, for `model.json`."""
+    """Inputs and outputs, for `model.json`."""
     config, scale = deployed.model.config, deployed.model.scale
     large = [f"{scale} * height", f"{scale} * width"]
     side = getattr(deployed.model.sr, "kernel_size", "k")
@@ -266,7 +266,7 @@ def describe(deployed: Deployed) -> dict[str, Any]:
 
 
 def _inside(model: JointModel) -> list[str]:
-    """What the file does by itself, in words."""
+    """Steps that the file includes, in words."""
     network = model.seg if model.seg is not None else model.sr
     normalised = {
         "instance": "per image and channel",

@@ -111,7 +111,7 @@ def load_encoder(encoder: nn.Module, name: str, pretrained: str) -> None:
 
 
 def layers_from_the_end(seg: EncoderDecoder, names: Sequence[str]) -> list[int]:
-    """How many layers, as timm counts them, each parameter of a timm encoder is from the deepest: 0 there.
+    """Layers, as timm counts them, from each parameter of a timm encoder to the deepest: 0 there.
 
     Args:
         names: parameter names that end in the encoder's own, as `seg.encoder.blocks.0.0.conv_dw.weight`.
@@ -180,7 +180,7 @@ def _encoder_error(name: str, pretrained: bool | str, error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Package:
-    """Where the weights of a timm model are, in a package whose tensors stand in the order of timm's."""
+    """Package with the weights of a timm model, its tensors in the order of timm's."""
 
     module: str
     holder: str  # class whose `get_model_file_path()` names the file

@@ -25,12 +25,12 @@ _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Whether `source` can only be a model of the Hub, `owner/name`: nothing lies at that path."""
+    """Return whether `source` can only be a model of the Hub, `owner/name`: nothing lies at that path."""
     return bool(NAME.fullmatch(str(source))) and not Path(source).exists()
 
 
 def came_from_hub(directory: Path) -> bool:
-    """Whether a directory lies in a cache of the Hub, so that somebody else may have written what is in it."""
+    """Return whether a directory lies in a cache of the Hub, so that somebody else may have written what is in it."""
     return any(part.startswith(_CACHED) for part in (*directory.absolute().parts, *directory.resolve().parts))
 
 
@@ -102,7 +102,7 @@ def _explain(name: str, download: bool, revision: str | None, error: Exception) 
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line, with the one that caused it."""
+    """Message of an error in one line, with the one that caused it."""
     cause = error.__cause__ or error
     return " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
 

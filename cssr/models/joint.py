@@ -40,7 +40,7 @@ _LOGIT_BOUND = 1e-6  # probabilities of a super-resolved mask are kept this far 
 
 
 class JointModel(nn.Module):
-    """What every form shares: normalisation, clipping, tiles, parameter groups, and the export.
+    """Base of all forms: normalisation, clipping, tiles, parameter groups, and the export.
 
     A form defines `forward(lq, kernel=None) -> Outputs` (`lq` B 3 h w float32, about 0..1; a `kernel` B 1 k k replaces
     the predicted one) and `sr` and `seg`, its networks; with `seg` None, `sr` does both.
@@ -172,7 +172,7 @@ class JointModel(nn.Module):
 
     @property
     def rounds(self) -> int:
-        """How often `infer_rows` goes over the tiles."""
+        """Number of passes of `infer_rows` over the tiles."""
         return 1
 
     def _taken(self, part: Tensor) -> Tensor:
@@ -374,7 +374,7 @@ def reduced(valid: Tensor | None, scale: int) -> Tensor | None:
 
 
 def valid_rows(lq: Windows, top: int, count: int, scale: int) -> Tensor | None:
-    """Which pixels of rows of the SR image are valid, B 1 count W bool; None where all of the image are."""
+    """Mask of valid pixels of rows of the SR image, B 1 count W bool; None where all of the image are."""
     if not getattr(lq, "masked", False):
         return None
     first, last = top // scale, -(-(top + count) // scale)
@@ -386,7 +386,7 @@ def valid_rows(lq: Windows, top: int, count: int, scale: int) -> Tensor | None:
 
 
 def _for_each_tile(value: Tensor | None, part: Tensor) -> Tensor | None:
-    """What belongs to each of B images, repeated for a stack of tiles of each of them."""
+    """Repeat what belongs to each of B images for a stack of tiles of each."""
     return None if value is None else repeat(value, "b ... -> (n b) ...", n=len(part) // len(value))
 
 

@@ -79,7 +79,7 @@ def exported_model(run_dir: Path, config: Config, path: Path) -> tuple[JointMode
 
 
 def _fitted_temperature(run_dir: Path, step: int) -> float | None:
-    """What the validation at a step has fitted; None where there was none."""
+    """Temperature fitted by the validation at a step; None where there was none."""
     path, temperature = run_dir / "validation.jsonl", None
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with suppress(ValueError, AttributeError):  # the last line of a run that was killed may be half a line
@@ -118,7 +118,7 @@ def init_from(model: JointModel, source: str) -> None:
 
 
 def holds_segmentation(source: str) -> bool:
-    """Whether a source of `init_from` has weights for the segmentation network; ValueError if it cannot be read."""
+    """Return whether a source of `init_from` has weights of a segmentation network; ValueError if it is unreadable."""
     return any(name.startswith("seg.") for name in _source_state(source))
 
 
@@ -147,7 +147,7 @@ def degradation_of(path: str | Path, which: str = "export") -> Mapping[str, Any]
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path holds a run or an export, or names a model of the package."""
+    """Return whether a path holds a run or an export, or names a model of the package."""
     return is_shipped(path) or any((path / name).exists() for name in ("config.json", "config.yaml", "export"))
 
 

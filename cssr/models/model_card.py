@@ -95,7 +95,7 @@ def _recipe(run: Path | None) -> dict[str, Any]:
 
 
 def segments(export: Mapping[str, Any]) -> bool:
-    """Whether the model finds cracks."""
+    """Return whether the model finds cracks."""
     model = export["model"]
     return _name(model.get("seg")) != "none" or _name(model.get("form")) == "dsrl"
 

@@ -255,7 +255,7 @@ _MLP = {"fc1": "0.0", "gn1": "0.1", "dwconv.dwconv": "1.0", "gn2": "1.1", "fc2":
 
 
 def _block(way: str, stage: str, number: str) -> str:
-    """Where a block is here: encoder stages count down from full size, decoder stages up to it."""
+    """Name of a block here: encoder stages count down from full size, decoder stages up to it."""
     block = f"encoder.{int(stage) - 1}" if way == "down" else f"decoder.{5 - int(stage)}"
     return f"{block}.layers.{int(number) - 1}"
 

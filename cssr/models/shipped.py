@@ -12,7 +12,7 @@ def shipped_models() -> list[str]:
 
 
 def is_shipped(source: str | Path | bool) -> bool:
-    """Whether `source` names a model of the package; what is at that path goes first."""
+    """Return whether `source` names a model of the package; what is at that path goes first."""
     return str(source) in shipped_models() and not Path(source).exists()
 
 

@@ -36,7 +36,7 @@ class Whole:
         return self._x[..., top : top + height, left : left + width]
 
     def valid(self, top: int, left: int, height: int, width: int) -> Tensor | None:
-        """Which pixels are valid, B 1 height width; None where all are."""
+        """Mask of valid pixels, B 1 height width; None where all are."""
         return None if self._valid is None else self._valid[..., top : top + height, left : left + width]
 
 
@@ -79,7 +79,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Tiles:
-    """How an image is cut: tiles of `side` pixels that overlap by `overlap`, less than half of it.
+    """Cutting of an image: tiles of `side` pixels that overlap by `overlap`, less than half of it.
 
     `batch` tiles are worked at once. `progress` wraps the iteration over tiles. `ahead` batches at most are read by a
     thread before their turn.
@@ -107,7 +107,7 @@ class Tiles:
         return [(top, left) for top in tops for left in lefts]
 
     def sampled(self, function: Function, image: Windows, most: int) -> Iterator[Tensor]:
-        """What `function` makes of at most so many tiles, evenly over the image, one by one and without progress."""
+        """Apply `function` to at most so many tiles, evenly over the image, one by one and without progress."""
         corners = self.places(image.shape)
         chosen = sorted({round(k * (len(corners) - 1) / max(most - 1, 1)) for k in range(min(most, len(corners)))})
         for k in chosen:

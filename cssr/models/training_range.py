@@ -1,4 +1,4 @@
-"""What photographs a model was trained on, and what to say of one that is outside of that.
+"""Range of the photographs that a model was trained on, and notes on one that is outside of it.
 
 An export keeps it in `config.json` as `trained_on`: `brightness` and `contrast` (mean and standard deviation of an
 image's values, 0..1; [low, high] that hold 99 in 100 training images), `blur` ([low, high], standard deviation of the

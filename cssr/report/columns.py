@@ -1,4 +1,4 @@
-"""Which measures a report shows, under which headings, and what one result's number is beside the others'."""
+"""Columns of a report: the measures, their headings, and each result's number beside the others'."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

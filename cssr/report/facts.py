@@ -1,4 +1,4 @@
-"""How results were evaluated, why they may not be compared, and what each number is; in any style."""
+"""Facts of evaluations, reasons not to compare results, and definitions of the numbers; in any style."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ _QUOTED = ("model", "data", "degradation")  # facts shown as code: paths and YAM
 
 
 class Style(Protocol):
-    """What a renderer does to words: `text` shows them literally, `code` as paths are set, `strong` in bold."""
+    """Renderer of words: `text` shows them literally, `code` as paths are set, `strong` in bold."""
 
     def text(self, words: str) -> str: ...
 
@@ -26,7 +26,7 @@ class Style(Protocol):
 
 
 class Markdown:
-    """As Markdown shows them, in a table too."""
+    """Words in Markdown, in a table too."""
 
     def text(self, words: str) -> str:
         return re.sub(r"([\\|*<`])", r"\\\1", " ".join(words.split()))
@@ -39,7 +39,7 @@ class Markdown:
 
 
 class Html:
-    """As HTML shows them, in text and in quoted attributes."""
+    """Words in HTML, in text and in quoted attributes."""
 
     def text(self, words: str) -> str:
         return str(escape(words))
@@ -55,7 +55,7 @@ MARKDOWN, HTML = Markdown(), Html()
 
 
 class Definition(NamedTuple):
-    """What a number is; `names`: of the results that define it so, where not all do."""
+    """Definition of a number; `names`: of the results that define it so, where not all do."""
 
     label: str
     names: list[str]
@@ -118,7 +118,7 @@ def _difference(results: Sequence[Result], key: str, say: Style) -> str:
 
 
 def _other_images(results: Sequence[Result]) -> bool:
-    """Whether images differ: a path alone does not tell what lies there."""
+    """Return whether images differ: a path alone does not tell what lies there."""
     return not all(result.of_same_images(results[0]) for result in results)
 
 
@@ -132,7 +132,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def definitions(
     results: Sequence[Result], base: Result | None, more: Mapping[str, str] | None = None
 ) -> list[Definition]:
-    """What each shown number is, plain; twice where results differ in it. `more`: further keys and their labels."""
+    """Definitions of the shown numbers, plain; twice where results differ in one. `more`: labels of further keys."""
     listed = [
         Definition(label, names if len(texts) > 1 else [], text)
         for label, texts in _defined(results, more).items()

@@ -39,7 +39,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _facts(results: Sequence[Result]) -> str:
-    """What all results share as a list, the rest as a table."""
+    """Facts that all results share as a list, the rest as a table."""
     shared, own = split_facts(results)
     blocks = ["\n".join(f"- {key}: {fact(results[0], key)}" for key in shared)] if shared else []
     if own:

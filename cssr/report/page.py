@@ -124,7 +124,7 @@ def _reliability(segmented: Sequence[Result]) -> dict[str, Any] | None:
 
 
 def _data(results: Sequence[Result], samples: Sequence[Any], uris: dict[str, str]) -> dict[str, Any]:
-    """What the script works with."""
+    """Data of the page's script."""
     return {
         "results": [_described(result, own) for result, own in zip(results, samples)],
         "uris": uris,
@@ -281,7 +281,7 @@ def _name(content: bytes) -> str:
 
 
 def _sample_data(result: Result, kinds: Kinds, sample: Sample) -> dict[str, Any]:
-    """What the page says of a sample, and where it finds its files."""
+    """Facts of a sample for the page, and the names of its files."""
     about, (_, _, height, width) = sample.about, sample.about["window"]
     names = [f"{kind} {list(keys).index(about['key']) + 1}" for kind, keys in kinds.items() if about["key"] in keys]
     return {

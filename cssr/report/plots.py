@@ -27,7 +27,7 @@ class Line(NamedTuple):
 
 
 class Series(NamedTuple):
-    """What is drawn of a result: place among colours and markers (both None of a bound), lines, maximum, dots."""
+    """Drawing of a result: numbers of colour and marker (both None of a bound), lines, maximum, dots."""
 
     name: str
     colour: int | None

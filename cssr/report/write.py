@@ -36,7 +36,7 @@ def report(
 
 
 def write(results: Sequence[Result], base: Result | None, out: Path, title: str | None) -> Path:
-    """As `report`, of results that were read; `base` is the reference."""
+    """Write a report of results that were read; `base` is the reference."""
     title = title or "Evaluation"
     page = compose_page(results, base, title)
     out.mkdir(parents=True, exist_ok=True)

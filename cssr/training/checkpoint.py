@@ -52,7 +52,7 @@ def newest(run_dir: Path) -> Path | None:
 
 
 def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, by sizes and checksums."""
+    """Name what is wrong with a checkpoint, by sizes and checksums; None if nothing is."""
     try:
         files = read_state(path)["files"]
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is checked before work starts: images without masks, models that find no cracks, blur kernels that fit."""
+"""Checks before work starts, and what they give: batch sizes, open sets, whether segmentation is measured."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ _OF_LOGITS = {"aux_weight", "loss"}  # arguments by which a loss of logits is kn
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run goes by beside its settings."""
+    """Facts of a run beside its settings."""
 
     micro_batch: int  # samples of a process at a time
     accumulation: int  # micro-batches of an optimizer step
@@ -191,7 +191,7 @@ def _of_segmentation(config: Config) -> Iterator[str]:
 
 
 def _is_zero(setting: Any, first: int, phase: PhaseConfig, config: Config) -> bool:
-    """Whether a schedule is 0 throughout a phase that begins at `first` samples; numbers count in any phase.
+    """Return whether a schedule is 0 throughout a phase that begins at `first` samples; numbers count in any phase.
 
     It is asked where it may turn, beside that, and at a thousand places between.
     """

@@ -1,4 +1,4 @@
-"""What keeps a run from going on wrong, or from not going on: stop signals, a watchdog, steps left out, memory."""
+"""Fault tolerance: stop signals, hang watchdog, skipped steps, the run lock, hints for errors of the machine."""
 
 import faulthandler
 import fcntl
@@ -29,7 +29,7 @@ _PATIENCE = 60.0  # seconds for an earlier process on the same run directory to 
 
 
 class StopSignal:
-    """Whether this process was asked to stop: SIGINT (Ctrl-C), SIGHUP (a connection that closes), SIGTERM, SIGUSR1
+    """True once this process is asked to stop: by SIGINT (Ctrl-C), SIGHUP (a connection that closes), SIGTERM, SIGUSR1
     (Slurm's warning), or the launcher's death.
 
     A second Ctrl-C, or a signal after `close`, ends the process at once. A signal that is ignored (nohup) stays so.

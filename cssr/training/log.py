@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl always, TensorBoard and Weights & Biases on wish, and progress with the time left."""
+"""Logs of a run: metrics.jsonl always, TensorBoard and Weights & Biases on wish, progress with the time left."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ def truncate_lines(path: Path, step: int) -> None:
 
 
 def has_step(path: Path, step: int) -> bool:
-    """Whether a file of lines has one of this step."""
+    """Return whether a file of lines has one of this step."""
     return path.is_file() and any(
         _step_of(line) == step for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
     )
@@ -65,7 +65,7 @@ def _step_of(line: str) -> float:
 
 
 def trackers(train: TrainConfig, run_dir: Path) -> list[Any]:
-    """What accelerate should log to."""
+    """Trackers for accelerate."""
     chosen: list[Any] = [JsonlTracker(run_dir / "metrics.jsonl")]
     if train.tensorboard and importlib.util.find_spec("tensorboard"):
         chosen.append("tensorboard")

@@ -17,7 +17,7 @@ from cssr.config.schedules import Progress, Schedule, bounded_schedule
 
 @dataclass(frozen=True)
 class PatchMix:
-    """Which pixels are HR's: a pure function of the samples' seeds and the samples seen."""
+    """Choice of the pixels that are HR's: a pure function of the samples' seeds and the samples seen."""
 
     share: Schedule  # of the patches that are HR's, 0..1
     size: int  # side of a patch, HR pixels

@@ -166,5 +166,5 @@ def _link(zero: Any) -> None:
 
 
 def finite(states: Iterable[Mapping[str, Tensor]]) -> bool:
-    """Whether no number in any of them is infinite or nan."""
+    """Return whether no number in any of them is infinite or nan."""
     return all(bool(value.isfinite().all()) for state in states for value in state.values())

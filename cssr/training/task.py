@@ -56,18 +56,18 @@ class Task(nn.Module):
 
     @property
     def needs_distance(self) -> bool:
-        """Whether a loss reads the batch's distance map."""
+        """Return whether a loss reads the batch's distance map."""
         return any(getattr(loss, "needs_distance", False) for loss in self.losses)
 
     @property
     def needs_kernel(self) -> bool:
-        """Whether a loss or a phase takes the true blur kernel."""
+        """Return whether a loss or a phase takes the true blur kernel."""
         of_loss = any(getattr(loss, "needs_kernel", False) for loss in self.losses)
         return of_loss or any(phase.true_kernel for phase in self._phases)
 
     @property
     def needs_features(self) -> bool:
-        """Whether a loss compares the segmentation network's features of SR and HR."""
+        """Return whether a loss compares the segmentation network's features of SR and HR."""
         return any(getattr(loss, "needs_features", False) for loss in self.losses)
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ class Task(nn.Module):
             self.train(self.training)
 
     def train(self, mode: bool = True) -> "Task":
-        """As in any module, but BatchNorm that is held, or in groups that are, stays in evaluation mode."""
+        """Set the mode; BatchNorm that is held, or in groups that are, stays in evaluation mode."""
         super().train(mode)
         for name, module in self.model.named_modules():
             if isinstance(module, _BATCH_NORMS) and self._keeps_statistics(group_of(f"{name}.")):
@@ -125,7 +125,7 @@ class Task(nn.Module):
         return held or group in self._held
 
     def _of_hr(self, batch: Batch, phase: PhaseConfig, progress: Progress) -> dict[str, Any]:
-        """What the forward pass takes beside the LQ image, where a loss or the phase asks for it; else nothing."""
+        """Further arguments of the forward pass, where a loss or the phase asks for them."""
         mix, arguments = self._mix[phase.until], {}
         if mix:
             arguments["mix"] = mix(batch.hr, batch.seed, progress)

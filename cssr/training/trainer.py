@@ -131,7 +131,7 @@ class Run:
         self.logged_at += time.monotonic() - began
 
     def _unvalidated(self) -> bool:
-        """Whether the run was stopped between a checkpoint and its validation."""
+        """Return whether the run was stopped between a checkpoint and its validation."""
         if not (self.prepared.validates and self._due(self.config.train.val_every)):
             return False
         return self.any_rank(self.engine.is_main_process and not has_step(self.dir / "validation.jsonl", self.step))
@@ -187,7 +187,7 @@ class Run:
             self._resume(start)
 
     def _newest_checkpoint(self) -> Path | None:
-        """Where the run goes on from; rank 0 looks which checkpoints are whole, and tells the others."""
+        """Checkpoint to resume from; rank 0 looks which are whole, and sends it to the others."""
         shared: list[Any] = [self.dir.is_dir(), None]
         if self.engine.num_processes > 1:
             broadcast_object_list(shared)
@@ -340,7 +340,7 @@ class Run:
         return [self.model, self.stepper.ema] if self.stepper.ema else [self.model]
 
     def _engined(self) -> tuple[Any, ...]:
-        """What a checkpoint is taken of."""
+        """Model, optimizer, average and module, as a checkpoint is taken of them."""
         stepper = self.stepper
         return self.model, stepper.optimizer, stepper.ema, stepper.module
 
@@ -349,7 +349,7 @@ class Run:
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody at a terminal stopped the run before its end."""
+        """Return whether somebody at a terminal stopped the run before its end."""
         by_hand = self.stop is not None and self.stop.number in (signal.SIGINT, signal.SIGHUP)
         return by_hand and self.step < self.config.train.steps
 
@@ -390,12 +390,12 @@ def run(arguments: list[str]) -> None:
 
 
 def _once(error: Exception) -> str | int:
-    """What one rank tells, as every rank meets the same mistake."""
+    """Message of one rank, as every rank meets the same mistake."""
     return f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1
 
 
 def _explained(error: Exception, config: Config, micro_batch: int, building: bool = False) -> Exception:
-    """What one line tells; any other error goes on as it came."""
+    """Turn errors that one line explains into that line; others are raised as they came."""
     explained = explain(error, config, micro_batch, building)
     if explained is None and not isinstance(error, (ValueError, OSError)):
         raise error

@@ -29,7 +29,7 @@ _ODD_SIZE = (40, 72)  # LQ pixels: of no crop, no multiple of a large stride
 
 @dataclass
 class Validated:
-    """What a validation has found: measures (per-image means), and the samples of rank 0 as rows of pictures."""
+    """Result of a validation: measures (per-image means), and the samples of rank 0 as rows of pictures."""
 
     measures: dict[str, Any]
     panels: list[dict] = field(repr=False)
@@ -140,6 +140,6 @@ def record(validated: Validated, step: int, samples: int, run_dir: Path, engine:
 
 
 def is_better(measure: str, value: float, than: float | None) -> bool:
-    """Whether a value of a measure is better than the best so far, None if there is none."""
+    """Return whether a value of a measure is better than the best so far, None if there is none."""
     sign = -1 if measure.startswith(("hd95", "ahd95", "msd", "amsd", "ece")) or measure.endswith("_error") else 1
     return than is None or sign * value > sign * than

@@ -18,7 +18,7 @@ class Within:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of YAML or JSON is one that an annotation describes; numbers must be finite."""
+    """Return whether a value of YAML or JSON is one that an annotation describes; numbers must be finite."""
     origin, inner = _origin(kind), get_args(kind)
     if origin is Annotated:
         bounds = [extra for extra in inner[1:] if isinstance(extra, Within)]
@@ -37,7 +37,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def _origin(kind: Any) -> Any:
-    """That of `list[int]` is list; so is that of a bare `list`, whose items may be anything."""
+    """Origin of an annotation: list of `list[int]`, and of a bare `list`, the items of which may be anything."""
     return kind if kind in (list, tuple, dict) else get_origin(kind)
 
 

@@ -1,4 +1,4 @@
-"""What command lines have in common: a parser whose complaints are exceptions, and how errors end a command."""
+"""Command lines: a parser that raises its complaints, and how errors end a command."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; `{self.prog} --help` lists the options")
 
     def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
-        """As argparse, which would take the last of an option given twice without a word; ValueError instead."""
+        """Parse; an option given twice is a ValueError, of which argparse would silently take the last."""
         flags = Counter(word.partition("=")[0] for word in args if word.startswith("--"))
         for flag, count in flags.items():
             if count > 1:

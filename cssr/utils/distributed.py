@@ -69,7 +69,7 @@ def _meet_again(timeout: float) -> None:
 
 
 def _asked_for(strategy: str) -> bool:
-    """Whether the launch file names it."""
+    """Return whether the launch file names it."""
     return os.environ.get(f"ACCELERATE_USE_{strategy}", "false").lower() == "true"
 
 
@@ -106,18 +106,18 @@ def check_compilation(engine: Accelerator) -> None:
 
 
 def uses_deepspeed(engine: Accelerator) -> bool:
-    """Whether DeepSpeed runs the step."""
+    """Return whether DeepSpeed runs the step."""
     return engine.distributed_type == DistributedType.DEEPSPEED
 
 
 def shards_parameters(engine: Accelerator) -> bool:
-    """Whether a rank holds parts of the parameters only: ZeRO-3 and FSDP."""
+    """Return whether a rank holds parts of the parameters only: ZeRO-3 and FSDP."""
     zero3 = uses_deepspeed(engine) and engine.deepspeed_plugin.zero_stage == 3
     return zero3 or engine.distributed_type == DistributedType.FSDP
 
 
 def flattens(engine: Accelerator) -> bool:
-    """Whether the engine makes flat pieces of the weights, which have to lie in the plain order: DeepSpeed and FSDP."""
+    """Return whether the engine flattens weights, which must then be contiguous: DeepSpeed and FSDP."""
     return uses_deepspeed(engine) or engine.distributed_type == DistributedType.FSDP
 
 
@@ -163,7 +163,7 @@ def configure_deepspeed(
 
 
 def _count(optimizer: torch.optim.Optimizer) -> int:
-    """How many numbers it trains."""
+    """Number of values that it trains."""
     return sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
 
 
@@ -216,7 +216,7 @@ def average_batch_norm(engine: Accelerator, *modules: nn.Module) -> None:
 
 
 class AnyRank:
-    """Whether something holds on any rank; asked over the CPUs, so that no device has to be waited for."""
+    """Logical or over the ranks, over the CPUs, so that no device has to be waited for."""
 
     def __init__(self, engine: Accelerator, timeout: float = 1800):
         several, patience = engine.num_processes > 1, timedelta(seconds=timeout + _OVERDUE)

@@ -24,7 +24,7 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of Pillow, by bands
 
 @dataclass(frozen=True)
 class Place:
-    """Where a raster lies on the map."""
+    """Position of a raster on the map."""
 
     crs: Any  # of rasterio; None: unknown
     transform: Any  # affine, pixel (column, row) to map coordinates
@@ -35,7 +35,7 @@ class Place:
 
 
 def there() -> bool:
-    """Whether rasterio is installed."""
+    """Return whether rasterio is installed."""
     return find_spec("rasterio") is not None
 
 
@@ -48,7 +48,7 @@ def is_tiff(image: bytes | str | Path) -> bool:
 
 
 def bits_of(greatest: int) -> int:
-    """As few of 8, 10, 12, 14 and 16 bits as hold a value: cameras store those of 10 to 14 bits in 16."""
+    """Fewest of 8, 10, 12, 14 and 16 bits that hold a value: cameras store those of 10 to 14 bits in 16."""
     return next(bits for bits in (8, 10, 12, 14, 16) if greatest < 1 << bits)
 
 
@@ -61,7 +61,7 @@ def to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def depth_note(bits: int, stated: bool) -> str:
-    """What to say of a file whose values of 16 bits have fewer."""
+    """Note on a file of 16 bits in which values have fewer."""
     if bits == 16:
         return ""
     return f"values of {bits} bits" if stated else f"values of {bits} bits, as its greatest shows; else say --bits"

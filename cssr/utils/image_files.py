@@ -22,7 +22,7 @@ _LITTER = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Info
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or a by-product of an operating system, NAS or editor."""
+    """Return whether a file or folder of this name is hidden, or a by-product of an operating system, NAS or editor."""
     return name.startswith(".") or name in _LITTER
 
 
@@ -63,7 +63,7 @@ def passed_over(paths: Iterable[Path]) -> str:
 
 
 def remedy(suffixes: Iterable[str]) -> str:
-    """What to do with files of suffixes that are not read."""
+    """Remedy for files of suffixes that are not read."""
     heif = {*suffixes} <= {*_HEIF}
     return "pip install pillow-heif, or convert them to JPEG" if heif else "convert them to JPEG, PNG or TIFF"
 

@@ -54,7 +54,7 @@ class Terminal:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As of a text stream."""
+        """Write text, as a text stream does."""
         return self._stream.write(self._CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
 
     def __getattr__(self, name: str) -> Any:

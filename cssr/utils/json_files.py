@@ -37,7 +37,7 @@ def read_bytes(path: Path, largest: int = _LARGEST) -> bytes:
 
 
 def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it again") -> Any:
-    """As `read_json`, of bytes that `name` stands for in errors."""
+    """Parse JSON as `read_json` does, from bytes that `name` stands for in errors."""
     try:
         try:
             text = data.decode(json.detect_encoding(data))
@@ -54,7 +54,7 @@ def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it
 
 
 def misfit(value: Any, shape: Any, path: str = "") -> str | None:
-    """What does not fit a shape, and where; None if all does.
+    """Describe what does not fit a shape, and where; None if all does.
 
     A shape is an annotation (`int`, `str | None`, `list[float]`, a bounded number), `{"name": shape, "?name": shape}`
     for an object with at least these keys (those with ? may be absent), or `[shape]` for a list of such.

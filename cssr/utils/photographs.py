@@ -129,11 +129,11 @@ class Part:
         self.masked = photograph.masked
 
     def read(self, top: int, left: int, height: int, width: int) -> "Tensor":
-        """As `Photograph.read`."""
+        """Read as `Photograph.read` does."""
         return self._photograph.read(self._top + top, self._left + left, height, width)
 
     def valid(self, top: int, left: int, height: int, width: int) -> "Tensor | None":
-        """As `Photograph.valid`."""
+        """Mask as `Photograph.valid`."""
         return self._photograph.valid(self._top + top, self._left + left, height, width)
 
 
@@ -188,7 +188,7 @@ def open_photograph(image: Source, pixels: int = PIXELS, bits: int | None = None
 
 
 def unreadable(image: object, error: Exception) -> ValueError:
-    """What is said of a photograph that cannot be read, in one line."""
+    """Message for a photograph that cannot be read, in one line."""
     name = "the image" if isinstance(image, bytes) else str(image)
     reason = " ".join(str(error).replace(repr(image), "it").split())
     suffix = Path(name).suffix.lower() if isinstance(image, (str, Path)) else ""
@@ -273,7 +273,7 @@ def _unread_bytes(picture: Image.Image) -> io.BytesIO | None:
 
 
 def _frames(picture: Image.Image) -> int:
-    """How many pictures there are, previews of a TIFF left out; ValueError for a mask, which Pillow does not apply."""
+    """Number of pictures, previews of a TIFF left out; ValueError for a mask, which Pillow does not apply."""
     if picture.format != "TIFF":
         return getattr(picture, "n_frames", 1) if picture.format in _STACKS else 1
     kinds = []
@@ -290,7 +290,7 @@ def _frames(picture: Image.Image) -> int:
 
 
 def _stated_bits(picture: Image.Image, data: object) -> int | None:
-    """How many bits the values of a deep file have, if it says so: in PNG's sBIT, or TIFF's greatest value."""
+    """Bits of the values of a deep file, if it says so: in PNG's sBIT, or TIFF's greatest value."""
     if picture.format == "PNG":
         return _significant_bits(_first_bytes(data))
     tags = getattr(picture, "tag_v2", {})

@@ -9,7 +9,7 @@ _END = object()
 
 
 class _Failure:
-    """What went wrong in the other thread."""
+    """An error of the other thread."""
 
     def __init__(self, error: BaseException):
         self.error = error

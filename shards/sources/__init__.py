@@ -1,4 +1,4 @@
-"""What a layout of files of one's own is written with: `from sources import SOURCES, Item, MaskRule, Root, Source`."""
+"""Names for layouts of files of one's own: `from sources import SOURCES, Item, MaskRule, Root, Source`."""
 
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
 

@@ -33,7 +33,7 @@ class SegNet(nn.Module):
         return (self.head(*self.features(x)),)
 
     def features(self, x: Tensor) -> tuple[Tensor]:
-        """What the last unpooling makes (B 64 H W), for `head`, of the image x (B 3 H W)."""
+        """Features of the last unpooling (B 64 H W), for `head`, of the image x (B 3 H W)."""
         kept = []
         for stage in self.encoder:
             x, indices = F.max_pool2d(stage(x), 2, return_indices=True)

@@ -62,5 +62,5 @@ def smp(architecture: str = "unet", encoder: str = "resnet34", pretrained: bool 
 
 
 def _is_path(pretrained: str) -> bool:
-    """Whether this is a file, not one of the names that the library has for its weights (imagenet, instagram, ...)."""
+    """Return whether this is a file, not one of the library's names of weights (imagenet, instagram, ...)."""
     return Path(pretrained).suffix in (".safetensors", ".pth", ".pt", ".bin") or "/" in pretrained

@@ -81,7 +81,7 @@ def _blur_patches(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
 
 
 def predicted_or(given: Tensor | None, predict: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """What `predict` makes of the inputs, or the `given` kernel, which keeps the predictor in the graph, weight 0."""
+    """Output of `predict`, or the `given` kernel, which keeps the predictor in the graph, weight 0."""
     if given is None:
         return predict(*inputs)
     return given + 0 * predict(*inputs) if torch.is_grad_enabled() else given

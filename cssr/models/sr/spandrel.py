@@ -157,7 +157,7 @@ def _loaded(library: Any, weights: str) -> Any:
 
 
 def _check(facts: Any, scale: int, what: str) -> None:
-    """Whether the network that the library describes can be an SR network here."""
+    """Return whether the network that the library describes can be an SR network here."""
     if facts.purpose not in _PURPOSES:
         raise ValueError(_error(f"{what} is a network for {facts.purpose}; it must be for {' or '.join(_PURPOSES)}"))
     channels = facts.input_channels, facts.output_channels
