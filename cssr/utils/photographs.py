@@ -250,7 +250,7 @@ def _decode(image: Image.Image | bytes | str | Path, pixels: int, bits: int | No
     if picture.mode == "F":
         raise ValueError("its values are floating point: save it with 8 or 16 bit")
     frames = _frames(picture)
-    told = _stated_bits(picture, data) if data is not None else None
+    stated = _stated_bits(picture, data) if data is not None else None
     with any_size():
         picture.load()
     orientation = picture.getexif().get(_ORIENTATION, 1)
