@@ -10,12 +10,14 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -91,8 +93,8 @@ class Tars:
     def remedy(self, option: str = "") -> str:
         """What to do with tars that cannot be read in place; `option`: of the command."""
         first = "download them, and " if is_remote(self.root) else ""
-        words = f"python shards/make_shards.py webdataset --root {self} --out DIR {option}".strip()
-        return f"they cannot be read in place; {first}write them anew with `{words}`"
+        words = f"python shards/make_shards.py webdataset --root {shlex.quote(str(self))} --out DIR {option}".strip()
+        return f"{first}write them anew with `{words}`"
 
 
 def find_tars(place: str | Path) -> Tars | None:
@@ -177,9 +179,11 @@ def foreign_index(
         if kept := _kept(path, stamps, asked):  # another process has made it meanwhile
             return kept
         try:
-            index = _make(tars, asked, cache, say)
+            index = _make(tars, setting, asked, cache, say)
         except NotInPlace as error:
-            raise DataError(f"{setting}: {tars}: {error}: {tars.remedy(error.option)}") from error
+            raise DataError(
+                f"{setting}: {tars}: {error}: they cannot be read in place; {tars.remedy(error.option)}"
+            ) from error
         except DataError:
             raise
         except ValueError as error:
@@ -248,11 +252,14 @@ def _locked(paths: Sequence[Path]) -> Iterator[Path]:
     raise DataError(f"data.cache: {paths[-1].parent} cannot be written: {problem.strerror}; choose another directory")
 
 
-def _say_setting(image: str, mask: str) -> str:
-    return f"data.suffixes={{image: {image}, mask: {mask}}}" if mask else f"data.suffixes={{image: {image}}}"
+def _say(tars: Tars, setting: str, image: str, mask: str) -> str:
+    """How people say which members are images and masks: by a setting, or of commands without settings, by a copy."""
+    if setting.startswith("data."):
+        return f"data.suffixes={{image: {image}, mask: {mask}}}" if mask else f"data.suffixes={{image: {image}}}"
+    return tars.remedy(f"--image-suffix {image} " + (f"--mask-suffix {mask}" if mask else "--images-only"))
 
 
-def _make(tars: Tars, asked: Suffixes, cache: Cache | None, say: Notify) -> dict[str, Any]:
+def _make(tars: Tars, setting: str, asked: Suffixes, cache: Cache | None, say: Notify) -> dict[str, Any]:
     if tars.packed:
         raise NotInPlace(f"{tars.packed[0]} is compressed")
     facts, open_tar = _entries(tars, cache, say)
@@ -261,7 +268,7 @@ def _make(tars: Tars, asked: Suffixes, cache: Cache | None, say: Notify) -> dict
         with _naming(name), open_tar(number) as file:
             listed.append(list_images(file))
     reading = read_names([[member.name for member in members] for members in listed], asked)
-    if fault := reading.fault(_say_setting):
+    if fault := reading.fault(partial(_say, tars, setting)):
         raise ValueError(fault)
     if reading.unpaired:
         lacking, first = sum(n for n, _ in reading.unpaired), reading.unpaired[0][1]

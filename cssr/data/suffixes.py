@@ -87,9 +87,7 @@ class Reading:
         if self.unclear is not None:
             form = next(form for form, (_, key) in self.forms.items() if key == self.unclear)
             choice = say(self.of("image", form)[0], (self.of("mask", form) or form[-1:])[0])
-            return (
-                f"it is unclear which is image and which mask: {self.unclear} has {', '.join(form)}; say, as {choice}"
-            )
+            return f"it is unclear which is image and which mask: {self.unclear} has {', '.join(form)}: say {choice}"
         if not image or not self.whole:
             both = "an image and a mask" if self.masked else "an image"
             return f"no sample has {both} by its suffixes; {there}: say {say('jpg', 'mask.png')}"

@@ -263,7 +263,11 @@ def test_what_is_unclear_is_asked_for(tmp_path):
     assert "no masks of known suffixes" in text and "data.suffixes={image: jpg} for the images alone" in text
     assert not samples(opened(tmp_path / "bare", image="jpg"))[0].mask.any()
     text = refused(by_tarfile(tmp_path / "png", jpeg_and("png")))
-    assert "k000 has jpg, png; say, as data.suffixes={image: jpg, mask: png}" in text
+    assert "k000 has jpg, png: say data.suffixes={image: jpg, mask: png}" in text
+    with pytest.raises(
+        DataError, match=r"^--data: .*webdataset --root \S+ --out DIR --image-suffix jpg --mask-suffix png`"
+    ):
+        open_sets(str(tmp_path / "png"), "--data")
     assert samples(opened(tmp_path / "png", image="jpg", mask="png"))[1].mask.sum() == 128
     text = refused(by_tarfile(tmp_path / "strange", jpeg_and("damage.png")))
     assert "damage.png, jpg: say data.suffixes={image: jpg, mask: SUFFIX}" in text
@@ -309,6 +313,8 @@ def test_previews_beside_are_no_samples(tmp_path):
 def test_a_sample_without_mask_is_named(tmp_path):
     text = refused(by_tarfile(tmp_path / "set", lambda n: usual(n)[: 1 + (n != 5)]))
     assert "1 samples lack their image or mask, the first is k005" in text and "--skip-unpaired" in text
+    text = refused(tmp_path / "set" / "x-{000000..000002}.tar")
+    assert f"--root '{tmp_path}/set/x-{{000000..000002}}.tar' --out DIR" in text, "as bash needs it"
 
 
 @pytest.mark.parametrize("name", ["x-{}.tar.gz", "x-{}.tgz", "x-{}.tar"])
