@@ -1,4 +1,4 @@
-"""Other people's WebDataset tars: those that a setting names, and the index made of their headers, once.
+"""Index of other people's WebDataset tars, made once, of their headers.
 
 The index is kept beside the tars or, where nothing can be written there, in the cache. It is made again when the name,
 size or time of a tar changes, or `data.suffixes` asks for another one. One process makes it, the others wait.
@@ -60,7 +60,7 @@ class NamedBytes(io.BytesIO):
 
 
 class NotInPlace(ValueError):
-    """Why tars cannot be read in place; `option`: of make_shards.py, that is needed to write them anew."""
+    """Reason that tars cannot be read in place; `option`: of make_shards.py, needed to write them anew."""
 
     def __init__(self, reason: str, option: str = ""):
         super().__init__(reason)
@@ -91,7 +91,7 @@ class Tars:
         return [name for name in self.names if _PACKED.fullmatch(name)]
 
     def remedy(self, option: str = "") -> str:
-        """What to do with tars that cannot be read in place; `option`: of the command."""
+        """Command that writes tars anew, with this `option`."""
         first = "download them, and " if is_remote(self.root) else ""
         words = f"python shards/make_shards.py webdataset --root {shlex.quote(str(self))} --out DIR {option}".strip()
         return f"{first}write them anew with `{words}`"
@@ -125,7 +125,7 @@ def _tars_in(folder: Path) -> Tars | None:
 
 
 def _is_of_others(index: Path) -> bool:
-    """Whether an index.json is none of ours, as that of wids."""
+    """Tell an index.json of another program, such as that of wids, from ours."""
     try:
         found = json.loads(index.read_bytes()) if index.stat().st_size <= _LARGEST else None
     except (OSError, ValueError, RecursionError):
@@ -209,7 +209,7 @@ def _stamps(tars: Tars, setting: str, cache: Cache | None, say: Notify) -> list[
 
 
 def _places(tars: Tars, directory: Path) -> list[Path]:
-    """Where the index may be kept, the best place first."""
+    """Paths that the index may have, the best one first."""
     if is_remote(tars.root):
         return [directory / f"index-{_digest(str(tars))}.json"]
     there = directory / f"index-{_digest(os.path.realpath(tars.root) + '/' + tars.label)}.json"
@@ -253,7 +253,7 @@ def _locked(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _say(tars: Tars, setting: str, image: str, mask: str) -> str:
-    """How people say which members are images and masks: by a setting, or of commands without settings, by a copy."""
+    """Setting that says which members are images and masks or, for commands without settings, the command."""
     if setting.startswith("data."):
         return f"data.suffixes={{image: {image}, mask: {mask}}}" if mask else f"data.suffixes={{image: {image}}}"
     return tars.remedy(f"--image-suffix {image} " + (f"--mask-suffix {mask}" if mask else "--images-only"))
@@ -295,7 +295,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _entries(tars: Tars, cache: Cache | None, say: Notify) -> tuple[list[dict[str, Any]], Open]:
-    """What the index says of each tar, but for its samples; and how to open one. Those elsewhere are fetched."""
+    """Facts of each tar for the index, without its samples, and a function that opens one. Fetch remote tars."""
     if cache is None:
         paths = [tars.root / name for name in tars.names]
         stats = [path.stat() for path in paths]  # the time stands for a sha256, which takes reading all of it
@@ -378,7 +378,7 @@ def _header(file: BinaryIO, member: Member) -> _Image | None:
 
 
 def _unfit(image: Image.Image, data: bytes) -> str:
-    """Why an image cannot be read in place, "" if it can: it would not look as it is meant."""
+    """Reason that an image cannot be read in place, as it would not look as it is meant; "" if it can."""
     if image.mode not in ("RGB", "L", "P", "1") or (image.format == "PNG" and data[24] == 16):
         return f"of mode {image.mode} or of 16 bits, not 8-bit RGB or grey"
     if "transparency" in image.info:
@@ -409,7 +409,7 @@ def _read_mask(file: BinaryIO, member: Member, image: _Image, where: str) -> lis
 
 
 def _rule(masks: Sequence[MaskFile], lossy: bool) -> dict[str, Any]:
-    """What is crack in the masks, for the index."""
+    """Rule that tells crack from background in the masks, for the index."""
     if not masks:
         return {"mask_rule": None}
     try:

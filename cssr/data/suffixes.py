@@ -1,4 +1,4 @@
-"""Which members of other people's tars are images and which masks, by their suffixes.
+"""Images and masks among the members of other people's tars, by their suffixes.
 
 Webdataset's rule says what a key is and what a suffix: a key ends at the first dot of the name. Where keys have dots
 themselves, the suffix is as much of the name's end as is known.
@@ -22,13 +22,13 @@ _BESIDE = {"crack", "cracks", "binary", "semantic", "ground"}  # words that may 
 
 
 def is_image(name: str) -> bool:
-    """Whether a member is an image file by its suffix, in any case."""
+    """Tell image files by their suffix, in any case."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the names of members make samples.
+    """Interpretation of member names as samples.
 
     Attributes:
         roles: suffix -> what it is, of `SLOTS`.
@@ -69,16 +69,16 @@ class Reading:
 
     @property
     def unpaired(self) -> list[tuple[int, str]]:
-        """How many samples lack their image or mask, and the first of these, for each form that does."""
+        """Number of samples that lack their image or mask, and the key of the first, of each such form."""
         return [count for form, count in self.forms.items() if not all(self.of(role, form) for role in self.needed)]
 
     @property
     def whole(self) -> int:
-        """How many samples have what they need."""
+        """Number of samples that have what they need."""
         return sum(n for n, _ in self.forms.values()) - sum(n for n, _ in self.unpaired)
 
     def fault(self, say: Callable[[str, str], str]) -> str:
-        """Why names cannot be read so, with the remedy; "" if they can, but for samples that are unpaired.
+        """Fault of this interpretation, with the remedy; "" if there is none but that samples are unpaired.
 
         Args: say: (suffix of images, suffix of masks or "") -> how people say that these are to be taken.
         """
@@ -106,12 +106,12 @@ class Reading:
 
 
 def read_names(tars: Sequence[Sequence[str]], asked: Suffixes, alone: bool = False) -> Reading:
-    """How the names of image files (of each tar) make samples: by webdataset's keys or, if it loses some, dotted ones.
+    """Interpret the names of image files (of each tar): webdataset's keys or, if these lose samples, dotted ones.
 
     Args:
         asked: the suffixes to take; {}: those that are known.
         alone: take images without masks.
-    Returns: the better reading, its `fault` and `unpaired` still to be heeded.
+    Returns: the better interpretation, its `fault` and `unpaired` still to be heeded.
     """
     tails = {tail for name in chain.from_iterable(tars) for tail in _tails(name)}
     roles = {tail: role for tail in sorted(tails) if (role := _role(tail, asked))}
@@ -124,7 +124,7 @@ def read_names(tars: Sequence[Sequence[str]], asked: Suffixes, alone: bool = Fal
 
 
 def _loses(names: Iterable[str], roles: Mapping[str, str]) -> bool:
-    """Whether there are keys, by webdataset's rule, none of whose members is known, but by the end of its name."""
+    """Tell whether webdataset's keys lose samples: some have no member that is known but by the end of its name."""
     keys = {name: name[: len(name) - len(tails[0]) - 1] for name in names if (tails := _tails(name))}
     known = {keys[name] for name in keys if _tails(name)[0] in roles}
     return any(keys[name] not in known and not roles.keys().isdisjoint(_tails(name)) for name in keys)
@@ -138,7 +138,7 @@ def _tails(name: str) -> list[str]:
 
 
 def _role(suffix: str, asked: Suffixes) -> str | None:
-    """What members of this suffix are, of `SLOTS`; None: nothing that is used."""
+    """Role of members of a suffix, of `SLOTS`; None: unused."""
     role = next((role for role, suffixes in asked.items() if suffix in suffixes), None)
     if role or "mask" in asked:
         return role

@@ -111,7 +111,7 @@ def _whole(reading: Reading, members: list[Member]) -> Iterator[tuple[str, Membe
 
 @dataclass(frozen=True)
 class _Sample:
-    """Where a sample is: its tar, key in this, and members."""
+    """Place of a sample: its tar, key in this, and members."""
 
     tar: Path
     key: str
