@@ -20,6 +20,8 @@ def parser() -> argparse.ArgumentParser:
     add("--scale", type=float, default=1.0, help="mask pixels a side of one pixel of the photograph (1)")
     add("--mm-per-pixel", type=float, help="width of a pixel of the photograph; adds columns in millimetres")
     add("--least-length", type=float, default=0.0, help="leave out cracks shorter than so many photograph's pixels (0)")
+    about = "of a mask measure the largest N components, of at most 2 N branches (10000)"
+    add("--most-cracks", type=int, default=10_000, metavar="N", help=about)
     add("--threshold", type=int, metavar="N", help="crack = mask value > N (without it, the values of a mask decide)")
     add("--crack-colors", metavar="COLOURS", help="crack = these colours: 'R,G,B' or '#RRGGBB', blanks between several")
     add("--crack-values", metavar="VALUES", help="crack = these grey values, as 1,2")

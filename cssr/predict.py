@@ -40,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     add("--mm-per-pixel", type=float, metavar="X", help="width of a pixel of the photograph, for measures in mm")
     add("--least-length", type=float, default=0.0, metavar="N", help="what --measure leaves out: cracks shorter than "
         "so many of the photograph's pixels (0)")  # fmt: skip
+    add("--most-cracks", type=int, default=10_000, metavar="N", help="--measure takes the largest N components of a "
+        "photograph, of at most 2 N branches (10000)")  # fmt: skip
     add("--bits", type=int, metavar="N", help="of values that photographs store in 16 bits (without it, as each file "
         "says or shows)")  # fmt: skip
     add("--every", type=int, default=1, metavar="N", help="of videos, each N-th frame (1)")

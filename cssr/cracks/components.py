@@ -129,19 +129,46 @@ class Runs:
         return Piece(positions % self.stride, positions // self.stride)
 
 
-def pieces(mask: np.ndarray) -> Iterator[Runs]:
-    """The pieces of a mask (H W; crack is what is not zero), joined by sides or corners, from the top down.
+class Components:
+    """The connected components of a mask (H W; crack is what is not zero), joined by sides or corners, top down.
 
     Beside the mask, memory is some 100 bytes a run and a strip of 16 million pixels.
+
+    Attributes:
+        areas: pixels of each, int64.
+        holes: background enclosed by each: how many times its lines come back to themselves, int64.
+        forks: runs of each that touch more than one of the row above or below, less one of each: how ragged it is.
     """
-    starts, ends, stride = _runs(mask)
-    if not len(starts):
-        return
-    labels = _joined(starts, ends, stride)
-    order = np.argsort(labels, kind="stable")
-    cuts = np.flatnonzero(np.diff(labels[order])) + 1
-    for chosen in np.split(order, cuts):
-        yield Runs(starts[chosen], ends[chosen], stride)
+
+    def __init__(self, mask: np.ndarray):
+        self._starts, self._ends, self._stride = _runs(mask)
+        if not len(self._starts):
+            self.areas = self.holes = self.forks = np.zeros(0, np.int64)
+            return
+        upper, lower = _touching(self._starts, self._ends, self._stride)
+        runs = len(self._starts)
+        graph = coo_array((np.ones(len(upper), bool), (upper, lower)), shape=(runs, runs))
+        labels = connected_components(graph, directed=False)[1]
+        self._order, sizes = np.argsort(labels, kind="stable"), np.bincount(labels)
+        self._cuts = np.append(0, np.cumsum(sizes))
+        self.areas = np.bincount(labels, self._ends - self._starts).astype(np.int64)
+        self.holes = np.bincount(labels[upper], minlength=len(sizes)) - sizes + 1
+        more = [np.maximum(np.bincount(ends, minlength=runs) - 1, 0) for ends in (upper, lower)]
+        self.forks = np.bincount(labels, more[0] + more[1]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    def __getitem__(self, number: int) -> Runs:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        chosen = self._order[self._cuts[number] : self._cuts[number + 1]]
+        return Runs(self._starts[chosen], self._ends[chosen], self._stride)
+
+
+def pieces(mask: np.ndarray) -> Iterator[Runs]:
+    """The components of a mask, one by one."""
+    yield from Components(mask)
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -160,11 +187,9 @@ def _changes(rows: np.ndarray) -> np.ndarray:
     return np.flatnonzero(flat[1:] != flat[:-1])
 
 
-def _joined(starts: np.ndarray, ends: np.ndarray, stride: int) -> np.ndarray:
-    """The number of the piece to which each run belongs."""
+def _touching(starts: np.ndarray, ends: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of runs that touch each other, each once: the one above, the one below."""
     first = np.searchsorted(ends, starts + stride, "left")  # of the runs in the next row that it touches
     count = np.searchsorted(starts, ends + stride, "right") - first
     runs = np.repeat(np.arange(len(starts)), count)
-    touched = np.arange(len(runs)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-    graph = coo_array((np.ones(len(runs), bool), (runs, touched)), shape=(len(starts), len(starts)))
-    return connected_components(graph, directed=False)[1]
+    return runs, np.arange(len(runs)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)

@@ -187,7 +187,7 @@ def _paper(image: np.ndarray) -> np.ndarray:
 
 def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: float, size: int) -> None:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
-    taken: list[tuple[float, float, float, float]] = []
+    taken = np.zeros((picture.height + 1, picture.width + 1), bool)
     for crack in cracks:
         text = _caption(crack, units)
         width, height = draw.textlength(text, font) + size / 2, 1.4 * size
@@ -195,9 +195,10 @@ def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: 
         left = max(0, min(x + size, picture.width - width))
         top = max(0, min(y - 2 * size, picture.height - height))
         box = (left, top, left + width, top + height)
-        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+        inside = np.s_[int(top) : int(np.ceil(box[3])), int(left) : int(np.ceil(box[2]))]
+        if taken[inside].any():
             continue
-        taken.append(box)
+        taken[inside] = True
         draw.rectangle(box, fill="white", outline=_POINT)
         draw.text((left + size / 4, top + 0.15 * size), text, fill="black", font=font)
 

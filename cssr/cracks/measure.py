@@ -7,14 +7,18 @@ is measured across the line.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 from scipy.spatial import cKDTree
+from tqdm import tqdm
 
-from cssr.cracks.components import Piece, Runs, pieces
-from cssr.cracks.skeleton import Path, centre_paths
+from cssr.cracks.components import Components, Piece, Runs
+from cssr.cracks.skeleton import Path, TooRagged, centre_paths
+
+MOST_CRACKS = 10_000  # components of a mask that are measured; some tens of seconds
 
 _STEP = 0.1  # pixels between the points at which a line across the crack is looked at
 _APART = 0.37  # pixels between the places at which the width is measured
@@ -22,6 +26,9 @@ _STRETCH = 5  # pixels along the line over which a width is averaged
 _AT_ONCE = 1 << 15  # places looked at together
 _THICK = 24  # pixels that a crack keeps of its mean width where it is reduced
 _LARGE = 1 << 20  # pixels above which a thick crack is reduced
+_PATIENCE = 2  # seconds before a bar is shown
+_RAW = 8  # ends and junctions before spurs are removed, for each branch that may be left
+_FORKS = 20  # runs that fork, for each branch: rough edges make some
 _FEW = 12  # pixels of a piece up to which its measures are kept for the next of its shape
 
 
@@ -41,37 +48,92 @@ class Crack:
     confidence: float | None = None  # mean probability of its pixels, 0..1, where probabilities are known
 
 
-def measure_cracks(mask: np.ndarray, least_length: float = 0.0, prob: np.ndarray | None = None) -> list[Crack]:
+def measure_cracks(
+    mask: np.ndarray,
+    least_length: float = 0.0,
+    prob: np.ndarray | None = None,
+    most: int = MOST_CRACKS,
+    tell: Callable[[str], None] = lambda _: None,
+    progress: bool = False,
+) -> list[Crack]:
     """The cracks of a mask at least so long, longest first; none of an empty mask.
 
     Args:
         mask: H W, crack where it is not zero (bool, uint8, ...); beyond the image there is none.
         prob: H W uint8, probabilities of which 255 is 1: gives cracks their confidence. It may be the mask itself.
+        most: how many components are measured, the largest, as long as they have twice as many branches together.
+        tell: called with a sentence on those left out.
+        progress: show a bar on a terminal after some seconds.
     Memory beside the mask: some 150 bytes a pixel of the largest crack, and 100 bytes for each run of crack pixels in a
     row: 200 MB of a photograph of 12,000 x 9,000 pixels with some dozens of cracks, which takes seconds. A thick
     spot of more than a million pixels is measured in larger pixels, to about 5 % of its width.
-    Raises: ValueError, one line, for another shape.
+    Raises: ValueError, one line, for another shape; TooRagged, one too, where a few components are as
+        rough as noise, which would be measured for hours.
     """
     if np.ndim(mask) != 2:
         raise ValueError(f"a mask of height x width is needed, found an array of shape {np.shape(mask)}")
-    # A centre line has no more pixels than its crack, each step being 1.42 at most.
-    long_enough = (runs for runs in pieces(mask) if 1.42 * runs.area + 2 >= least_length)
-    cracks = [crack for runs in long_enough if (crack := _measure(runs, prob)).length >= least_length]
+    components, cracks, branches, measured = Components(mask), [], 0, 0
+    order = _largest_first(components, least_length)
+    _check(components, order[:most], 2 * most)
+    for number in tqdm(order[:most], "measuring", leave=False, unit="crack", delay=_PATIENCE, disable=not progress):
+        try:
+            crack = _measure(components[number], prob, _RAW * 2 * most)
+        except TooRagged as error:
+            raise TooRagged(_refusal(str(error), 2 * most)) from None
+        if crack.length >= least_length:
+            cracks.append(crack)
+        branches, measured = branches + len(crack.lines), measured + 1
+        if branches >= 2 * most:
+            break
+    if measured < len(order):
+        left, size = len(order) - measured, components.areas[order[measured]]
+        tell(f"left out {left} components of at most {size} pixels: the {measured} largest are measured")
     cracks.sort(key=lambda crack: (-crack.length, crack.box))
     return [replace(crack, number=number) for number, crack in enumerate(cracks, 1)]
 
 
-def _measure(runs: Runs, prob: np.ndarray | None) -> Crack:
-    times, (left, top, *_) = _reduction(runs), runs.box
+def check_most(most: int) -> None:
+    """ValueError unless it is a number of cracks that can be measured."""
+    if most < 1:
+        raise ValueError(f"--most-cracks must be 1 or more, found {most}")
+
+
+def _largest_first(components: Components, least_length: float) -> np.ndarray:
+    """The numbers of the components that may be so long."""
+    # A centre line has no more pixels than its crack, each step being 1.42 at most.
+    long_enough = np.flatnonzero(1.42 * components.areas + 2 >= least_length)
+    return long_enough[np.argsort(-components.areas[long_enough], kind="stable")]
+
+
+def _check(components: Components, chosen: np.ndarray, most_branches: int) -> None:
+    """TooRagged where components surely have too many branches: each hole needs one."""
+    for kind, count, limit in (
+        ("holes", components.holes, most_branches),
+        ("runs that fork", components.forks, _FORKS * most_branches),
+    ):
+        if count[chosen].sum() > limit:
+            raise TooRagged(_refusal(f"its components have {count[chosen].sum()} {kind}", most_branches))
+
+
+def _refusal(found: str, most_branches: int) -> str:
+    return (
+        f"too ragged to measure: {found}, and {most_branches} branches are measured at most; take a higher threshold, "
+        "or smooth it"
+    )
+
+
+def _measure(runs: Runs, prob: np.ndarray | None, most_nodes: float) -> Crack:
+    times, box = _reduction(runs), runs.box
+    left, top, *_ = box
     pixels = (runs.every(times) if times > 1 else runs).pixels()
     corner = np.array([left // times, top // times])
     x, y = pixels.x - corner[0], pixels.y - corner[1]
-    crack = _of_few(x.tobytes(), y.tobytes()) if len(x) <= _FEW else _measure_lines(Piece(x, y))
+    crack = _of_few(x.tobytes(), y.tobytes()) if len(x) <= _FEW else _measure_lines(Piece(x, y), most_nodes)
     lines = tuple((line + corner) * times for line in crack.lines)
     measures = {name: getattr(crack, name) * times for name in ("length", "mean_width", "max_width")}
     widest = tuple(((crack.widest + corner) * times).tolist())
     measures["confidence"] = None if prob is None else runs.mean_of(prob) / 255
-    return replace(crack, lines=lines, widest=widest, box=runs.box, area=runs.area, **measures)
+    return replace(crack, lines=lines, widest=widest, box=box, area=runs.area, **measures)
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -87,10 +149,10 @@ def _reduction(runs: Runs) -> int:
     return max(1, min(int(runs.mean_width() / _THICK), int(np.ceil((runs.area / _LARGE) ** 0.5))))
 
 
-def _measure_lines(piece: Piece) -> Crack:
+def _measure_lines(piece: Piece, most_nodes: float = float("inf")) -> Crack:
     """But for the number, the box and the area."""
     outside = cKDTree(piece.rim())
-    paths, meeting = centre_paths(piece, outside)
+    paths, meeting = centre_paths(piece, outside, most_nodes)
     axis = _main_axis(piece.points)
     stout = len(paths) == 1 and paths[0].loose == (True, True) and paths[0].length < 5 * paths[0].radius
     measured = _as_a_spot(piece, axis, paths[0], outside) if stout else _along(piece, paths, meeting, outside)

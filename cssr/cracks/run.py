@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
-from cssr.cracks.measure import Crack, measure_cracks
+from cssr.cracks.measure import MOST_CRACKS, Crack, TooRagged, check_most, measure_cracks
 from cssr.utils.files import free_stem
 from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
 from cssr.utils.images import open_image
@@ -97,18 +98,30 @@ def _is_picture(path: Path) -> bool:
     return path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file()
 
 
-def measure_file(path: Path, stem: Path, units: Units, least_length: float, what: What = What()) -> list[Crack]:
-    """Measure a mask file and write `stem_cracks.csv`, `.geojson` and `.png`. `least_length`: photograph's pixels."""
+def measure_file(
+    path: Path, stem: Path, units: Units, least_length: float, what: What = What(), most: int = MOST_CRACKS
+) -> list[Crack]:
+    """Measure a mask file and write `stem_cracks.csv`, `.geojson` and `.png`.
+
+    `least_length`: photograph's pixels. `most`: as for `measure_cracks`; what is left out is told on stderr.
+    """
     mask, place = read_mask(path, what)
     if mask.mean() > MOSTLY:
         remedy = "if it is inverted, name the cracks with --crack-values 0"
         tqdm.write(f"warning: {path} is crack by {mask.mean():.0%}; {remedy}", file=sys.stderr)
-    cracks = measure_cracks(mask, least_length * units.scale)
+    try:
+        cracks = measure_cracks(mask, least_length * units.scale, None, most, partial(_tell, path), sys.stderr.isatty())
+    except TooRagged as error:
+        raise ValueError(f"{path}: {error}, or raise --most-cracks {most}") from None
     target = stem.with_name(stem.name + _PICTURE)
     write_table(cracks, target.with_name(f"{target.name}.csv"), units)
     write_geojson(cracks, target.with_name(f"{target.name}.geojson"), units, place)
     write_picture(mask, cracks, target.with_name(f"{target.name}.png"), units)
     return cracks
+
+
+def _tell(path: Path, sentence: str) -> None:
+    tqdm.write(f"warning: {path}: {sentence}; raise --most-cracks for more", file=sys.stderr)
 
 
 def summary(cracks: Sequence[Crack], units: Units) -> str:
@@ -126,6 +139,7 @@ def run(options: argparse.Namespace) -> None:
         units = Units(options.scale, options.mm_per_pixel)
         if not 0 <= options.least_length < float("inf"):
             raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
+        check_most(options.most_cracks)
         what = What(options.threshold, options.crack_colors, options.crack_values)
         choose(what.threshold, what.colors, what.values)
         masks = masks_at(options.masks)
@@ -141,7 +155,7 @@ def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Uni
     failed = []
     for stem, path in tqdm(masks.items(), unit="mask", disable=not sys.stderr.isatty()):
         try:
-            cracks = measure_file(path, options.out / stem, units, options.least_length, what)
+            cracks = measure_file(path, options.out / stem, units, options.least_length, what, options.most_cracks)
         except ValueError as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
         except OSError as error:

@@ -44,13 +44,21 @@ class _Graph:
     chains: list[list[int]]
 
 
-def centre_paths(piece: Piece, outside: cKDTree) -> tuple[list[Path], list[int]]:
+class TooRagged(ValueError):
+    """A mask of more branches than can be measured."""
+
+
+def centre_paths(piece: Piece, outside: cKDTree, most_nodes: float = float("inf")) -> tuple[list[Path], list[int]]:
     """The paths of a piece's centre line, and how many of them meet at each junction.
 
     outside: of the pixels outside along its rim. A spur is a path to an end that reaches less beyond the piece's side
     than half the width there: it is the piece's roughness, no branch.
+    Raises: TooRagged where the line has more ends and junctions than `most_nodes` before spurs are removed.
     """
     line = piece[stays_when_thinned(piece.neighbours())]
+    nodes = int(((_links(line) < len(line)).sum(1) != 2).sum())
+    if nodes > most_nodes:
+        raise TooRagged(f"one of its components, of {len(piece)} pixels, has {nodes} ends and junctions")
     radius = outside.query(line.points)[0] - 0.5
     while True:
         graph = _graph(line)

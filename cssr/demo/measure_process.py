@@ -41,13 +41,15 @@ def measured(prob: np.ndarray, threshold: float, scale: int, mm: float | None) -
     pixel, is given; boxes are SR pixels, for the page to show.
     """
     mask = prob > threshold * 255  # as the page colours it
-    cracks, units = measure_cracks(mask, prob=prob), Units(scale, mm)
+    notes: list[str] = []
+    cracks, units = measure_cracks(mask, prob=prob, tell=notes.append), Units(scale, mm)
     unit = (mm or 1.0) / scale
     return {
         "unit": "mm" if mm else "px",
         "share": float(mask.mean()),
         "total": unit * sum(crack.length for crack in cracks),
         "widest": unit * max((crack.max_width for crack in cracks), default=0.0),
+        "notes": notes,
         "cracks": [_row(crack, unit) for crack in cracks],
         "mask": base64.b64encode(_mask_png(mask)).decode(),
         "csv": table(cracks, units),

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from cssr.config.schema import TILE_OVERLAP, check_tile, segments
+from cssr.cracks.measure import TooRagged, check_most
 from cssr.inference import resume as done
 from cssr.inference import sources as inputs
 from cssr.inference.large_images import Summary, Wanted, memory, predict_rows
@@ -58,9 +60,14 @@ def run(options: argparse.Namespace) -> None:
         print(left, file=sys.stderr)
     again = f" ({work.skipped} of them were there already)" if work.skipped else ""
     print(f"{work.count - len(work.failed)} photographs: {_written(model, work.wanted)} in {options.out}{again}")
+    if work.unmeasured:
+        names = ", ".join(work.unmeasured[:5])
+        print(f"error: {len(work.unmeasured)} of {work.count} photographs were not measured: {names}", file=sys.stderr)
     if work.failed:
         names = ", ".join(work.failed[:5])
         sys.exit(f"error: {len(work.failed)} of {work.count} photographs could not be read or written: {names}")
+    if work.unmeasured:
+        sys.exit(1)
 
 
 def _choose_model(options: argparse.Namespace) -> None:
@@ -103,6 +110,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
     if options.least_length and not options.measure:
         raise ValueError("--least-length is for --measure, which is not given")
+    check_most(options.most_cracks)
     if options.format == "tiff" and not geotiff.there():
         raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
 
@@ -132,12 +140,15 @@ class _Run:
     def __init__(self, model: JointModel, options: argparse.Namespace):
         self._model, self._options = model, options
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
-        self._measured = Measured(options.mm_per_pixel, options.least_length) if options.measure else None
+        self._measured = None
+        if options.measure:
+            self._measured = Measured(options.mm_per_pixel, options.least_length, options.most_cracks)
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
         self._facts["tta"] = options.tta
         self._facts["bits"] = options.bits
         self._facts["measured"] = asdict(self._measured) if self._measured else None
         self.failed: list[str] = []
+        self.unmeasured: list[str] = []
         self.count = self.skipped = 0
 
     def work(self, sources: Iterator[Source], expected: int) -> None:
@@ -157,6 +168,8 @@ class _Run:
         facts = {**self._facts, "photograph": source.facts()}
         if done.is_done(record, facts):
             self.skipped += 1
+            if self._measured and (done.read(record) or {"found": {}})["found"].get("cracks") is None:
+                self.unmeasured.append(source.path.name)
             return
         with source.open(self._options.bits) as photograph:
             self._check_memory(photograph)
@@ -164,10 +177,26 @@ class _Run:
             with Files(self._options.out / source.stem) as files:
                 predicted = self._predict(photograph, files)
                 if self._measured:
-                    predicted.cracks = write_measures(files, predicted.crack_prob, photograph, self._measured)
+                    predicted.cracks = self._measure(source, files, predicted.crack_prob, photograph, self._measured)
         done.remove_others(record, old, files.sizes)
         done.write(record, facts, files.sizes, predicted.facts())
         self._say(source, photograph, predicted)
+
+    def _measure(
+        self, source: Source, files: Files, crack_prob: np.ndarray, photograph: Photograph, how: Measured
+    ) -> int | None:
+        """How many cracks there are; None, told, where they cannot be measured: the other results are written."""
+
+        def tell(sentence: str) -> None:
+            tqdm.write(f"warning: {source.name}: {sentence}; raise --most-cracks for more", file=sys.stderr)
+
+        try:
+            return write_measures(files, crack_prob, photograph, how, tell, sys.stderr.isatty())
+        except TooRagged as error:
+            told = f"{source.name}: {error}, or raise --most-cracks {how.most}; its other results are written"
+            tqdm.write(told, file=sys.stderr)
+            self.unmeasured.append(source.path.name)
+            return None
 
     def _predict(self, photograph: Photograph, files: Files) -> Summary:
         side, overlap = self._options.tile, TILE_OVERLAP

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
-from cssr.cracks.measure import measure_cracks
+from cssr.cracks.measure import MOST_CRACKS, measure_cracks
 from cssr.utils import geotiff
 from cssr.utils.geotiff import Place
 from cssr.utils.photographs import Photograph
@@ -167,17 +167,27 @@ class Measured:
 
     mm_per_pixel: float | None = None  # of the photograph
     least_length: float = 0.0  # of a crack, the photograph's pixels
+    most: int = MOST_CRACKS  # components, as for `measure_cracks`
 
 
-def write_measures(files: Files, crack_prob: np.ndarray, photograph: Photograph, how: Measured) -> int:
+def write_measures(
+    files: Files,
+    crack_prob: np.ndarray,
+    photograph: Photograph,
+    how: Measured,
+    tell: Callable[[str], None] = lambda _: None,
+    progress: bool = False,
+) -> int:
     """`_cracks.csv`, `_cracks.geojson` and `_cracks.png` of a mask, larger than the photograph by any scale.
 
     `crack_prob` (H W uint8) is 0 where there is no crack, else the probability in 1/255.
     The lines' coordinates are the map's where the photograph lies on one, else the photograph's pixels.
+    `tell` is called with a sentence on those left out.
     Returns: how many cracks there are.
+    Raises: TooRagged before anything is written.
     """
     scale = crack_prob.shape[0] / photograph.shape[0]
-    cracks = measure_cracks(crack_prob, how.least_length * scale, prob=crack_prob)
+    cracks = measure_cracks(crack_prob, how.least_length * scale, crack_prob, how.most, tell, progress)
     units = Units(scale, how.mm_per_pixel)
     write_table(cracks, files.new("_cracks.csv"), units)
     place = None if photograph.place is None else georeference(photograph.place.enlarged(scale))

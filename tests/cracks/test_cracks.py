@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from cssr.cracks.components import Runs, _runs, pieces
-from cssr.cracks.measure import Crack, measure_cracks
+from cssr.cracks import measure
+from cssr.cracks.components import Components, Runs, _runs, pieces
+from cssr.cracks.measure import Crack, TooRagged, measure_cracks
 from cssr.cracks.skeleton import centre_line, stays_when_thinned
 
 ANGLES = (0, 7, 15, 22.5, 30, 45, 53, 63, 75, 90, 101, 120, 135, 160, 178)
@@ -187,6 +188,58 @@ def test_pieces_below_the_least_length_are_left_out():
     mask[10, 10:50] = mask[30, 10:20] = mask[50, 50] = True
     assert [c.length for c in measure_cracks(mask, 5)] == pytest.approx([40, 10], abs=0.06)
     assert len(measure_cracks(mask)) == 3 and len(measure_cracks(mask, 41)) == 0
+
+
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.8])
+def test_noise_is_refused_in_one_line_before_it_is_thinned(share, monkeypatch):
+    monkeypatch.setattr(measure, "_measure", None)
+    noise = np.random.default_rng(0).random((2000, 2000)) < share
+    with pytest.raises(
+        TooRagged, match="^too ragged to measure: its components have [0-9]+ holes, and 20000 bran"
+    ) as caught:
+        measure_cracks(noise)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_component_like_noise_is_refused_by_its_ends_and_junctions():
+    comb = np.zeros((80, 3000), np.uint8)
+    comb[40], comb[10:70, ::4] = 1, 1
+    assert len(measure_cracks(comb)) == 1
+    with pytest.raises(
+        TooRagged, match="one of its components, of [0-9]+ pixels, has [0-9]+ ends and junctions, and 80 "
+    ):
+        measure_cracks(comb, most=40)
+
+
+def test_of_many_components_the_largest_are_measured_and_the_others_told_of():
+    mask, told = np.zeros((200, 400), np.uint8), []
+    for number in range(40):
+        mask[10, 10 * number : 10 * number + 1 + number % 8] = mask[50 + number, 5:9] = 1
+    mask[100, 20:320] = 1
+    every = measure_cracks(mask)
+    found = measure_cracks(mask, most=10, tell=told.append)
+    assert told == [f"left out {len(every) - 10} components of at most 7 pixels: the 10 largest are measured"]
+    assert [c.length for c in found] == [c.length for c in every[:10]] and found[0].area == 300
+    told.clear()
+    assert len(measure_cracks(mask, most=len(every), tell=told.append)) == len(every) and not told
+    branched = np.zeros((90, 90), np.uint8)
+    branched[10, 10:80] = branched[10:80, 20] = branched[10:80, 40] = branched[10:80, 60] = branched[86, 5:30] = 1
+    assert len(measure_cracks(branched, most=2, tell=told.append)) == 1  # of more branches than four
+    assert told == ["left out 1 components of at most 25 pixels: the 1 largest are measured"]
+
+
+def test_holes_and_forks_of_components():
+    mask = np.zeros((12, 30), bool)
+    mask[1:6, 1:8] = True
+    mask[3, 3] = mask[3, 5] = False  # two holes
+    mask[8:11, 12] = mask[8, 12:15] = mask[8:11, 14] = True  # two legs
+    both = Components(mask)
+    assert len(both) == 2 and both.areas.tolist() == [33, 7] and both.holes.tolist() == [2, 0]
+    assert both.forks.tolist() == [4, 1] and len(Components(np.zeros((3, 3)))) == 0
+    labels, _ = ndimage.label(np.random.default_rng(0).random((60, 60)) < 0.6, np.ones((3, 3)))
+    noise = Components(labels > 0)
+    background = ndimage.label(np.pad(labels == 0, 1, constant_values=True))[1]
+    assert noise.holes.sum() == background - 1 and noise.areas.sum() == (labels > 0).sum()
 
 
 def test_a_mask_of_another_shape_is_an_error_of_one_line():

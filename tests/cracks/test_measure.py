@@ -284,3 +284,22 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1 of 1 masks failed"):
         main([str(tmp_path / "a.png"), "--out", str(tmp_path / "out")])
     assert "error: cannot write the results of" in capsys.readouterr().err
+
+
+def test_a_ragged_mask_costs_no_other_its_measures(tmp_path, capsys):
+    noise = np.random.default_rng(0).random((700, 700))
+    (tmp_path / "masks").mkdir()
+    save(noise < 0.5, tmp_path / "masks/noise.png")
+    save(noise < 0.02, tmp_path / "masks/specks.png")
+    save(mask_of_two(), tmp_path / "masks/two.png")
+    words = [str(tmp_path / "masks"), "--out", str(tmp_path / "out"), "--most-cracks", "500"]
+    with pytest.raises(SystemExit, match="1 of 3 masks failed: noise.png"):
+        main(words)
+    told = capsys.readouterr().err
+    assert "noise.png: too ragged to measure: " in told and ", or raise --most-cracks 500" in told
+    assert "specks.png: left out " in told and "the 500 largest are measured; raise --most-cracks" in told
+    assert (
+        len(rows_of(tmp_path / "out/specks_cracks.csv")) == 500 and len(rows_of(tmp_path / "out/two_cracks.csv")) == 2
+    )
+    with pytest.raises(SystemExit, match="--most-cracks must be 1 or more, found 0"):
+        main([*words[:-1], "0"])

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from cssr import JointModel
 from cssr.config.schema import ModelConfig
+from cssr.cracks.measure import TooRagged
 from cssr.inference import resume as done
 from cssr.inference import writers as rasters
 from cssr.inference.predictor import predict
@@ -120,6 +121,28 @@ def test_short_cracks_are_left_out(export, photos, tmp_path, capsys):
     for least, pieces in ((70, 1), (100, 0)):
         run(export, photos / "a.png", "--out", tmp_path / "out", "--measure", "--least-length", str(least))
         assert f"in {pieces} pieces" in capsys.readouterr().out
+
+
+def test_masks_are_written_of_photographs_too_ragged_to_measure(export, photos, tmp_path, capsys, monkeypatch):
+    measure, seen = rasters.measure_cracks, []
+
+    def refusing(mask, *more):
+        seen.append(mask.shape)
+        if len(seen) == 1:
+            raise TooRagged("too ragged to measure: as noise")
+        more[3]("left out 3 components")
+        return measure(mask, *more)
+
+    monkeypatch.setattr(rasters, "measure_cracks", refusing)
+    words = [export, photos, "--out", tmp_path / "out", "--measure", "--write", "mask"]
+    for _ in range(2):  # the second finds all done, and does not take that for measured
+        with pytest.raises(SystemExit) as ended:
+            run(*words)
+        told = capsys.readouterr()
+        assert ended.value.code == 1 and "2 photographs: mask in " in told.out
+        assert "error: 1 of 2 photographs were not measured: a.png" in told.err
+    assert len(seen) == 2 and {"a_mask.png", "b_mask.png", "b_cracks.csv"} <= names(tmp_path / "out")
+    assert "a_cracks.csv" not in names(tmp_path / "out")
 
 
 # ---- done already ----
