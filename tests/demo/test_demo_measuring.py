@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+from functools import partial
 
 import numpy as np
 import psutil
@@ -17,6 +18,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install -e '.[test
 
 from demo_server import dark_model, encoded, serving_page  # noqa: E402
 
+from cssr.cracks.measure import measure_cracks  # noqa: E402
 from cssr.demo.measure_process import measured, read_probability  # noqa: E402
 
 
@@ -50,6 +52,13 @@ def test_cracks_are_measured_at_the_threshold(page):
     assert (level["confidence"], upright["confidence"]) == pytest.approx((200 / 255, 100 / 255))
     assert both["total"] == pytest.approx(70, abs=1) and both["unit"] == "px"
     assert both["share"] == pytest.approx((600 + 160) / (120 * 160)) and none["share"] == none["widest"] == 0
+
+
+def test_what_is_left_out_is_told(monkeypatch):
+    monkeypatch.setattr("cssr.demo.measure_process.measure_cracks", partial(measure_cracks, most=1))
+    found = measured(drawn(), 0.3, 1, None)
+    assert len(found["cracks"]) == 1 and found["notes"][0].startswith("left out 1 components of at most ")
+    assert found["notes"][0].endswith(" pixels: the 1 largest are measured")
 
 
 def test_millimetres_are_those_of_the_photographs_pixels(page):

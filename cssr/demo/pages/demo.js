@@ -204,11 +204,12 @@ async function measure() {
   offer();
 }
 
-function list({ cracks, unit, total, widest, share }) {
+function list({ cracks, unit, total, widest, share, notes = [] }) {
   const number = (value) => value.toFixed(value < 100 ? 2 : 1);
   $("summary").textContent = !cracks.length ? "No crack at this threshold."
     : `${cracks.length} ${cracks.length === 1 ? "crack" : "cracks"}, ${number(total)} ${unit} long together, `
-      + `at most ${number(widest)} ${unit} wide; ${(share * 100).toFixed(2)} % of the picture.`;
+      + `at most ${number(widest)} ${unit} wide; ${(share * 100).toFixed(2)} % of the picture.`
+      + notes.map((note) => ` Note: ${note}.`).join("");
   for (const element of document.querySelectorAll(".unit")) element.textContent = `[${unit}]`;
   $("table").tBodies[0].replaceChildren(...cracks.slice(0, ROWS).map((crack) => row(crack, number)));
   $("table").removeAttribute("aria-busy");
