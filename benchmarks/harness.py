@@ -221,7 +221,7 @@ def positive(text: str) -> int:
 def gather(
     pairs: Callable[[bool], Iterable[Pair | Result]], settings: Settings
 ) -> tuple[list[Result], list[dict[str, str]]]:
-    """All results of a part, and what failed with its reason; the rest goes on."""
+    """All results of a part, and what failed with its reason; a failure does not end the part."""
     results: list[Result] = []
     failures: list[dict[str, str]] = []
     use_threads(settings.threads)

@@ -2,7 +2,7 @@
 
 Each part runs in a process of its own, in which each pair, the plain formulation of a thing and ours, is timed in turn
 once their results are equal. DIR (default: benchmarks/results) gets report.json, with machine, versions, revision and
-settings. A part that fails is named, the rest goes on, and the exit status is 1.
+settings. A part that fails is named, the others run, and the exit status is 1.
 
     --markdown [FILE]   only print a table as in docs/speed.md, from FILE (default: DIR/report.json)
 """

@@ -177,7 +177,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _read_both(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a YAML file, and the same with each scalar as the text that stands there."""
+    """The settings of a YAML file, and the same with each scalar as its text."""
     if not path.is_file():
         raise ValueError(f"config: no recipe at {path}")
     if path.stat().st_size > _LARGEST:
@@ -200,7 +200,7 @@ def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> 
     """A recipe's settings, after those of the recipe that its `base` (a path, from its own folder) names, and so on.
 
     Args:
-        cls: the settings class, which says what is text: that is taken as it stands.
+        cls: the settings class, which says what is text: that is taken literally.
     """
     path = Path(path).expanduser() if above else find_file(path, "configs")
     if path.resolve() in above:
@@ -218,7 +218,7 @@ def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> 
 
 
 def with_texts(kind: Any, value: Any, text: Any) -> Any:
-    """`value`, read by YAML, but where its setting is a string: that is `text`, as it stands in the file.
+    """`value`, read by YAML, but where its setting is a string: that is `text`, as it is in the file.
 
     Args:
         kind: a settings class, the annotation of a setting in one, or ADDRESSES.
@@ -285,7 +285,7 @@ class Loader(yaml.SafeLoader):
 
 
 class _Texts(Loader):
-    """Every scalar as the text that stands there."""
+    """Loads every scalar as its text."""
 
     yaml_implicit_resolvers: dict = {}
 

@@ -46,7 +46,7 @@ class Piece:
         return (self.find(x, y) < len(self)).T
 
     def neighbours(self) -> np.ndarray:
-        """N 8 int32: the number of the pixel that lies next to each in the order of `AROUND`; N where there is none."""
+        """N 8 int32: the number of each pixel's neighbours in the order of `AROUND`; N where there is none."""
         neighbours = np.full((len(self), 8), len(self), np.int32)
         for k, (dx, dy) in enumerate(AROUND[:4]):
             number = self.find(self.x + dx, self.y + dy)

@@ -154,14 +154,15 @@ def _write(path: Path, content: str | bytes) -> Path:
 
 
 def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()) -> Image.Image:
-    """A picture of the cracks: centre lines, numbers and greatest widths, each marked where it lies.
+    """A picture of the cracks: centre lines, numbers and greatest widths at their positions.
 
     image: H W 3 uint8, or the mask itself, H W; both of the size in which the cracks were measured. The picture's
     longer side has 1000 to 4000 pixels. Of labels that would cover each other, that of the longest crack stays.
     """
     longer = max(image.shape[:2])
     factor = min(max(1.0, round(_SMALLEST / longer)), _LARGEST / longer)
-    picture = _paper(_resized(image, factor))
+    picture = _resized(image, factor)
+    picture = picture if picture.ndim == 3 else repeat(picture, "h w -> h w 3")
     unit = max(1, round(max(picture.shape[:2]) / 1200))
     for crack in cracks:
         lines = [(line * factor * 16).round().astype(np.int32) for line in crack.lines]
@@ -178,11 +179,6 @@ def _resized(image: np.ndarray, factor: float) -> np.ndarray:
     grey = image if image.ndim == 3 else np.array([_PAPER, _STAIN], np.uint8)[(image != 0).view(np.uint8)]
     size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
-
-
-def _paper(image: np.ndarray) -> np.ndarray:
-    """The same as H W 3."""
-    return image if image.ndim == 3 else repeat(image, "h w -> h w 3")
 
 
 def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: float, size: int) -> None:

@@ -1,6 +1,6 @@
 """Length, width and direction of each crack of a mask.
 
-A crack is a piece of the mask whose pixels are joined by sides or corners. Its length is that of its centre line, all
+A crack is a connected component of the mask (8-connected). Its length is that of its centre line, all
 branches together: Guo and Hall's thinning, smoothed along the line, so that a straight crack is as long at any angle,
 and continued to where the crack ends, which thinning falls short of. A mean width is area by length; the greatest one
 is measured across the line.
@@ -44,7 +44,7 @@ class Crack:
     box: tuple[int, int, int, int]  # left, top, right, bottom; right and bottom lie outside
     area: int  # pixels
     lines: tuple[np.ndarray, ...]  # the centre line's parts: N 2 float64 each
-    widest: tuple[float, float]  # where max_width lies
+    widest: tuple[float, float]  # position of max_width
     confidence: float | None = None  # mean probability of its pixels, 0..1, where probabilities are known
 
 
@@ -203,7 +203,7 @@ def _to_its_ends(path: Path, piece: Piece) -> np.ndarray:
 
 
 def _prolonged(points: np.ndarray, radius: float, piece: Piece) -> np.ndarray:
-    """A line whose last stretch, three quarters of the width, is set straight and goes on to where the crack ends."""
+    """A line whose last stretch, three quarters of the width, is set straight and continued to the end of the crack."""
     # Thinning stops short of the end by about half the width, or turns towards one of its corners.
     left = _arc(points[::-1])[::-1]  # pixels to the last point
     last = int(np.flatnonzero(left >= min(1.5 * radius, left[0] / 3))[-1])
@@ -281,7 +281,7 @@ def _across(points: np.ndarray, normal: np.ndarray, inner: np.ndarray, piece: Pi
 
 def _reach(points: np.ndarray, direction: np.ndarray, inner: np.ndarray, piece: Piece) -> np.ndarray:
     """Length of the crack onwards from each point in its direction, but little more than to its nearest side."""
-    # All is inside that lies nearer than the nearest pixel outside, less half of that pixel's diagonal.
+    # All is inside that is nearer than the nearest pixel outside, less half of that pixel's diagonal.
     begin = np.maximum(inner - 1, 0)[:, None]
     reach = begin + np.arange(0, 1.8, _STEP)
     seen = piece.holds(points[:, None] + reach[..., None] * direction[:, None])

@@ -86,16 +86,11 @@ def _files(folder: Path) -> list[Path]:
     if len(files) < len(images):
         left = f"{len(images) - len(files)} files that end with none of {' '.join(_LOSS_FREE)}"
         print(f"note: {folder}: left out {left}: name them if they are masks", file=sys.stderr)
-    files = [path for path in files if not _is_picture(path)]
+    files = [path for path in files if not (path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file())]
     files = [path for path in files if path.stem.endswith(_MASK)] or files
     if not files:
         raise ValueError(f"no mask in {folder}: none of its files ends with {' '.join(IMAGE_SUFFIXES)}")
     return files
-
-
-def _is_picture(path: Path) -> bool:
-    """Return whether it is one of ours, which lie beside a table."""
-    return path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file()
 
 
 def measure_file(
@@ -103,7 +98,7 @@ def measure_file(
 ) -> list[Crack]:
     """Measure a mask file and write `stem_cracks.csv`, `.geojson` and `.png`.
 
-    `least_length`: photograph's pixels. `most`: as for `measure_cracks`; what is left out is told on stderr.
+    `least_length`: photograph's pixels. `most`: as for `measure_cracks`; what is left out is reported on stderr.
     """
     mask, place = read_mask(path, what)
     if mask.mean() > MOSTLY:

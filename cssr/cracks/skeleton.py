@@ -62,7 +62,7 @@ def centre_paths(piece: Piece, outside: cKDTree, most_nodes: float = float("inf"
     radius = outside.query(line.points)[0] - 0.5
     while True:
         graph = _graph(line)
-        spurs = [n for chain in graph.chains if _is_spur(chain, graph, radius) for n in _own(chain, graph)]
+        spurs = [n for chain in graph.chains if _is_spur(chain, graph, radius) for n in chain if graph.junction[n] < 0]
         if not spurs:
             return _paths(graph, radius)
         kept = np.setdiff1d(np.arange(len(line)), spurs)
@@ -130,10 +130,6 @@ def _is_spur(chain: list[int], graph: _Graph, radius: np.ndarray) -> bool:
     points = graph.pixels.points[chain]
     length = np.linalg.norm(np.diff(points, axis=0), axis=1).sum()
     return length + radius[chain[-1]] < 2 * radius[chain[0]] + 1
-
-
-def _own(chain: list[int], graph: _Graph) -> list[int]:
-    return [n for n in chain if graph.junction[n] < 0]
 
 
 def _paths(graph: _Graph, radius: np.ndarray) -> tuple[list[Path], list[int]]:

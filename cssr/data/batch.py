@@ -11,7 +11,7 @@ _NO_CRACK = 30.0  # logit of certain background, negated
 
 
 def send(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """The tensor on `device`, as `dtype`, without waiting for it: the host goes on, what uses it comes after."""
+    """The tensor on `device`, as `dtype`, without waiting for it: what uses it is queued after it."""
     tensor, device = tensor.to(dtype=dtype), torch.device(device)
     leaves = tensor.device.type == "cpu" and device.type == "cuda"
     return (tensor.pin_memory() if leaves else tensor).to(device, non_blocking=True)

@@ -115,7 +115,7 @@ def _check_cache(data: DataConfig, sets: Sequence[ShardSet], weights: Sequence[f
 
 
 def _bytes_in_use(shards: ShardSet, lanes: int, window: int) -> int:
-    """All of a set that is permuted whole; else the shards that a window of each lane lies in."""
+    """All of a set that is permuted whole; else the shards that hold a window of each lane."""
     sizes = [shard["bytes"] for shard in shards.index["shards"]]
     if len(shards) <= window or len(shards) < lanes:
         return sum(sizes)

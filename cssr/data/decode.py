@@ -56,7 +56,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 def decode_image(data: bytes, doubt: Callable[[str], None]) -> np.ndarray:
     """H W 3 uint8 RGB, as stored: an EXIF orientation is not applied.
 
-    `doubt` is called with what a JPEG decoder found wrong, where it could go on all the same. ValueError if it cannot.
+    `doubt` is called with what a JPEG decoder reports, where it could decode all the same. ValueError if it cannot.
     """
     if _BY_PILLOW.match(data):
         return _decode_by_pillow(data, "RGB")
@@ -65,7 +65,7 @@ def decode_image(data: bytes, doubt: Callable[[str], None]) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except (ValueError, KeyError) as error:
-        image = cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # goes on where it can
+        image = cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # decodes what it can
         reason = " ".join(str(error).split())
         if "subsampling" not in reason and isinstance(error, ValueError):  # not merely of a kind that it does not know
             doubt(reason)

@@ -1,4 +1,4 @@
-"""Files of a set that lies elsewhere, over http(s), in an object store or out of a command; retried, bounded, told.
+"""Files of a remote set, over http(s), in an object store or from a command; retried, bounded, reported.
 
 `http://`, `https://`: a file is `ROOT/NAME`. Any other `scheme://` (`s3://`, `gs://`, ...): whatever fsspec knows. A
 template `pipe:COMMAND`: a shell's output, `{name}` standing for the file's name.
@@ -119,7 +119,7 @@ class Remote:
     def download(
         self, name: str, file: BinaryIO, size: int | None, sha256: str | None, notify: Notify
     ) -> tuple[int, str]:
-        """A file into an empty `file`; a broken transfer goes on where it broke, if it can.
+        """A file into an empty `file`; a broken transfer is continued, if the server can.
 
         Args:
             size, sha256: that the file must have; None: nobody knows.
@@ -166,7 +166,7 @@ class Remote:
             try:
                 return attempt()
             except Exception as error:
-                reason = _one_line(error)
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
                 if getattr(error, "errno", None) in _LOCAL:
                     raise Unreachable(f"data.cache: {reason}, while fetching {self.address(name)}") from error
                 if number == self.retries or not _may_pass(error):
@@ -179,10 +179,6 @@ class Remote:
                 notify(f"{self.address(name)}: {reason}; try {number + 2} of {self.retries + 1}")
                 time.sleep(wait)
         raise AssertionError
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _may_pass(error: Exception) -> bool:

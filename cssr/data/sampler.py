@@ -81,7 +81,7 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 
 
 def _split(starts: np.ndarray, position: int) -> tuple[int, int]:
-    """The shard in which a position lies, and its place in that."""
+    """The shard of a position, and the index in that shard."""
     shard = int(np.searchsorted(starts, position, side="right")) - 1
     return shard, position - int(starts[shard])
 

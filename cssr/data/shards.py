@@ -218,7 +218,7 @@ def _is_sha256(text: Any) -> bool:
 
 @lru_cache(maxsize=64)
 def _fetch_index(remote: Remote) -> bytes:
-    """Once a process: what has begun with an index goes on with it."""
+    """Read once a process, which keeps the index that it began with."""
     try:
         return remote.fetch("index.json", LARGEST, _say)
     except Unreachable as error:

@@ -46,7 +46,7 @@ def read_members(file: int, length: int) -> Iterator[Member]:
     """The plain files of the tar behind a file descriptor, in order, by tarfile, but for what it would believe.
 
     Args: length: of the tar, bytes.
-    Raises: ValueError, once what lies before it has been given, at a header that is damaged or claims too much.
+    Raises: ValueError, after the samples before it, at a header that is damaged or claims too much.
     """
     try:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:

@@ -17,7 +17,7 @@ def augment(
     """A training crop of a photograph and its mask.
 
     Args:
-        image: H W 3 uint8, or H W 4 whose last channel goes along unchanged (255 where a pixel holds data).
+        image: H W 3 uint8, or H W 4 with a last channel that stays unchanged (255 where a pixel holds data).
         mask: H W uint8, 0 or 1.
         data: the settings `crop`, `resized_crop`, `crack_share`, `hflip`, `vflip`, `photometric`.
         rng: source of every draw.

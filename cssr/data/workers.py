@@ -89,7 +89,7 @@ def _begun(loader: DataLoader) -> Iterator[Any]:
     """
     with held_back():
         samples = iter(loader)
-    queue = getattr(samples, "_worker_result_queue", None)  # of torch; without it, or the right, all goes on as it is
+    queue = getattr(samples, "_worker_result_queue", None)  # of torch; without it, or the right to, it stays as it is
     with suppress(AttributeError, OSError):
         fcntl.fcntl(queue._reader.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
     return samples
@@ -139,7 +139,7 @@ def _close_streams() -> None:
 
 
 def _init_worker(_: int) -> None:
-    """A SIGTERM to the whole group is the training process's to answer: a worker goes on for a while, then ends."""
+    """A SIGTERM to the whole group is the training process's to answer: a worker ends after a grace period."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
     cv2.setNumThreads(0)
 

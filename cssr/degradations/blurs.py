@@ -114,7 +114,7 @@ def _noised(lq: Tensor, rngs: Rngs, level: Sequence[float]) -> Tensor:
 
 
 def check_size(name: str, size: int) -> None:
-    """Refuse a kernel whose centre is no pixel."""
+    """Refuse a kernel of even side, which has no central pixel."""
     if not isinstance(size, int) or size % 2 == 0 or size < 1:
         raise ValueError(f"degradation {name!r}: size must be odd, found {size}; its centre is a pixel")
 

@@ -1,6 +1,6 @@
-"""Pictures of different sizes in one tensor, worked on together: each lies in the top left corner of its canvas.
+"""Pictures of different sizes in one tensor, processed together: each in the top left corner of its canvas.
 
-What lies beyond a picture on its canvas is never seen: wherever neighbours count, it is first overwritten by the
+What is beyond a picture on its canvas is never used: wherever neighbours count, it is first overwritten by the
 picture's own border, reflected or repeated. The canvas has one size for all samples and all draws, so that a sample's
 numbers do not depend on its mates.
 """
@@ -45,7 +45,9 @@ def blur(canvas: Canvas, kernel: Tensor) -> Canvas:
 
 def compress(canvas: Canvas, quality: Tensor) -> Canvas:
     """JPEG of each picture in its own quality (B, 1..100); clips to 0..1."""
-    return canvas._replace(pixels=jpeg(_extended(canvas, 0, _repeated), quality))
+    return canvas._replace(
+        pixels=jpeg(_extended(canvas, 0, lambda index, size: index.clamp(min=0).minimum(size - 1)), quality)
+    )
 
 
 def resize(canvas: Canvas, heights: Tensor, widths: Tensor, methods: Sequence[str], size: tuple[int, int]) -> Canvas:
@@ -139,7 +141,3 @@ def _reflected(index: Tensor, size: Tensor) -> Tensor:
     period = (2 * size - 2).clamp(min=1)
     folded = index % period
     return folded.minimum(period - folded).minimum(size - 1)
-
-
-def _repeated(index: Tensor, size: Tensor) -> Tensor:
-    return index.clamp(min=0).minimum(size - 1)

@@ -146,7 +146,7 @@ def disk(radius: Sequence[float] = (1.0, 10.0), size: KernelSide = 21) -> Blur:
 
 
 def disk_kernel(radius: Tensor, size: int) -> Tensor:
-    """The exact share of a disk's area (radius: B float64, pixels) that lies in each pixel: B size size float64."""
+    """The exact share of a disk's area (radius: B float64, pixels) within each pixel: B size size float64."""
     edges = torch.cat([axis(size) - 0.5, axis(size)[-1:] + 0.5])
     corners = _area(edges[None, :, None], edges[None, None, :], radius.double()[:, None, None])
     return normalized(corners.diff(dim=1).diff(dim=2).clamp(min=0))
@@ -155,7 +155,7 @@ def disk_kernel(radius: Tensor, size: int) -> Tensor:
 def _area(y: Tensor, x: Tensor, radius: Tensor) -> Tensor:
     """Signed area of the disk between the axes and (x, y): over pixels, its second difference is what they cover."""
     sign, x, y = x.sign() * y.sign(), x.abs().minimum(radius), y.abs().minimum(radius)
-    bend = (radius**2 - y**2).clamp(min=0).sqrt().minimum(x)  # up to here the rectangle lies within the circle
+    bend = (radius**2 - y**2).clamp(min=0).sqrt().minimum(x)  # up to here the rectangle is within the circle
     return sign * (bend * y + _under_circle(x, radius) - _under_circle(bend, radius))
 
 

@@ -28,11 +28,11 @@ class Full(Exception):
 
 
 class Stopped(Exception):
-    """The work has been told to end."""
+    """The work was stopped."""
 
 
 class Job:
-    """One piece of work; what its thread says of it, and how it is told to end."""
+    """One piece of work: its progress, and a way to stop it."""
 
     def __init__(self) -> None:
         self.future: Future = Future()
@@ -41,7 +41,7 @@ class Job:
         self._end = threading.Event()
 
     def progress(self, steps: Iterable) -> Iterator:
-        """`steps`, each asked for when a tile is done; raises Stopped instead once the work is told to end."""
+        """`steps`, each asked for when a tile is done; raises Stopped instead once `stop` was called."""
         steps = steps if isinstance(steps, Sequence) else list(steps)
         self.before, self.done, self.of = self.before + self.of, 0, len(steps)
         for step in steps:
@@ -50,7 +50,7 @@ class Job:
             yield step
 
     def check(self) -> None:
-        """Raises Stopped once the work is told to end."""
+        """Raises Stopped once `stop` was called."""
         if self._end.is_set():
             raise Stopped
 

@@ -77,7 +77,10 @@ def create_app(model: JointModel, limits: Limits, name: str = "", names: tuple[s
         Route("/predict", Predict(model, limits, turns), methods=["POST"]),
         Route("/measure", Measure(limits, model.scale), methods=["POST"]),
     ]
-    handlers = {HTTPException: _error, Full: _full}
+    handlers = {
+        HTTPException: lambda _, e: JSONResponse({"error": e.detail}, e.status_code, headers=e.headers),
+        Full: _full,
+    }
     app = Starlette(routes=routes, middleware=[Middleware(Access, names=names)], exception_handlers=handlers)
     app.state.turns = turns
     return app
@@ -87,10 +90,6 @@ def _page(file: str) -> Route:
     content, kind = files("cssr.demo").joinpath("pages", file).read_bytes(), _KINDS[Path(file).suffix]
     path = "/" if kind == "text/html" else f"/{file}"
     return Route(path, lambda request: Response(content, media_type=kind))
-
-
-def _error(request: Request, error: HTTPException) -> Response:
-    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
 def _full(request: Request, error: Full) -> Response:

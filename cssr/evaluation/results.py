@@ -72,13 +72,9 @@ def _definitions(segmented: bool) -> dict[str, str]:
 
 def _with_iou(rows: list[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
     """The rows with the IoU at a threshold behind the key."""
-    best = metrics.THRESHOLDS.tolist().index(_nearest(threshold))
+    best = int((metrics.THRESHOLDS - threshold).abs().argmin())
     ious = [float(metrics.iou(row["tp"], row["fp"], row["fn"])[best]) for row in rows]
     return [{"key": row["key"], "iou": iou, **{k: row[k] for k in row if k != "key"}} for row, iou in zip(rows, ious)]
-
-
-def _nearest(threshold: float) -> float:
-    return min(metrics.THRESHOLDS.tolist(), key=lambda t: abs(t - threshold))
 
 
 def _finite(value: Any) -> Any:

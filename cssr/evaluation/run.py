@@ -64,17 +64,14 @@ def origin(options: argparse.Namespace, sets: Sequence[ShardSet]) -> dict[str, A
     `checkpoint_sha256`: of each file that the weights and settings are read from; `data_sha256`: of the sets' indexes,
     which hold the sha256 of every shard, as JSON with sorted keys; `options`: those that change results.
     """
-    directory = _files_in(options.model, options.checkpoint)
+    which = options.checkpoint
+    directory = export_in(options.model) if which == "export" else choose(options.model, which)
     indexes = json.dumps([shards.index for shards in sets], sort_keys=True)
     return {
         "checkpoint_sha256": {n: sha256_of(directory / n) for n in _MADE_OF if (directory / n).is_file()},
         "data_sha256": hashlib.sha256(indexes.encode()).hexdigest(),
         "options": {name: getattr(options, name) for name in _CHANGING},
     }
-
-
-def _files_in(model: Path, which: str) -> Path:
-    return choose(model, which) if which != "export" else export_in(model)
 
 
 def _own_folder(options: argparse.Namespace, sha256: str) -> Path:
@@ -156,7 +153,7 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
     if not rows:
         raise ValueError(f"--data: no samples in {options.data}")
     result = compose(rows, {**_facts(options, model, component, degrade, sets), **made_from})
-    (out / "results.json").unlink(missing_ok=True)  # whatever interrupts this, no result stands beside other pictures
+    (out / "results.json").unlink(missing_ok=True)  # whatever interrupts this, no result is left beside other pictures
     draw_pictures(result, out, model, degrade, engine.device, stream(0, 1), options.tile)
     write_atomic(out / "results.json", json.dumps(result, indent=1))
     print(summary(result, out))

@@ -114,7 +114,7 @@ def _surface_image(level: np.ndarray, mask: np.ndarray, percentiles: Sequence[fl
     result = np.zeros((len(percentiles) + 1, len(THRESHOLDS)))
     result[:, (np.arange(len(THRESHOLDS)) < top) != mask.any()] = max(level.shape)
     if mask.any() and top:
-        # Predictions are nested: where no pixel has level i, none drops out at threshold i, and the last answer stands.
+        # Predictions are nested: where no pixel has level i, none drops out at threshold i, and the last answer holds.
         last = np.maximum.accumulate(np.arange(top) * present[:top])
         steps, which = np.unique(last, return_inverse=True)
         result[:, :top] = _compare(level, mask, steps, percentiles)[:, which]

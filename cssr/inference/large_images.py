@@ -1,7 +1,7 @@
 """Prediction of photographs and results that are larger than the memory.
 
 A photograph goes through the model in rounds over its tiles: the blur kernel (where it is predicted), the SR image and
-its statistics, the cracks. Between rounds the SR image lies in a temporary file beside the results (12 bytes a pixel of
+its statistics, the cracks. Between rounds the SR image is in a temporary file beside the results (12 bytes a pixel of
 it, float32), as computing it again would take longer than reading it, and rounding it would change the cracks. Tiles
 are read ahead of use and results written behind by threads, a few batches apart.
 """
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ _AHEAD = 2  # batches of tiles, and pieces of results, that wait
 class Scratch:
     """Rows of an image, appended from the top down and read by windows: float32, 12 bytes a pixel on the disk.
 
-    The file lies in `directory` without a name, so that nothing is left of it, whatever ends the process. It is written
+    The file is in `directory` without a name, so that nothing is left of it, whatever ends the process. It is written
     by a thread of its own, and not mapped into memory. Use as a context.
     """
 
@@ -236,7 +237,7 @@ class _SR:
             self._write(self._frame.widened(_bytes(rows[0].permute(1, 2, 0))))
 
     def end(self) -> None:
-        """Write what lies below."""
+        """Write the rows that follow."""
         if self._rows is not None:
             self._blank(self._frame.below)
 
@@ -275,7 +276,7 @@ class _Cracks:
         where["place"] = _enlarged(photograph.place, scale)
         self._rows: dict[str, Rows] = {}
         if "prob" in wanted.results:
-            make = float_rows if wanted.as_float else _grey_rows
+            make = float_rows if wanted.as_float else partial(picture_rows, bands=1)
             self._rows["prob"] = make(files, "prob", **where)
         for name, bands in (("mask", 1), ("overlay", 3)):
             if name in wanted.results:
@@ -289,7 +290,7 @@ class _Cracks:
             self._write(self._frame.widened(prob.cpu().numpy()))
 
     def end(self) -> None:
-        """Write what lies below."""
+        """Write the rows that follow."""
         self._blank(self._frame.below)
 
     def _blank(self, count: int) -> None:
@@ -331,10 +332,6 @@ class _Cracks:
         sr = self._frame.widened(_bytes(torch.from_numpy(self._scratch.pixels(top, 0, len(mask), width))))
         valid = self._frame.valid(self._top, len(mask))
         return overlay(sr if valid is None else sr * valid[..., None], mask)
-
-
-def _grey_rows(files: Files, name: str, **where: Any) -> Rows:
-    return picture_rows(files, name, bands=1, **where)
 
 
 def _bytes(image: Tensor) -> np.ndarray:

@@ -46,7 +46,7 @@ def read(record: Path) -> dict[str, Any] | None:
 
 
 def write(record: Path, facts: dict[str, Any], files: dict[str, int], summary: dict[str, Any]) -> None:
-    """Say that all is done: `files` by size, `summary`: what is told of the photograph."""
+    """Say that all is done: `files` by size, `summary`: facts of the photograph's results."""
     write_atomic(record, json.dumps({"facts": facts, "files": files, "found": summary}, indent=1))
 
 

@@ -181,7 +181,7 @@ def write_measures(
     """`_cracks.csv`, `_cracks.geojson` and `_cracks.png` of a mask, larger than the photograph by any scale.
 
     `crack_prob` (H W uint8) is 0 where there is no crack, else the probability in 1/255.
-    The lines' coordinates are the map's where the photograph lies on one, else the photograph's pixels.
+    The lines' coordinates are the map's where the photograph is georeferenced, else the photograph's pixels.
     `tell` is called with a sentence on those left out.
     Returns: how many cracks there are.
     Raises: TooRagged before anything is written.

@@ -1,6 +1,6 @@
 """Launch file: what it and accelerate's options ask for, the machine, and why it would not come true.
 
-Nothing is started here. `faults` knows where accelerate 1.15 and DeepSpeed go on silently with something else, or fail
+Nothing is started here. `faults` knows where accelerate 1.15 and DeepSpeed silently do something else, or fail
 late; each fault is one line with its remedy.
 """
 
@@ -117,7 +117,7 @@ def read_promise(path: Path, options: Mapping[str, Any]) -> Promise:
     given = {name: value for name, value in options.items() if value is not None}
     return Promise(
         kind=file.distributed_type.value,
-        processes=_positive(given.get("num_processes", file.num_processes)),
+        processes=max(given.get("num_processes", file.num_processes) or 0, 0) or None,
         machines=max(given.get("num_machines", file.num_machines), 1),
         machine_rank=given.get("machine_rank", file.machine_rank or None),
         main_ip=given.get("main_process_ip", file.main_process_ip),
@@ -130,10 +130,6 @@ def read_promise(path: Path, options: Mapping[str, Any]) -> Promise:
         fsdp=file.fsdp_config,
         dynamo=str(given.get("dynamo_backend", (file.dynamo_config or {}).get("dynamo_backend", "no"))).lower(),
     )
-
-
-def _positive(number: int | None) -> int | None:
-    return number if number and number > 0 else None
 
 
 # ---- what would not come true ----

@@ -33,7 +33,7 @@ SWEEP = """Train a recipe over a grid of settings, evaluate every run, and tabul
 
 What is swept comes before `--`, what all runs share after it. A key may be shortened to its last part where that is one
 setting's alone: beta is loss.beta, seed train.seed, lr optim.lr. A value may be a component: seg=pspnet,"{name: unet,
-encoder: vgg11}". Each run has its directory in OUT, called after its settings; the same command goes on where it was
+encoder: vgg11}". Each run has its directory in OUT, called after its settings; the same command resumes it
 interrupted, and does what is missing. The table (table.md, table.csv, table.json in OUT) has a line for each setting
 but for its seed: mean and standard deviation (n - 1) over its seeds, per image.
 
@@ -77,7 +77,7 @@ def evaluation_parser() -> Parser:
 
 
 def sweep_parser() -> Parser:
-    """Of launch/sweep.py, whose settings may stand among the options: `parse_intermixed_args`."""
+    """Of launch/sweep.py, with settings among the options: `parse_intermixed_args`."""
     parser = Parser(prog=program("launch/sweep.py"), description=SWEEP, **_HOW)
     parser.add_argument("recipe", metavar="RECIPE", help="what is trained, a YAML of configs/")
     parser.add_argument("settings", nargs="+", metavar="KEY=V1,V2,...", help="what is swept")

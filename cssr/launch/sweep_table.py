@@ -98,7 +98,7 @@ def _markdown(rows: Sequence[Row], recipe: str, note: str) -> str:
 
 
 def _table(rows: Sequence[Row], recipe: str) -> str:
-    """A Markdown table whose columns are also aligned as plain text; measures that no run has are left out."""
+    """A Markdown table with columns aligned as plain text; measures that no run has are left out."""
     shown = [column for column in IMAGE_COLUMNS if any(row.measures["image"][column.key]["n"] for row in rows)]
     head = [*(rows[0].setting or {"recipe": ""}), "n", *(column.label.split(" (")[0] for column in shown)]
     lines = [

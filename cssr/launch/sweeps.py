@@ -63,7 +63,7 @@ class Run:
         return f"{self.name}.log"
 
     def evaluation(self, benchmark: Benchmark, options: argparse.Namespace) -> Evaluation:
-        """Its export on a benchmark; the result lies in the run directory."""
+        """Its export on a benchmark; the result is in the run directory."""
         checkpoint = Checkpoint(self.dir, name=self.name)
         return Evaluation(checkpoint, benchmark, self.dir / "evaluations" / benchmark.name, options)
 

@@ -35,12 +35,11 @@ def at_lq(
             raise ValueError("loss 'at_lq' needs a model that segments the LQ image: model.form=seg_then_sr")
         scale = batch.mask.shape[-1] // outputs.lq_logits.shape[-1]
         mask = resampler(scale, method, antialias)[0](batch.mask).clamp(0, 1)
-        reduced = replace(batch, mask=mask, distance=_reduce_distance(batch.distance, scale))
+        distance = batch.distance
+        if distance is not None:
+            distance = resampler(scale, "area", False)[0](distance) / scale
+        reduced = replace(batch, mask=mask, distance=distance)
         return inner(replace(outputs, logits=outputs.lq_logits), reduced, progress)
 
     at_low_resolution.needs_distance = getattr(inner, "needs_distance", False)
     return at_low_resolution
-
-
-def _reduce_distance(distance: Tensor | None, scale: int) -> Tensor | None:
-    return None if distance is None else resampler(scale, "area", False)[0](distance) / scale

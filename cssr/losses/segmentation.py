@@ -98,7 +98,7 @@ def combo(
 
 @LOSSES.register
 def boundary(aux_weight: Weight = 0.4, pixel_weight: Setting = None) -> Callable:
-    """The boundary loss alone (it has no lower bound on what lies far from cracks: combine it)."""
+    """The boundary loss alone (it has no lower bound far from cracks: combine it)."""
 
     def term(logits: Tensor, batch: Batch, progress: Progress, maps: Maps) -> Tensor:
         return boundary_term(logits, batch.distance, maps)

@@ -95,7 +95,7 @@ def stretch(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class JoinedConv2d(nn.Conv2d):
-    """Convolution of `x` (B C H W) joined with what a `constant_map` (B D h w) stands for, which is never made.
+    """Convolution of `x` (B C H W) joined with a `constant_map` (B D h w), which is never made.
 
     Equals the `nn.Conv2d` of both concatenated, up to rounding. The constant map's border must cover this reach too.
     """

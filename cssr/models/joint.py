@@ -152,7 +152,7 @@ class JointModel(nn.Module):
 
     @torch.no_grad()
     def infer_rows(self, lq: Windows, tiles: Tiles, kept: Kept) -> Iterator[tuple[str, Tensor]]:
-        """`infer` in tiles for an image that is read by windows, whose results come in rows.
+        """`infer` in tiles for an image that is read by windows; results come in rows.
 
         Args:
             lq: gives B 3 h w, uint8 0..255 or float 0..1, on any device.

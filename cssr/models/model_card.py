@@ -1,7 +1,7 @@
 """The model card of an export: what it was trained on and how, its figures with their definitions, its limits.
 
 All of it is read from the files of the run: `export/config.json`, `config.yaml`, `evaluations/*/results.json`. Of paths
-only the last part is told.
+only the last part is shown.
 """
 
 from collections.abc import Iterable, Mapping

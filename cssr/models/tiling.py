@@ -1,4 +1,4 @@
-"""A function of an image, applied to an image of any size in overlapping tiles whose results are blended.
+"""A function of an image, applied to an image of any size in overlapping tiles, with blended results.
 
 The image may be one that is never in memory as a whole: it is read by windows, and the result comes in rows.
 """
@@ -22,7 +22,7 @@ class Windows(Protocol):
     shape: tuple[int, int]  # height, width
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """B C height width, from a window that lies in the image."""
+        """B C height width, from a window within the image."""
 
 
 class Whole:

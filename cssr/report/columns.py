@@ -22,7 +22,7 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A number as it is read and as it is sorted: text, what follows it, and between what it lies (95 %)."""
+    """A number as it is read and as it is sorted: text, what follows it, and its 95 % interval."""
 
     text: str
     value: float | None = None

@@ -118,7 +118,7 @@ def _difference(results: Sequence[Result], key: str, say: Style) -> str:
 
 
 def _other_images(results: Sequence[Result]) -> bool:
-    """Return whether images differ: a path alone does not tell what lies there."""
+    """Return whether images differ: a path alone does not identify images."""
     return not all(result.of_same_images(results[0]) for result in results)
 
 

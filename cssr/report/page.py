@@ -252,7 +252,11 @@ def gallery(results: Sequence[Result], budget: int = BUDGET) -> Gallery:
             uris |= new
             kept[number].add(key)
     samples = [
-        [_sample_data(result, kinds, own[key]) for key in _listed(kinds) if key in keys]
+        [
+            _sample_data(result, kinds, own[key])
+            for key in dict.fromkeys(key for listed in kinds.values() for key in listed)
+            if key in keys
+        ]
         for result, (kinds, own), keys in zip(results, sampled, kept)
     ]
     return Gallery(uris, samples, len(order) - sum(map(len, kept)))
@@ -262,10 +266,6 @@ def _in_turn(kinds: Sequence[Kinds]) -> list[tuple[int, str]]:
     """(result, key) of all samples: the first of each kind of every result, then the second of each, and so on."""
     groups = [[(number, key) for key in of.get(kind, [])] for kind in _KINDS for number, of in enumerate(kinds)]
     return list(dict.fromkeys(entry for rank in zip_longest(*groups) for entry in rank if entry))
-
-
-def _listed(kinds: Kinds) -> list[str]:
-    return list(dict.fromkeys(key for keys in kinds.values() for key in keys))
 
 
 def _uris(sample: Sample) -> dict[str, str]:

@@ -34,12 +34,12 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
         yield from module.recomputed
         return
     inner = [block for child in module.children() for block in blocks_of(child)]
-    alone = not inner and _weighty(module) > 1 and type(module) not in (nn.ModuleList, nn.ModuleDict)
+    alone = (
+        not inner
+        and sum(isinstance(layer, _WEIGHTY) for layer in module.modules()) > 1
+        and type(module) not in (nn.ModuleList, nn.ModuleDict)
+    )
     yield from [module] if alone else inner
-
-
-def _weighty(module: nn.Module) -> int:
-    return sum(isinstance(layer, _WEIGHTY) for layer in module.modules())
 
 
 def _recomputed(block: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -47,12 +47,9 @@ def _recomputed(block: nn.Module, forward: Callable, *args: Any, **kwargs: Any) 
         return forward(*args, **kwargs)
     if torch.compiler.is_compiling():  # the compiler computes again what is pure, and lets the rest be
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
-
-
-def _contexts(block: nn.Module) -> tuple[Any, Any]:
-    """Around the first computation, and around the second."""
-    return nullcontext(), _buffers_kept(block)
+    return checkpoint(
+        forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _buffers_kept(block)), **kwargs
+    )
 
 
 @contextmanager

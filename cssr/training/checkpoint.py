@@ -36,7 +36,7 @@ _DAMAGED = ".damaged"
 def newest(run_dir: Path) -> Path | None:
     """The newest checkpoint that is whole, for one rank to find out before a run begins.
 
-    Damaged ones are told of, and moved aside; what interrupted writes have left is removed.
+    Damaged ones are reported and moved aside; what interrupted writes have left is removed.
     """
     for path in (run_dir / "checkpoints").glob(f"*{PARTIAL}*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -211,7 +211,7 @@ def _unwritten(path: Path, error: Exception) -> ValueError:
 
 
 class Saver:
-    """Writes checkpoints in a thread, one at a time, while training goes on; then removes the superseded ones."""
+    """Writes checkpoints in a thread, one at a time, during training; then removes the superseded ones."""
 
     def __init__(self, run_dir: Path, keep: int):
         self._dir, self._keep = run_dir, keep

@@ -65,7 +65,7 @@ class StopSignal:
 class Watchdog:
     """Ends this process, its stacks written down, once it has made no progress for `seconds`.
 
-    A rank that hangs keeps all others waiting in a collective: each writes down where it stands, and the first to end
+    A rank that hangs keeps all others waiting in a collective: each writes down its stacks, and the first to end
     has the launcher end the others.
     """
 

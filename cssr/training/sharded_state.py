@@ -2,7 +2,7 @@
 
 DDP leaves a model and its optimizer as they are. DeepSpeed lays the parameters of a group end to end and gives each
 rank a part of them and of their moments (ZeRO-1, 2), of the parameters themselves as well (ZeRO-3). FSDP gives each
-rank a part of each tensor. A checkpoint knows nothing of that, so that any strategy goes on from any other's.
+rank a part of each tensor. A checkpoint knows nothing of that, so that any strategy resumes any other's.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -34,7 +34,7 @@ class Stepper:
     """Takes steps on the task's weights, which from here on are the engine's.
 
     Args:
-        task: with its weights as training is to begin, or go on, with.
+        task: with the weights with which training begins or resumes.
         degrade: HR to (LQ, kernel), from the zoo.
         micro_batch, accumulation: samples of a forward pass on this rank, and how many of them make a step.
         any_rank: to agree with the other ranks.

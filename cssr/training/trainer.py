@@ -151,7 +151,7 @@ class Run:
             store.write_best(self.dir, self.step, self.config.train.best, value, self.validation.measured_on)
 
     def _save(self) -> None:
-        """Take a checkpoint; a thread of rank 0 writes it while training goes on."""
+        """Take a checkpoint; a thread of rank 0 writes it during training."""
         engines.average_batch_norm(self.engine, *self._models())
         position, engined = (self.step, self._progress(self.step).samples), self._engined()
         self.saver.save(take(*position, self.config, *engined, keep=self.engine.is_main_process))

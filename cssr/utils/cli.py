@@ -19,7 +19,7 @@ def program(script: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are exceptions, so that all mistakes end alike."""
+    """An argument parser that raises its complaints, so that all mistakes end alike."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; `{self.prog} --help` lists the options")

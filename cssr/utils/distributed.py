@@ -151,7 +151,8 @@ def configure_deepspeed(
         return
     settings = engine.deepspeed_plugin.deepspeed_config
     _check_offload(settings, optimizer)
-    settings["zero_optimization"].setdefault("reduce_bucket_size", _count(optimizer))  # or it takes 2 GB, always
+    trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+    settings["zero_optimization"].setdefault("reduce_bucket_size", trained)  # or it takes 2 GB, always
     settings |= {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -160,11 +161,6 @@ def configure_deepspeed(
     engine.gradient_accumulation_steps = accumulation
     if settings.get("bf16", {}).get("enabled"):
         settings |= {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
-
-
-def _count(optimizer: torch.optim.Optimizer) -> int:
-    """Number of values that it trains."""
-    return sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _check_offload(settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:

@@ -69,7 +69,7 @@ def depth_note(bits: int, stated: bool) -> str:
 
 @contextmanager
 def _gdal() -> Iterator[Any]:
-    """rasterio, whose complaints become exceptions and are not printed."""
+    """rasterio with its complaints as exceptions, not printed."""
     os.environ.setdefault("GDAL_CACHEMAX", str(CACHE >> 20))  # read once, at GDAL's first use
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
@@ -80,7 +80,7 @@ def _gdal() -> Iterator[Any]:
 
 
 class TiffFile:
-    """A TIFF to be read by windows, as it lies in the file: `part` gives Pillow pictures of 8 bits.
+    """A TIFF read by windows: `part` gives Pillow pictures of 8 bits.
 
     Attributes:
         size: width, height. place: on the map, or None. masked: whether some pixels may hold no data, by a nodata
@@ -202,7 +202,7 @@ class TiffRows:
             self._put(there // BLOCK * BLOCK)
 
     def _put(self, count: int) -> None:
-        """Write the first of the rows that wait, and of the mask, which lies within the file."""
+        """Write the first of the rows that wait, and of the mask, which is within the file."""
         rows, self._waiting = _parted(self._waiting, count)
         layers = rows[None] if self._bands == 1 else rows.transpose(2, 0, 1)
         with _gdal() as rasterio, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):

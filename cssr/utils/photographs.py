@@ -40,7 +40,7 @@ class Photograph:
     """An upright photograph, to be read by windows.
 
     Attributes:
-        shape: height, width, pixels. held: bytes that it takes in memory. place: where it lies on the map, or None.
+        shape: height, width, pixels. held: bytes that it takes in memory. place: its georeference, or None.
         masked: whether some pixels may hold no data. bits: of each value in the file.
         note: what its user should know, or "".
     """
@@ -55,7 +55,7 @@ class Photograph:
         self.note = "; ".join(filter(None, (note, source.note)))
 
     def pixels(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Read a window that lies in the photograph: height width 3 uint8, black where it is not valid.
+        """Read a window within the photograph: height width 3 uint8, black where it is not valid.
 
         Raises: OSError if the file is damaged there.
         """
@@ -217,7 +217,7 @@ def read_with_valid(
 
 
 def _open_tiff(image: bytes | str | Path, pixels: int, bits: int | None) -> Photograph:
-    """By windows where it is large, deep, masked, or lies on the map, or Pillow does not know its kind."""
+    """By windows where it is large, deep, masked or georeferenced, or Pillow does not know its kind."""
     file = geotiff.TiffFile(image, bits)
     if file.place is None and file.size[0] * file.size[1] <= _SMALL and file.bits == 8 and not file.masked:
         file.close()
@@ -225,7 +225,7 @@ def _open_tiff(image: bytes | str | Path, pixels: int, bits: int | None) -> Phot
             return _decode(image, pixels, bits)
         except Exception:  # of damaged files, decoders raise many kinds
             file = geotiff.TiffFile(image, bits)
-    # What lies on the map lies there as it is stored.
+    # What is georeferenced is so as it is stored.
     return Photograph(file, 1 if file.place else _tiff_orientation(image))
 
 

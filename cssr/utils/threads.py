@@ -34,7 +34,7 @@ def read_ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
             yield item
     finally:
         stop.set()
-        _empty(line)  # a thread that waits for room goes on, and sees that it is to stop
+        _empty(line)  # a thread that waits for room continues, and sees that it is to stop
         thread.join()
 
 

@@ -14,10 +14,6 @@ from cssr.models.seg import SEG
 Upsample = Literal["pixel_shuffle", "deconv", "bilinear"]
 
 
-def _pixel_shuffle(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(conv_relu(inputs, outputs * 4), nn.PixelShuffle(2), nn.ReLU(inplace=True))
-
-
 def _deconv(inputs: int, outputs: int) -> nn.Sequential:
     middle = outputs * 4
     return nn.Sequential(conv_relu(inputs, middle), nn.ConvTranspose2d(middle, outputs, 4, 2, 1), nn.ReLU(inplace=True))
@@ -29,7 +25,9 @@ def _bilinear(inputs: int, outputs: int) -> nn.Sequential:
 
 
 _UPSAMPLE: dict[str, Callable[[int, int], nn.Sequential]] = {
-    "pixel_shuffle": _pixel_shuffle,
+    "pixel_shuffle": lambda inputs, outputs: nn.Sequential(
+        conv_relu(inputs, outputs * 4), nn.PixelShuffle(2), nn.ReLU(inplace=True)
+    ),
     "deconv": _deconv,
     "bilinear": _bilinear,
 }
