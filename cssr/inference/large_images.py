@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from cssr.config.schema import RESULTS, segments
@@ -64,13 +65,14 @@ class Scratch:
         self._later(self._write, rows)
 
     def _write(self, rows: Tensor) -> None:
-        left = memoryview(rows[0].float().permute(1, 2, 0).contiguous().cpu().numpy()).cast("B")
+        pixels = rearrange(rows[0].float(), "c h w -> h w c").contiguous()
+        left = memoryview(pixels.cpu().numpy()).cast("B")
         while left:
             left = left[os.write(self._file.fileno(), left) :]
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
         """1 3 height width float32."""
-        return torch.from_numpy(self.pixels(top, left, height, width)).permute(2, 0, 1)[None]
+        return rearrange(torch.from_numpy(self.pixels(top, left, height, width)), "h w c -> 1 c h w")
 
     def pixels(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """The same as height width 3."""
@@ -234,7 +236,7 @@ class _SR:
         """The next rows, 1 3 n w."""
         if self._rows is not None:
             self._blank(self._frame.above if not self._top else 0)
-            self._write(self._frame.widened(_bytes(rows[0].permute(1, 2, 0))))
+            self._write(self._frame.widened(_bytes(rearrange(rows[0], "c h w -> h w c"))))
 
     def end(self) -> None:
         """Write the rows that follow."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -102,7 +103,7 @@ def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> tuple[T
         return image[None].float(), None
     array, valid = read_with_valid(image)
     array = fill_missing(array, valid)
-    return torch.tensor(array).permute(2, 0, 1)[None].float() / 255, (
+    return rearrange(torch.tensor(array), "h w c -> 1 c h w").float() / 255, (
         None if valid is None else torch.from_numpy(valid)[None, None]
     )
 

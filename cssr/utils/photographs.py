@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 
 from cssr.utils import geotiff
@@ -80,7 +81,7 @@ class Photograph:
         import torch
 
         rgb, valid = self.window(top, left, height, width)
-        return torch.from_numpy(np.array(fill_missing(rgb, valid))).permute(2, 0, 1)[None]
+        return rearrange(torch.from_numpy(np.array(fill_missing(rgb, valid))), "h w c -> 1 c h w")
 
     def valid(self, top: int, left: int, height: int, width: int) -> "Tensor | None":
         """Read which pixels of a window are valid: 1 1 height width bool; None where all of them are."""
