@@ -67,6 +67,17 @@ def check_kernels(sets: Sequence[ShardSet], side: int | None, setting: str) -> N
             )
 
 
+def check_sides(sets: Sequence[ShardSet], scale: int, setting: str) -> None:
+    """Refuse to evaluate images of which no LQ pixel is left; DataError names the set."""
+    for shards in sets:
+        side = shards.smallest_side()
+        if side < scale:
+            raise DataError(
+                f"{setting}: {shards.root} has an image of {side} pixels a side, less than one LQ pixel at "
+                f"model.scale={scale}: write the set again without it"
+            )
+
+
 def is_stored(component: Any) -> bool:
     """Return whether a degradation is to use what the sets store."""
     return component == "stored" or (isinstance(component, Mapping) and component.get("name") == "stored")

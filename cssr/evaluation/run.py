@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cssr.config.loading import parse_value, to_dict
 from cssr.config.schema import check_tile
 from cssr.data.batch import Batch
-from cssr.data.checks import is_stored, recorded, stored_or
+from cssr.data.checks import check_sides, is_stored, recorded, stored_or
 from cssr.data.loader import eval_stream
 from cssr.data.shards import ShardSet, open_sets
 from cssr.degradations import DEGRADATIONS
@@ -113,6 +113,7 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
     check_options(options)
     model = load_model(options.model, options.checkpoint).to(engine.device)
     sets = open_sets(options.data, "--data")
+    check_sides(sets, model.scale, "--data")
     made_from = origin(options, sets)
     out = options.out or _own_folder(options, made_from["data_sha256"])
     check_writable(out)

@@ -1,6 +1,7 @@
 """Encoders from timm, for the networks that stand on one."""
 
 import importlib
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,9 +64,10 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
         ValueError: one line: an unknown name, weights that cannot be had, or arguments that timm refuses.
     """
     if name.split(".")[0] not in timm.list_models():
-        close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
+        close = timm.list_models(f"*{name.removeprefix('tu-').split('.')[0][:6]}*")[:5]
         raise ValueError(
-            f"unknown timm encoder {name!r}; close to it: {', '.join(close) or 'nothing, see timm.list_models()'}"
+            f"unknown timm encoder {name!r}; close to it: {', '.join(close) or 'nothing, see timm.list_models()'}; "
+            "encoders of segmentation_models_pytorch (mit_b0, tu-resnet34) go with model.seg=smp"
         )
     depth = depth or (5 if name.startswith("vgg") else None)
     options = {"out_indices": tuple(range(depth))} if depth else {}
@@ -146,8 +148,7 @@ def check_pyramid(encoder: nn.Module, name: str) -> None:
     if any(deep != 2 * shallow for shallow, deep in pairwise(strides)) or strides[0].bit_count() != 1:
         raise ValueError(
             f"encoder {name} gives features at strides {strides}; each must be twice the one before, "
-            "as of resnet34, vgg16, convnext_tiny, mobilenetv3_large_100; a vision transformer goes with "
-            f"model.seg={{name: smp, architecture: dpt, encoder: tu-{name}}}"
+            f"as of resnet34, vgg16, convnext_tiny, mobilenetv3_large_100{_other_decoder(encoder, name)}"
         )
     side, mode = 2 * max(strides), encoder.training
     try:
@@ -159,6 +160,15 @@ def check_pyramid(encoder: nn.Module, name: str) -> None:
         ) from None
     finally:
         encoder.train(mode)
+
+
+def _other_decoder(encoder: nn.Module, name: str) -> str:
+    """The segmentation network that takes this encoder, if it is a vision transformer for images of any size."""
+    if "dynamic_img_size" not in inspect.signature(type(getattr(encoder, "model", encoder))).parameters:
+        return ""
+    return (
+        f"; this one goes with model.seg={{name: smp, architecture: dpt, encoder: tu-{name}, dynamic_img_size: true}}"
+    )
 
 
 def _weight_file(path: str) -> Path:

@@ -18,6 +18,7 @@ from cssr.config.registry import Count, Registry
 from cssr.config.schema import TILE_OVERLAP, ModelConfig
 from cssr.data.batch import Outputs
 from cssr.models.blocks import pad_to_multiple
+from cssr.models.build_limit import build_limit
 from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
 from cssr.models.export import load_export, read_export, write_export
@@ -490,4 +491,5 @@ def build_model(config: ModelConfig, fresh: bool = False) -> JointModel:
         ValueError: one line that names the setting.
     """
     seg = {key: value for key, value in config.seg.items() if fresh or key != "pretrained"}
-    return FORMS.build(config.form, config=config, seg=seg, fresh=fresh)
+    with build_limit(trained=fresh):
+        return FORMS.build(config.form, config=config, seg=seg, fresh=fresh)

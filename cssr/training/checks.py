@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from cssr.config.schedules import Progress, breakpoints, build_schedule
 from cssr.config.schema import Config, ModelConfig, PhaseConfig, segments
-from cssr.data.checks import check_lq, is_stored, open_train_sets
+from cssr.data.checks import check_lq, check_sides, is_stored, open_train_sets
 from cssr.data.sampler import check_split
 from cssr.data.shards import ShardSet, open_sets
 from cssr.evaluation.definitions import KEYS, SEGMENTATION_KEYS, UNRANKED_KEYS
@@ -57,6 +57,7 @@ def prepare(config: Config, engine: Accelerator) -> Prepared:
     check_training(config, train_sets)
     validates = config.train.val_every > 0 and config.data.val is not None
     val_sets = open_sets(config.data.val, "data.val", config.data) if validates else []
+    check_sides(val_sets, scale, "data.val")
     check_lq([shards for shards in val_sets if lq_scale or (shards.lq and scale > 1)], scale, "data.val")
     segmentation = measures_segmentation(config.model, val_sets, "data.val")
     check_best(config.train.best, segmentation or not validates)

@@ -14,6 +14,7 @@ from helpers import draw_shards
 from paths import ROOT
 from PIL import Image
 from scipy.ndimage import correlate
+from shard_helpers import make_tree, run
 
 from cssr.config.schema import ModelConfig
 from cssr.data.batch import Batch, Outputs
@@ -251,3 +252,10 @@ def test_two_processes_give_the_results_of_one(shards, export, tmp_path):
         )
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("cpu", "cpu_2proc"))
     assert one["metrics"] == two["metrics"] and one["per_image"] == two["per_image"]
+
+
+def test_images_smaller_than_an_lq_pixel_are_refused_before_any_is_evaluated(export, tmp_path):
+    make_tree(tmp_path / "tree", 2, size=(3, 3))
+    run("folder", "--root", tmp_path / "tree", "--out", tmp_path / "tiny")
+    with pytest.raises(SystemExit, match="an image of 3 pixels a side, less than one LQ pixel at model.scale=4"):
+        found(tmp_path / "tiny", export, tmp_path / "out")

@@ -115,15 +115,50 @@ def test_export_of_another_architecture_is_refused(tmp_path):
         ("model.sr.stage=3", "did you mean stages"),
         ("model.seg.encoder=resnet10tt", "resnet10t"),
         ("model.seg.upsample=nearest", "pixel_shuffle"),
-        ("model.seg.encoder=vit_tiny_patch16_224", r"features at strides \[16, 16"),
+        (
+            "model.seg.encoder=vit_tiny_patch16_224",
+            r"features at strides \[16, 16.*encoder: tu-vit_tiny.*, dynamic_img_size",
+        ),
         ("model.seg.encoder=swin_tiny_patch4_window7_224", "does not take images of any size"),
-        ("model.seg={name: smp, architecture: unett}", "unett"),
+        ("model.seg={name: smp, architecture: unett}", "unknown 'unett' .did you mean unet"),
+        ("model.seg={name: smp, encoder: resnet19}", "unknown 'resnet19' .did you mean resnet1"),
+        (
+            "model.seg={name: smp, decoder_channel: [8, 8]}",
+            "unet does not take 'decoder_channel' .did you mean decoder_c",
+        ),
+        ("model.seg={name: smp, encoder: tu-resnet10t, classes: 3}", "unet does not take 'classes'"),
+        ("model.seg={name: smp, encoder: tu-vit_tiny_patch16_224}", "dpt vision transformers, with dynamic_img_size"),
+        ("model.seg.encoder=mit_b0", "mit_b0, tu-resnet34. go with model.seg=smp"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(override, message):
     with pytest.raises(ValueError, match=message) as caught:
         build_model(load_config(None, [override]).model)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("model.sr={name: dbpn, stages: 4096, width: 1, features: 1}", "more than 20000 tensors of weights"),
+        ("model.sr={name: dbpn, width: 4096, features: 4096}", "the weights take more than the 0 GiB of memory"),
+        ("model.seg={name: unet, width: 4096}", "the weights take more than the 0 GiB of memory"),
+    ],
+)
+def test_networks_larger_than_the_machine_are_refused_while_they_are_built(override, message, monkeypatch):
+    monkeypatch.setattr("cssr.models.build_limit.memory", lambda: 4 * 10**8)
+    with pytest.raises(ValueError, match=message) as caught:
+        build_model(load_config(None, [override]).model, fresh=True)
+    assert "\n" not in str(caught.value)
+    assert build_model(load_config(None, ["model.sr=bicubic", "model.seg=none"]).model)  # the limit has gone
+
+
+def test_a_vision_transformer_goes_with_the_decoder_that_the_error_names():
+    with pytest.raises(ValueError, match="this one goes with model.seg=") as caught:
+        build_model(load_config(None, ["model.seg.encoder=vit_tiny_patch16_224"]).model)
+    named = str(caught.value).rpartition("goes with ")[2]
+    model = build_model(load_config(None, ["model.sr=bicubic", named]).model).eval()
+    assert model.infer(torch.rand(1, 3, 20, 24)).logits.shape == (1, 1, 80, 96)
 
 
 def test_dbpn_refuses_scale_3():
