@@ -1,19 +1,33 @@
-"""Mask files matched to the size of their images."""
+"""Mask files at the size of their images, rules of datasets for them (known classes, widened lines), stored kernels."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import numpy as np
 
-from cssr.cracks.masks import BROKEN, Read
+from cssr.cracks.masks import BROKEN, NO_DATA, SHOWN, Decide, MaskRule, Read, members
+from cssr.dataset_preparation.sources import Item
+from cssr.utils.annotations import Within
 from cssr.utils.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from cssr.utils.images import open_image
 
 ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture lies on its side
 
 ResizeMasks = Annotated[bool, "enlarge or reduce masks of another size than their image to it (nearest neighbour)"]
+_MOST_PIXELS = 1 << 20
+KERNEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".bmp")
+Threshold = Annotated[
+    int | None, "crack = mask value > N (without it, the values of the whole set decide)", Within(0, 254)
+]
+CrackColors = Annotated[
+    str | None, "crack = these colours of the masks: 'R,G,B' or '#RRGGBB', several with blanks between"
+]
+CrackValues = Annotated[str | None, "crack = these grey values of the masks, as 1,2"]
+Dilate = Annotated[int, "widen cracks by N pixels on each side, for masks of centre lines", Within(0, 1000)]
 
 
 def upright_size(path: Path | io.BytesIO) -> tuple[int, int]:
@@ -61,3 +75,74 @@ def nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
         ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip((height, width), values.shape)
     )
     return values[np.ix_(rows, columns)]
+
+
+def read_kernel(path: Path) -> np.ndarray:
+    """A kernel divided by its sum: k k float32, sum 1.
+
+    A .npy file holds numbers as they are. A picture holds them scaled, to 8 bits most often: what is read differs from
+    what was applied by up to 1/255 of its maximum.
+    Raises: ValueError unless it is square, of odd side, finite, and its sum positive.
+    """
+    try:
+        values = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _picture(path)
+        values = values.astype(np.float64)
+    except BROKEN as problem:
+        raise ValueError(f"cannot read kernel {path}: {problem}; replace it, or remove what belongs to it") from problem
+    if values.ndim != 2 or values.shape[0] != values.shape[1] or values.shape[0] % 2 == 0:
+        raise ValueError(f"kernel {path} has the shape {values.shape}; it must be square, of odd side")
+    if not np.isfinite(values).all() or values.sum() <= 0:
+        raise ValueError(f"kernel {path} adds up to {values.sum():g}; the sum must be positive, all values finite")
+    return (values / values.sum()).astype(np.float32)
+
+
+def _picture(path: Path) -> np.ndarray:
+    """The grey levels of a picture, H W; equal colour channels are one."""
+    with open_image(path, _MOST_PIXELS) as stored:
+        planes = np.asarray(stored)
+    if planes.ndim == 3 and (planes[..., :3] == planes[..., :1]).all():
+        planes = planes[..., 0]
+    return planes
+
+
+def decide_by_classes(items: Iterable[Item], crack: int, others: dict[int, str]) -> MaskRule:
+    """The rule of a set whose grey values are known: one is crack, each of the `others` has a name.
+
+    Raises: ValueError where a mask holds any other value.
+    """
+    for item in items:
+        foreign = sorted(set(np.unique(item.mask()).tolist()) - {crack, *others, NO_DATA})
+        if foreign:
+            known = ", ".join(f"{value} {name}" for value, name in others.items())
+            raise ValueError(
+                f"the mask of {item.origin} holds {', '.join(map(str, foreign[:SHOWN]))}, but this set knows {crack} "
+                f"crack, {known}; is it another set, or a changed one? Then read it as `folder`"
+            )
+    return members([crack], f"crack = {crack} ({', '.join(f'{value} is {name}' for value, name in others.items())})")
+
+
+def dilated(decide: Decide, radius: int) -> Decide:
+    """`decide`, with cracks made wider by `radius` pixels on each side (all that is no farther from a crack pixel).
+
+    Raises: ValueError for a negative radius.
+    """
+    if radius < 0:
+        raise ValueError(f"--dilate is {radius}; give 0 or more pixels")
+    return partial(_decide_dilated, decide=decide, radius=radius) if radius else decide
+
+
+def _decide_dilated(items: Iterable[Item], decide: Decide, radius: int) -> MaskRule:
+    rule = decide(items)
+    return MaskRule(
+        f"{rule.sentence}, widened by {radius} pixels on each side",
+        lambda values: widen(rule.apply(values), radius),
+        rule.notes,
+    )
+
+
+def widen(mask: np.ndarray, radius: float) -> np.ndarray:
+    """All pixels no farther than `radius` from one of the mask's; bool H W."""
+    if not mask.any():
+        return mask
+    away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return away <= radius

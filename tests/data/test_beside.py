@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from trees import belong, crack, number_of, pair, photo, truth
 
-from cssr.dataset_preparation.kernels import read_kernel
+from cssr.dataset_preparation.masks import read_kernel
 from cssr.dataset_preparation.sources import SOURCES
 
 

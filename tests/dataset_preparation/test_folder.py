@@ -6,9 +6,8 @@ from PIL import Image
 from trees import belong, crack, masks_of, pair, photo, truth
 
 from cssr.cracks.masks import NO_DATA, packed, parse_colours, parse_values, read_colours, read_mask
-from cssr.dataset_preparation.masks import nearest, upright_size
+from cssr.dataset_preparation.masks import nearest, upright_size, widen
 from cssr.dataset_preparation.pairing import compiled
-from cssr.dataset_preparation.rules import widen
 from cssr.dataset_preparation.sources import SOURCES
 
 

@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 from einops import repeat
 
-from cssr.dataset_preparation.audit.overlaps import Features, features_of
-from cssr.dataset_preparation.audit.similarity import hashes_of
+from cssr.dataset_preparation.audit.similarity import Features, features_of, hashes_of
 from cssr.dataset_preparation.images import ORIENTATION, open_picture
 from cssr.dataset_preparation.sources import Item, MaskRule
 from cssr.utils.images import open_image

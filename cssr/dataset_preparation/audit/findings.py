@@ -1,6 +1,7 @@
-"""What the examination of a dataset comes to: findings, one for each kind of thing, with the samples concerned.
+"""Findings of the examination of a dataset, one for each kind of thing, with the samples concerned; and statistics.
 
-Here are those about single samples, and about the masks of a part; `relations.py` has those about several images.
+First those about single samples and the masks of a part, then those about several images (the same, nearly the same, of
+the same spot, within one part or across parts), then sizes, modes, mask values, shares and widths of cracks.
 """
 
 from collections import Counter, defaultdict
@@ -12,6 +13,7 @@ import numpy as np
 
 from cssr.cracks.masks import MOST_CLASSES, MOSTLY
 from cssr.dataset_preparation.audit.examine import Crack, Look, sizes_in
+from cssr.dataset_preparation.audit.similarity import Links, Overlap, groups_of
 from cssr.dataset_preparation.sources import Item, MaskRule, Source
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -26,6 +28,11 @@ _FAULTS = {  # kind -> severity, remedy
     "faulty JPEG data": (WARNING, "decoders fill such places with grey or noise: look at them"),
 }
 _SOFT = 32  # grey level that the noise of JPEG masks without crack does not reach
+WIDTH = (
+    "twice the Euclidean distance to the edge, at its local maxima along the middle of a crack, in pixels; "
+    "percentiles over the length of all cracks"
+)
+_PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass
@@ -225,3 +232,173 @@ def _of_shares(cases: Sequence[Case], mine: list[int], label: str) -> list[Findi
     )
     unread = [n for n in mine if cases[n].crack and cases[n].crack.fault]
     return found + _about(ERROR, f"masks against the rule{label}", "", cases, unread, lambda case: case.crack.fault)
+
+
+def _across(cases: Sequence[Case], numbers: Iterable[int]) -> bool:
+    return len({cases[n].part for n in numbers}) > 1
+
+
+def _touched(cases: Sequence[Case], groups: Iterable[Sequence[int]]) -> str:
+    """How many images of each part stand in these groups."""
+    numbers = {n for group in groups for n in group}
+    counts, all_of = Counter(cases[n].part for n in numbers), Counter(case.part for case in cases)
+    return ", ".join(f"{counts[part]} of {all_of[part]} images of {part}" for part in sorted(counts) if part)
+
+
+def _related(
+    kinds: tuple[str, str], remedies: tuple[str, str], severity: str, cases: Sequence[Case], groups: list, facts: list
+) -> list[Finding]:
+    """Findings about groups of images: across parts, which is worse, and within one.
+
+    Args:
+        severity: of what is across parts; the rest is a warning where parts are still to be made, else a note.
+        facts: what to add to each group's entry.
+    """
+    found, parts = [], {case.part for case in cases}
+    for kind, remedy, crossing in zip(kinds, remedies, (True, False)):
+        chosen = [n for n, group in enumerate(groups) if _across(cases, group) == crossing]
+        if not chosen:
+            continue
+        entries = [
+            {"images": [cases[n].path for n in groups[g]], "parts": [cases[n].part for n in groups[g]], **facts[g]}
+            for g in chosen
+        ]
+        touched = f"{_touched(cases, [groups[g] for g in chosen])}; " if crossing else ""
+        weight = severity if crossing else WARNING if len(parts) == 1 else NOTE
+        found.append(Finding(weight, kind, touched + remedy, entries, [groups[g] for g in chosen]))
+    return found
+
+
+_PARTING = "keep them in one part when the set is cut"
+
+
+def of_copies(cases: Sequence[Case]) -> list[Finding]:
+    """Images whose pixels are the same."""
+    by_digest = defaultdict(list)
+    for n, case in enumerate(cases):
+        if case.look.digest and not case.look.blank:
+            by_digest[case.look.digest].append(n)
+    groups = [group for group in by_digest.values() if len(group) > 1]
+    kinds = ("copies across parts", "copies")
+    remedies = ("remove them from one of the parts", "the same pixels; keep one of each")
+    found = _related(kinds, remedies, ERROR, cases, groups, [{}] * len(groups))
+    unlike = [g for g in groups if len({cases[n].look.mask_digest for n in g} - {None}) > 1]
+    if unlike:
+        entries = [{"images": [cases[n].path for n in group]} for group in unlike]
+        found.append(Finding(WARNING, "contradicting masks", "the same image, another mask", entries, unlike))
+    return found
+
+
+def of_links(cases: Sequence[Case], links: Links) -> list[Finding]:
+    """Images that hardly differ."""
+    groups = groups_of(links.first, links.second, len(cases))
+    closest, turned = defaultdict(list), defaultdict(bool)
+    owner = {n: g for g, group in enumerate(groups) for n in group}
+    for first, distance, way in zip(links.first.tolist(), links.distance.tolist(), links.way.tolist()):
+        closest[owner[first]].append(distance)
+        turned[owner[first]] |= way > 0
+    facts = [{"distance": max(closest[g]), "turned": turned[g]} for g in range(len(groups))]
+    kinds = ("near-duplicates across parts", "near-duplicates")
+    return _related(kinds, ("remove them from one of the parts", _PARTING), WARNING, cases, groups, facts)
+
+
+def of_overlaps(cases: Sequence[Case], overlaps: list[Overlap]) -> list[Finding]:
+    """Images that show the same spot, the surest first."""
+    ranked = sorted(overlaps, key=lambda o: (-o.points, o.first, o.second))
+    facts = [{"points": o.points, "scale": o.scale} for o in ranked]
+    kinds = ("the same spot across parts", "the same spot")
+    remedies = ("cut the set by photograph or place instead", _PARTING)
+    return _related(kinds, remedies, WARNING, cases, [[o.first, o.second] for o in ranked], facts)
+
+
+def of_groups(cases: Sequence[Case]) -> list[Finding]:
+    """Photographs of which tiles or frames, by their names, are in several parts."""
+    groups = defaultdict(list)
+    for n, case in enumerate(cases):
+        if case.item.group is not None:
+            groups[case.item.group].append(n)
+    crossing = {name: group for name, group in groups.items() if _across(cases, group)}
+    entries = [
+        {"image": name, "parts": sorted({cases[n].part for n in group}), "what": f"{len(group)} images"}
+        for name, group in sorted(crossing.items())
+    ]
+    touched = _touched(cases, crossing.values())
+    message = f"by their names, {touched}; cut the set by photograph instead"
+    return [Finding(WARNING, "photographs in several parts", message, entries)] if entries else []
+
+
+def tally(part: Part, cases: Sequence[Case]) -> dict[str, Any]:
+    """The figures of one part, for doctor.json."""
+    mine = [case for case in cases if case.part == part.name]
+    seen = [case.look for case in mine if case.look.size]
+    found = {
+        "images": len(mine),
+        "compared_only": part.compared,
+        "sizes": _counts(f"{look.size[0]}x{look.size[1]}" for look in seen),
+        "modes": _counts(look.mode for look in seen),
+    }
+    masks = [case for case in mine if case.crack and case.crack.share is not None]
+    return {**found, "masks": _of_masks(part, masks) if masks else None}
+
+
+def _counts(values: Any) -> dict[str, int]:
+    return dict(sorted(Counter(values).items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _of_masks(part: Part, cases: Sequence[Case]) -> dict[str, Any]:
+    shares = np.array([case.crack.share for case in cases])
+    widths = sum(case.crack.widths for case in cases)
+    return {
+        "rule": part.rule.sentence,
+        "values": _values(cases),
+        "empty": int((shares == 0).sum()),
+        "crack_share": {"mean": round(float(shares.mean()), 6), "where_any": _percentiles(shares[shares > 0])},
+        "crack_width": {"definition": WIDTH, **_percentiles(np.repeat(np.arange(len(widths)), widths), 1)},
+    }
+
+
+def _values(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+    """Value -> its share of all mask pixels, and how many masks hold it."""
+    pixels, masks = Counter(), Counter()
+    for case in cases:
+        pixels.update(case.look.values)
+        masks.update(case.look.values.keys())
+    total = sum(pixels.values())
+    return {str(v): {"share": round(pixels[v] / total, 6), "masks": masks[v]} for v in sorted(pixels)}
+
+
+def _percentiles(values: np.ndarray, digits: int = 6) -> dict[str, float]:
+    if not len(values):
+        return {}
+    found = np.percentile(values, _PERCENTILES)
+    return {f"p{p}": round(float(value), digits) for p, value in zip(_PERCENTILES, found)}
+
+
+def lines(name: str, found: dict[str, Any]) -> list[str]:
+    """The figures of a part for people."""
+    first = f"{name or 'all'}: {found['images']} images; sizes {_short(found['sizes'])}; modes {_short(found['modes'])}"
+    if found["compared_only"]:
+        return [f"{first} (for comparison)"]
+    return [first, *(_mask_lines(found["masks"]) if found["masks"] else ["  no masks that could be read"])]
+
+
+def _short(counts: dict[str, int], shown: int = 4) -> str:
+    more = f" and {len(counts) - shown} more" if len(counts) > shown else ""
+    return ", ".join(f"{what} ({count})" for what, count in list(counts.items())[:shown]) + more
+
+
+def _mask_lines(masks: dict[str, Any]) -> list[str]:
+    values = {v: f"{100 * e['share']:.3g} % in {e['masks']} masks" for v, e in masks["values"].items()}
+    shown = sorted(values, key=lambda v: -masks["values"][v]["share"])[:4]
+    more = f" and {len(values) - 4} more" if len(values) > 4 else ""
+    share, width = masks["crack_share"], masks["crack_width"]
+    text = [
+        f"  mask rule: {masks['rule']}",
+        f"  mask values: {', '.join(f'{v} ({values[v]})' for v in shown)}{more}",
+        f"  crack pixels: {100 * share['mean']:.2f} % of all; empty masks: {masks['empty']}",
+    ]
+    if "p50" in width:
+        low, middle, high = (100 * share["where_any"][p] for p in ("p5", "p50", "p95"))
+        text[2] += f"; of an image with crack 5/50/95 %: {low:.2f}, {middle:.2f}, {high:.2f} %"
+        text.append("  crack width 5/50/95 %: {p5:g}, {p50:g}, {p95:g} px, along the cracks' length".format(**width))
+    return text

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cssr import __version__
-from cssr.dataset_preparation.audit import contact_sheet, relations
+from cssr.dataset_preparation.audit import contact_sheet
 from cssr.dataset_preparation.audit.examine import Crack, Look, look, measure, simplejpeg
 from cssr.dataset_preparation.audit.findings import (
     ERROR,
@@ -36,14 +36,18 @@ from cssr.dataset_preparation.audit.findings import (
     Case,
     Finding,
     Part,
+    lines,
+    of_copies,
     of_files,
+    of_groups,
+    of_links,
     of_masks,
+    of_overlaps,
     of_pictures,
+    tally,
 )
 from cssr.dataset_preparation.audit.listing import check_keys, list_parts
-from cssr.dataset_preparation.audit.overlaps import find_overlaps
-from cssr.dataset_preparation.audit.similarity import BITS, check_library, find_links
-from cssr.dataset_preparation.audit.tallies import lines, tally
+from cssr.dataset_preparation.audit.similarity import BITS, check_library, find_links, find_overlaps, groups_of
 from cssr.dataset_preparation.options import add_from_signature, add_imports, check_source
 from cssr.dataset_preparation.parallel import in_order
 from cssr.dataset_preparation.sources import SOURCES, MaskRule
@@ -185,7 +189,7 @@ def _measure(parts: list[Part], cases: list[Case], workers: int) -> list[Finding
 
 def _relate(cases: list[Case], near: int, overlaps: bool, workers: int) -> list[Finding]:
     """Copies, near-duplicates, overlaps. Of copies, and of near-duplicates, one is looked at further."""
-    found = relations.of_copies(cases)
+    found = of_copies(cases)
     first = {case.look.digest: n for n, case in reversed(list(enumerate(cases))) if case.look.digest}
     alone = sorted(first.values())
     if near >= 0:
@@ -193,14 +197,14 @@ def _relate(cases: list[Case], near: int, overlaps: bool, workers: int) -> list[
         hashes = np.array([cases[n].look.hashes for n in chosen]).reshape(-1, 8, BITS // 8)
         links = find_links(hashes, near, workers, _watch)
         links = links._replace(first=chosen[links.first], second=chosen[links.second])
-        found += relations.of_links(cases, links)
+        found += of_links(cases, links)
         alone = sorted(set(alone) - set(links.second.tolist()))
     if overlaps:
         chosen = [n for n in alone if cases[n].look.features is not None]
         pairs = find_overlaps([cases[n].look.features for n in chosen], workers, _watch)
         pairs = [pair._replace(first=chosen[pair.first], second=chosen[pair.second]) for pair in pairs]
-        found += relations.of_overlaps(cases, pairs)
-    return found + relations.of_groups(cases)
+        found += of_overlaps(cases, pairs)
+    return found + of_groups(cases)
 
 
 def _unseen(args: argparse.Namespace, overlaps: bool, count: int) -> list[Finding]:
@@ -245,7 +249,7 @@ def _related(cases: list[Case], findings: list[Finding]) -> list[list[dict[str, 
     """Which samples belong together, by pixels, hash or spot: a cut that is to be fair keeps each group in one part."""
     groups = [group for found in findings if found.entries and "images" in found.entries[0] for group in found.pictures]
     links = np.array([pair for group in groups for pair in zip(group, group[1:])], np.int64).reshape(-1, 2)
-    together = relations.groups_of(links[:, 0], links[:, 1], len(cases))
+    together = groups_of(links[:, 0], links[:, 1], len(cases))
     return [[{"part": cases[n].part, "key": cases[n].item.key, "image": cases[n].path} for n in g] for g in together]
 
 

@@ -11,8 +11,7 @@ from typing import Annotated
 
 from cssr.dataset_preparation.groups import without_numbers
 from cssr.dataset_preparation.layout import grey_set
-from cssr.dataset_preparation.masks import ResizeMasks
-from cssr.dataset_preparation.rules import Threshold
+from cssr.dataset_preparation.masks import ResizeMasks, Threshold
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
 Whole = Annotated[bool, "the whole photographs of SPLITdata/, not the tiles of SPLITcrop/"]

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from cssr.dataset_preparation.groups import merged
 from cssr.dataset_preparation.layout import grey_source
-from cssr.dataset_preparation.masks import ResizeMasks
+from cssr.dataset_preparation.masks import ResizeMasks, Threshold
 from cssr.dataset_preparation.pairing import Layout, SkipUnpaired, find_pairs
-from cssr.dataset_preparation.rules import Threshold
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 from cssr.utils.image_files import walk, with_suffix
 

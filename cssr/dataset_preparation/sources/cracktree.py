@@ -8,9 +8,8 @@ cracktree200_gt) and of CrackTree260 (image or CrackTree260, gt) are known; the 
 from functools import partial
 
 from cssr.cracks.masks import check_threshold, decide_by_levels
-from cssr.dataset_preparation.masks import ResizeMasks
+from cssr.dataset_preparation.masks import Dilate, ResizeMasks, Threshold, dilated
 from cssr.dataset_preparation.pairing import Layout, find_pairs
-from cssr.dataset_preparation.rules import Dilate, Threshold, dilated
 from cssr.dataset_preparation.sources import SOURCES, Root, Source
 
 _LAYOUTS = (

@@ -4,8 +4,7 @@ Refined from 13 public sets by image processing, for Hybrid-Segmentor.
 """
 
 from cssr.dataset_preparation.layout import grey_set
-from cssr.dataset_preparation.masks import ResizeMasks
-from cssr.dataset_preparation.rules import Threshold
+from cssr.dataset_preparation.masks import ResizeMasks, Threshold
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
 

@@ -13,9 +13,8 @@ from typing import Annotated
 
 from cssr.cracks.masks import DEFAULT_THRESHOLD, above
 from cssr.dataset_preparation.groups import merged
-from cssr.dataset_preparation.kernels import read_kernel
+from cssr.dataset_preparation.masks import Threshold, read_kernel
 from cssr.dataset_preparation.pairing import Layout, find_pairs, image_files, left_out, match
-from cssr.dataset_preparation.rules import Threshold
 from cssr.dataset_preparation.sources import SOURCES, Item, Root, Source
 from cssr.dataset_preparation.sources.khanhha import with_set
 

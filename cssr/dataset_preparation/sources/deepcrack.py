@@ -5,8 +5,7 @@ The folders are as its README says. Names such as 11125-1 are taken, on their fa
 
 from cssr.dataset_preparation.groups import numbered_crop
 from cssr.dataset_preparation.layout import grey_set
-from cssr.dataset_preparation.masks import ResizeMasks
-from cssr.dataset_preparation.rules import Threshold
+from cssr.dataset_preparation.masks import ResizeMasks, Threshold
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
 

@@ -6,7 +6,15 @@ from typing import Annotated
 from cssr.cracks.masks import choose
 from cssr.dataset_preparation.groups import GroupPattern, by_expression
 from cssr.dataset_preparation.layout import by_stem, image_folder, pair_folders, split_folder, without_masks
-from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, ResizeMasks
+from cssr.dataset_preparation.masks import (
+    IMAGE_SUFFIXES,
+    CrackColors,
+    CrackValues,
+    Dilate,
+    ResizeMasks,
+    Threshold,
+    dilated,
+)
 from cssr.dataset_preparation.pairing import (
     Layout,
     NameList,
@@ -17,7 +25,6 @@ from cssr.dataset_preparation.pairing import (
     match,
     select,
 )
-from cssr.dataset_preparation.rules import CrackColors, CrackValues, Dilate, Threshold, dilated
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
 ImagesOnly = Annotated[bool, "no masks, for super-resolution alone; the images may also lie in ROOT itself"]

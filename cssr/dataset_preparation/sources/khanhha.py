@@ -9,7 +9,7 @@ from dataclasses import replace
 from cssr.cracks.masks import DEFAULT_THRESHOLD, above
 from cssr.dataset_preparation.groups import merged
 from cssr.dataset_preparation.layout import pair_folders, split_folder
-from cssr.dataset_preparation.rules import Threshold
+from cssr.dataset_preparation.masks import Threshold
 from cssr.dataset_preparation.sources import SOURCES, Item, Root, Source, Split
 
 

@@ -5,8 +5,8 @@ on; some copies lack masks.
 """
 
 from cssr.dataset_preparation.layout import grey_set
+from cssr.dataset_preparation.masks import Threshold
 from cssr.dataset_preparation.pairing import SkipUnpaired
-from cssr.dataset_preparation.rules import Threshold
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
 

@@ -8,10 +8,8 @@ from typing import Annotated
 
 from cssr.cracks.masks import check_threshold, decide_by_levels, read_mask
 from cssr.dataset_preparation.groups import GroupPattern, by_expression
-from cssr.dataset_preparation.kernels import KERNEL_SUFFIXES, read_kernel
-from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, reader
+from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, KERNEL_SUFFIXES, Threshold, read_kernel, reader
 from cssr.dataset_preparation.pairing import Pairs, filled, image_files, match
-from cssr.dataset_preparation.rules import Threshold
 from cssr.dataset_preparation.sources import SOURCES, Item, Root, Source, Split
 
 HrPattern = Annotated[str, "where the high-resolution images lie below ROOT"]

@@ -4,8 +4,7 @@ The folders are those that the authors' code reads, with masks thresholded at 12
 """
 
 from cssr.dataset_preparation.layout import grey_set
-from cssr.dataset_preparation.masks import ResizeMasks
-from cssr.dataset_preparation.rules import Threshold
+from cssr.dataset_preparation.masks import ResizeMasks, Threshold
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
 

@@ -8,8 +8,8 @@ group is the name without the crop's letter; cut anew by group where that matter
 from functools import partial
 
 from cssr.dataset_preparation.groups import lettered_crop
+from cssr.dataset_preparation.masks import Dilate, decide_by_classes, dilated
 from cssr.dataset_preparation.pairing import Layout, find_pairs
-from cssr.dataset_preparation.rules import Dilate, decide_by_classes, dilated
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
 _CRACK, _OTHERS = 255, {0: "background", 204: "planking, background too"}

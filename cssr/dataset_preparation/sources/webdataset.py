@@ -22,9 +22,17 @@ from cssr.data.foreign import NamedBytes, Tars, find_tars, list_images
 from cssr.data.suffixes import Reading, read_names
 from cssr.data.tar_reader import Member
 from cssr.dataset_preparation.groups import GroupPattern, by_expression
-from cssr.dataset_preparation.masks import ResizeMasks, fitted, upright_size
+from cssr.dataset_preparation.masks import (
+    CrackColors,
+    CrackValues,
+    Dilate,
+    ResizeMasks,
+    Threshold,
+    dilated,
+    fitted,
+    upright_size,
+)
 from cssr.dataset_preparation.pairing import SkipUnpaired
-from cssr.dataset_preparation.rules import CrackColors, CrackValues, Dilate, Threshold, dilated
 from cssr.dataset_preparation.sources import SOURCES, Item, Root, Source, Split
 
 ImageSuffix = Annotated[str | None, "what follows the key in the names of images, as jpg or jpg,png"]
