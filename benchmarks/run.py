@@ -21,7 +21,7 @@ from harness import parser, write
 from tables import markdown, table
 
 HERE = Path(__file__).parent
-PARTS = ("data", "degradation", "losses", "training_step", "evaluation", "inference")
+PARTS = ("startup", "data", "degradation", "losses", "training_step", "evaluation", "inference")
 PATIENCE = 3600  # seconds for a part
 
 

@@ -5,7 +5,9 @@ turns, and compares the medians of steady steps: starting up and the first steps
 the training process itself (data.workers=0), so that a process is a core. Where there is a GPU: steps and memory of one
 GPU for configs/csbsr_pspnet.yaml. `--strategies` takes ZeRO-1, 2 and 3 along (DeepSpeed).
 
+    --traffic       bytes that two processes exchange in a step, counted, against the closed form of each strategy
     --batch-norm    losses of two processes against one, BatchNorm by rank and held, with the same global batch
+    --predict       images/s of many GPUs, from the seconds of one GPU's step: the table of docs/scaling.md
 """
 
 import argparse
@@ -21,9 +23,14 @@ from statistics import mean, median
 from typing import Any
 
 import torch
+from forecast import exchanged, markdown, predict, sent
 from harness import write
 from machine import ROOT, facts
+from model_sizes import sizes
 
+from cssr.config.loading import load_config
+
+PARAMETERS = 89.3e6  # of csbsr_pspnet
 SKIP = 2  # first steps: memory is allocated, DDP arranges its buckets
 PATIENCE = 3600  # seconds for a run
 SMALL = [
@@ -61,11 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = words.parse_args(arguments)
     if options.steps <= SKIP or options.rounds < 1:
         words.error(f"--steps {options.steps} --rounds {options.rounds}: needs more than {SKIP} steps and a round")
-    if on_device() and options.batch_norm:
-        words.error("--batch-norm compares two CPU processes: hide the GPUs (CUDA_VISIBLE_DEVICES=)")
+    if on_device() and (options.traffic or options.batch_norm):
+        words.error("--traffic and --batch-norm compare two CPU processes: hide the GPUs (CUDA_VISIBLE_DEVICES=)")
+    if options.predict:
+        print("\n".join(markdown(predict(options.step_seconds, options.batch, options.parameters))))
+        return
     with tempfile.TemporaryDirectory() as scratch:
         workplace = Workplace(Path(scratch), options)
-        measure = compare_losses if options.batch_norm else time_steps
+        measure = compare_losses if options.batch_norm else count_traffic if options.traffic else time_steps
         try:
             measured = measure(workplace, options)
         except RuntimeError as error:
@@ -78,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     how = argparse.RawDescriptionHelpFormatter
     words = argparse.ArgumentParser(description=__doc__, formatter_class=how)
-    words.add_argument("--batch-norm", action="store_true", help="see above")
+    what = words.add_mutually_exclusive_group()
+    for name in ("traffic", "batch-norm", "predict"):
+        what.add_argument(f"--{name}", action="store_true", help="see above")
     words.add_argument("--strategies", action="store_true", help="ZeRO-1, 2 and 3 too (needs deepspeed)")
     words.add_argument("--json", type=Path, metavar="FILE", help="write figures, settings, machine and versions")
     words.add_argument("--recipe", help="YAML to train; default: the small CSBSR, on a GPU configs/csbsr_pspnet.yaml")
@@ -86,6 +98,8 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--steps", type=int, default=14, help=f"of a run, of which the first {SKIP} do not count (14)")
     words.add_argument("--crop", type=int, help="HR pixels a side (128; on a GPU 224)")
     words.add_argument("--batch", type=int, default=6, help="samples of a process in a step (6)")
+    words.add_argument("--step-seconds", type=float, nargs="+", default=[0.0133, 0.0222, 0.0667], metavar="T")
+    words.add_argument("--parameters", type=float, default=PARAMETERS, help="of the model, for --predict (89.3e6)")
     return words
 
 
@@ -108,7 +122,9 @@ class Workplace:
         make += ["--count", 96, "--size", 2 * crop, "--shard-size", 24]
         subprocess.run([str(word) for word in make], check=True, capture_output=True)
 
-    def run(self, case: Case, steps: int, batch: int, *more: str) -> list[dict[str, Any]]:
+    def run(
+        self, case: Case, steps: int, batch: int, *more: str, script: str = "cssr/train.py"
+    ) -> list[dict[str, Any]]:
         """Train for so many steps of `batch` samples over all ranks; returns what is logged at each step.
 
         Raises: RuntimeError with what it said, where a step is missing. Exit codes say nothing: DeepSpeed may abort on
@@ -117,20 +133,26 @@ class Workplace:
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             paths = [f"data.train={self.shards}", f"train.run_dir={folder}/run"]
             length = [f"train.steps={steps}", f"train.batch_size={batch}"]
-            words = [*self._launcher(case), str(ROOT / "cssr/train.py"), *self.settings, *paths, *length, *more]
-            done = subprocess.run(
-                words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=PATIENCE
-            )
+            words = [*self._launcher(case), str(ROOT / script), *self.settings, *paths, *length, *more]
+            done = subprocess.run(words, env=self._environment(), capture_output=True, text=True, timeout=PATIENCE)
             log = Path(folder) / "run/metrics.jsonl"
             lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         if len(lines) < steps:
             raise RuntimeError(f"{case.name}: {len(lines)} of {steps} steps: {reason(done.stderr)}")
         return lines
 
+    def traffic(self, case: Case, steps: int, batch: int) -> list[dict[str, int]]:
+        """Payloads in bytes by collective, of each step but the first two."""
+        self.run(case, steps, batch, script="benchmarks/traffic.py")
+        return json.loads((self.scratch / "traffic.json").read_text())["steps"][SKIP:]
+
     def _launcher(self, case: Case) -> list[str]:
         words = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
         words += ["--config_file", str(ROOT / "launch" / case.file), "--num_processes", str(case.ranks)]
         return words if self.on_device else [*words, "--mixed_precision", "no"]
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "OMP_NUM_THREADS": "1", "CSSR_TRAFFIC": str(self.scratch / "traffic.json")}
 
 
 def reason(said: str) -> str:
@@ -190,6 +212,33 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
         rounds = f"{min(row['ratio_of_rounds']):.2f}..{max(row['ratio_of_rounds']):.2f}"
         print(f"{row['case']:<14}{row['step_seconds']:>10.4f}{row['images_per_s']:>10.1f}", end="")
         print(f"{row['ratio']:>11.2f}{rounds:>14}{row['memory_gib']:>12.2f}")
+
+
+# ---- traffic ----
+
+
+def count_traffic(workplace: Workplace, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Bytes that each of two processes sends in a step, counted and on paper; prints the table."""
+    parameters = parameters_of(workplace)
+    print(f"{parameters:,} parameters, {4 * parameters:,} bytes; MB that a rank of two sends in a step\n")
+    print(f"{'':<12}{'counted':>10}{'on paper':>10}{'of it':>7}  payloads, MB")
+    two = [case for case in cases(False, True) if case.ranks == 2]
+    return [counted(case, workplace.traffic(case, 4, 2 * options.batch)[-1], parameters) for case in two]
+
+
+def parameters_of(workplace: Workplace) -> int:
+    """Elements, of what is trained."""
+    overrides = workplace.settings[workplace.recipe is not None :]
+    return sum(sizes(load_config(workplace.recipe, overrides).model)[0].values())
+
+
+def counted(case: Case, payloads: dict[str, int], parameters: int) -> dict[str, Any]:
+    """A line of the table, printed."""
+    strategy = "ddp" if case.file == "cpu_2proc.yaml" else Path(case.file).stem
+    found, paper = sent(payloads, case.ranks), exchanged(strategy, parameters, case.ranks)
+    parts = ", ".join(f"{kind} {size / 1e6:.3f}" for kind, size in payloads.items())
+    print(f"{case.name:<12}{found / 1e6:>10.3f}{paper / 1e6:>10.3f}{found / paper:>7.2f}  {parts}")
+    return {"case": case.name, "payloads": payloads, "sent": found, "closed_form": paper}
 
 
 # ---- BatchNorm ----

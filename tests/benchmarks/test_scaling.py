@@ -1,13 +1,105 @@
-"""Scaling: figures of what is measured, the launch files, and how a run that fails is reported."""
+"""Scaling: closed forms against numbers by hand, the page's table, what is counted against what is on paper."""
 
+import re
 import sys
 
 import pytest
+import torch
+import torch.distributed as dist
 from paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 
 import scaling
+from forecast import LINKS, Prediction, arithmetic_seconds, exchanged, markdown, predict, sent, step_seconds
+from harness import write
+from model_sizes import sizes
+from traffic import Payloads
+
+from cssr.config.loading import load_config
+
+PAGE = ROOT / "docs" / "scaling.md"
+
+# ---- on paper ----
+
+
+@pytest.mark.parametrize(
+    "strategy, ranks, expected",
+    [("ddp", 2, 4000), ("ddp", 8, 7000), ("zero1", 8, 7000), ("zero2", 8, 7000), ("zero3", 8, 10500), ("ddp", 1, 0)],
+)
+def test_bytes_that_a_rank_sends_for_a_thousand_parameters(strategy, ranks, expected):
+    assert exchanged(strategy, 1000, ranks) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "payloads, ranks, expected",
+    [
+        ({"all_reduce": 100}, 2, 100), ({"all_reduce": 100}, 4, 150), ({"broadcast": 100}, 4, 75),
+        ({"reduce_scatter": 100, "all_gather": 200}, 4, 225), ({"all_reduce": 100}, 1, 0), ({}, 2, 0),
+    ],
+)  # fmt: skip
+def test_bytes_sent_for_payloads(payloads, ranks, expected):
+    assert sent(payloads, ranks) == expected
+
+
+@pytest.mark.parametrize(
+    "exchange, overlaps, expected", [(1, False, 4), (1, True, 3), (2, True, 3), (5, True, 6), (5, False, 8)]
+)
+def test_a_step_of_three_seconds_hides_two_at_most(exchange, overlaps, expected):
+    assert step_seconds(3, exchange, overlaps) == pytest.approx(expected)
+
+
+def test_arithmetic_of_a_step():
+    assert arithmetic_seconds(macs=1e9, batch=5, peak=1e12, share=0.3) == pytest.approx(0.1)
+
+
+def test_a_prediction_by_hand():
+    """8 GPUs over 450 GB/s: 2 x 7/8 x 4 x 90e6 bytes take 1.4 ms; 10.0 ms become 11.4, or stay."""
+    found = next(row for row in predict([0.01], 5, 90e6) if row.link == "NVLink")
+    assert found.exchange == pytest.approx(1.4e-3) and found.gpus == 8
+    assert found.images(overlaps=False) == pytest.approx(40 / 0.0114) and found.images(overlaps=True) == 4000
+    assert found.share(overlaps=False) == pytest.approx(10 / 11.4) and found.share(overlaps=True) == 1
+
+
+def test_bounds_are_in_order_and_no_link_is_left_out():
+    found = predict([1e-3, 1e-2, 1.0], 6, 90e6)
+    assert {row.link for row in found} == set(LINKS) and {row.gpus for row in found} == {8, 64}
+    for row in found:
+        assert row.images(overlaps=False) <= row.images(overlaps=True) <= row.gpus * row.batch / row.alone * (1 + 1e-12)
+
+
+# ---- the page ----
+
+
+def page_rows(text: str) -> list[list[str]]:
+    """Cells of the table of predictions."""
+    after = text.partition("| GPUs |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in after]
+
+
+def test_the_page_has_the_table_that_its_command_prints(capsys):
+    text = PAGE.read_text(encoding="utf-8")
+    command = re.search(r"python benchmarks/scaling.py (--predict .*)", text)
+    scaling.main(command[1].split())
+    printed = capsys.readouterr().out
+    assert len(page_rows(text)) == 12 and page_rows(text) == page_rows(printed)
+
+
+def test_step_times_of_the_page_are_those_shares_of_the_peak():
+    config = load_config(ROOT / "configs" / "csbsr_pspnet.yaml", ["model.seg.pretrained=false"])
+    groups, macs = sizes(config.model)
+    assert sum(groups.values()) == pytest.approx(scaling.PARAMETERS, rel=1e-3)
+    defaults = scaling.parser().parse_args([])
+    expected = [arithmetic_seconds(macs, defaults.batch, 990e12, share) for share in (0.5, 0.3, 0.1)]
+    assert defaults.step_seconds == pytest.approx(expected, rel=0.01)
+
+
+def test_markdown_of_one_row():
+    line = markdown([Prediction(64, "InfiniBand", 0.02, 0.02, 5)])[-1]
+    assert line == "| 64 | InfiniBand | 20.0 | 20.0 | 8,000 (50 %) | 12,000 (75 %) |"
+
+
+# ---- what is measured ----
 
 
 def test_ratio_of_medians():
@@ -38,8 +130,45 @@ def test_a_run_that_fails_is_told_in_its_own_line():
     assert scaling.reason("Killed") == "Killed"
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "2"], ["--rounds", "0"]])
+@pytest.mark.parametrize("arguments", [["--steps", "2"], ["--rounds", "0"], ["--traffic", "--predict"]])
 def test_mistakes_end_with_a_line(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         scaling.main(arguments)
     assert ended.value.code == 2 and arguments[0] in capsys.readouterr().err
+
+
+@pytest.fixture
+def alone():
+    """A group of one rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_payloads_of_collectives_are_counted(alone):
+    value, other = torch.zeros(10), torch.zeros(10)
+    with Payloads() as found:
+        dist.all_reduce(value)
+        dist.all_reduce(value[:5])
+        dist.broadcast(value, 0)
+        dist.reduce_scatter_tensor(other, value)
+        dist.all_gather_into_tensor(other, value.double().float())
+        dist.all_gather([other], value)
+        dist.barrier()
+    assert found.bytes == {"all_reduce": 60, "broadcast": 40, "reduce_scatter": 40, "all_gather": 80}
+
+
+def test_a_report_is_written_whole(tmp_path):
+    write({"a": 1}, tmp_path / "found.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+
+
+@pytest.mark.slow
+def test_two_processes_exchange_what_is_on_paper(tmp_path):
+    options = scaling.parser().parse_args(["--crop", "32"])
+    workplace = scaling.Workplace(tmp_path, options)
+    two = scaling.cases(False, False)[1]
+    found = workplace.traffic(two, 4, 4)
+    assert len(found) == 2 and found[0] == found[1]
+    paper = exchanged("ddp", scaling.parameters_of(workplace), 2)
+    assert sent(found[0], 2) == pytest.approx(paper, rel=0.05) and sent(found[0], 2) > paper

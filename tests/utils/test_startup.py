@@ -59,3 +59,10 @@ def test_help_needs_none_of_them(script, allowed, said):
     code = PROGRAM.format(heavy=HEAVY, arguments=[str(path), "--help"], folder=str(path.parent), path=str(path))
     text, found = heavy_modules(code)
     assert said in text and found <= allowed
+
+
+def test_the_benchmark_starts_programs_that_are_there(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from startup import PROGRAMS
+
+    assert [program for program in PROGRAMS if not (ROOT / program).is_file()] == []
