@@ -13,7 +13,7 @@ from sick_trees import SIZE, fill, found, photograph, put, run
 
 from cssr.dataset_preparation import make as make_shards
 from cssr.dataset_preparation.audit import run as doctor
-from cssr.dataset_preparation.audit.examine import crack_widths, files_behind, look
+from cssr.dataset_preparation.audit.examine import crack_widths, look
 from cssr.dataset_preparation.sources import SOURCES
 
 
@@ -282,9 +282,8 @@ def test_every_source_has_its_command_line(capsys):
     assert "--against" in capsys.readouterr().out
 
 
-def test_readers_tell_their_files(tmp_path):
+def test_items_tell_their_files(tmp_path):
     root = fill(tmp_path / "root", 0, 1)
     item = SOURCES.build("folder", root=root).items[0]
-    assert files_behind(item.image) == [root / "images/p0.jpg"]
-    assert set(files_behind(item.mask)) == {root / "images/p0.jpg", root / "masks/p0.png"}
+    assert item.files == (root / "images/p0.jpg", root / "masks/p0.png")
     assert look(item, f"{root}/", True, True).faults == {}

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFile, ImageFont, ImageOps
 
-from cssr.dataset_preparation.audit.examine import files_behind
 from cssr.dataset_preparation.audit.findings import NOTE, Case, Finding, Part
 from cssr.dataset_preparation.images import open_picture
 from cssr.utils.images import open_image
@@ -147,7 +146,7 @@ def _image(case: Case) -> Image.Image | None:
 def _beside(image: Image.Image, case: Case) -> Image.Image:
     """Image and mask at one scale."""
     masks = []
-    for path in files_behind(case.item.mask)[:1]:
+    for path in (case.item.files or ())[1:2]:
         try:
             with open_image(path) as stored:
                 masks = [ImageOps.autocontrast(stored.convert("L")).convert("RGB")]

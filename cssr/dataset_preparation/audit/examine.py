@@ -3,10 +3,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -123,15 +120,6 @@ def _check_data(data: bytes, found: Look) -> None:
             found.faults["faulty JPEG data"] = str(problem)
 
 
-def files_behind(read: Callable) -> list[Path]:
-    """The files that a reader was made for, as far as it tells: paths that are bound to it."""
-    if not isinstance(read, partial):
-        path = getattr(read, "__self__", None)
-        return [path] if isinstance(path, Path) else []
-    inner = [path for part in (read.func, *read.args) if callable(part) for path in files_behind(part)]
-    return [part for part in (*read.args, *read.keywords.values()) if isinstance(part, Path)] + inner
-
-
 def _mask(item: Item, found: Look, root: str) -> None:
     if item.mask is None:
         return
@@ -156,7 +144,7 @@ def _mask(item: Item, found: Look, root: str) -> None:
 def _kind_of(problem: str, item: Item) -> str:
     if sizes_in(problem):
         return "sizes that differ"
-    if any(path.is_file() and not path.stat().st_size for path in files_behind(item.mask)):
+    if any(path.is_file() and not path.stat().st_size for path in (item.files or ())[1:]):
         return "zero-byte files"
     return "damaged masks" if "cannot read" in problem else "masks that cannot be used"
 

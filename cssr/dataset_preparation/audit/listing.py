@@ -2,11 +2,10 @@
 
 import inspect
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cssr.dataset_preparation.audit.examine import Look, files_behind
+from cssr.dataset_preparation.audit.examine import Look
 from cssr.dataset_preparation.audit.findings import ERROR, NOTE, Case, Finding, Part
 from cssr.dataset_preparation.make import with_safe_keys
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES
@@ -114,17 +113,12 @@ def _unused(part: Part, options: dict[str, Any]) -> list[Finding]:
     root = options.get("root")
     if not root:
         return []
-    used = {path for case in part.cases for path in _files_of(case)}
+    used = {path for case in part.cases for path in case.item.files or ()}
     suffixes = {*IMAGE_SUFFIXES, *(path.suffix.lower() for path in used)}
     beside = (path for directory in sorted({path.parent for path in used}) for path in sorted(directory.iterdir()))
     beside = (path for path in beside if path.is_file() and not is_litter(path.name) and path not in used)
     entries = [{"file": _relative(path, root)} for path in beside if path.suffix.lower() in {*suffixes, *LIKE_IMAGES}]
     return [Finding(NOTE, "files of no sample", "beside the others, left out", entries)] if entries else []
-
-
-def _files_of(case: Case) -> Iterable[Path]:
-    item = case.item
-    return (path for read in (item.image, item.mask, item.lq, item.kernel) if read for path in files_behind(read))
 
 
 def _relative(path: Path, root: Path) -> str:
