@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.cracks.measure import MOST_CRACKS, Crack, TooRagged, check_most, measure_cracks
-from cssr.utils.files import free_stem
+from cssr.utils.files import free_stem, naming
 from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
 from cssr.utils.images import open_image
 
@@ -109,9 +109,10 @@ def measure_file(
     except TooRagged as error:
         raise ValueError(f"{path}: {error}, or raise --most-cracks {most}") from None
     target = stem.with_name(stem.name + _PICTURE)
-    write_table(cracks, target.with_name(f"{target.name}.csv"), units)
-    write_geojson(cracks, target.with_name(f"{target.name}.geojson"), units, place)
-    write_picture(mask, cracks, target.with_name(f"{target.name}.png"), units)
+    with naming(target.parent):
+        write_table(cracks, target.with_name(f"{target.name}.csv"), units)
+        write_geojson(cracks, target.with_name(f"{target.name}.geojson"), units, place)
+        write_picture(mask, cracks, target.with_name(f"{target.name}.png"), units)
     return cracks
 
 
@@ -153,8 +154,6 @@ def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Uni
             cracks = measure_file(path, options.out / stem, units, options.least_length, what, options.most_cracks)
         except ValueError as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
-        except OSError as error:
-            tqdm.write(f"error: cannot write the results of {path}: {error}", file=sys.stderr)
         else:
             tqdm.write(f"{path}: {summary(cracks, units)}")
             continue

@@ -18,6 +18,7 @@ from cssr.config.loading import to_inline_yaml
 from cssr.data.dataset import Sample, read_sample
 from cssr.data.shards import ShardSet
 from cssr.utils.cli import program
+from cssr.utils.files import naming
 
 _SIDE = 256  # pixels of the longer side of a picture on the sheet
 _GAP, _TEXT = 8, 18
@@ -191,8 +192,10 @@ def main() -> int:
         shards = ShardSet.open(options.shards, "DIR")
         print(describe(options.shards, shards.index))
         if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            draw_sheet(shards, options.count, options.seed).save(options.out)
+            sheet = draw_sheet(shards, options.count, options.seed)
+            with naming(options.out):
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                sheet.save(options.out)
             print(f"{min(options.count, len(shards))} samples in {options.out}")
     except (ValueError, OSError) as problem:
         print("error:", " ".join(str(problem).split()), file=sys.stderr)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cssr.dataset_preparation.parallel import Lost
-from cssr.utils.files import lock_file
+from cssr.utils.files import lock_file, naming
 from cssr.utils.json_files import parse_json, read_json
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -39,7 +39,8 @@ class Workplace:
         self.out, self.path = out, _beside(out)
         self.tree, self.finished, self.precious = self.path / "tree", {}, False
         self._missing = [parent for parent in out.parents if not parent.exists()]  # nearest first
-        self.path.mkdir(parents=True, exist_ok=True)
+        with naming(out):
+            self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path / "lock")
 
     def begin(self, plan: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from cssr.models.load import choose, degradation_of, export_in, load_model
 from cssr.models.orientations import ORIENTATIONS
 from cssr.models.shipped import is_shipped
 from cssr.utils.distributed import start_engine
-from cssr.utils.files import sha256_of, write_atomic
+from cssr.utils.files import naming, sha256_of, write_atomic
 from cssr.utils.machine import check_processes
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst
@@ -154,9 +154,10 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
     if not rows:
         raise ValueError(f"--data: no samples in {options.data}")
     result = compose(rows, {**_facts(options, model, component, degrade, sets), **made_from})
-    (out / "results.json").unlink(missing_ok=True)  # whatever interrupts this, no result is left beside other pictures
-    draw_pictures(result, out, model, degrade, engine.device, stream(0, 1), options.tile)
-    write_atomic(out / "results.json", json.dumps(result, indent=1))
+    with naming(out):
+        (out / "results.json").unlink(missing_ok=True)  # if interrupted, no result is left beside other pictures
+        draw_pictures(result, out, model, degrade, engine.device, stream(0, 1), options.tile)
+        write_atomic(out / "results.json", json.dumps(result, indent=1))
     print(summary(result, out))
 
 

@@ -29,6 +29,7 @@ from cssr.models.shipped import DEFAULT
 from cssr.models.tiling import Tiles
 from cssr.utils import geotiff
 from cssr.utils.cli import check_bits
+from cssr.utils.files import naming
 from cssr.utils.photographs import Photograph
 
 _GIB = 1 << 30
@@ -171,7 +172,7 @@ class _Run:
             if self._measured and (done.read(record) or {"found": {}})["found"].get("cracks") is None:
                 self.unmeasured.append(source.path.name)
             return
-        with source.open(self._options.bits) as photograph:
+        with naming(self._options.out), source.open(self._options.bits) as photograph:
             self._check_memory(photograph)
             old = done.begin(record)  # from here on nothing looks whole
             with Files(self._options.out / source.stem) as files:

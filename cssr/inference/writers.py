@@ -1,15 +1,18 @@
 """Results of a photograph as files: written by rows, a set of them appearing together once all are whole."""
 
+import glob
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
+import psutil
 from PIL import Image
 
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
@@ -62,7 +65,15 @@ class Files:
     @property
     def _room(self) -> Path:
         """Temporary directory until then; also for what GDAL may put beside them."""
-        return self._stem.with_name(f".{self._stem.name}{PARTIAL}")
+        return self._stem.with_name(f"{self._rooms}{os.getpid()}")
+
+    @property
+    def _rooms(self) -> str:
+        """The name of this machine's rooms for this stem, before a process's number: other runs may write here too.
+
+        The stem is hashed, as a long one leaves no place in a file name for more.
+        """
+        return f".{sha256(os.fsencode(self._stem.name)).hexdigest()[:16]}{PARTIAL}-{os.uname().nodename[:32]}-"
 
     def rows(self, make: Callable[[Path], Rows], ending: str) -> Rows:
         """A file to be written by rows."""
@@ -76,7 +87,10 @@ class Files:
         self._names.clear()
 
     def __enter__(self) -> "Files":
-        self.discard()  # what a kill has left
+        for left in self.directory.glob(f"{glob.escape(self._rooms)}*"):  # by a kill
+            if not psutil.pid_exists(int(left.name.removeprefix(self._rooms))):
+                shutil.rmtree(left, ignore_errors=True)
+        self.discard()
         self._room.mkdir(parents=True)
         return self
 

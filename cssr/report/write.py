@@ -13,7 +13,7 @@ from cssr.report.latex import latex_tables
 from cssr.report.markdown import compose
 from cssr.report.page import compose_page
 from cssr.report.plots import Curve, iou_curves
-from cssr.utils.files import write_atomic
+from cssr.utils.files import naming, write_atomic
 
 _PICTURES = ("best", "median", "worst")
 
@@ -39,7 +39,8 @@ def write(results: Sequence[Result], base: Result | None, out: Path, title: str 
     """Write a report of results that were read; `base` is the reference."""
     title = title or "Evaluation"
     page = compose_page(results, base, title)
-    out.mkdir(parents=True, exist_ok=True)
+    with naming(out):
+        out.mkdir(parents=True, exist_ok=True)
     pictures = [block for result in results for block in _pictures(result, out)]
     if curves := [_curve(result) for result in results if result.segmented]:
         write_atomic(out / "curves.png", iou_curves(curves))

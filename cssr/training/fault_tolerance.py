@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from cssr.config.schema import Config
 from cssr.training.log import append_line
 from cssr.utils.distributed import AnyRank
-from cssr.utils.files import lock_file
+from cssr.utils.files import lock_file, naming
 from cssr.utils.interrupts import ENDING, leave_terminal
 
 STUCK = 75  # exit status of a process that its watchdog has ended: try again
@@ -209,7 +209,8 @@ class RunLock:
 
     def _take(self) -> list[Any]:
         """[token, what is wrong]."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._path, "a+b")  # noqa: SIM115, its lock lasts as long as the run
         if not lock_file(self._file, _PATIENCE):
             self._file.seek(0)

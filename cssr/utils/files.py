@@ -1,5 +1,6 @@
 """Files: written whole or not at all, on disk before going on, and known by their sha256."""
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -13,23 +14,34 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+_REMEDIES = {
+    errno.ENAMETOOLONG: "choose a shorter name",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a place that can be written to"),
+}
 PARTIAL = ".partial"  # in the names of files that are being written
 _BLOCK = 1 << 22  # bytes hashed at once
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an error of writing to it, which by itself says what, but not where."""
+    """Name `path`, or the file below it, and the remedy in an error of writing, which by itself says neither.
+
+    Raises: ValueError, one line; OSErrors that are not the system's pass.
+    """
     try:
         yield
     except OSError as error:
-        free = ""
+        if error.errno is None:
+            raise
+        remedy = _REMEDIES.get(error.errno, "choose another place")
         with suppress(OSError):
-            free = f" ({shutil.disk_usage(path.parent).free / 2**30:.1f} GiB are free there)"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = shutil.disk_usage(path if path.is_dir() else path.parent).free / 2**30
+                remedy = f"{free:.1f} GiB are free there: make room, or choose another place"
         raise ValueError(
-            f"{path} cannot be written: {error.strerror or error}{free}; make room, or choose another place, and run "
-            "the same command again"
-        ) from error
+            f"{error.filename or path} cannot be written: {error.strerror or error} ({remedy}, and run the same "
+            "command again)"
+        ) from None
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -42,7 +54,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 

@@ -27,8 +27,12 @@ def answer() -> None:
 def run(main: Callable[[], Any]) -> Any:
     """Run a command's `main`; afterwards, while the interpreter shuts down, the signals end the process at once.
 
-    In `--out=~/results` the `~` is the home, which shells see to only where a word begins with it.
+    What the terminal's encoding has not is written as an escape: a name that cannot be shown is no failure. In
+    `--out=~/results` the `~` is the home, which shells see to only where a word begins with it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (Terminal(s) if s and s.isatty() else s for s in (sys.stdout, sys.stderr))
     words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in sys.argv]
     sys.argv = [f"{option}{equals}{os.path.expanduser(value)}" for option, equals, value in words]

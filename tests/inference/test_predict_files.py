@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -230,6 +231,26 @@ def test_a_stop_leaves_nothing_that_looks_whole(export, photos, tmp_path, capsys
         run(export, photos / "a.png", "--out", out)
     assert calls and "a_prediction.json" not in names(out) and not any("partial" in name for name in names(out))
     assert again(export, photos, out, capsys)
+
+
+def test_two_runs_write_to_one_directory(export, photos, tmp_path, capsys, monkeypatch):
+    """One is half through a photograph when the other does it; and what a kill has left goes."""
+    with rasters.Files(tmp_path / "out" / "a") as files:
+        files.new("_x.txt").write_text("whole")
+        monkeypatch.setattr(rasters.os, "getpid", os.getppid)
+        run(export, photos / "a.png", "--out", tmp_path / "out")
+        monkeypatch.undo()
+    assert {"a_x.txt", "a_sr.png", "a_prediction.json"} <= names(tmp_path / "out")
+    left = tmp_path / "out" / f"{files._rooms}{2**22 + 1}"  # no process has this number
+    left.mkdir()
+    with rasters.Files(tmp_path / "out" / "a"):
+        assert not left.exists()
+
+
+def test_a_name_as_long_as_names_may_be(export, photos, tmp_path):
+    (photos / "a.png").rename(photos / f"{'a' * 200}.png")
+    run(export, photos / f"{'a' * 200}.png", "--out", tmp_path / "out")
+    assert f"{'a' * 200}_prediction.json" in names(tmp_path / "out")
 
 
 def test_a_rerun_that_was_stopped_forgets_no_file_of_the_run_before(export, photos, tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 from helpers import draw_shards
+from PIL import Image
 from running import ROOT, command, environment, settings, wait_for_step
 
 from cssr.models.load import read_state
@@ -145,6 +146,22 @@ def test_a_tilde_after_an_equals_sign_is_the_home(monkeypatch, tmp_path, handler
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["predict", "~", "--out=~/a", "--name=a=~", "data.train=~/b"])
     assert interrupts.run(lambda: sys.argv[1:]) == ["~", f"--out={tmp_path}/a", "--name=a=~", "data.train=~/b"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_names_that_the_terminal_cannot_show_are_no_failures(encoding, tmp_path):
+    """A name of no text, and one in letters that the encoding has not: each is measured and printed."""
+    names = [b"bad\xff_mask.png", "Brücke ✓_mask.png".encode()]
+    for name in names:
+        Image.new("L", (8, 8)).save(tmp_path / "mask.png")
+        os.replace(tmp_path / "mask.png", os.path.join(os.fsencode(tmp_path), name))
+    found = subprocess.run(
+        [sys.executable, "-m", "cssr.measure", str(tmp_path), "--out", str(tmp_path / "out")],
+        env=environment() | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert found.returncode == 0 and not found.stderr, found.stderr
+    assert b"bad\\udcff_mask.png: no cracks" in found.stdout and b"2 masks" in found.stdout
 
 
 def test_escape_codes_do_not_reach_the_terminal():

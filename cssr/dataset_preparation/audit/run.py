@@ -54,6 +54,7 @@ from cssr.dataset_preparation.sources import SOURCES, MaskRule
 from cssr.dataset_preparation.split import DOCTOR_FORMAT
 from cssr.dataset_preparation.workspace import save
 from cssr.utils.cli import Parser, check_bits, program, run_command
+from cssr.utils.files import naming
 from cssr.utils.machine import check_processes, cores
 
 NEAR = (
@@ -260,9 +261,10 @@ def report(args: argparse.Namespace, parts: list[Part], cases: list[Case], findi
         print(*lines(name, figures), sep="\n")
     print(*(finding.line() for finding in findings), sep="\n")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        save(args.out / "doctor.json", (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
-        contact_sheet.draw(cases, findings, {part.name: part for part in parts}).save(args.out / "doctor.png")
+        with naming(args.out):
+            args.out.mkdir(parents=True, exist_ok=True)
+            save(args.out / "doctor.json", (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+            contact_sheet.draw(cases, findings, {part.name: part for part in parts}).save(args.out / "doctor.png")
         print(f"all of it: {args.out / 'doctor.json'}; pictures: {args.out / 'doctor.png'}")
     errors, warnings = (sum(f.severity == severity for f in findings) for severity in (ERROR, WARNING))
     told = f"{errors} kinds of errors, {warnings} of warnings"

@@ -1,0 +1,35 @@
+"""Errors of writing: which place, and what to do."""
+
+import errno
+import os
+
+import pytest
+
+from cssr.utils.files import naming, write_atomic
+
+
+@pytest.mark.parametrize(
+    "number, remedy",
+    [
+        (errno.ENOSPC, "GiB are free there: make room, or choose another place"),
+        (errno.EDQUOT, "GiB are free there: make room, or choose another place"),
+        (errno.EROFS, "choose a place that can be written to"),
+        (errno.EACCES, "choose a place that can be written to"),
+        (errno.ENOTDIR, "choose another place"),
+    ],
+)
+def test_an_error_of_writing_names_the_place_and_the_remedy(number, remedy, tmp_path):
+    with pytest.raises(ValueError) as caught, naming(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value).startswith(f"{tmp_path} cannot be written: {os.strerror(number)} (")
+    assert remedy in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_too_long_is_the_place(tmp_path):
+    with pytest.raises(ValueError, match="x{300}.* cannot be written: File name too long .choose a shorter name"):
+        write_atomic(tmp_path / ("x" * 300), "")
+
+
+def test_errors_that_are_not_the_system_s_pass(tmp_path):
+    with pytest.raises(OSError, match="image file is truncated"), naming(tmp_path):
+        raise OSError("image file is truncated")
