@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 from cssr.utils.annotations import Within, described, fits, shortened
 
+_LONGEST = 600  # characters of an error, which may repeat what it was given
 Count = Annotated[int, Within(1, 4096)]  # channels, layers, stages
 KernelSide = Annotated[int, Within(1, 101)]  # of a kernel, pixels
 Share = Annotated[float, Within(0, 1)]
@@ -69,7 +70,12 @@ class Registry:
         factory, parameters = self.get(name), self.parameters(name)
         accepted = {key: value for key, value in context.items() if key in parameters}
         self._check(name, parameters, arguments, accepted)
-        return factory(**accepted, **arguments)
+        try:
+            return factory(**accepted, **arguments)
+        except ValueError as error:
+            if len(str(error)) <= _LONGEST:
+                raise
+            raise ValueError(f"{str(error)[:_LONGEST]}...") from error
 
     def _check(self, name: str, parameters: Mapping, arguments: dict, context: dict) -> None:
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

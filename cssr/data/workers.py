@@ -6,12 +6,14 @@ Nothing lives in shared memory: arrays come through pipes, so that a killed run 
 import atexit
 import fcntl
 import re
+import shutil
 import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -21,6 +23,9 @@ from torch.utils.data import DataLoader
 
 from cssr.data.remote import DataError
 from cssr.utils.interrupts import held_back
+
+_SHARED = Path("/dev/shm")
+_SEMAPHORES = 1 << 16  # bytes for those of a worker's queues
 
 _PIPE = 1 << 20  # bytes; the most that Linux gives without privileges
 _GRACE = 30  # seconds that a worker outlives a SIGTERM, for the training process to finish its step and save
@@ -39,8 +44,14 @@ def load(pipeline: Sequence[Any], workers: int, prefetch: int, stages: Sequence[
         pipeline: stages of a `webdataset.DataPipeline`; the first gives the share of its worker.
         workers: 0 runs the pipeline in this process.
         prefetch: samples that each worker may be ahead of use.
-    Raises: DataError, as a worker has met it, or for a worker that has ended.
+    Raises: DataError, as a worker has met it, for a worker that has ended, or without room for what workers share.
     """
+    if workers and _SHARED.is_dir() and shutil.disk_usage(_SHARED).free < workers * _SEMAPHORES:
+        raise DataError(
+            f"{_SHARED}, the shared memory, has less than the {workers * _SEMAPHORES >> 10} KiB free that {workers} "
+            "loader processes need: set data.workers=0 (--workers 0), or give this machine or container more "
+            "(docker run --shm-size=1g)"
+        )
     loader = _Loader(
         wds.DataPipeline(*pipeline, _errors_as_samples),
         batch_size=None,

@@ -599,3 +599,9 @@ def test_a_module_that_fails(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
     assert refused("imports=[failing_for_a_test]").endswith("ZeroDivisionError: division by zero")
+
+
+def test_an_error_does_not_repeat_all_that_it_was_given():
+    with pytest.raises(ValueError, match="weight needs two numbers") as caught:
+        LOSSES.build({"name": "bce", "weight": [1] * 5000})
+    assert len(str(caught.value)) < 700

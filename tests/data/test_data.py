@@ -500,6 +500,13 @@ def children(process: subprocess.Popen) -> list[psutil.Process]:
     return [child for child in psutil.Process(process.pid).children() if "resource_tracker" not in str(child.cmdline())]
 
 
+def test_workers_without_shared_memory_are_one_line(shards, monkeypatch):
+    monkeypatch.setattr("cssr.data.workers._SEMAPHORES", 1 << 50)
+    with pytest.raises(DataError, match="/dev/shm, the shared memory, has less than .*: set data.workers=0"):
+        next(eval_stream(open_sets(str(shards), "data.val"), 1, 1, 0, workers=2))
+    next(eval_stream(open_sets(str(shards), "data.val"), 1, 1, 0, workers=0))
+
+
 @pytest.mark.parametrize("pause", [0, 60], ids=["while it reads", "while it computes, the pipe full"])
 def test_a_worker_that_is_killed_is_named_in_one_line(shards, pause):
     process = endless(shards, pause)
