@@ -66,7 +66,7 @@ class Outputs:
     def where_valid(self, batch: Batch) -> "Outputs":
         """The same with what is true in place of what was made of pixels without data: losses and measures are 0 there.
 
-        Features that losses compare stay as they are.
+        Feature maps that losses compare are 0 at places that see pixels without data for the most part.
         """
         if batch.valid is None:
             return self
@@ -84,11 +84,20 @@ class Outputs:
             aux=tuple(map(hidden, self.aux)),
             lq_logits=None if self.lq_logits is None else hidden(self.lq_logits),
             mask_sr=None if self.mask_sr is None else self.mask_sr * batch.valid.to(self.mask_sr.dtype),
+            features=_seen(self.features, batch.valid),
+            sr_features=_seen(self.sr_features, batch.valid),
+            hr_features=_seen(self.hr_features, batch.valid),
         )
 
     def float(self) -> "Outputs":
         """All tensors as float32: losses and measures are computed in it under any precision."""
         return Outputs(**{f.name: _float(getattr(self, f.name)) for f in fields(self)})
+
+
+def _seen(maps: tuple[Tensor, ...], valid: Tensor) -> tuple[Tensor, ...]:
+    """Feature maps, 0 where less than half of the pixels are valid; tokens (B N C) as they are."""
+    shares = (F.adaptive_avg_pool2d(valid, x.shape[-2:]) if x.dim() == 4 else None for x in maps)
+    return tuple(x if share is None else x.where(share >= 0.5, x.new_zeros(())) for x, share in zip(maps, shares))
 
 
 def _float(value: Tensor | tuple[Tensor, ...] | None) -> Any:

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from cssr.config.loading import from_dict
+from cssr.config.schedules import Progress
 from cssr.cracks.run import read_mask
 from cssr.data.batch import Batch, Outputs
 from cssr.evaluation.evaluator import evaluate
 from cssr.inference.predictor import predict
+from cssr.losses import LOSSES
 from cssr.models.joint import build_model
 from cssr.models.tiling import Moments, moments_of
 from cssr.predict import main
@@ -171,3 +173,22 @@ def test_losses_have_no_gradient_where_there_are_no_data():
     for tensor in (sr, logits):
         assert torch.equal((tensor.grad != 0).any(1, keepdim=True), valid > 0)
     assert entropy[valid == 0].max() < 1e-6
+
+
+@pytest.mark.parametrize("loss", ["task_perceptual", "feature_affinity"])
+def test_losses_of_features_leave_out_places_without_data(loss):
+    torch.manual_seed(0)
+    valid, hr = torch.zeros(2, 1, 64, 64), torch.rand(2, 3, 64, 64)
+    valid[:, :, :, :32] = 1
+    batch, loss = Batch(hr, valid, lq=hr, valid=valid), LOSSES.build(loss)
+    maps = [torch.rand(2, 3, 64, 64, requires_grad=True) for _ in range(2)]
+
+    def value(*maps):
+        names = {"features": maps, "sr_features": maps[:1], "hr_features": maps[1:]}
+        return loss(Outputs(hr, valid, **names).where_valid(batch), batch, Progress(0, 1))
+
+    expected = value(*maps)
+    expected.sum().backward()
+    assert expected.min() > 0 and maps[0].grad[..., :32].abs().sum() > 0 and not maps[0].grad[..., 32:].any()
+    others = [torch.where(valid > 0, x.detach(), 9 * torch.rand_like(x)) for x in maps]
+    assert torch.equal(value(*others), expected)
