@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,20 @@ def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     except OmegaConfBaseException as error:
         key = f"{prefix}{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
+    except TypeError:  # of a list where a mapping belongs, or the other way round; it names no setting
+        raise ValueError(f"config: {', '.join(_confused(cls(), values, prefix))}"[:600]) from None
+
+
+def _confused(defaults: Any, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Say which settings are lists instead of mappings, or mappings instead of lists."""
+    for name, value in values.items():
+        default = getattr(defaults, name, None)
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            yield from _confused(default, value, f"{prefix}{name}.")
+        elif isinstance(default, list) and isinstance(value, dict):
+            yield f"{prefix}{name} must be a list, found {value}"
+        elif isinstance(value, list) and (isinstance(default, dict) or dataclasses.is_dataclass(default)):
+            yield f"{prefix}{name} must be a mapping, found {value}"
 
 
 def _escaped(value: Any) -> Any:

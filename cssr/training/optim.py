@@ -37,7 +37,7 @@ def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
         return timm.optim.create_optimizer_v2(
             groups, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, **_arguments(config)
         )
-    except (TypeError, ValueError, ImportError, AssertionError) as error:
+    except Exception as error:  # optimizers refuse settings in every way: IndexError, KeyError, ...
         raise ValueError(f"optim: {settings.optimizer} refuses its settings: {' '.join(str(error).split())}") from error
 
 

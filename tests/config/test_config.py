@@ -605,3 +605,19 @@ def test_an_error_does_not_repeat_all_that_it_was_given():
     with pytest.raises(ValueError, match="weight needs two numbers") as caught:
         LOSSES.build({"name": "bce", "weight": [1] * 5000})
     assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "group, name, value, said",
+    [
+        ("optim", "arguments", [1], "optim.arguments must be a mapping, found"),
+        ("model", "sr", ["dbpn"], "model.sr must be a mapping, found"),
+        ("loss", "extra", {"a": 1}, "loss.extra must be a list, found"),
+        ("phases", 0, {"lr": [1]}, r"phases.0..lr must be a mapping, found"),
+    ],
+)
+def test_lists_and_mappings_in_place_of_each_other_are_named(group, name, value, said):
+    values = to_dict(Config())
+    values[group][name] = value
+    with pytest.raises(ValueError, match=said):
+        from_dict(values)

@@ -350,6 +350,7 @@ def test_a_single_value_for_batch_norm_names_the_settings(shards, tmp_path):
         ("loss.extra=[{loss: 5, weight: 1}]", "a loss is a name"),
         ("loss.extra=[{loss: l1, weight: -1}]", "weight of l1 must be 0"),
         ("optim.schedule={name: constant, value: -1}", "optim.schedule must be 0"),
+        ("optim.arguments={betas: []}", "optim: adam refuses its settings"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_step(override, said, shards, tmp_path):
