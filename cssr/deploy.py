@@ -7,7 +7,6 @@ an example with numpy and onnxruntime alone.
 """
 
 from cssr.utils import interrupts
-from cssr.utils.cli import program
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
@@ -15,6 +14,8 @@ if __name__ == "__main__":  # before imports that take seconds
 import argparse
 import sys
 from pathlib import Path
+
+from cssr.utils.cli import program
 
 FORMATS = ("onnx", "torch_export")  # for other systems
 

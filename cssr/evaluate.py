@@ -1,7 +1,6 @@
 """Evaluation by the papers' measures: `accelerate launch cssr/evaluate.py RUN_OR_EXPORT --data SHARDS`."""
 
 from cssr.utils import interrupts
-from cssr.utils.cli import program
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
@@ -9,6 +8,8 @@ if __name__ == "__main__":  # before imports that take seconds
 import argparse
 import sys
 from pathlib import Path
+
+from cssr.utils.cli import program
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ A pull fetches the two files of an export into this machine's cache, where every
 """
 
 from cssr.utils import interrupts
-from cssr.utils.cli import program
 
 if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
@@ -15,6 +14,8 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+
+from cssr.utils.cli import program
 
 
 def main(arguments: list[str] | None = None) -> None:
