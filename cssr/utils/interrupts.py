@@ -33,7 +33,7 @@ def run(main: Callable[[], Any]) -> Any:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = (Terminal(s) if s and s.isatty() else s for s in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = (s and (Terminal(s) if s.isatty() else Stream(s)) for s in (sys.stdout, sys.stderr))
     words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in sys.argv]
     sys.argv = [f"{option}{equals}{os.path.expanduser(value)}" for option, equals, value in words]
     try:
@@ -47,22 +47,44 @@ def run(main: Callable[[], Any]) -> Any:
                 signal.signal(number, signal.SIG_DFL)
 
 
-class Terminal:
-    """A terminal's stream on which control characters are written out, so that no file's name and no server's answer
-    moves the cursor or sets the title; lines, tabs, and what tqdm moves its bars by stay.
-    """
-
-    _CONTROL = re.compile(r"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+class Stream:
+    """A text stream that goes on to nowhere once its reader has gone, as in `| head`: no work is lost by it."""
 
     def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Write text, as a text stream does."""
-        return self._stream.write(self._CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._to_nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._to_nowhere()
+
+    def _to_nowhere(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class Terminal(Stream):
+    """A terminal's stream on which control characters are written out, so that no file's name and no server's answer
+    moves the cursor or sets the title; lines, tabs, and what tqdm moves its bars by stay.
+    """
+
+    _CONTROL = re.compile(r"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+
+    def write(self, text: str) -> int:
+        """Write text, as a text stream does."""
+        return super().write(self._CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
 
 
 @contextmanager

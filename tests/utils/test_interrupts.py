@@ -164,6 +164,18 @@ def test_names_that_the_terminal_cannot_show_are_no_failures(encoding, tmp_path)
     assert b"bad\\udcff_mask.png: no cracks" in found.stdout and b"2 masks" in found.stdout
 
 
+def test_a_reader_that_goes_costs_no_work(tmp_path):
+    """As with `| head`: nobody reads the output from the first line on."""
+    for number in range(3):
+        Image.new("L", (8, 8)).save(tmp_path / f"{number}.png")
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    words = [sys.executable, "-m", "cssr.measure", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(words, env=environment(), stdout=ours, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(ours)
+    assert done.returncode == 0 and not done.stderr and len([*tmp_path.glob("out/*.csv")]) == 3
+
+
 def test_escape_codes_do_not_reach_the_terminal():
     """A program on a pseudo-terminal, of which a file's name has escape codes."""
     ours, theirs = pty.openpty()
