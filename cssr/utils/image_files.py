@@ -27,7 +27,7 @@ def is_litter(name: str) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, sorted by path; linked folders too, unless a link leads back above itself.
+    """Yield the files below a folder, sorted by path; linked folders too, unless they hold the link themselves.
 
     Litter (`is_litter`), and what is neither a file nor a link to one, is left out.
     """
@@ -44,7 +44,7 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
                 yield path
             elif os.path.isdir(path) if link else entry.is_dir():
                 real = os.path.realpath(path) if link else os.path.join(above[-1], entry.name)
-                if real not in above:
+                if not any(os.path.commonpath((real, other)) == real for other in above):
                     yield from _walk(path, (*above, real))
 
 

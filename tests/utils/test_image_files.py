@@ -29,6 +29,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
         (root / name).symlink_to(tmp_path / "real" / name)
     (root / "A" / "up").symlink_to(root)
     (root / "self").symlink_to(root)
+    (root / "above").symlink_to(tmp_path)
     (root / "gone.jpg").symlink_to(tmp_path / "nowhere")
     for name in ("loop", "loop.jpg"):
         (root / name).symlink_to(name)
