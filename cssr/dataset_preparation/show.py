@@ -189,6 +189,8 @@ def main() -> int:
     try:
         if options.count < 1 or options.seed < 0:
             raise ValueError("--count must be at least 1, --seed at least 0")
+        if options.out and options.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ValueError(f"--out is {options.out}; name a picture: FILE.png or FILE.jpg")
         shards = ShardSet.open(options.shards, "DIR")
         print(describe(options.shards, shards.index))
         if options.out:

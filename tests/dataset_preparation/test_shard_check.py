@@ -311,6 +311,9 @@ def test_show_says_what_the_index_says(made, tmp_path, capsys, monkeypatch):
     sheet = np.asarray(Image.open(tmp_path / "deep/sheet.png"))
     assert (sheet == [255, 40, 40]).all(2).sum() > 5 * 150  # the outlines
     assert shown(monkeypatch, tmp_path) == 1 and capsys.readouterr().err.startswith("error: DIR: no shards")
+    for name in ("sheet", "sheet.txt"):
+        assert shown(monkeypatch, made / "train", "--out", name) == 1
+        assert capsys.readouterr().err == f"error: --out is {name}; name a picture: FILE.png or FILE.jpg\n"
 
 
 def test_the_sheet_depends_on_its_seed_alone(made):
