@@ -66,7 +66,8 @@ def predict(
     prob = outputs.logits[0, 0].float().sigmoid().cpu().numpy() if segments(model.config) else None
     kernel = None if outputs.kernel is None else outputs.kernel[0, 0].float().cpu().numpy()
     blur = None if outputs.kernel is None else blur_sigma(outputs.kernel.float()).item()
-    warnings = outside(model.trained_on, lq.mean().item(), lq.std().item(), lq.shape[-2:], blur)
+    seen = lq if valid is None else lq[valid[..., box[0], box[1]].expand_as(lq)]
+    warnings = outside(model.trained_on, seen.mean().item(), seen.std().item(), lq.shape[-2:], blur)
     shown = None if large is None else large[0, 0].cpu().numpy() > 0
     if prob is not None and shown is not None:
         prob = prob * shown

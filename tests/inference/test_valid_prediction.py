@@ -85,6 +85,16 @@ def test_a_corner_without_data_has_no_part_in_moments_and_kernel(model):
         assert not found.prob[:40, :40].any()
 
 
+def test_warnings_are_of_the_pixels_that_hold_data(model):
+    """Dark pixels beside those that are missing would be continued into most of the image."""
+    model.trained_on = {"brightness": [0.4, 0.6], "contrast": [0.0, 1.0], "blur": None, "smallest": 8}
+    pixels = np.full((64, 64, 4), 128, np.uint8)
+    pixels[:, :40] = 0, 0, 0, 0
+    pixels[0, 0] = 128, 128, 128, 255
+    pixels[:, 40:42] = 0, 0, 0, 255
+    assert predict(model, pixels).warnings == ()
+
+
 def test_moments_are_of_the_pixels_that_count():
     image, valid = torch.rand(2, 3, 20, 10), torch.zeros(2, 1, 20, 10)
     valid[0, :, 4:, :7] = valid[1, :, :9] = 1
