@@ -411,6 +411,7 @@ def test_an_index_of_ours_with_suffixes_is_as_before(tmp_path):
 # ---- a run ----
 
 
+@pytest.mark.slow
 def test_a_run_trains_validates_and_resumes_on_foreign_tars(tmp_path):
     def files(number: int):
         image = np.kron(picture(number), np.ones((3, 3, 1), np.uint8))

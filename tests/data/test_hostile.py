@@ -436,6 +436,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, len
 """
 
 
+@pytest.mark.slow
 def test_no_memory_is_spent_on_lies(tmp_path):
     """Bombs of gigabytes, one after the other, in a process whose peak is measured: a few MiB."""
     side = 6000

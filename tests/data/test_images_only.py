@@ -266,6 +266,7 @@ def test_the_run_validates_and_keeps_the_best_by_psnr(run):
         assert strip.width == 3 * (48 + 4) + 4  # LQ, SR and HR: no probability, no mask
 
 
+@pytest.mark.slow
 def test_an_export_fills_the_sr_network_of_a_joint_run_and_leaves_the_fresh_segmentation(run, masked, tmp_path):
     places = [f"data.train={masked}", f"data.val={masked}", f"train.run_dir={tmp_path / 'run'}"]
     settings = [*SR_ALONE, *JOINT, *places, "loss.sr=l1"]

@@ -90,6 +90,7 @@ def begun(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_what_was_finished(tmp_path, whole, capsys):
     kill_after(tmp_path, 3)
     kill_after(tmp_path, 8)

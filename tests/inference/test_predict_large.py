@@ -153,6 +153,7 @@ print("GREW", (peak() - before) / 1024)
 """
 
 
+@pytest.mark.slow
 def test_the_memory_stays_below_what_is_stated(export, tmp_path):
     """A photograph of 1500 x 1100, whose SR image of 26 megapixels takes 317 MB (float32) and its results 211 MB."""
     write_tiff(tmp_path / "small.tif", pixels(100, 100), **MAP)
@@ -172,6 +173,7 @@ main([*sys.argv[1:3], "--out", sys.argv[3], "--device", "cpu", "--format", "tiff
 """
 
 
+@pytest.mark.slow
 def test_files_that_cannot_grow_are_one_line_and_leave_nothing(export, tmp_path):
     """As on a full disk."""
     Image.fromarray(pixels(60, 70)).save(tmp_path / "a.png")

@@ -24,6 +24,7 @@ from cssr.launch.jobs import Job, crew, devices, run_jobs
 from cssr.launch.options import distinct_names
 from cssr.models.joint import build_model
 from cssr.models.load import choose
+from cssr.utils.files import lock_file
 
 MODEL = {"scale": 4, "sr": {"name": "bicubic"}, "seg": {"name": "unet", "encoder": "vgg11", "depth": 2, "width": 4}}
 
@@ -129,6 +130,7 @@ def test_only_what_is_missing_or_stale_is_done_again(
     assert in_process[4:] == ["a on two"] and "computed anew" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_options_and_other_data_are_computed_anew(models, benchmarks, tmp_path, in_process, no_report, capsys):
     root = shutil.copytree(benchmarks, tmp_path / "benchmarks")
     assert launcher.main(words(models[:1], root, tmp_path / "out")) == 0
@@ -141,6 +143,7 @@ def test_other_options_and_other_data_are_computed_anew(models, benchmarks, tmp_
     assert in_process[1:] == ["a on one", "a on two"] and "limit was None, is 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_results_from_before_there_was_tta_are_kept_and_with_it_computed_anew(
     models, benchmarks, tmp_path, in_process, no_report, capsys
 ):
@@ -155,6 +158,7 @@ def test_results_from_before_there_was_tta_are_kept_and_with_it_computed_anew(
     assert "tta was False, is True" in capsys.readouterr().out and json.loads(path.read_text())["tta"] is True
 
 
+@pytest.mark.slow
 def test_the_result_of_another_set_of_the_same_name_is_not_overwritten(
     models, benchmarks, tmp_path, in_process, no_report, capsys
 ):
@@ -165,6 +169,7 @@ def test_the_result_of_another_set_of_the_same_name_is_not_overwritten(
     assert "out/a/one holds a result of other data than" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_result_that_does_not_say_what_it_came_from_is_computed_anew(
     models, benchmarks, tmp_path, in_process, no_report, capsys
 ):
@@ -377,7 +382,7 @@ def test_no_two_commands_work_on_one_thing(tmp_path, capsys):
     job, log = shell(tmp_path, "one", "touch one"), tmp_path / "logs/one.log"
     log.parent.mkdir()
     with log.open("ab") as held:
-        assert jobs._lock(held)
+        assert lock_file(held)
         assert run_jobs([job], [{}]) == [job]
     assert "another command is at work on it" in capsys.readouterr().out and not (tmp_path / "one").exists()
     assert run_jobs([job], [{}]) == []

@@ -10,6 +10,7 @@ import pytest
 from paths import ROOT
 
 from cssr.__main__ import COMMANDS
+from cssr.utils.installed import find_file
 
 SETTINGS = configparser.ConfigParser()
 SETTINGS.read(ROOT / "setup.cfg", encoding="utf-8")
@@ -58,9 +59,8 @@ def test_the_build_holds_all_that_the_checkout_has(built):
 def test_recipes_and_launch_files_are_found_away_from_the_checkout(built, tmp_path):
     listed = cssr(built, tmp_path, "recipes").stdout
     assert "configs/csbsr_pspnet.yaml  " in listed and "launch/zero2.yaml  " in listed
-    for recipe in ("configs/tiny.yaml", "tiny"):
-        run = cssr(built, tmp_path, "launch-doctor", "--config_file", "cpu", recipe)
-        assert run.returncode == 0 and "it would run" in run.stdout, run.stderr
+    run = cssr(built, tmp_path, "launch-doctor", "--config_file", "cpu", "configs/tiny.yaml")
+    assert run.returncode == 0 and "it would run" in run.stdout, run.stderr
     assert cssr(built, tmp_path, "recipes", "--out", "mine").returncode == 0
     assert (tmp_path / "mine/configs/tiny.yaml").is_file() and (tmp_path / "mine/launch/slurm.sh").is_file()
     again = cssr(built, tmp_path, "recipes", "--out", "mine")
@@ -72,6 +72,15 @@ def test_data_is_prepared_away_from_the_checkout(built, tmp_path):
     assert run.returncode == 0, run.stderr
     shown = cssr(built, tmp_path, "show", "data")
     assert shown.returncode == 0 and "4 samples" in shown.stdout
+
+
+@pytest.mark.parametrize("given", ["configs/tiny.yaml", "tiny.yaml", "tiny"])
+def test_a_recipe_is_known_by_its_name(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_file(given, "configs") == ROOT / "configs/tiny.yaml"
+    assert find_file("configs/none.yaml", "configs") == Path("configs/none.yaml")
+    (tmp_path / "tiny").touch()
+    assert find_file("tiny", "configs") == Path("tiny")
 
 
 def test_commands_call_themselves_by_the_name_they_were_given(built, tmp_path):

@@ -138,6 +138,7 @@ def test_killed_between_naming_and_writing_the_best(straight, shards, tmp_path, 
 HOLDS = "; changed: what data.val holds"
 
 
+@pytest.mark.slow
 def test_the_best_is_chosen_anew_where_validation_has_changed(shards, tmp_path):
     """By sets of another content under the same path, or by how they are measured; else it is kept."""
     val, run_dir = shutil.copytree(shards, tmp_path / "val"), tmp_path / "run"

@@ -70,6 +70,7 @@ def test_under_a_launcher_it_does_so_too(processes, shards, tmp_path):
     assert read_state(store.newest(run_dir))["step"] >= 2
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(shards, tmp_path):
     run_dir = tmp_path / "run"
     slow = "loss.seg={name: faulty, kind: hang, samples: [8]}"
