@@ -70,7 +70,11 @@ class _Loader(wds.WebLoader):
 
     def iterator1(self) -> Iterator[Any]:
         stages = iter(self.pipeline)
-        return reduce(lambda samples, stage: self.invoke(stage, samples), stages, _samples(next(stages)))
+        samples = _samples(next(stages))
+        try:
+            yield from reduce(lambda before, stage: self.invoke(stage, before), stages, samples)
+        finally:
+            samples.close()  # where a stage fails, its traceback keeps what it reads, and so the workers
 
 
 def _errors_as_samples(samples: Iterator[Any]) -> Iterator[Any]:
