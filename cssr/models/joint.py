@@ -162,14 +162,20 @@ class JointModel(nn.Module):
         Yields: `sr` and `logits` (B C n W rows from the top down) and at once, where there is one, `kernel` (B 1 k k).
         """
 
+        forward = self._of_tiles(lq, tiles)
+
         def both(part: Tensor) -> Tensor:
-            outputs = self(self._taken(part))
+            outputs = forward(self._taken(part))
             return torch.cat((outputs.sr, outputs.logits), 1)
 
         for rows in tiles.rows(both, lq, self.scale):
             kept.append(rows[:, :3])
             yield "sr", rows[:, :3]
             yield "logits", rows[:, 3:]
+
+    def _of_tiles(self, lq: Windows, tiles: Tiles) -> Callable[[Tensor], Outputs]:
+        """The forward pass of a stack of tiles of this image."""
+        return self
 
     @property
     def rounds(self) -> int:
@@ -397,16 +403,32 @@ class SegThenSR(JointModel):
     Unverified against the published code, which has no numbers to compare with.
     """
 
-    def forward(self, lq: Tensor, kernel: Tensor | None = None, valid: Tensor | None = None) -> Outputs:
+    def forward(
+        self,
+        lq: Tensor,
+        kernel: Tensor | None = None,
+        valid: Tensor | None = None,
+        moments: tuple[Tensor, Tensor] | None = None,
+    ) -> Outputs:
         """`mask_sr` and its logits; `lq_logits` and `aux` are of LQ size, for `loss.seg=at_lq`.
 
-        There is no SR image: `sr` is the bicubic enlargement, to look at.
+        There is no SR image: `sr` is the bicubic enlargement, to look at. `moments`: as `normalize` takes them.
         """
-        lq_logits, *aux = self._averaged(self.normalize(lq, valid=reduced(valid, self.scale)))
+        lq_logits, *aux = self._averaged(self.normalize(lq, moments, reduced(valid, self.scale)))
         mask_sr = self.sr(lq_logits.sigmoid())[0]
         logits = self.calibrate(mask_sr.float().clamp(_LOGIT_BOUND, 1 - _LOGIT_BOUND).logit())
         sr = self.clip(F.interpolate(lq, scale_factor=self.scale, mode="bicubic"))
         return Outputs(sr=sr, logits=logits, aux=tuple(aux), lq_logits=lq_logits, mask_sr=mask_sr)
+
+    def _of_tiles(self, lq: Windows, tiles: Tiles) -> Callable[[Tensor], Outputs]:
+        """The normalisation sees the whole image."""
+        moments, (height, width) = Moments(), lq.shape
+        for top in range(0, height, tiles.side):
+            strip = (top, 0, min(tiles.side, height - top), width)
+            rows, valid = self._taken(lq.read(*strip)), lq.valid(*strip) if getattr(lq, "masked", False) else None
+            moments.add(rows, None if valid is None else valid.to(rows.device))
+        statistics = moments.result()
+        return lambda part: self(part, moments=tuple(_for_each_tile(moment, part) for moment in statistics))
 
 
 class Dual(JointModel):

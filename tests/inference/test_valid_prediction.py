@@ -85,6 +85,22 @@ def test_a_corner_without_data_has_no_part_in_moments_and_kernel(model):
         assert not found.prob[:40, :40].any()
 
 
+def test_tiles_of_a_mask_super_resolved_have_the_moments_of_the_whole():
+    """A dark half and a bright one, and a corner without data in the dark one."""
+    torch.manual_seed(0)
+    form = {"scale": 2, "form": {"name": "seg_then_sr"}, "sr": NETWORKS["dbpn"], "seg": SEG}
+    model = build_model(from_dict({"model": form}).model).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 64, 4)).astype(np.uint8)
+    pixels[:48, :, :3] //= 8
+    pixels[..., 3] = 255
+    pixels[:40, :40, 3] = 0
+    seen = []
+    model.seg.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., -16:, :].mean().item()))
+    predict(model, pixels, 0, 8)
+    predict(model, pixels, 64, 8)
+    assert seen[-1] == pytest.approx(seen[0], abs=0.01) and len(seen) > 2
+
+
 def test_warnings_are_of_the_pixels_that_hold_data(model):
     """Dark pixels beside those that are missing would be continued into most of the image."""
     model.trained_on = {"brightness": [0.4, 0.6], "contrast": [0.0, 1.0], "blur": None, "smallest": 8}
