@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
 from cssr.data.loader import eval_stream
+from cssr.data.shards import open_sets
 from cssr.evaluation.evaluator import measure
 from cssr.evaluation.results import compose
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="the HR image instead of the LQ image enlarged")
     options = parser.parse_args(arguments)
     network, rows = load_network(), []
-    for batch in eval_stream(options.data, 4, 1, 0):
+    for batch in eval_stream(open_sets(options.data, "data"), 4, 1, 0):
         batch = batch.to("cpu")
         image = batch.hr if options.full else F.interpolate(batch.lq, scale_factor=4, mode="bicubic").clamp(0, 1)
         rows += measure(batch, outputs_of(network, image, batch), distances=True)
