@@ -1,8 +1,8 @@
 """Task-driven perceptual loss: SR and HR compared by the feature maps of the segmentation network's encoder.
 
 Kim et al., "Beyond Image Super-Resolution for Image Recognition with Task-Driven Perceptual Loss" (SR4IR), CVPR 2024.
-There the task network is fixed while the loss trains SR, and each is updated in turn: a phase's `alternate` does so.
-Without it the gradient reaches the encoder as well, which thereby learns to see in SR what it sees in HR.
+As there, the task network is fixed for this loss, which trains SR alone: an encoder that learnt from it would become
+blind to what SR lacks. There each network is updated in turn, too; a phase's `alternate` does that.
 """
 
 from collections.abc import Callable

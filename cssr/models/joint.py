@@ -109,21 +109,12 @@ class JointModel(nn.Module):
         outputs = self.seg(padded, kernel) if getattr(self.seg, "takes_kernel", False) else self.seg(padded)
         return tuple(logits[..., :height, :width] for logits in outputs)
 
-    def segment_by_features(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """`segment`, and the encoder's feature maps on the way (B C y x each)."""
-        height, width = x.shape[-2:]
-        padded = self._padded(x)
-        maps = self.seg.encode(padded)
-        features, *aux = self.seg.decode(maps, padded.shape[-2:])
-        logits = tuple(output[..., :height, :width] for output in (self.seg.head(features), *aux))
-        return logits, tensors_in(maps)
+    def encoder_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The segmentation encoder's feature maps of a normalised image, B C y x each.
 
-    @torch.no_grad()
-    def reference_features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The encoder's feature maps of a normalised image, as constants; BatchNorm's statistics do not see it."""
-        encoder = self.seg.encoder
-        state = {name: value.clone() for name, value in encoder.named_buffers()}
-        return tensors_in(functional_call(encoder, state, (self._padded(x),)))
+        Their gradient reaches the image alone: the weights are constants, and BatchNorm's statistics do not see it.
+        """
+        return _features_of(self._padded(x), self.seg.encoder)
 
     def _padded(self, x: Tensor) -> Tensor:
         return pad_to_multiple(x, getattr(self.seg, "stride", 1))
@@ -261,6 +252,36 @@ class JointModel(nn.Module):
         return model.eval()
 
 
+@torch.compiler.disable
+def _features_of(x: Tensor, encoder: nn.Module) -> tuple[Tensor, ...]:
+    buffers = {name: value.clone() for name, value in encoder.named_buffers()}
+
+    def encode(image: Tensor) -> tuple[Tensor, ...]:
+        return tensors_in(functional_call(encoder, buffers, (image,)))
+
+    return _GradientOfInput.apply(encode, x) if torch.is_grad_enabled() and x.requires_grad else encode(x)
+
+
+class _GradientOfInput(torch.autograd.Function):
+    """A function of a tensor and of weights, whose gradient reaches the tensor alone.
+
+    Weights stay the modules' own, which engines that shard them gather, and no `requires_grad` is switched.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable, x: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.results = function(ctx.x)
+        return tuple(result.detach() for result in ctx.results)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (gradient,) = torch.autograd.grad(ctx.results, ctx.x, gradients)
+        del ctx.results
+        return None, gradient
+
+
 def tensors_in(maps: Any) -> tuple[Tensor, ...]:
     """The tensors of nested lists, flat: some encoders give tokens beside their maps."""
     if isinstance(maps, Tensor):
@@ -296,19 +317,20 @@ class SRThenSeg(JointModel):
         Args:
             hr: B 3 H W, in training: what `mix` and `features` refer to.
             mix: B 1 H W, the share of HR in the image that is segmented; what is returned as SR is not mixed.
-            features: whether the segmentation encoder's feature maps, of this image and of HR, are returned too.
+            features: whether the segmentation encoder's feature maps, of SR and of HR, are returned too.
             valid: B 1 H W, 1 on the pixels that hold data, which kernel and moments are of; None: all do.
         """
         sr, predicted = self._enlarged(lq, kernel, valid)
         sr = self.clip(sr)
         mixed = sr if mix is None else torch.lerp(sr, hr.to(sr.dtype), mix.to(sr.dtype))
         image = self.normalize(mixed, valid=valid)
-        if not features:
-            logits, *aux = self.segment(image, predicted)
-            return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux))
-        (logits, *aux), maps = self.segment_by_features(image)
-        reference = self.reference_features(self.normalize(hr, valid=valid))
-        return Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux), sr_features=maps, hr_features=reference)
+        logits, *aux = self.segment(image, predicted)
+        outputs = Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux))
+        if features:
+            outputs.sr_features = self.encoder_features(image if mix is None else self.normalize(sr, valid=valid))
+            with torch.no_grad():
+                outputs.hr_features = self.encoder_features(self.normalize(hr, valid=valid))
+        return outputs
 
     @torch.no_grad()
     def infer_rows(self, lq: Windows, tiles: Tiles, kept: Kept) -> Iterator[tuple[str, Tensor]]:
