@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch = batch.to("cpu")
         image = batch.hr if options.full else F.interpolate(batch.lq, scale_factor=4, mode="bicubic").clamp(0, 1)
         rows += measure(batch, outputs_of(network, image, batch), distances=True)
-    facts = {"name": "crackpot 2.0", "data": options.data, "scale": 4, "full": options.full, "benchmark": None}
+    facts = {"name": "crackpot 2.0", "data": options.data, "scale": 4, "full": options.full}
+    facts |= {"benchmark": None, "model_settings": {}}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(compose(rows, facts), indent=1))
 
