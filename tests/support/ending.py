@@ -3,6 +3,7 @@
 import ctypes
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,14 +20,25 @@ with suppress(OSError, AttributeError):
 @pytest.fixture(autouse=True)
 def no_process_left_behind():
     """Whatever a test has started and left running, in sessions of their own too, is killed after it."""
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    before = _children()
     yield
+    if _children() <= before:  # almost always; what descends from a child that stays is looked for below
+        return
     left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
     left = [process for process in left if not _serves_all_tests(process) and not _descends(process, before)]
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=10)
+
+
+def _children() -> set[int]:
+    """Processes begun by this one, orphans of theirs included; by the kernel's own lists, as psutil reads all of /proc."""
+    lists = [*Path("/proc/self/task").glob("*/children")]  # a kernel may have none
+    with suppress(OSError):
+        if lists:
+            return {int(pid) for file in lists for pid in file.read_text().split()}
+    return {process.pid for process in psutil.Process().children()}
 
 
 def _descends(process: psutil.Process, before: set[int]) -> bool:
