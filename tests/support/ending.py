@@ -33,7 +33,7 @@ def no_process_left_behind():
 
 
 def _children() -> set[int]:
-    """Processes begun by this one, orphans of theirs included; by the kernel's own lists, as psutil reads all of /proc."""
+    """Processes begun by this one, and orphans of theirs; by the kernel's lists, as psutil reads all of /proc."""
     lists = [*Path("/proc/self/task").glob("*/children")]  # a kernel may have none
     with suppress(OSError):
         if lists:
