@@ -139,7 +139,7 @@ class Place:
         self.root, self.number, self.done = root, 0, set()
         for name in LINKED:
             (root / name).symlink_to(ROOT / name)
-        draw_shards(root / "data/photos", 14, 64, "--ratio", "train=0.6", "val=0.4", "--workers", "1")
+        draw_shards(root / "data/photos", 14, 64, "--ratio", "train=0.6", "val=0.4")
         self._photographs()
         with inside(root):
             self._run()

@@ -1,16 +1,15 @@
 """What several tests need: tiny shards whose pictures say where each pixel came from, and a small model."""
 
 import io
-import subprocess
-import sys
 import tarfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
-from paths import ROOT
 from PIL import Image
 
+from cssr.dataset_preparation.make import main as make_shards
 from cssr.dataset_preparation.sources import Item, MaskRule
 from cssr.dataset_preparation.writer import write_part
 
@@ -70,8 +69,8 @@ def shipped(zoo) -> set[str]:
 
 
 def draw_shards(out: Path, count: int, size: int, *more: str) -> Path:
-    """Shards of drawn photographs, written by the command."""
-    options = ["--out", out, "--count", count, "--size", size, *more]
-    command = [sys.executable, ROOT / "shards" / "make_shards.py", "synthetic", *options]
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    """Shards of drawn photographs, as the command writes them."""
+    words = ["synthetic", "--out", out, "--count", count, "--size", size, "--workers", 1, *more]
+    with redirect_stdout(io.StringIO()):
+        assert make_shards([str(word) for word in words]) == 0
     return out
