@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cssr.training import trainer as train
+from cssr import train
+from cssr.training import trainer
 from cssr.training.step import Stepper
 
 # The collectives of torch.ops.c10d by what they do; a payload is the largest of the tensors that a rank hands in or
@@ -77,7 +78,7 @@ class CountedStepper(Stepper):
 
 def main() -> None:
     """Train, and have rank 0 write what was counted."""
-    train.Stepper = CountedStepper
+    trainer.Stepper = CountedStepper
     train.main()
     found = {"ranks": int(os.environ.get("WORLD_SIZE", "1")), "steps": CountedStepper.traffic}
     if os.environ.get("RANK", "0") == "0":

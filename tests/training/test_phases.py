@@ -12,7 +12,7 @@ import pytest
 from paths import SUPPORT
 
 WORKER = SUPPORT / "phases_worker.py"
-MOVED = [["sr"]] * 2 + [["kernel"]] * 2 + [["kernel", "sr"]] * 2 + [["kernel", "seg", "sr"]] * 2
+MOVED = [["sr"]] * 2 + [["kernel"]] * 2 + [["kernel", "sr"]] * 2 + [["encoder", "kernel", "seg", "sr"]] * 2
 
 
 def run(out: Path, processes: int, *stage: str) -> dict:
