@@ -18,7 +18,7 @@ from math import gcd
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor, nn
 
 from cssr.config.registry import Count, KernelSide, Share
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
         queries = rearrange(self.queries(x), "b (heads keys) h w -> b heads keys h w", heads=_HEADS)
         values = self.values(x)  # B V H W
         shares = rearrange(self.keys(x), "b keys h w -> b keys (h w)").softmax(2)
-        image = einsum(shares, rearrange(values, "b v h w -> b v (h w)"), "b keys n, b v n -> b keys v")
+        image = shares @ rearrange(values, "b v h w -> b (h w) v")  # B keys V; an einsum would export for B > 1 alone
         matrix = self.positions(rearrange(values, "b v h w -> b 1 v h w"))
         matrix = matrix + rearrange(image, "b keys v -> b keys v 1 1")
         # Head by head, since one product of all heads would copy the matrices, the largest tensors of the block.
