@@ -20,11 +20,12 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="copy them to DIR/configs and DIR/launch")
     out = parser.parse_args(arguments).out
     for name in FOLDERS:
+        if out is not None and (out / name).exists():
+            raise ValueError(f"--out {out}: {name} is there already; choose another folder, so that nothing is lost")
+    for name in FOLDERS:
         if out is None:
             files = sorted(path for kind in ("yaml", "sh") for path in folder(name).rglob(f"*.{kind}"))
             print(*(f"{name}/{path.relative_to(folder(name))}  {_title(path)}" for path in files), sep="\n")
-        elif (out / name).exists():
-            raise ValueError(f"--out {out}: {name} is there already; choose another folder, so that nothing is lost")
         else:
             shutil.copytree(folder(name), out / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
             print(f"{out / name} written")

@@ -7,6 +7,7 @@ used where `degradation=stored` says so, in evaluation unless another is asked f
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -49,7 +50,7 @@ class _Loaded(NamedTuple):
     valid: np.ndarray | None = None
 
 
-class _ShardSamples:
+class _ShardSamples(ABC):
     """Samples of shards; what there is to say of them is kept until one is loaded."""
 
     def __init__(self, indices: range):
@@ -68,9 +69,9 @@ class _ShardSamples:
                 self._ahead.close()
             self._ahead = None
 
+    @abstractmethod
     def soon(self, position: int) -> None:
         """Fetch ahead what follows a place."""
-        raise NotImplementedError
 
     def take_notices(self) -> list[str]:
         """Messages since the last call."""

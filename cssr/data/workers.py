@@ -101,9 +101,16 @@ def _begun(loader: DataLoader) -> Iterator[Any]:
     """Start the workers.
 
     A sample goes through their pipe at once; by Linux's default it holds an eighth of one of 224 x 224.
+    Raises: DataError where processes, or the semaphores of their queues, cannot be had.
     """
-    with held_back():
-        samples = iter(loader)
+    try:
+        with held_back():
+            samples = iter(loader)
+    except OSError as error:
+        raise DataError(
+            f"data.workers: loader processes cannot be started ({error.strerror}); raise the limit of processes or the "
+            "room of /dev/shm (in a container: --shm-size=1g), or set data.workers=0"
+        ) from error
     queue = getattr(samples, "_worker_result_queue", None)  # of torch; without it, or the right to, it stays as it is
     with suppress(AttributeError, OSError):
         fcntl.fcntl(queue._reader.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)

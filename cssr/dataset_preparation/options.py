@@ -62,7 +62,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 def check_source(argv: list[str], script: str) -> None:
     """Import what `--imports` names, so that its layouts are known; ValueError unless `argv` begins with a source."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = Parser(prog=script, add_help=False, allow_abbrev=False)
     add_imports(early)
     import_modules(early.parse_known_args(argv[1:])[0].imports, "--imports")
     if not argv:

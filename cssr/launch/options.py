@@ -33,9 +33,9 @@ SWEEP = """Train a recipe over a grid of settings, evaluate every run, and tabul
 
 What is swept comes before `--`, what all runs share after it. A key may be shortened to its last part where that is one
 setting's alone: beta is loss.beta, seed train.seed, lr optim.lr. A value may be a component: seg=pspnet,"{name: unet,
-encoder: vgg11}". Each run has its directory in OUT, called after its settings; the same command resumes it
-interrupted, and does what is missing. The table (table.md, table.csv, table.json in OUT) has a line for each setting
-but for its seed: mean and standard deviation (n - 1) over its seeds, per image.
+encoder: vgg11}". Each run has its directory in OUT, called after its settings; the same command resumes what
+was interrupted, and does what is missing. The table (table.md, table.csv, table.json in OUT) has a line for each
+setting but for its seed: mean and standard deviation (n - 1) over its seeds, per image.
 
 Exit status: 0 all is there, 1 something failed or is missing, 2 a mistake on the command line, 130 interrupted.
 """

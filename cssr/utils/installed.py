@@ -13,12 +13,14 @@ def folder(name: str) -> Path:
 
 
 def find_file(path: str | Path, name: str) -> Path:
-    """`path`, where there is such a file; otherwise that of `folder(name)`, `name/` and `.yaml` being left out or not.
+    """`path`, where there is such a file; otherwise that of `folder(name)`, with or without `name/` and `.yaml`.
+
+    A folder called `tiny` does not hide the recipe.
 
     Returns: `path` as it is where neither exists.
     """
     path = Path(path).expanduser()
-    if path.exists() or path.is_absolute():
+    if path.is_absolute() or (path.exists() and not path.is_dir()):
         return path
     inner = Path(*path.parts[1:]) if path.parts[:1] == (name,) else path
     there = (folder(name) / candidate for candidate in (inner, f"{inner}.yaml"))

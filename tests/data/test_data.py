@@ -1,6 +1,7 @@
 """Streams of samples: the same for any workers, ranks and resumption; damage; every evaluated sample once."""
 
 import contextlib
+import errno
 import gc
 import io
 import itertools
@@ -505,6 +506,18 @@ def test_workers_without_shared_memory_are_one_line(shards, monkeypatch):
     with pytest.raises(DataError, match="/dev/shm, the shared memory, has less than .*: set data.workers=0"):
         next(eval_stream(open_sets(str(shards), "data.val"), 1, 1, 0, workers=2))
     next(eval_stream(open_sets(str(shards), "data.val"), 1, 1, 0, workers=0))
+
+
+def test_workers_that_cannot_be_started_are_one_line(shards, monkeypatch):
+    def refuse(process):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refuse)
+    with pytest.raises(
+        DataError, match=r"data.workers: .* \(Resource temporarily unavailable\).*data.workers=0"
+    ) as caught:
+        next(eval_stream(open_sets(str(shards), "data.val"), 1, 1, 0, workers=2))
+    one_line(caught)
 
 
 @pytest.mark.parametrize("pause", [0, 60], ids=["while it reads", "while it computes, the pipe full"])

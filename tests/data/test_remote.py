@@ -157,7 +157,9 @@ def test_a_broken_transfer_goes_on_where_it_broke(root, tmp_path):
 
 def test_a_server_that_sends_the_whole_again(root, tmp_path):
     with serving(root, lambda count, name: {2: "cut", 3: "all"}.get(count)) as server:
-        read_sample(ShardSet.open(server.address, "x", settings("", tmp_path)), 3, 0)
+        read = read_sample(ShardSet.open(server.address, "x", settings("", tmp_path)), 3, 0)
+    assert read.key == read_sample(ShardSet.open(root, "x", settings("", tmp_path)), 3, 0).key
+    assert [name for name, _ in server.requests[1:]] == ["s3.tar"] * len(server.requests[1:])
 
 
 @pytest.mark.parametrize("fault", ["slow", "drip"])

@@ -63,8 +63,11 @@ def test_recipes_and_launch_files_are_found_away_from_the_checkout(built, tmp_pa
     assert run.returncode == 0 and "it would run" in run.stdout, run.stderr
     assert cssr(built, tmp_path, "recipes", "--out", "mine").returncode == 0
     assert (tmp_path / "mine/configs/tiny.yaml").is_file() and (tmp_path / "mine/launch/slurm.sh").is_file()
-    again = cssr(built, tmp_path, "recipes", "--out", "mine")
-    assert again.returncode == 2 and "configs is there already" in again.stderr
+    (tmp_path / "other/launch").mkdir(parents=True)
+    for place, there in (("mine", "configs"), ("other", "launch")):
+        again = cssr(built, tmp_path, "recipes", "--out", place)
+        assert again.returncode == 2 and f"{there} is there already" in again.stderr
+    assert not (tmp_path / "other/configs").exists()
 
 
 def test_data_is_prepared_away_from_the_checkout(built, tmp_path):
@@ -79,6 +82,9 @@ def test_a_recipe_is_known_by_its_name(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_file(given, "configs") == ROOT / "configs/tiny.yaml"
     assert find_file("configs/none.yaml", "configs") == Path("configs/none.yaml")
+    (tmp_path / "tiny").mkdir()
+    assert find_file("tiny", "configs") == ROOT / "configs/tiny.yaml"
+    (tmp_path / "tiny").rmdir()
     (tmp_path / "tiny").touch()
     assert find_file("tiny", "configs") == Path("tiny")
 
