@@ -59,12 +59,12 @@ class SelfAttention(nn.Module):
         queries = rearrange(self.queries(x), "b (heads keys) h w -> b heads keys h w", heads=_HEADS)
         values = self.values(x)  # B V H W
         shares = rearrange(self.keys(x), "b keys h w -> b keys (h w)").softmax(2)
-        image = shares @ rearrange(values, "b v h w -> b (h w) v")  # B keys V; an einsum would export for B > 1 alone
+        image = shares @ rearrange(values, "b v h w -> b (h w) v")  # B keys V
         matrix = self.positions(rearrange(values, "b v h w -> b 1 v h w"))
         matrix = matrix + rearrange(image, "b keys v -> b keys v 1 1")
-        # Head by head, since one product of all heads would copy the matrices, the largest tensors of the block.
-        heads = (rearrange(query, "b keys h w -> b keys 1 h w") for query in queries.unbind(1))
-        return torch.cat([(query * matrix).sum(1) for query in heads], 1)
+        # Head by head, since one product of all heads would copy the matrices, the largest tensors of the block;
+        # unsqueeze, since torch.export takes a rearrange of what is not contiguous for B > 1 alone.
+        return torch.cat([(query.unsqueeze(2) * matrix).sum(1) for query in queries.unbind(1)], 1)
 
 
 def _mlp(channels: int, dropout: float) -> nn.Sequential:
