@@ -32,13 +32,14 @@ class StopSignal:
     """True once this process is asked to stop: by SIGINT (Ctrl-C), SIGHUP (a connection that closes), SIGTERM, SIGUSR1
     (Slurm's warning), or the launcher's death.
 
-    A second Ctrl-C, or a signal after `close`, ends the process at once. A signal that is ignored (nohup) stays so.
+    A second Ctrl-C, or a signal after `close`, ends the process at once. What is ignored (nohup) stays so, but SIGUSR1.
     """
 
     def __init__(self):
         self.number: int | None = None  # of the signal that came
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        heeded = [number for number in (*ENDING, signal.SIGUSR1) if signal.getsignal(number) is not signal.SIG_IGN]
+        heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+        heeded.append(signal.SIGUSR1)  # launch/slurm.sh has its launcher ignore it, and processes inherit that
         self._before = {number: signal.signal(number, self._note) for number in heeded}
 
     def __bool__(self) -> bool:

@@ -92,19 +92,20 @@ def one_node(shards, tmp_path_factory) -> Path:
     return run_dir
 
 
-def assert_same(found: Path, expected: Path) -> None:
+def assert_same(found: Path, expected: Path, within: float = 1e-5) -> None:
     found, expected = losses(found), losses(expected)
     assert sorted(found) == sorted(expected)
     for step, values in expected.items():
-        assert found[step] == pytest.approx(values, rel=1e-5)
+        assert found[step] == pytest.approx(values, rel=within)
 
 
-@pytest.mark.parametrize("file", ["multi_node.yaml", "multi_node_zero2.yaml"])
-def test_two_nodes_are_one(file, network, shards, one_node, tmp_path):
+# ZeRO-2 adds gradients in another order than DDP, and ten steps of Adam make more of the last bit that this changes.
+@pytest.mark.parametrize("file, within", [("multi_node.yaml", 1e-5), ("multi_node_zero2.yaml", 1e-3)])
+def test_two_nodes_are_one(file, within, network, shards, one_node, tmp_path):
     needs_deepspeed(file)
     told = end(start_nodes(settings(shards, tmp_path / "run", *RUN), file))
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file(), told
-    assert_same(tmp_path / "run", one_node)
+    assert_same(tmp_path / "run", one_node, within)
     assert "2 x cpu" in (tmp_path / "run" / "log.txt").read_text()
 
 

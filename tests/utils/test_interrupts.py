@@ -15,9 +15,19 @@ from running import ROOT, command, environment, settings, wait_for_step
 
 from cssr.models.load import read_state
 from cssr.training import checkpoint as store
+from cssr.training.fault_tolerance import StopSignal
 from cssr.utils import interrupts
 
 ENDLESS = ["train.steps=4000", "train.save_every=4000", "train.val_every=0", "optim.batch_norm=held"]
+
+
+@pytest.fixture
+def handlers():
+    """The signals' handlers are those of before again."""
+    before = {number: signal.getsignal(number) for number in (*interrupts.ENDING, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +66,18 @@ def test_a_run_finishes_its_step_and_writes_a_checkpoint(number, shards, tmp_pat
     assert process.returncode == 128 + number and err == ""
     assert out.splitlines()[-1].startswith("stopped at step ") and "checkpoint written" in out
     assert read_state(store.newest(run_dir))["step"] >= 2
+
+
+def test_slurms_warning_is_heeded_where_the_launcher_ignores_it(handlers):
+    """launch/slurm.sh has it so; what is ignored by nohup stays ignored."""
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    stop = StopSignal()
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop
+    signal.raise_signal(signal.SIGUSR1)
+    assert stop
+    stop.close()
 
 
 @pytest.mark.slow
@@ -132,15 +154,6 @@ def test_every_command_answers_in_one_line_while_it_imports(name, tmp_path):
     done = subprocess.run(words, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode in (-signal.SIGINT, 130)
     assert done.stderr == "error: interrupted; the same command begins again\n"
-
-
-@pytest.fixture
-def handlers():
-    """The signals' handlers are those of before again."""
-    before = {number: signal.getsignal(number) for number in interrupts.ENDING}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_a_tilde_after_an_equals_sign_is_the_home(monkeypatch, tmp_path, handlers):
