@@ -57,7 +57,7 @@ def record(crack: Crack, units: Units) -> dict[str, float | None]:
 
     `confidence`, its pixels' mean probability, is None where none is known.
     """
-    pixels = {"length": crack.length, "mean_width": crack.mean_width, "max_width": crack.max_width}
+    pixels = {name: getattr(crack, name) for name in ("length", "mean_width", "p95_width", "max_width")}
     row: dict[str, float | None] = {"number": crack.number}
     row |= {f"{name}_px": value / units.scale for name, value in pixels.items()}
     row |= {"orientation_deg": crack.orientation, "area_px": crack.area / units.scale**2}
@@ -72,7 +72,7 @@ def record(crack: Crack, units: Units) -> dict[str, float | None]:
 
 def table(cracks: Sequence[Crack], units: Units = Units()) -> str:
     """CSV with a row for each crack, under a row of names; see `record`."""
-    names = list(record(Crack(0, 0, 0, 0, 0, (0, 0, 0, 0), 0, (), (0, 0)), units))
+    names = list(record(Crack(0, 0, 0, 0, 0, 0, (0, 0, 0, 0), 0, (), (0, 0)), units))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()

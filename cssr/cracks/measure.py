@@ -8,7 +8,7 @@ is measured across the line.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
@@ -39,13 +39,15 @@ class Crack:
     number: int  # 1, 2, ... by length, the longest first
     length: float  # of the centre line with its branches
     mean_width: float  # area / length, the part of branches inside other branches left out
-    max_width: float  # across the centre line, away from junctions
+    p95_width: float  # 95th percentile of the widths across the centre line, away from junctions
+    max_width: float  # the greatest of them
     orientation: float  # degrees, 0..180, of the axis along which its pixels spread most: 0 along rows, 90 upright
     box: tuple[int, int, int, int]  # left, top, right, bottom; right and bottom lie outside
     area: int  # pixels
     lines: tuple[np.ndarray, ...]  # the centre line's parts: N 2 float64 each
     widest: tuple[float, float]  # position of max_width
     confidence: float | None = None  # mean probability of its pixels, 0..1, where probabilities are known
+    runs: Runs | None = field(default=None, repr=False, compare=False)  # its pixels; `cssr.cracks.outline` draws them
 
 
 def measure_cracks(
@@ -130,10 +132,10 @@ def _measure(runs: Runs, prob: np.ndarray | None, most_nodes: float) -> Crack:
     x, y = pixels.x - corner[0], pixels.y - corner[1]
     crack = _of_few(x.tobytes(), y.tobytes()) if len(x) <= _FEW else _measure_lines(Piece(x, y), most_nodes)
     lines = tuple((line + corner) * times for line in crack.lines)
-    measures = {name: getattr(crack, name) * times for name in ("length", "mean_width", "max_width")}
+    measures = {name: getattr(crack, name) * times for name in ("length", "mean_width", "p95_width", "max_width")}
     widest = tuple(((crack.widest + corner) * times).tolist())
     measures["confidence"] = None if prob is None else runs.mean_of(prob) / 255
-    return replace(crack, lines=lines, widest=widest, box=box, area=runs.area, **measures)
+    return replace(crack, lines=lines, widest=widest, box=box, area=runs.area, runs=runs, **measures)
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -156,13 +158,14 @@ def _measure_lines(piece: Piece, most_nodes: float = float("inf")) -> Crack:
     axis = _main_axis(piece.points)
     stout = len(paths) == 1 and paths[0].loose == (True, True) and paths[0].length < 5 * paths[0].radius
     measured = _as_a_spot(piece, axis, paths[0], outside) if stout else _along(piece, paths, meeting, outside)
-    lines, length, spread, width, widest = measured
+    lines, length, spread, widths, widest = measured
     mean = float(len(piece) / spread)
-    return Crack(0, length, mean, max(width, mean), _degrees(axis), (0, 0, 0, 0), 0, lines, widest)
+    p95, greatest = (max(width, mean) for width in widths)
+    return Crack(0, length, mean, p95, greatest, _degrees(axis), (0, 0, 0, 0), 0, lines, widest)
 
 
 def _along(piece: Piece, paths: list[Path], meeting: list[int], outside: cKDTree) -> tuple:
-    """Lines, length, the length that the area spreads over, and the greatest width with its place."""
+    """Lines, length, the length that the area spreads over, and what `_widest` returns."""
     lines = tuple(_to_its_ends(path, piece) for path in paths)
     length = sum(np.linalg.norm(np.diff(line, axis=0), axis=1).sum() for line in lines)
     inside = sum((number - 2) for number in meeting) * np.median([path.radius for path in paths])
@@ -233,8 +236,8 @@ def _arc(points: np.ndarray) -> np.ndarray:
 # ---- widths ----
 
 
-def _widest(piece: Piece, paths: list[Path], outside: cKDTree) -> tuple[float, tuple[float, float]]:
-    """The greatest width across the paths, mean over a short stretch, and where it is."""
+def _widest(piece: Piece, paths: list[Path], outside: cKDTree) -> tuple[tuple[float, float], tuple[float, float]]:
+    """95th percentile and greatest of the widths across the paths, means over a short stretch, and where that is."""
     lines = [_finer(path.points) for path in paths]
     points, cuts = np.concatenate(lines), np.cumsum([len(line) for line in lines])[:-1]
     inner = outside.query(points)[0]
@@ -246,9 +249,12 @@ def _widest(piece: Piece, paths: list[Path], outside: cKDTree) -> tuple[float, t
             middles.append(line[kept])
             widths.append(uniform_filter1d(width[kept], round(_STRETCH / _APART), mode="nearest"))
     if not middles:  # junctions all over
-        return float(2 * inner.max() - 1), tuple(points[inner.argmax()].tolist())
-    at = np.concatenate(widths).argmax()
-    return float(np.concatenate(widths)[at]), tuple(np.concatenate(middles)[at].tolist())
+        width = float(2 * inner.max() - 1)
+        return (width, width), tuple(points[inner.argmax()].tolist())
+    all_widths = np.concatenate(widths)
+    at = all_widths.argmax()
+    p95 = float(np.percentile(all_widths, 95))
+    return (p95, float(all_widths[at])), tuple(np.concatenate(middles)[at].tolist())
 
 
 def _away_from_junctions(path: Path, line: np.ndarray, inner: np.ndarray) -> np.ndarray:
