@@ -37,7 +37,22 @@ def parser() -> argparse.ArgumentParser:
         "turns (finding cracks takes 8 x as long)")  # fmt: skip
     add("--measure", action="store_true", help="each crack's length, width, direction and confidence: _cracks.csv, "
         "_cracks.geojson (map coordinates where there are) and _cracks.png")  # fmt: skip
-    add("--mm-per-pixel", type=float, metavar="X", help="width of a pixel of the photograph, for measures in mm")
+    add("--mm-per-pixel", metavar="X", help="for measures in mm: width of a pixel of the photographs, with its "
+        "uncertainty if known (0.2, or 0.2+-0.005); without it as markers, EXIF or the map say")  # fmt: skip
+    add("--known-distance", type=float, nargs=5, metavar=("X1", "Y1", "X2", "Y2", "MM"), help="the same by two points "
+        "of a photograph that are so many mm apart, of all photographs")  # fmt: skip
+    add("--marker-side", type=float, metavar="MM", help="the same by printed ArUco or AprilTag markers in the "
+        "photographs: side of their black square")  # fmt: skip
+    add("--marker-family", metavar="NAME", help="of the markers: apriltag-36h11, apriltag-25h9, aruco-original, "
+        "aruco-6x6, aruco-5x5, aruco-4x4 (any)")  # fmt: skip
+    add("--rectify", action="store_true", help="photographs with a marker are worked as seen from straight ahead of "
+        "the plane that it is on")  # fmt: skip
+    add("--distance", type=float, metavar="M", help="metres from the camera to the surface, where EXIF knows the focal "
+        "length alone (as EXIF says)")  # fmt: skip
+    add("--limits", metavar="NAME", help="classes of severity by width: en1992-1-1, en1992-1-1-prestressed, "
+        "aashto-reinforced, aashto-prestressed, jsce, or a YAML file (en1992-1-1)")  # fmt: skip
+    add("--width-uncertainty", type=float, default=0.6, metavar="PX", help="standard uncertainty of a measured width, "
+        "pixels of the photograph (0.6, measured: docs/results.md)")  # fmt: skip
     add("--least-length", type=float, default=0.0, metavar="N", help="what --measure leaves out: cracks shorter than "
         "so many of the photograph's pixels (0)")  # fmt: skip
     add("--most-cracks", type=int, default=10_000, metavar="N", help="--measure takes the largest N components of a "

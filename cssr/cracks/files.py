@@ -1,9 +1,9 @@
-"""Measured cracks as files: a table (CSV), lines on a map (GeoJSON), and a picture with their numbers and widths."""
+"""Measured cracks as files: a table (CSV), lines and outlines on a map (GeoJSON), a picture with numbers and widths."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
 
 from cssr.cracks.measure import Crack
+from cssr.cracks.outline import outline
 from cssr.utils.files import write_atomic
 
 _PLACES = 3  # decimals of pixels and millimetres
@@ -24,10 +25,15 @@ _LINE, _POINT, _PAPER, _STAIN = (214, 39, 40), (31, 119, 180), 255, 190  # RGB, 
 
 @dataclass(frozen=True)
 class Units:
-    """Size of a mask pixel: `scale` mask pixels are one of the photograph, which is `mm_per_pixel` wide."""
+    """Size of a mask pixel: `scale` mask pixels are one of the photograph, which is `mm_per_pixel` wide.
+
+    `uncertainty` is the standard one of `mm_per_pixel`, mm, and `source` how it is known.
+    """
 
     scale: float = 1.0
     mm_per_pixel: float | None = None
+    uncertainty: float | None = None
+    source: str = "typed"
 
     def __post_init__(self) -> None:
         for name, value in (("scale", self.scale), ("mm_per_pixel", self.mm_per_pixel)):
@@ -67,7 +73,10 @@ def record(crack: Crack, units: Units) -> dict[str, float | None]:
     if units.mm_per_pixel is not None:
         row |= {f"{name}_mm": value * units.mm_per_pixel / units.scale for name, value in pixels.items()}
         row["area_mm2"] = crack.area * (units.mm_per_pixel / units.scale) ** 2
-    return {name: None if value is None else round(value, _PLACES) for name, value in row.items()}
+        row["mm_per_pixel"] = units.mm_per_pixel
+        row["mm_per_pixel_uncertainty"] = units.uncertainty
+    exact = ("mm_per_pixel", "mm_per_pixel_uncertainty")
+    return {k: v if v is None or k in exact else round(v, _PLACES) for k, v in row.items()}
 
 
 def table(cracks: Sequence[Crack], units: Units = Units()) -> str:
@@ -86,34 +95,69 @@ def write_table(cracks: Sequence[Crack], path: Path, units: Units = Units()) -> 
 
 
 def geojson(
-    cracks: Sequence[Crack], name: str, units: Units = Units(), georeference: Georeference | None = None
+    cracks: Sequence[Crack],
+    name: str,
+    units: Units = Units(),
+    georeference: Georeference | None = None,
+    photograph: Mapping[str, Any] | None = None,
 ) -> str:
     """A FeatureCollection: centre lines (LineString, or MultiLineString where there are branches), properties as in
     `record`.
 
     Coordinates are on the map where there is a georeference (of the mask), else in pixels of the photograph, x to the
-    right and y down from its upper left corner.
+    right and y down from its upper left corner. `photograph`: facts of it, kept as a member of the collection.
     """
+    shapes = [_geometry(crack, units, georeference) for crack in cracks]
+    return _collection(name, shapes, [record(crack, units) for crack in cracks], georeference, photograph)
+
+
+def outlines(
+    cracks: Sequence[Crack], name: str, units: Units = Units(), georeference: Georeference | None = None
+) -> str:
+    """A FeatureCollection of the cracks' areas (MultiPolygon, along the sides of the mask's pixels), by number."""
+    shapes = []
+    for crack in cracks:
+        polygons = outline(crack.runs) if crack.runs else []
+        rings = [[_placed(ring, units, georeference) for ring in polygon] for polygon in polygons]
+        shapes.append({"type": "MultiPolygon", "coordinates": rings})
+    return _collection(name, shapes, [{"number": crack.number} for crack in cracks], georeference, None)
+
+
+def _collection(
+    name: str,
+    shapes: Sequence[dict[str, Any]],
+    properties: Sequence[dict[str, Any]],
+    georeference: Georeference | None,
+    photograph: Mapping[str, Any] | None,
+) -> str:
     features = [
-        {
-            "type": "Feature",
-            "id": crack.number,
-            "geometry": _geometry(crack, units, georeference),
-            "properties": record(crack, units),
-        }
-        for crack in cracks
+        {"type": "Feature", "id": row["number"], "geometry": shape, "properties": row}
+        for shape, row in zip(shapes, properties)
     ]
     collection: dict[str, Any] = {"type": "FeatureCollection", "name": name}
     if georeference and georeference.crs:
         collection["crs"] = {"type": "name", "properties": {"name": georeference.crs}}
+    if photograph is not None:
+        collection["photograph"] = dict(photograph)
     return json.dumps(collection | {"features": features})
 
 
 def write_geojson(
-    cracks: Sequence[Crack], path: Path, units: Units = Units(), georeference: Georeference | None = None
+    cracks: Sequence[Crack],
+    path: Path,
+    units: Units = Units(),
+    georeference: Georeference | None = None,
+    photograph: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `geojson` to a file."""
-    return _write(path, geojson(cracks, path.stem, units, georeference))
+    return _write(path, geojson(cracks, path.stem, units, georeference, photograph))
+
+
+def write_outlines(
+    cracks: Sequence[Crack], path: Path, units: Units = Units(), georeference: Georeference | None = None
+) -> Path:
+    """Write `outlines` to a file."""
+    return _write(path, outlines(cracks, path.stem, units, georeference))
 
 
 def _geometry(crack: Crack, units: Units, georeference: Georeference | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,28 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from cssr import __version__
 from cssr.config.schema import TILE_OVERLAP, check_tile, segments
+from cssr.cracks import pixel_size
 from cssr.cracks.measure import TooRagged, check_most
+from cssr.cracks.pixel_size import FAMILIES, PixelSize
 from cssr.inference import resume as done
 from cssr.inference import sources as inputs
 from cssr.inference.large_images import Summary, Wanted, memory, predict_rows
+from cssr.inference.measures import Measured, write_measures
 from cssr.inference.predictor import device_named
 from cssr.inference.sources import Source, photographs
-from cssr.inference.writers import Files, Measured, write_measures
+from cssr.inference.writers import Files, save_png
 from cssr.models.hub import is_hub_name
 from cssr.models.joint import JointModel
 from cssr.models.load import is_model, load_model
 from cssr.models.orientations import ORIENTATIONS
 from cssr.models.shipped import DEFAULT
 from cssr.models.tiling import Tiles
+from cssr.survey.collect import collect
+from cssr.survey.severity import DEFAULT as DEFAULT_LIMITS
+from cssr.survey.severity import Limits, load_limits
+from cssr.survey.write import FOLDER, write_survey
 from cssr.utils import geotiff
 from cssr.utils.cli import check_bits
 from cssr.utils.files import naming
@@ -43,6 +52,8 @@ def run(options: argparse.Namespace) -> None:
     try:
         _choose_model(options)
         _check(options)
+        measured = _measured(options) if options.measure else None
+        limits = load_limits(options.limits or DEFAULT_LIMITS) if options.measure else None
         sources = photographs(options.source, apart=options.out)
         left = inputs.passed_over_in(options.source)
         model = load_model(options.model, options.checkpoint).to(device_named(options.device))
@@ -51,8 +62,10 @@ def run(options: argparse.Namespace) -> None:
             if getattr(options, name) and not segments(model.config):
                 raise ValueError(f"--{name}: the model finds no cracks (model.seg=none)")
         model.orientations = ORIENTATIONS if options.tta else 1
-        work = _Run(model, options)
+        work = _Run(model, options, measured)
         work.work(inputs.each(sources, options.every), inputs.count(sources, options.every))
+        if limits:
+            _survey(work, options, limits)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -103,17 +116,64 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
     if not options.memory > 0:
         raise ValueError(f"--memory must be above 0 (GiB), found {options.memory}")
-    if options.mm_per_pixel is not None and not 0 < options.mm_per_pixel < float("inf"):
-        raise ValueError(f"--mm-per-pixel must be above 0, found {options.mm_per_pixel}")
-    if options.mm_per_pixel is not None and not options.measure:
-        raise ValueError("--mm-per-pixel is for --measure, which is not given")
-    if not 0 <= options.least_length < float("inf"):
-        raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
-    if options.least_length and not options.measure:
-        raise ValueError("--least-length is for --measure, which is not given")
-    check_most(options.most_cracks)
+    _check_measures(options)
     if options.format == "tiff" and not geotiff.there():
         raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
+
+
+def _survey(work: "_Run", options: argparse.Namespace, limits: Limits) -> None:
+    """Write all photographs' cracks as one survey."""
+    stems = [options.out / stem for stem in work.measured]
+    survey = collect(stems, limits, options.width_uncertainty)
+    facts = {"model": str(options.model), "threshold": options.threshold, "tta": options.tta, "cssr": __version__}
+    facts |= {"width_uncertainty_px": options.width_uncertainty, "least_length_px": options.least_length}
+    told = write_survey(survey, options.out / FOLDER, facts)
+    for sentence in told:
+        print(f"survey: {sentence}", file=sys.stderr)
+    classes = ", ".join(f"{count} {name}" for name, count in survey.severities().items() if count)
+    print(f"survey of {len(stems)} photographs in {options.out / FOLDER}: {len(survey.rows)} cracks: {classes}")
+
+
+_OF_MEASURE = ("mm_per_pixel", "known_distance", "marker_side", "distance", "rectify", "limits", "least_length")
+
+
+def _check_measures(options: argparse.Namespace) -> None:
+    for name in _OF_MEASURE:
+        if getattr(options, name) and not options.measure:
+            raise ValueError(f"--{name.replace('_', '-')} is for --measure, which is not given")
+    for name in ("marker_side", "distance"):
+        if getattr(options, name) is not None and not 0 < getattr(options, name) < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, found {getattr(options, name)}")
+    for name in ("least_length", "width_uncertainty"):
+        if not 0 <= getattr(options, name) < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, found {getattr(options, name)}")
+    if options.mm_per_pixel is not None and options.known_distance is not None:
+        raise ValueError("--mm-per-pixel and --known-distance both say the size of a pixel: give one of them")
+    if options.marker_family is not None and options.marker_family not in FAMILIES:
+        raise ValueError(f"--marker-family must be one of {', '.join(FAMILIES)}, found {options.marker_family}")
+    if (options.rectify or options.marker_family) and options.marker_side is None:
+        raise ValueError("--rectify and --marker-family need --marker-side, the side of the markers in mm")
+    check_most(options.most_cracks)
+
+
+def _measured(options: argparse.Namespace) -> Measured:
+    """How the command line has cracks measured."""
+    size = None if options.mm_per_pixel is None else pixel_size.typed(options.mm_per_pixel)
+    if options.known_distance is not None:
+        *points, mm = options.known_distance
+        try:
+            size = pixel_size.of_points(points[:2], points[2:], mm)
+        except ValueError as error:
+            raise ValueError(f"--known-distance: {error}") from None
+    return Measured(
+        size,
+        options.marker_side,
+        options.marker_family,
+        options.distance,
+        options.rectify,
+        options.least_length,
+        options.most_cracks,
+    )
 
 
 def _make_directory(out: Path) -> None:
@@ -138,18 +198,17 @@ def _written(model: JointModel, wanted: Wanted) -> str:
 class _Run:
     """Photographs, one after the other, those that are done left out."""
 
-    def __init__(self, model: JointModel, options: argparse.Namespace):
+    def __init__(self, model: JointModel, options: argparse.Namespace, measured: Measured | None):
         self._model, self._options = model, options
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
-        self._measured = None
-        if options.measure:
-            self._measured = Measured(options.mm_per_pixel, options.least_length, options.most_cracks)
+        self._measured = measured
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
         self._facts["tta"] = options.tta
         self._facts["bits"] = options.bits
         self._facts["measured"] = asdict(self._measured) if self._measured else None
         self.failed: list[str] = []
         self.unmeasured: list[str] = []
+        self.measured: list[str] = []  # stems of the photographs whose cracks are measured
         self.count = self.skipped = 0
 
     def work(self, sources: Iterator[Source], expected: int) -> None:
@@ -171,28 +230,42 @@ class _Run:
             self.skipped += 1
             if self._measured and (done.read(record) or {"found": {}})["found"].get("cracks") is None:
                 self.unmeasured.append(source.path.name)
+            elif self._measured:
+                self.measured.append(source.stem)
             return
-        with naming(self._options.out), source.open(self._options.bits) as photograph:
+        with naming(self._options.out), source.open(self._options.bits) as opened:
+            photograph, size = opened, None
+            if self._measured:
+                photograph, size = self._measured.prepare(source, opened, partial(self._warn, source))
             self._check_memory(photograph)
             old = done.begin(record)  # from here on nothing looks whole
             with Files(self._options.out / source.stem) as files:
+                if photograph is not opened:
+                    save_png(files.new("_rectified.png"), photograph.pixels(0, 0, *photograph.shape))
                 predicted = self._predict(photograph, files)
                 if self._measured:
-                    predicted.cracks = self._measure(source, files, predicted.crack_prob, photograph, self._measured)
+                    predicted.cracks = self._measure(source, files, predicted.crack_prob, photograph, size)
         done.remove_others(record, old, files.sizes)
         done.write(record, facts, files.sizes, predicted.facts())
+        if predicted.cracks is not None:
+            self.measured.append(source.stem)
         self._say(source, photograph, predicted)
 
+    def _warn(self, source: Source, sentence: str) -> None:
+        tqdm.write(f"warning: {source.name}: {sentence}", file=sys.stderr)
+
     def _measure(
-        self, source: Source, files: Files, crack_prob: np.ndarray, photograph: Photograph, how: Measured
+        self, source: Source, files: Files, crack_prob: np.ndarray, photograph: Photograph, size: PixelSize | None
     ) -> int | None:
         """How many cracks there are; None, told, where they cannot be measured: the other results are written."""
+        how = self._measured
+        assert how is not None
 
         def tell(sentence: str) -> None:
-            tqdm.write(f"warning: {source.name}: {sentence}; raise --most-cracks for more", file=sys.stderr)
+            self._warn(source, f"{sentence}; raise --most-cracks for more")
 
         try:
-            return write_measures(files, crack_prob, photograph, how, tell, sys.stderr.isatty())
+            return write_measures(files, crack_prob, photograph, how, size, source.name, tell, sys.stderr.isatty())
         except TooRagged as error:
             told = f"{source.name}: {error}, or raise --most-cracks {how.most}; its other results are written"
             tqdm.write(told, file=sys.stderr)

@@ -5,25 +5,18 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 import psutil
 from PIL import Image
 
-from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
-from cssr.cracks.measure import MOST_CRACKS, measure_cracks
 from cssr.utils import geotiff
-from cssr.utils.geotiff import Place
-from cssr.utils.photographs import Photograph
 
 PNG_PIXELS = 64_000_000  # of a PNG, which is in memory until it is written; larger results are TIFFs
 PARTIAL = ".partial"
-_BACKGROUND = 32_000_000  # pixels of a mask above which the picture shows the mask, not the photograph
 
 
 class Rows(Protocol):
@@ -173,54 +166,3 @@ class _ByteRows(geotiff.TiffRows):
     def write(self, rows: np.ndarray, valid: np.ndarray | None = None) -> None:
         """The next rows."""
         super().write(rows.astype(np.uint8) * 255 if rows.dtype == bool else rows, valid)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Settings by which cracks are measured."""
-
-    mm_per_pixel: float | None = None  # of the photograph
-    least_length: float = 0.0  # of a crack, the photograph's pixels
-    most: int = MOST_CRACKS  # components, as for `measure_cracks`
-
-
-def write_measures(
-    files: Files,
-    crack_prob: np.ndarray,
-    photograph: Photograph,
-    how: Measured,
-    tell: Callable[[str], None] = lambda _: None,
-    progress: bool = False,
-) -> int:
-    """`_cracks.csv`, `_cracks.geojson` and `_cracks.png` of a mask, larger than the photograph by any scale.
-
-    `crack_prob` (H W uint8) is 0 where there is no crack, else the probability in 1/255.
-    The lines' coordinates are the map's where the photograph is georeferenced, else the photograph's pixels.
-    `tell` is called with a sentence on those left out.
-    Returns: how many cracks there are.
-    Raises: TooRagged before anything is written.
-    """
-    scale = crack_prob.shape[0] / photograph.shape[0]
-    cracks = measure_cracks(crack_prob, how.least_length * scale, crack_prob, how.most, tell, progress)
-    units = Units(scale, how.mm_per_pixel)
-    write_table(cracks, files.new("_cracks.csv"), units)
-    place = None if photograph.place is None else georeference(photograph.place.enlarged(scale))
-    write_geojson(cracks, files.new("_cracks.geojson"), units, place)
-    write_picture(_background(crack_prob, photograph), cracks, files.new("_cracks.png"), units)
-    return len(cracks)
-
-
-def georeference(place: Place) -> Georeference:
-    """The same for files of lines; maps without an EPSG number are named by their definition."""
-    if place.crs is None:
-        return Georeference(tuple(place.transform)[:6])
-    number = place.crs.to_epsg()
-    name = place.crs.to_wkt() if number is None else f"urn:ogc:def:crs:EPSG::{number}"
-    return Georeference(tuple(place.transform)[:6], name)
-
-
-def _background(mask: np.ndarray, photograph: Photograph) -> np.ndarray:
-    if mask.size > _BACKGROUND:
-        return mask
-    pixels = np.ascontiguousarray(photograph.pixels(0, 0, *photograph.shape))
-    return cv2.resize(pixels, mask.shape[::-1], interpolation=cv2.INTER_CUBIC)

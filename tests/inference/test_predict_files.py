@@ -18,6 +18,7 @@ from scipy import ndimage
 from cssr import JointModel
 from cssr.config.schema import ModelConfig
 from cssr.cracks.measure import TooRagged
+from cssr.inference import measures
 from cssr.inference import resume as done
 from cssr.inference import writers as rasters
 from cssr.inference.predictor import predict
@@ -98,10 +99,9 @@ def test_cracks_are_measured_in_pixels_and_millimetres_of_the_photograph(export,
     """The line of the first photograph: from (5, 10) to (80, 50), three pixels thick as it was drawn."""
     how = ["--measure", "--mm-per-pixel", "0.5", "--size", size, "--write", "mask"]
     run(export, photos / "a.png", "--out", tmp_path / "out", *how)
-    assert names(tmp_path / "out") == {f"a_cracks.{e}" for e in ("csv", "geojson", "png")} | {
-        "a_mask.png",
-        "a_prediction.json",
-    }
+    others = {"a_outlines.geojson", "a_mask.png", "a_prediction.json"}
+    written = {name for name in names(tmp_path / "out") if not name.startswith("survey/")}
+    assert written == {f"a_cracks.{e}" for e in ("csv", "geojson", "png")} | others
     with open(tmp_path / "out" / "a_cracks.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     length = float(rows[0]["length_px"])
@@ -125,7 +125,7 @@ def test_short_cracks_are_left_out(export, photos, tmp_path, capsys):
 
 
 def test_masks_are_written_of_photographs_too_ragged_to_measure(export, photos, tmp_path, capsys, monkeypatch):
-    measure, seen = rasters.measure_cracks, []
+    measure, seen = measures.measure_cracks, []
 
     def refusing(mask, *more):
         seen.append(mask.shape)
@@ -134,7 +134,7 @@ def test_masks_are_written_of_photographs_too_ragged_to_measure(export, photos, 
         more[3]("left out 3 components")
         return measure(mask, *more)
 
-    monkeypatch.setattr(rasters, "measure_cracks", refusing)
+    monkeypatch.setattr(measures, "measure_cracks", refusing)
     words = [export, photos, "--out", tmp_path / "out", "--measure", "--write", "mask"]
     for _ in range(2):  # the second finds all done, and does not take that for measured
         with pytest.raises(SystemExit) as ended:
@@ -325,7 +325,16 @@ def test_no_place_to_write(export, photos, tmp_path):
         (["--mm-per-pixel", "2"], "--mm-per-pixel is for --measure"),
         (["--least-length", "2"], "--least-length is for --measure"),
         (["--measure", "--least-length", "-2"], "--least-length must be 0 or more"),
-        (["--measure", "--mm-per-pixel", "-2"], "--mm-per-pixel must be above 0"),
+        (["--measure", "--mm-per-pixel", "-2"], "--mm-per-pixel must be mm above 0"),
+        (["--measure", "--known-distance", "1", "1", "1", "1", "50"], "--known-distance: two points 0 pixels"),
+        (["--measure", "--known-distance", "1", "1", "99", "1", "9", "--mm-per-pixel", "1"], "give one of them"),
+        (["--measure", "--marker-side", "0"], "--marker-side must be above 0"),
+        (["--measure", "--marker-side", "9", "--marker-family", "qr"], "apriltag-36h11"),
+        (["--measure", "--rectify"], "need --marker-side"),
+        (["--measure", "--distance", "nan"], "--distance must be above 0"),
+        (["--measure", "--limits", "din"], "--limits: no table din"),
+        (["--measure", "--width-uncertainty", "-1"], "--width-uncertainty must be 0 or more"),
+        (["--limits", "jsce"], "--limits is for --measure"),
     ],
 )
 def test_options_that_cannot_be_meant(export, photos, tmp_path, more, message):
@@ -355,3 +364,51 @@ def test_the_record_says_what_was_found(export, photos, tmp_path):
         "warnings": [],
     }
     assert record["files"] == {p: (tmp_path / "out" / p).stat().st_size for p in record["files"]}
+
+
+# ---- size of a pixel, survey ----
+
+
+def test_a_marker_says_the_size_of_a_pixel_and_the_survey_has_all(export, tmp_path, capsys):
+    """A line of 6 x 200 pixels beside a marker of 80 pixels and 40 mm; and a photograph of nothing."""
+    image = np.full((256, 320, 3), 200, np.uint8)
+    family = cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_APRILTAG_36h11)
+    image[20:140, 20:140] = 255
+    image[40:120, 40:120] = cv2.aruco.generateImageMarker(family, 3, 80)[..., None]
+    image[30:230, 250:256] = 20
+    (tmp_path / "in").mkdir()
+    Image.fromarray(image).save(tmp_path / "in" / "wall.png")
+    Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(tmp_path / "in" / "plain.png")
+    words = [export, tmp_path / "in", "--out", tmp_path / "out", "--measure", "--marker-side", "40", "--write", "mask"]
+    for _ in range(2):  # the second finds all done, and its survey is the same
+        run(*words)
+        told = capsys.readouterr()
+        assert "survey of 2 photographs" in told.out
+        with open(tmp_path / "out" / "survey" / "cracks.csv", encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["photograph"].endswith("wall.png")]
+        assert rows and all(float(row["mm_per_pixel"]) == pytest.approx(0.5, rel=0.02) for row in rows)
+        assert all(row["mm_per_pixel_by"] == "a marker" and row["severity"] for row in rows)
+    assert {row["number"] for row in rows} == {str(n) for n in range(1, len(rows) + 1)}
+
+
+def test_what_says_nothing_about_the_size_of_a_pixel_is_told(export, photos, tmp_path, capsys):
+    run(export, photos / "a.png", "--out", tmp_path / "out", "--measure", "--marker-side", "40", "--distance", "9")
+    told = capsys.readouterr().err
+    assert "no marker was found in it" in told and "--distance gives no size of a pixel" in told
+
+
+def test_a_rectified_photograph_is_kept_beside_its_results(export, tmp_path):
+    family = cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_APRILTAG_36h11)
+    image = np.full((200, 200, 3), 200, np.uint8)
+    image[60:140, 60:140] = cv2.aruco.generateImageMarker(family, 3, 80)[..., None]
+    Image.fromarray(cv2.resize(image, (120, 200), interpolation=cv2.INTER_AREA)).save(tmp_path / "a.png")
+    how = ["--measure", "--marker-side", "40", "--rectify", "--write", "mask"]
+    run(export, tmp_path / "a.png", "--out", tmp_path / "out", *how)
+    with (
+        Image.open(tmp_path / "out" / "a_rectified.png") as rectified,
+        Image.open(tmp_path / "out" / "a_mask.png") as m,
+    ):
+        assert rectified.width == pytest.approx(rectified.height, abs=6)
+        assert m.size == (2 * rectified.width, 2 * rectified.height)
+    (facts,) = json.loads((tmp_path / "out" / "survey" / "survey.json").read_text())["photographs"]
+    assert (facts["width"], facts["height"]) == rectified.size

@@ -1,0 +1,110 @@
+"""The cracks of a survey: one row for each, from the files that prediction has written of each photograph."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cssr.survey.severity import Limits
+
+Row = dict[str, Any]
+COVERAGE = 2.0  # standard uncertainties of an expanded one (95 %)
+
+# columns of the table: name, unit, meaning
+COLUMNS = {
+    "crack": ("", "number in the survey, by photograph and length"),
+    "photograph": ("", "file that it was found in"),
+    "number": ("", "number in that photograph, as in its picture"),
+    "x_px": ("px", "position of the greatest width, from the left edge of the photograph"),
+    "y_px": ("px", "the same, from the upper edge"),
+    "map_x": ("map", "the same on the map, where the photograph is georeferenced"),
+    "map_y": ("map", "the same on the map"),
+    "length_px": ("px", "length of the centre line with its branches"),
+    "mean_width_px": ("px", "area by length"),
+    "p95_width_px": ("px", "95th percentile of the widths along the line"),
+    "max_width_px": ("px", "greatest width"),
+    "length_mm": ("mm", "length"),
+    "mean_width_mm": ("mm", "mean width"),
+    "p95_width_mm": ("mm", "95th percentile of the widths"),
+    "max_width_mm": ("mm", "greatest width"),
+    "width_uncertainty_mm": ("mm", "expanded uncertainty (95 %) of the width that is classed"),
+    "orientation_deg": ("degrees", "0 along rows, 90 upright"),
+    "confidence": ("0..1", "mean probability of its pixels"),
+    "severity": ("", "class by width"),
+    "severity_range": ("", "all classes within the width's uncertainty, where they are several"),
+    "mm_per_pixel": ("mm", "size of the photograph's pixels"),
+    "mm_per_pixel_uncertainty": ("mm", "its standard uncertainty"),
+    "mm_per_pixel_by": ("", "how it is known"),
+}
+
+
+@dataclass
+class Survey:
+    """Cracks of many photographs.
+
+    Attributes:
+        rows: one for each crack, by the names of COLUMNS; None where a value is not known.
+        lines, areas: GeoJSON geometries of each, on the map, or in pixels of the photograph where `crs` is None.
+        crs: of each, as GDAL reads it; "": a map whose name is not known, None: pixels.
+        photographs: facts of each: name, height, width, cracks, and what is known of its pixels' size.
+    """
+
+    limits: Limits
+    rows: list[Row] = field(default_factory=list)
+    lines: list[dict] = field(default_factory=list)
+    areas: list[dict] = field(default_factory=list)
+    crs: list[str | None] = field(default_factory=list)
+    photographs: list[Row] = field(default_factory=list)
+
+    def severities(self, rows: Iterable[Row] | None = None) -> dict[str, int]:
+        """How many cracks each class has, and how many cannot be classed."""
+        counts = dict.fromkeys((*self.limits.classes, "size of a pixel not known"), 0)
+        for row in self.rows if rows is None else rows:
+            counts[row["severity"] or "size of a pixel not known"] += 1
+        return counts
+
+
+def collect(stems: Sequence[Path], limits: Limits, width_uncertainty: float) -> Survey:
+    """The cracks of all photographs, whose results are `STEM_cracks.geojson` and `STEM_outlines.geojson`.
+
+    `width_uncertainty`: standard, of a measured width, pixels of the photograph.
+    """
+    survey = Survey(limits)
+    for stem in stems:
+        lines = json.loads(stem.with_name(f"{stem.name}_cracks.geojson").read_text(encoding="utf-8"))
+        areas = json.loads(stem.with_name(f"{stem.name}_outlines.geojson").read_text(encoding="utf-8"))
+        photograph = lines["photograph"]
+        named = lines.get("crs", {}).get("properties", {}).get("name", "")
+        crs = named if "affine" in photograph else None
+        survey.photographs.append({**photograph, "cracks": len(lines["features"])})
+        for line, area in zip(lines["features"], areas["features"]):
+            row = _row(line["properties"], photograph, limits, width_uncertainty)
+            survey.rows.append({"crack": len(survey.rows) + 1, **row})
+            survey.lines.append(line["geometry"])
+            survey.areas.append(area["geometry"])
+            survey.crs.append(crs)
+    return survey
+
+
+def _row(measured: Row, photograph: Row, limits: Limits, width_uncertainty: float) -> Row:
+    values = {name: measured.get(name) for name in COLUMNS}
+    values |= {"photograph": photograph["name"], "mm_per_pixel_by": photograph.get("mm_per_pixel_by")}
+    values |= {"x_px": measured["widest_x"], "y_px": measured["widest_y"]}
+    del values["crack"]
+    if "affine" in photograph:
+        a, b, c, d, e, f = photograph["affine"]
+        x, y = values["x_px"], values["y_px"]
+        values |= {"map_x": a * x + b * y + c, "map_y": d * x + e * y + f}
+    mm = measured.get("mm_per_pixel")
+    if mm is None:
+        return values
+    width = measured[f"{limits.width}_width_mm"]
+    scale_error = width * (measured["mm_per_pixel_uncertainty"] or 0) / mm
+    uncertainty = COVERAGE * math.hypot(scale_error, width_uncertainty * mm)
+    at, within = limits.class_of(width, uncertainty)
+    values |= {"width_uncertainty_mm": round(uncertainty, 3), "severity": limits.classes[at]}
+    if len(within) > 1:
+        values["severity_range"] = f"{limits.classes[within[0]]} ... {limits.classes[within[-1]]}"
+    return values

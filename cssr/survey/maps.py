@@ -1,0 +1,144 @@
+"""A survey as maps: a GeoPackage of lines and polygons for GIS programs, a DXF for CAD (extra `survey`)."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cssr.survey.collect import COLUMNS, Survey
+
+_LETTERS = 12  # height of text, pixels of the photograph
+_MAP_PIXEL = 10  # mm, of a map whose pixels' size is not known
+_GAP = 0.1  # of a photograph's width, between photographs that are laid side by side
+
+
+def write_geopackage(survey: Survey, path: Path) -> list[str]:
+    """Layers `crack_lines` and `crack_areas`, with all columns of the table.
+
+    Cracks of georeferenced photographs are in the coordinate system of the first of them, others reprojected to it.
+    Layers of their own have those on maps without a name (`..._unnamed_map`), and those without a map (`..._px`):
+    pixels, y upwards and below 0, as QGIS shows a photograph that is on no map.
+    Returns: sentences on what was reprojected.
+    """
+    target = next((crs for crs in survey.crs if crs), None)
+    numbers: dict[str, list[int]] = {}
+    for number, crs in enumerate(survey.crs):
+        numbers.setdefault("_px" if crs is None else "" if crs else "_unnamed_map", []).append(number)
+    for suffix, chosen in (numbers or {"_px": []}).items():
+        for name, kind, geometries in (
+            ("crack_lines", "MultiLineString", survey.lines),
+            ("crack_areas", "MultiPolygon", survey.areas),
+        ):
+            shapes = [geometries[n] if suffix else _reprojected(geometries[n], survey.crs[n], target) for n in chosen]
+            shapes = [_upwards(one) for one in shapes] if suffix == "_px" else shapes
+            rows = [survey.rows[n] for n in chosen]
+            _write_layer(path, f"{name}{suffix}", kind, rows, shapes, None if suffix else target)
+    others = sorted({crs for crs in survey.crs if crs and crs != target})
+    return [f"cracks in {crs} were reprojected to {target}" for crs in others]
+
+
+def _write_layer(path: Path, layer: str, kind: str, rows: list, shapes: list, crs: str | None) -> None:
+    import geopandas
+    import shapely
+    from shapely.geometry import shape
+
+    many = getattr(shapely, kind)
+    parts = [shape(one) for one in shapes]
+    columns = {name: [row[name] for row in rows] for name in COLUMNS}
+    frame = geopandas.GeoDataFrame(
+        columns, geometry=[one if one.geom_type == kind else many([one]) for one in parts], crs=crs
+    )
+    for name, (unit, _) in COLUMNS.items():
+        frame[name] = frame[name].astype("float64" if unit else "int64" if name in ("crack", "number") else "str")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")  # pixels have none
+        frame.to_file(path, layer=layer, driver="GPKG", engine="pyogrio", geometry_type=kind)
+
+
+def _reprojected(geometry: Any, crs: str | None, target: str | None) -> Any:
+    if crs == target:
+        return geometry
+    import geopandas
+    from shapely.geometry import mapping, shape
+
+    return mapping(geopandas.GeoSeries([shape(geometry)], crs=crs).to_crs(target)[0])
+
+
+def _upwards(geometry: Any) -> Any:
+    """Coordinates with y upwards."""
+    return {**geometry, "coordinates": _negated(geometry["coordinates"])}
+
+
+def _negated(coordinates: Any) -> Any:
+    if isinstance(coordinates[0], (int, float)):
+        return coordinates[0], -coordinates[1]
+    return [_negated(part) for part in coordinates]
+
+
+def write_dxf(survey: Survey, path: Path) -> None:
+    """Lines and outlines as polylines, a layer for each class of severity, and each crack's number and width as text.
+
+    Georeferenced photographs are on the map's coordinates; others are laid side by side, y upwards, in millimetres
+    where the size of their pixels is known, else in pixels, each with its frame and name.
+    """
+    import ezdxf
+    from ezdxf import units
+
+    document = ezdxf.new("R2010", setup=True)
+    on_map = any(crs is not None for crs in survey.crs)
+    in_mm = any("mm_per_pixel" in photograph for photograph in survey.photographs)
+    document.units = units.M if on_map else units.MM if in_mm else 0
+    classes = [*survey.limits.classes, "unknown"]
+    names = {name: f"severity_{number}" for number, name in enumerate(classes, 1)}
+    for number, name in enumerate(classes, 1):
+        layer = document.layers.add(names[name], color=(3, 2, 30, 1, 6, 5)[min(number, 6) - 1])
+        layer.description = name
+    document.layers.add("crack_outlines", color=8)
+    document.layers.add("photographs", color=9)
+    space = document.modelspace()
+    places = _side_by_side(survey, space)
+    for row, line, area, crs in zip(survey.rows, survey.lines, survey.areas, survey.crs):
+        place = places.get(row["photograph"], (0.0, 0.0, 1.0, 1.0))  # a map's coordinates stay
+        layer = {"layer": names[row["severity"] or "unknown"]}
+        for points in _paths(line):
+            space.add_lwpolyline(_placed(points, place), dxfattribs=layer)
+        for ring in _paths(area):
+            space.add_lwpolyline(_placed(ring[:-1], place), close=True, dxfattribs={"layer": "crack_outlines"})
+        first = _placed(next(_paths(line)), place)[0]
+        width = f"{row['max_width_px']:.3g} px" if row["max_width_mm"] is None else f"{row['max_width_mm']:.3g} mm"
+        height = _LETTERS * (place[2] if crs is None else (row["mm_per_pixel"] or _MAP_PIXEL) / 1000)
+        space.add_text(f"{row['crack']}: {width}", height=height, dxfattribs=layer).set_placement(first)
+    document.saveas(path)
+
+
+def _side_by_side(survey: Survey, space: Any) -> dict[str, tuple[float, float, float, float]]:
+    """Of photographs without a map: left, top, and size of a pixel along x and y; their frames and names are drawn."""
+    places, left = {}, 0.0
+    for photograph in survey.photographs:
+        if "affine" in photograph:
+            continue
+        size = photograph.get("mm_per_pixel") or 1.0
+        width, height = photograph["width"] * size, photograph["height"] * size
+        places[photograph["name"]] = (left, 0.0, size, -size)
+        corners = [(left, 0.0), (left + width, 0.0), (left + width, -height), (left, -height)]
+        space.add_lwpolyline(corners, close=True, dxfattribs={"layer": "photographs"})
+        name = space.add_text(photograph["name"], height=width / 40, dxfattribs={"layer": "photographs"})
+        name.set_placement((left, width / 80))
+        left += width * (1 + _GAP)
+    return places
+
+
+def _paths(geometry: Any) -> Iterator[list]:
+    """The lines, or rings, of a GeoJSON geometry."""
+    coordinates = geometry["coordinates"]
+    depth = {"LineString": 0, "MultiLineString": 1, "Polygon": 1, "MultiPolygon": 2}[geometry["type"]]
+    for _ in range(depth - 1):
+        coordinates = [part for whole in coordinates for part in whole]
+    yield from coordinates if depth else [coordinates]
+
+
+def _placed(points: list, place: tuple[float, float, float, float]) -> list[tuple[float, float]]:
+    left, top, along, down = place
+    placed = [(left + x * along, top + y * down) for x, y in points]
+    return [point for point in placed if all(map(math.isfinite, point))]

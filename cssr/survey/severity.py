@@ -1,0 +1,80 @@
+"""Severity of a crack by its width: tables of limits as YAML, and classes with the width's uncertainty."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+SHIPPED = Path(__file__).with_name("limits")
+DEFAULT = "en1992-1-1"
+WIDTHS = ("mean", "p95", "max")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Classes of severity, from the mildest: class k has widths above `above[k]` mm, up to `above[k + 1]`."""
+
+    name: str
+    source: str
+    width: str  # of a crack, that is classed: one of WIDTHS
+    classes: tuple[str, ...]
+    above: tuple[float, ...]  # mm, rising, the first 0
+
+    def class_of(self, width: float, uncertainty: float = 0.0) -> tuple[int, range]:
+        """The class of a width (mm), and all classes within its expanded uncertainty (95 %, mm) of it."""
+        return self._at(width), range(self._at(width - uncertainty), self._at(width + uncertainty) + 1)
+
+    def _at(self, width: float) -> int:
+        return max(0, sum(width > limit for limit in self.above) - 1)
+
+
+def load_limits(name: str = DEFAULT) -> Limits:
+    """A table that comes with the package, by its name, or a YAML file of the same kind.
+
+    Raises: ValueError, one line, for a table that is not there or cannot be meant.
+    """
+    path = SHIPPED / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"--limits: no table {name}: it is none of {', '.join(shipped())} and no file")
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"--limits: {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    try:
+        return _limits(given)
+    except ValueError as error:
+        raise ValueError(f"--limits: {path}: {error}") from None
+
+
+def shipped() -> list[str]:
+    """Names of the tables that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def _limits(given: object) -> Limits:
+    if not isinstance(given, dict) or not given.keys() >= {"name", "classes"}:
+        raise ValueError("a table has name, classes, and may have source and width")
+    width, classes = given.get("width", "p95"), given["classes"]
+    if width not in WIDTHS:
+        raise ValueError(f"width must be one of {', '.join(WIDTHS)}, found {width!r}")
+    if not isinstance(classes, Sequence) or len(classes) < 2 or not all(map(_is_class, classes)):
+        raise ValueError("classes must be two or more of {name: text, above: mm}")
+    above = tuple(float(entry["above"]) for entry in classes)
+    if above[0] != 0 or any(not low < high for low, high in pairwise(above)):
+        raise ValueError(f"above must begin with 0 and rise from class to class, found {', '.join(map(str, above))}")
+    names = tuple(str(entry["name"]) for entry in classes)
+    if len(set(names)) < len(names):
+        raise ValueError("two classes have the same name")
+    return Limits(str(given["name"]), str(given.get("source", "")), width, names, above)
+
+
+def _is_class(entry: object) -> bool:
+    if not isinstance(entry, dict) or entry.keys() != {"name", "above"}:
+        return False
+    limit = entry["above"]
+    return isinstance(limit, (int, float)) and not isinstance(limit, bool) and math.isfinite(limit)

@@ -1,0 +1,66 @@
+"""A survey as tables: CSV, and a workbook (XLSX) for spreadsheets (extra `survey`)."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cssr.survey.collect import COLUMNS, COVERAGE, Survey
+
+_EXCEL_ROWS = 1_048_575  # of a sheet, but for the header
+_PHOTOGRAPH = ("name", "width", "height", "cracks", "mm_per_pixel", "mm_per_pixel_uncertainty", "mm_per_pixel_by")
+
+
+def write_csv(survey: Survey, path: Path) -> None:
+    """One row for each crack under a row of names; units are in the names."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(survey.rows)
+
+
+def write_xlsx(survey: Survey, path: Path, about: Sequence[tuple[str, str]]) -> None:
+    """Sheets: cracks, photographs with their classes, severity, columns with units, and `about` the survey.
+
+    Raises: ValueError for more cracks than a sheet has rows.
+    """
+    import xlsxwriter
+
+    if len(survey.rows) > _EXCEL_ROWS:
+        raise ValueError(f"{len(survey.rows)} cracks are more than a sheet's {_EXCEL_ROWS} rows: take cracks.csv")
+    # Texts of photographs' names are no formulas and no links; a number that is not finite is left empty.
+    options = {"strings_to_formulas": False, "strings_to_urls": False, "nan_inf_to_errors": True}
+    with xlsxwriter.Workbook(str(path), options | {"constant_memory": True}) as book:
+        bold = book.add_format({"bold": True})
+        _sheet(book, bold, "cracks", list(COLUMNS), (row.values() for row in survey.rows))
+        classes = [*survey.severities(())]
+        per_photograph = _severities_by_photograph(survey)
+        rows = [[*map(p.get, _PHOTOGRAPH), *per_photograph[p["name"]].values()] for p in survey.photographs]
+        _sheet(book, bold, "photographs", [*_PHOTOGRAPH, *classes], rows)
+        _sheet(book, bold, "severity", ["class", "cracks"], survey.severities().items())
+        meanings = [(name, unit, meaning) for name, (unit, meaning) in COLUMNS.items()]
+        _sheet(book, bold, "columns", ["column", "unit", "meaning"], meanings)
+        known = [("limits", survey.limits.name), ("source of the limits", survey.limits.source)]
+        known += [("expanded uncertainty", f"{COVERAGE:g} standard uncertainties, about 95 %")]
+        _sheet(book, bold, "about", ["what", "value"], [*about, *known])
+
+
+def _severities_by_photograph(survey: Survey) -> dict[str, dict[str, int]]:
+    rows: dict[str, list] = {photograph["name"]: [] for photograph in survey.photographs}
+    for row in survey.rows:
+        rows[row["photograph"]].append(row)
+    return {name: survey.severities(own) for name, own in rows.items()}
+
+
+def _sheet(book: Any, bold: Any, name: str, header: Sequence[str], rows: Iterable[Iterable]) -> None:
+    sheet = book.add_worksheet(name)
+    sheet.freeze_panes(1, 0)
+    for column, text in enumerate(header):
+        sheet.set_column(column, column, min(40, max(12, len(text) + 2)))
+    sheet.write_row(0, 0, header, bold)
+    count = 0
+    for count, row in enumerate(rows, 1):
+        for column, value in enumerate(row):
+            if value is not None:
+                sheet.write(count, column, value)
+    sheet.autofilter(0, 0, count, len(header) - 1)

@@ -1,0 +1,64 @@
+"""The files of a survey: `cracks.csv`, and with the extra `survey` `.xlsx`, `.gpkg` and `.dxf`; `survey.json`."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cssr.survey import maps, tables
+from cssr.survey.collect import COVERAGE, Survey
+from cssr.utils.files import naming
+
+FOLDER = "survey"  # in the directory of results
+_LIBRARIES = {"cracks.xlsx": "xlsxwriter", "cracks.gpkg": "geopandas", "cracks.dxf": "ezdxf"}
+
+
+def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
+    """Write all files into `out`, under temporary names until all are whole.
+
+    `facts`: of the model and the settings, kept in `survey.json` and on the workbook's last sheet.
+    Returns: sentences on what was left out, or changed.
+    """
+    room, told = out.with_name(f".{out.name}.partial-{os.getpid()}"), []
+    about = [(name, str(value)) for name, value in facts.items()]
+    writers: dict[str, Callable[[Path], Any]] = {
+        "cracks.csv": lambda path: tables.write_csv(survey, path),
+        "cracks.xlsx": lambda path: tables.write_xlsx(survey, path, about),
+        "cracks.gpkg": lambda path: told.extend(maps.write_geopackage(survey, path)),
+        "cracks.dxf": lambda path: maps.write_dxf(survey, path),
+        "survey.json": lambda path: path.write_text(json.dumps(summary(survey, facts), indent=1), encoding="utf-8"),
+    }
+    missing = [name for name, library in _LIBRARIES.items() if find_spec(library) is None]
+    if missing:
+        told.append(f"{', '.join(missing)} not written: pip install 'cssr[survey]'")
+    with naming(out):
+        shutil.rmtree(room, ignore_errors=True)
+        room.mkdir(parents=True)
+        try:
+            for name in writers.keys() - set(missing):
+                writers[name](room / name)
+            out.mkdir(exist_ok=True)
+            for name in writers:
+                if (room / name).exists():
+                    os.replace(room / name, out / name)
+                else:  # of an earlier survey
+                    (out / name).unlink(missing_ok=True)
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+    return told
+
+
+def summary(survey: Survey, facts: dict[str, Any]) -> dict[str, Any]:
+    """A survey in numbers."""
+    return {
+        **facts,
+        "photographs": survey.photographs,
+        "cracks": len(survey.rows),
+        "severity": survey.severities(),
+        "severity_spans_a_limit": sum(bool(row["severity_range"]) for row in survey.rows),
+        "limits": {"name": survey.limits.name, "source": survey.limits.source, "width": survey.limits.width},
+        "coverage": COVERAGE,
+    }

@@ -1,0 +1,141 @@
+"""A survey of photographs with drawn cracks: its table, and what the field's own readers find in its files."""
+
+import csv
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from cssr.cracks.files import Georeference, Units, write_geojson, write_outlines
+from cssr.cracks.measure import measure_cracks
+from cssr.survey.collect import COLUMNS, collect
+from cssr.survey.severity import load_limits
+from cssr.survey.write import write_survey
+
+EXTRA = "needs the extra survey: pip install 'cssr[survey]'"
+UTM32, UTM33 = "urn:ogc:def:crs:EPSG::25832", "urn:ogc:def:crs:EPSG::25833"
+
+
+def photograph(folder, name: str, widths: list[int], mm: float | None = None, place: Georeference | None = None):
+    """The results of a photograph of 400 x 300 pixels with upright cracks of 200 pixels; its stem."""
+    mask = np.zeros((300, 400), bool)
+    for number, width in enumerate(widths):
+        mask[50:250, 50 + 60 * number : 50 + 60 * number + width] = True
+    cracks, units = measure_cracks(mask), Units(1.0, mm, None if mm is None else 0.01 * mm)
+    facts = {"name": name, "height": 300, "width": 400}
+    facts |= (
+        {} if mm is None else {"mm_per_pixel": mm, "mm_per_pixel_uncertainty": 0.01 * mm, "mm_per_pixel_by": "typed"}
+    )
+    facts |= {} if place is None else {"affine": list(place.affine)}
+    write_geojson(cracks, folder / f"{name}_cracks.geojson", units, place, facts)
+    write_outlines(cracks, folder / f"{name}_outlines.geojson", units, place)
+    return folder / name
+
+
+@pytest.fixture
+def survey(tmp_path):
+    """Two photographs with a known size of pixels, one of them without cracks, and one without."""
+    stems = [
+        photograph(tmp_path, "=1+1", [1, 2, 6], 0.1),
+        photograph(tmp_path, "whole", [], 0.1),
+        photograph(tmp_path, "unknown", [3]),
+    ]
+    return collect(stems, load_limits(), 0.5)
+
+
+def test_rows_hold_what_was_measured_and_the_class_of_its_width(survey):
+    rows = survey.rows
+    assert [row["crack"] for row in rows] == [1, 2, 3, 4] and all(row.keys() == COLUMNS.keys() for row in rows)
+    by_width = {round(row["mean_width_px"]): row for row in rows}
+    wide = by_width[6]
+    assert wide["length_mm"] == pytest.approx(20, abs=0.1) and wide["max_width_mm"] == pytest.approx(0.6, abs=0.01)
+    assert wide["severity"] == "above 0.4 mm (X0 and XC1)"
+    # 2 x sqrt((0.5 x 0.1)^2 + (0.01 x 0.6)^2)
+    assert wide["width_uncertainty_mm"] == pytest.approx(0.1007, abs=1e-3) and wide["severity_range"] is None
+    assert by_width[2]["severity"].startswith("within") and "0.3" in by_width[2]["severity_range"]
+    assert by_width[3]["severity"] is None and by_width[3]["length_mm"] is None
+    assert survey.severities() == {**dict(zip(survey.limits.classes, (2, 0, 1))), "size of a pixel not known": 1}
+
+
+def test_the_table_can_be_read_by_anything(survey, tmp_path):
+    write_survey(survey, tmp_path / "survey", {"model": "small-x4"})
+    with open(tmp_path / "survey" / "cracks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["photograph"] for row in rows] == ["=1+1"] * 3 + ["unknown"]
+    assert rows[3]["length_mm"] == "" and float(rows[0]["length_px"]) == survey.rows[0]["length_px"]
+    facts = json.loads((tmp_path / "survey" / "survey.json").read_text())
+    assert facts["cracks"] == 4 and facts["model"] == "small-x4" and len(facts["photographs"]) == 3
+
+
+def test_a_spreadsheet_library_reads_the_workbook(survey, tmp_path):
+    pytest.importorskip("xlsxwriter", reason=EXTRA)
+    openpyxl = pytest.importorskip("openpyxl", reason="needs openpyxl")
+    write_survey(survey, tmp_path / "survey", {"model": "=cmd()"})
+    book = openpyxl.load_workbook(tmp_path / "survey" / "cracks.xlsx")
+    header, *rows = book["cracks"].iter_rows(values_only=True)
+    assert header == tuple(COLUMNS) and [dict(zip(header, row)) for row in rows] == survey.rows
+    assert all(cell.data_type != "f" for sheet in book for row in sheet.iter_rows() for cell in row)
+    names, *photographs = book["photographs"].iter_rows(values_only=True)
+    assert [dict(zip(names, row))["cracks"] for row in photographs] == [3, 0, 1]
+
+
+def test_gdal_reads_the_geopackage(survey, tmp_path):
+    pyogrio = pytest.importorskip("pyogrio", reason=EXTRA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert write_survey(survey, tmp_path / "survey", {}) == []
+    path = tmp_path / "survey" / "cracks.gpkg"
+    assert {name for name, _ in pyogrio.list_layers(path)} == {"crack_lines_px", "crack_areas_px"}
+    lines, areas = (pyogrio.read_dataframe(path, layer=f"crack_{kind}_px") for kind in ("lines", "areas"))
+    assert list(lines["photograph"]) == ["=1+1"] * 3 + ["unknown"] and lines["length_mm"].isna().sum() == 1
+    assert lines.total_bounds[1] < -200 and lines.total_bounds[3] < 0  # y upwards
+    assert areas.area.to_list() == [200 * round(row["mean_width_px"]) for row in survey.rows] and areas.is_valid.all()
+
+
+def test_maps_of_two_projections_are_one(tmp_path):
+    pyogrio = pytest.importorskip("pyogrio", reason=EXTRA)
+    pyproj = pytest.importorskip("pyproj", reason=EXTRA)
+    east, north = pyproj.Transformer.from_crs(25832, 25833, always_xy=True).transform(500_000, 5_500_000)
+    stems = [
+        photograph(tmp_path, "a", [2], 10, Georeference((0.01, 0, 500_000, 0, -0.01, 5_500_000), UTM32)),
+        photograph(tmp_path, "b", [2], 10, Georeference((0.01, 0, east, 0, -0.01, north), UTM33)),
+        photograph(tmp_path, "c", [2], 10, Georeference((0.01, 0, 7, 0, -0.01, 8), None)),
+    ]
+    survey = collect(stems, load_limits(), 0.5)
+    assert write_survey(survey, tmp_path / "survey", {}) == [f"cracks in {UTM33} were reprojected to {UTM32}"]
+    lines = pyogrio.read_dataframe(tmp_path / "survey" / "cracks.gpkg", layer="crack_lines")
+    assert lines.crs.to_epsg() == 25832 and len(lines) == 2
+    first, second = (shape.centroid for shape in lines.geometry)
+    # The same spot; grids of neighbouring zones are turned against each other by some degrees.
+    assert first.distance(second) < 0.2
+    assert survey.rows[0]["map_x"] == pytest.approx(500_000 + 0.01 * survey.rows[0]["x_px"])
+    other = pyogrio.read_dataframe(tmp_path / "survey" / "cracks.gpkg", layer="crack_lines_unnamed_map")
+    assert other.crs is None and other.total_bounds[0] == pytest.approx(7.5, abs=0.02)
+
+
+def test_ezdxf_finds_no_fault_in_the_drawing(survey, tmp_path):
+    ezdxf = pytest.importorskip("ezdxf", reason=EXTRA)
+    write_survey(survey, tmp_path / "survey", {})
+    drawing = ezdxf.readfile(tmp_path / "survey" / "cracks.dxf")
+    assert not drawing.audit().has_errors
+    lines = [line for line in drawing.modelspace().query("LWPOLYLINE") if line.dxf.layer.startswith("severity")]
+    lengths = sorted(abs(line[-1][1] - line[0][1]) for line in lines)
+    assert lengths == pytest.approx([20, 20, 20, 200], abs=0.2)  # mm, and pixels where their size is not known
+    assert len(drawing.modelspace().query("TEXT")) == 4 + 3
+
+
+def test_a_survey_without_cracks_has_all_files(tmp_path):
+    pytest.importorskip("pyogrio", reason=EXTRA)
+    write_survey(collect([photograph(tmp_path, "a", [])], load_limits(), 0.5), tmp_path / "survey", {})
+    names = {path.name for path in (tmp_path / "survey").iterdir()}
+    assert names == {"cracks.csv", "cracks.xlsx", "cracks.gpkg", "cracks.dxf", "survey.json"}
+
+
+def test_without_the_extra_the_table_is_written_and_the_remedy_said(survey, tmp_path, monkeypatch):
+    out = tmp_path / "survey"
+    write_survey(survey, out, {})
+    monkeypatch.setattr("cssr.survey.write.find_spec", lambda name: None)
+    (told,) = write_survey(survey, out, {})
+    assert "pip install 'cssr[survey]'" in told
+    assert {path.name for path in out.iterdir()} == {"cracks.csv", "survey.json"}  # nothing of another survey
