@@ -2,7 +2,7 @@
 
 A TIFF that is large, georeferenced, deep, or marks missing data is read by windows from the file (extra `large`). All
 else is decoded when it is opened, by Pillow, which takes 4 bytes a pixel (grey: 1), 432 MB for 12,000 x 9,000; up to
-1,000 megapixels.
+1,000 megapixels, or one for 8 bytes of this machine's memory.
 
 Pixels that hold no data (`cssr/utils/valid_pixels.py`) are black in `pixels`; `read`, for networks, continues the
 nearest valid ones into them, so that no edge arises that the photograph does not have.
@@ -32,6 +32,7 @@ _DEPTH, _TOP, _NODATA, _SUBFILE = 258, 281, 42113, 254  # TIFF tags: bits, great
 # What makes a photograph upright, by the tag: rows and columns exchanged, then rows reversed, columns reversed.
 _TURNS = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}
 _STACKS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # formats whose further frames are not previews of the first
+BESIDE = ".msk"  # what GDAL adds to the name of a file for that of a mask of its pixels
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 Source = Image.Image | np.ndarray | bytes | str | Path
@@ -219,7 +220,17 @@ def read_with_valid(
 
 def _open_tiff(image: bytes | str | Path, pixels: int, bits: int | None) -> Photograph:
     """By windows where it is large, deep, masked or georeferenced, or Pillow does not know its kind."""
-    file = geotiff.TiffFile(image, bits)
+    try:
+        file = geotiff.TiffFile(image, bits)
+    except ValueError:
+        raise
+    except Exception as error:  # of one odd tag, which Pillow may pass over
+        try:
+            photograph = _decode(image, pixels, bits)
+        except Exception:
+            raise error from None
+        photograph.note = "; ".join(filter(None, (photograph.note, "not by GDAL, which finds faults in it")))
+        return photograph
     if file.place is None and file.size[0] * file.size[1] <= _SMALL and file.bits == 8 and not file.masked:
         file.close()
         try:
@@ -257,7 +268,8 @@ def _decode(image: Image.Image | bytes | str | Path, pixels: int, bits: int | No
     orientation = picture.getexif().get(_ORIENTATION, 1)
     values = _deep_values(picture, data)
     decoded = _Decoded(picture, own) if values is None else _reduced(values, bits or stated)
-    decoded = _without_nodata(picture, decoded) if own else decoded
+    missing = _missing(picture, data) if own else None
+    decoded = decoded if missing is None else _without(decoded, missing)
     return Photograph(decoded, orientation, f"the first of its {frames} frames" if frames > 1 else "")
 
 
@@ -349,14 +361,25 @@ def _reduced(values: np.ndarray, bits: int | None) -> _Decoded:
     return _Decoded(Image.fromarray(small), True, depth, geotiff.depth_note(depth, bits is not None))
 
 
-def _without_nodata(picture: Image.Image, decoded: _Decoded) -> _Decoded:
-    """The same, transparent where a TIFF that is read without rasterio has its nodata value."""
+def _missing(picture: Image.Image, data: object) -> np.ndarray | None:
+    """Where GDAL's mask beside a file (`a.tif.msk`), or the nodata value of a TIFF, says no data: H W bool, or None."""
+    beside = Path(f"{data}{BESIDE}")
+    if not isinstance(data, io.BytesIO) and beside.is_file():
+        with open_image(beside, formats=["TIFF"]) as mask:
+            if mask.size != picture.size:
+                raise ValueError(f"its mask {beside} has {mask.width} x {mask.height} pixels: remove it, or mend it")
+            return np.asarray(mask.convert("L")) < OPAQUE
     try:
         nodata, values = float(picture.tag_v2[_NODATA]), np.asarray(picture)
     except (AttributeError, KeyError, TypeError, ValueError):
-        return decoded
-    valid = (values != nodata).reshape(*values.shape[:2], -1).any(-1)
-    layers = np.dstack([np.asarray(decoded.part(0, 0, *decoded.size).convert("RGB")), valid.astype(np.uint8) * 255])
+        return None
+    return (values == nodata).reshape(*values.shape[:2], -1).all(-1)
+
+
+def _without(decoded: _Decoded, missing: np.ndarray) -> _Decoded:
+    """The same, transparent there."""
+    layers = np.array(decoded.part(0, 0, *decoded.size).convert("RGBA"))
+    layers[missing, 3] = 0
     return _Decoded(Image.fromarray(layers), True, decoded.bits, decoded.note)
 
 

@@ -176,6 +176,21 @@ def test_pixels_without_data_are_black_and_told_apart(library, tmp_path, monkeyp
         photograph.extent()
 
 
+@pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
+def test_a_mask_of_gdal_beside_the_file_counts(library, pixels, tmp_path, monkeypatch):
+    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    valid = np.zeros((40, 30), bool)
+    valid[5:35, 4:20] = True
+    for name in ("a.tif", "b.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        Image.fromarray(valid).save(tmp_path / f"{name}.msk", "TIFF")
+        rgb, found = read_with_valid(tmp_path / name)
+        assert np.array_equal(found, valid) and np.array_equal(rgb, np.where(valid[..., None], pixels, 0))
+    Image.fromarray(valid[1:]).save(tmp_path / "b.png.msk", "TIFF")
+    with pytest.raises(ValueError, match="its mask .*b.png.msk has 30 x 39 pixels"):
+        open_photograph(tmp_path / "b.png")
+
+
 def test_cmyk(pixels, tmp_path):
     Image.new("CMYK", (6, 4), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
     assert np.abs(read_photograph(tmp_path / "a.jpg")[0, 0].astype(int) - (255, 0, 0)).max() < 5
@@ -230,6 +245,14 @@ def test_what_cannot_be_read_is_said_in_one_line(kind, message, pixels, tmp_path
 def test_a_limit_of_pixels_is_said(pixels, tmp_path):
     with pytest.raises(ValueError, match="its 240 x 320 pixels are above the limit of 1,000"):
         open_photograph(bad(tmp_path, pixels, "whole"), pixels=1000)
+
+
+@needs_rasterio
+def test_a_tag_that_gdal_does_not_take_costs_no_photograph(pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={274: 99})
+    with open_photograph(tmp_path / "a.tif") as photograph:
+        assert photograph.note == "not by GDAL, which finds faults in it"
+        assert np.array_equal(photograph.pixels(0, 0, *photograph.shape), pixels)
 
 
 @needs_rasterio
