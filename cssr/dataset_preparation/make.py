@@ -44,6 +44,7 @@ from cssr.dataset_preparation.workspace import check_free, refuse_another, save,
 from cssr.dataset_preparation.writer import Shard, forget, input_states, is_whole, pack, write_index, write_shard
 from cssr.utils.cli import run_command
 from cssr.utils.image_files import passed_over, walk
+from cssr.utils.photographs import BESIDE
 
 
 def with_safe_keys(source: Source) -> Source:
@@ -74,7 +75,10 @@ def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
     source = SOURCES.build({"name": args.source, **taken})
     notes = unmatched(taken.get("group_pattern"), [item.key for item in source.items])
     source = with_safe_keys(source)
-    left = passed_over(walk(taken["root"])) if taken.get("root") else ""
+    files = list(walk(taken["root"])) if taken.get("root") else []
+    masks = [path for path in files if path.suffix == BESIDE]
+    notes += left_out("masks of missing pixels, which must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)", masks)
+    left = passed_over(files)
     if args.groups:
         related = read_related(args.groups, args.source, getattr(args, "split", None) or "")
         related = [[_safe(key) for key in keys] for keys in related]
