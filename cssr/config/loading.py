@@ -217,7 +217,8 @@ def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> 
         cls: the settings class, which says what is text: that is taken literally.
     """
     path = Path(path).expanduser() if above else find_file(path, "configs")
-    if path.resolve() in above:
+    real = Path(os.path.realpath(path))  # of a link to itself, unlike Path.resolve
+    if real in above:
         raise ValueError(f"config: {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
     if len(above) > _LONGEST_CHAIN:
         raise ValueError(f"config: {above[0].name} has more than {_LONGEST_CHAIN} recipes below it: merge some")
@@ -228,7 +229,7 @@ def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> 
         return [values]
     if not isinstance(text, str):
         raise ValueError(f"config: base in {path} must be the path of a recipe, found {base!r}")
-    return [*recipe_layers(cls, path.parent / Path(text).expanduser(), (*above, path.resolve())), values]
+    return [*recipe_layers(cls, path.parent / Path(text).expanduser(), (*above, real)), values]
 
 
 def with_texts(kind: Any, value: Any, text: Any) -> Any:

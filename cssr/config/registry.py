@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 from cssr.utils.annotations import Within, described, fits, shortened
 
 _LONGEST = 600  # characters of an error, which may repeat what it was given
+_MOST_VALUES = 1000  # in an argument, its lists and mappings included
 Count = Annotated[int, Within(1, 4096)]  # channels, layers, stages
 KernelSide = Annotated[int, Within(1, 101)]  # of a kernel, pixels
 Share = Annotated[float, Within(0, 1)]
@@ -101,6 +102,13 @@ class Registry:
             kind = hints.get(key, parameters[key].annotation if key in parameters else Any)
             if kind is not inspect.Parameter.empty and not fits(value, kind):
                 raise ValueError(f"{self.kind} {name!r}: {key} must be {described(kind)}, found {shortened(value)}")
+            if (count := _count(value)) > _MOST_VALUES:
+                raise ValueError(f"{self.kind} {name!r}: {key} holds {count} values: give at most {_MOST_VALUES}")
+
+
+def _count(value: Any) -> int:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return 1 + sum(map(_count, parts))
 
 
 def _misspells(word: str, names: list[str]) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 from cssr.utils.annotations import described, fits, shortened
 
-_LARGEST = 1 << 30  # bytes
+_LARGEST = 1 << 28  # bytes
+_MOST = 20_000_000  # values, each of which takes 70 bytes of memory and more
 
 
 def read_json(path: Path, shape: Any = Any, remedy: str = "write it again") -> Any:
@@ -30,7 +31,7 @@ def read_bytes(path: Path, largest: int = _LARGEST) -> bytes:
             if not stat.S_ISREG(facts.st_mode):
                 raise ValueError(f"{path} is no regular file")
             if facts.st_size > largest:
-                raise ValueError(f"{path} has {facts.st_size} bytes, more than {largest}")
+                raise ValueError(f"{path} has {facts.st_size} bytes, more than {largest}: cut it into several")
             return file.read()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
@@ -38,6 +39,9 @@ def read_bytes(path: Path, largest: int = _LARGEST) -> bytes:
 
 def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it again") -> Any:
     """Parse JSON as `read_json` does, from bytes that `name` stands for in errors."""
+    values = sum(map(data.count, (b",", b"[", b"{")))
+    if values > _MOST:
+        raise ValueError(f"{name} has some {values} values, more than {_MOST}: cut it into several")
     try:
         try:
             text = data.decode(json.detect_encoding(data))

@@ -484,6 +484,8 @@ def test_arguments_are_checked_against_the_signature(tools, component, said):
         ("LOSSES", {"aux_weight": -1}),
         ("SCHEDULES", {"at": 5}),
         ("SCHEDULES", {"at": [-5]}),
+        ("SCHEDULES", {"at": [5] * 1001}),
+        ("SEG", {"encoder_args": {"channels": [[8] * 40] * 40}}),
     ],
 )
 def test_so_it_is_in_every_zoo(zoo, arguments):
@@ -601,9 +603,15 @@ def test_a_module_that_fails(tmp_path, monkeypatch):
     assert refused("imports=[failing_for_a_test]").endswith("ZeroDivisionError: division by zero")
 
 
+def test_a_recipe_that_is_a_link_to_itself(tmp_path):
+    (tmp_path / "a.yaml").symlink_to("a.yaml")
+    with pytest.raises(ValueError, match="config: no recipe at .*a.yaml"):
+        load_config(tmp_path / "a.yaml")
+
+
 def test_an_error_does_not_repeat_all_that_it_was_given():
     with pytest.raises(ValueError, match="weight needs two numbers") as caught:
-        LOSSES.build({"name": "bce", "weight": [1] * 5000})
+        LOSSES.build({"name": "bce", "weight": [1] * 900})
     assert len(str(caught.value)) < 700
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from cssr.dataset_preparation.split import read_split
 from cssr.models.load import read_best
+from cssr.utils import json_files
 from cssr.utils.annotations import Within
 from cssr.utils.json_files import misfit, parse_json, read_json
 
@@ -50,6 +51,13 @@ def test_encodings_are_recognised(tmp_path, encoding):
 def test_what_is_no_json(data, said):
     with pytest.raises(ValueError, match=said):
         parse_json(data, "x.json")
+
+
+def test_much_is_refused_before_it_is_parsed(monkeypatch):
+    monkeypatch.setattr(json_files, "_MOST", 4)
+    assert parse_json(b"[1, 2, {}]", "x.json") == [1, 2, {}]
+    with pytest.raises(ValueError, match="x.json has some 5 values, more than 4: cut it into several"):
+        parse_json(b"[1, 2, {}, 3]", "x.json")
 
 
 def test_pipes_folders_and_absent_files_are_refused_at_once(tmp_path):
