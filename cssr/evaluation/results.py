@@ -3,6 +3,7 @@
 import functools
 import math
 import operator
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def load(paths: Iterable[str | Path]) -> list[Result]:
 
     Raises: ValueError, one line, for what is missing, damaged or of another format.
     """
-    files = {file.resolve(): file for path in paths for file in _files(Path(path))}
+    files = {os.path.realpath(file): file for path in paths for file in _files(Path(path))}
     return _named([Result(file, _read(file)) for file in files.values()])
 
 

@@ -89,7 +89,7 @@ def _named(sources: list[Path], apart: Path | None) -> Iterator[tuple[Path, Path
             yield source, _plain(source).relative_to(root) if root else Path(source.name)
             continue
         for path, name in _below(source):
-            if apart is None or apart.resolve() not in path.resolve().parents:
+            if apart is None or Path(os.path.realpath(apart)) not in Path(os.path.realpath(path)).parents:
                 yield path, _plain(path).relative_to(above) if above else name
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def _find_checkpoint(text: str) -> Checkpoint:
 
 def _home(path: Path) -> Path:
     """The directory that a checkpoint is called after: a run's for its export."""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     return path.parent if path.name == "export" else path
 
 
@@ -162,10 +163,12 @@ def find_benchmarks(texts: Sequence[str], root: Path) -> list[Benchmark]:
     Raises: ValueError, one line, for one that is not there, is damaged or is given twice.
     """
     paths = [_find_benchmark(text, root) for text in texts]
-    _refuse_twice("benchmark", texts, [path if is_remote(path) else str(Path(path).resolve()) for path in paths])
+    _refuse_twice("benchmark", texts, [path if is_remote(path) else os.path.realpath(path) for path in paths])
     for path in paths:
         open_sets(path, "--benchmarks")
-    parts = [p.split("://")[-1].rstrip("/").split("/") if is_remote(p) else Path(p).resolve().parts for p in paths]
+    parts = [
+        p.split("://")[-1].rstrip("/").split("/") if is_remote(p) else Path(os.path.realpath(p)).parts for p in paths
+    ]
     return [Benchmark(path, name) for path, name in zip(paths, distinct_names(parts))]
 
 

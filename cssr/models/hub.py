@@ -5,6 +5,7 @@ does not serve: its `from_pretrained` downloads unasked, and builds what the set
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,8 @@ def is_hub_name(source: str | Path) -> bool:
 
 def came_from_hub(directory: Path) -> bool:
     """Return whether a directory is in a cache of the Hub, so that somebody else may have written what is in it."""
-    return any(part.startswith(_CACHED) for part in (*directory.absolute().parts, *directory.resolve().parts))
+    paths = directory.absolute(), Path(os.path.realpath(directory))
+    return any(part.startswith(_CACHED) for path in paths for part in path.parts)
 
 
 def check_untrusted(model: Mapping[str, Any], imports: Any, source: str) -> None:
