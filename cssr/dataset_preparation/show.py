@@ -19,16 +19,24 @@ from cssr.data.dataset import Sample, read_sample
 from cssr.data.shards import ShardSet
 from cssr.utils.cli import program
 from cssr.utils.files import naming
+from cssr.utils.json_files import misfit
 
 _SIDE = 256  # pixels of the longer side of a picture on the sheet
 _GAP, _TEXT = 8, 18
 _OUTLINE = (255, 40, 40)
+# what is shown of an index; the rest of it is checked where it is opened
+_SHAPE = {
+    "image_sizes": dict[str, int],
+    **dict.fromkeys(("?converted", "?options", "?ratio"), dict[str, Any] | None),
+    "?tile": dict[str, int] | None,
+    **dict.fromkeys(("?crack_share", "?empty_masks"), float | None),
+}
 
 
 def summarize(directory: Path | str, index: dict[str, Any]) -> str:
     """A few lines for people about one index.json."""
     size = sum(shard["bytes"] for shard in index["shards"]) / 1e6
-    converted = ", ".join(f"{count} {why}" for why, count in index.get("converted", {}).items())
+    converted = ", ".join(f"{count} {why}" for why, count in (index.get("converted") or {}).items())
     return "\n".join(
         [
             f"{directory}: {_samples(index)} samples in {len(index['shards'])} shards, {size:.1f} MB",
@@ -67,7 +75,7 @@ def describe(directory: Path | str, index: dict[str, Any]) -> str:
     if options:
         lines.append(f"  options: {options}")
     if index.get("ratio"):
-        cut = " ".join(f"{part}={share:g}" for part, share in index["ratio"].items())
+        cut = " ".join(f"{part}={share}" for part, share in index["ratio"].items())
         lines.append(f"  part {index.get('part')} of {cut}, seed {index.get('seed')}")
     counts = [shard["samples"] for shard in index["shards"]]
     written = f"version {index['tool_version']}" if "tool_version" in index else "another program"
@@ -84,14 +92,15 @@ def _sizes(found: dict[str, int]) -> str:
 def _about_tiles(index: dict[str, Any]) -> list[str]:
     groups, tile = index.get("groups", _samples(index)), index.get("tile")
     if tile:
-        return [f"  tiles of {tile['size']} pixels, neighbours share {tile['overlap']}; photographs (groups): {groups}"]
+        size, overlap = map(tile.get, ("size", "overlap"))
+        return [f"  tiles of {size} pixels, neighbours share {overlap}; photographs (groups): {groups}"]
     return [f"  groups: {groups}"] if groups != _samples(index) else []
 
 
 def _about_masks(index: dict[str, Any]) -> list[str]:
     if not index.get("masks", True):
         return ["  no masks: for super-resolution alone (loss.beta=0 with model.seg=none)"]
-    if not index.keys() >= {"crack_share", "empty_masks", "mask_rule"}:
+    if None in map(index.get, ("crack_share", "empty_masks", "mask_rule")):
         rule = index.get("mask_rule", "crack = every value above 0 (the index says nothing of masks)")
         return [f"  mask rule: {rule}"]
     cracks = f"  crack pixels: {100 * index['crack_share']:.2f} %; empty masks: {index['empty_masks']}"
@@ -192,6 +201,8 @@ def main() -> int:
         if options.out and options.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"--out is {options.out}; name a picture: FILE.png or FILE.jpg")
         shards = ShardSet.open(options.shards, "DIR")
+        if fault := misfit(shards.index, _SHAPE):
+            raise ValueError(f"the index of {options.shards} is damaged: {fault}; write the shards again")
         print(describe(options.shards, shards.index))
         if options.out:
             sheet = draw_sheet(shards, options.count, options.seed)

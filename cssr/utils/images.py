@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +16,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from einops import repeat
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from cssr.utils.machine import memory
 
 if TYPE_CHECKING:  # images are read without torch, whose import takes seconds
     from torch import Tensor
 
-PIXELS = 10**9  # of an image that is decoded as a whole: a larger one is taken for a decompression bomb
+PIXELS = min(10**9, memory() // 8)  # that are decoded as a whole, at 8 bytes each: more are taken for a bomb
 _PILLOW = threading.Lock()  # on its limit, which is one for the whole process
 _lifted: list[int | None] = []  # the limit, once for each block that has lifted it
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type of its header
 _DEFLATE = 1032  # bytes that become of one at most
 _JPEG = 1024  # pixels that come of a byte at most: a bit for each block of 8 x 8, of one channel, and half of that
 _CRACK = np.array([255, 40, 40], np.float32)  # overlay colour, RGB
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd tags: what cannot be read is an error
 
 
 @contextmanager
@@ -61,8 +66,11 @@ def open_image(
         if not stat.S_ISREG(facts.st_mode):
             raise ValueError("it is no regular file")
         size = facts.st_size
-    with any_size():
-        image = Image.open(file, formats=formats)
+    try:
+        with any_size():
+            image = Image.open(file, formats=formats)
+    except UnidentifiedImageError:  # which names a path a second time, and bytes by their address
+        raise UnidentifiedImageError("cannot identify it as an image") from None
     try:
         _check_header(image, size, pixels)
     except ValueError:

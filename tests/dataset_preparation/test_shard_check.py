@@ -209,7 +209,7 @@ def write(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize(
     ("ending", "data", "says"),
     [
-        (".jpg", b"no image", "jpg: cannot identify"),
+        (".jpg", b"no image", "jpg: cannot identify it as an image"),
         (".mask.png", png(np.full((48, 64), 7, np.uint8)), "mask.png has other values than 0 and 255"),
         (".mask.png", png(np.zeros((8, 8), bool)), "mask.png is 8x8"),
         (".mask.png", png(np.ones((48, 64), bool)), "has a crack share of 1.0"),
@@ -314,6 +314,16 @@ def test_show_says_what_the_index_says(made, tmp_path, capsys, monkeypatch):
     for name in ("sheet", "sheet.txt"):
         assert shown(monkeypatch, made / "train", "--out", name) == 1
         assert capsys.readouterr().err == f"error: --out is {name}; name a picture: FILE.png or FILE.jpg\n"
+
+
+@pytest.mark.parametrize("value", [None, 3, "abc", [], {}, {"a": "b"}, {"a": None}, [[]], True])
+def test_show_takes_any_index_or_says_what_is_wrong_in_it(value, out, capsys, monkeypatch):
+    path = out / "train/index.json"
+    index = json.loads(path.read_text())
+    for name in index:
+        path.write_text(json.dumps({**index, name: value}))
+        status, error = shown(monkeypatch, out / "train"), capsys.readouterr().err
+        assert status == 0 and not error or status == 1 and error.count("\n") == 1 and "index" in error, name
 
 
 def test_the_sheet_depends_on_its_seed_alone(made):

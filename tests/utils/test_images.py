@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 
@@ -87,6 +89,18 @@ def test_the_limit_of_pillow_is_that_of_before_once_all_threads_are_done():
     leave.set()
     thread.join()
     assert limit == Image.MAX_IMAGE_PIXELS is not None
+
+
+def test_odd_tags_of_a_tiff_are_nothing_to_tell(tmp_path):
+    """Pillow warns of them; pytest has filters of its own."""
+    picture = io.BytesIO()
+    Image.new("L", (9, 9), 7).save(picture, "TIFF", tiffinfo={274: 1})
+    data = picture.getvalue()
+    at = data.index(struct.pack("<HHI", 274, 3, 1)) + 4
+    (tmp_path / "a.tif").write_bytes(data[:at] + struct.pack("<I", 2) + data[at + 4 :])  # two values
+    code = "import sys; from cssr.utils.images import open_image as read; print(read(sys.argv[1]).getexif()[274])"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.tif"], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_a_tiff_of_more_pixels_than_pillow_takes_is_a_mask(tmp_path):
