@@ -16,6 +16,7 @@ from cssr.cracks.measure import MOST_CRACKS, Crack, TooRagged, check_most, measu
 from cssr.utils.files import free_stem, naming
 from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
 from cssr.utils.images import open_image
+from cssr.utils.interrupts import one_line
 
 _LOSS_FREE = (".png", ".tif", ".tiff", ".bmp")  # what masks of a folder are, if there are any; else all images
 _MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here
@@ -85,7 +86,7 @@ def _files(folder: Path) -> list[Path]:
     files = with_suffix(images, _LOSS_FREE) or images
     if len(files) < len(images):
         left = f"{len(images) - len(files)} files that end with none of {' '.join(_LOSS_FREE)}"
-        print(f"note: {folder}: left out {left}: name them if they are masks", file=sys.stderr)
+        print(one_line(f"note: {folder}: left out {left}: name them if they are masks"), file=sys.stderr)
     files = [path for path in files if not (path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file())]
     files = [path for path in files if path.stem.endswith(_MASK)] or files
     if not files:
@@ -103,7 +104,7 @@ def measure_file(
     mask, place = read_mask(path, what)
     if mask.mean() > MOSTLY:
         remedy = "if it is inverted, name the cracks with --crack-values 0"
-        tqdm.write(f"warning: {path} is crack by {mask.mean():.0%}; {remedy}", file=sys.stderr)
+        tqdm.write(one_line(f"warning: {path} is crack by {mask.mean():.0%}; {remedy}"), file=sys.stderr)
     try:
         cracks = measure_cracks(mask, least_length * units.scale, None, most, partial(_tell, path), sys.stderr.isatty())
     except TooRagged as error:
@@ -117,7 +118,7 @@ def measure_file(
 
 
 def _tell(path: Path, sentence: str) -> None:
-    tqdm.write(f"warning: {path}: {sentence}; raise --most-cracks for more", file=sys.stderr)
+    tqdm.write(one_line(f"warning: {path}: {sentence}; raise --most-cracks for more"), file=sys.stderr)
 
 
 def summary(cracks: Sequence[Crack], units: Units) -> str:
@@ -153,9 +154,9 @@ def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Uni
         try:
             cracks = measure_file(path, options.out / stem, units, options.least_length, what, options.most_cracks)
         except ValueError as error:
-            tqdm.write(f"error: {error}", file=sys.stderr)
+            tqdm.write(one_line(f"error: {error}"), file=sys.stderr)
         else:
-            tqdm.write(f"{path}: {summary(cracks, units)}")
+            tqdm.write(one_line(f"{path}: {summary(cracks, units)}"))
             continue
         failed.append(path.name)
     return failed

@@ -17,6 +17,7 @@ from cssr.cracks.masks import LOSSY_SUFFIXES, Read, read_mask
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, reader
 from cssr.dataset_preparation.sources import Item
 from cssr.utils.image_files import walk, with_suffix
+from cssr.utils.interrupts import one_line
 
 SkipUnpaired = Annotated[bool, "pass over images without mask, masks without image and listed names without file"]
 NameList = Annotated[str | None, "text file, below the root, that names the pictures to take: one a line, name or path"]
@@ -99,7 +100,7 @@ def checked(
 
 def left_out(what: str, names: Sequence[object]) -> tuple[str, ...]:
     """A note that counts what was passed over, and names the first; none where nothing was."""
-    return (f"passed over {len(names)} {what}, the first is {names[0]}",) if names else ()
+    return (one_line(f"passed over {len(names)} {what}, the first is {names[0]}"),) if names else ()
 
 
 def find_pairs(

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -39,6 +40,7 @@ from cssr.survey.write import FOLDER, write_survey
 from cssr.utils import geotiff
 from cssr.utils.cli import check_bits
 from cssr.utils.files import naming
+from cssr.utils.interrupts import one_line
 from cssr.utils.photographs import Photograph
 
 _GIB = 1 << 30
@@ -76,7 +78,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"{work.count - len(work.failed)} photographs: {_written(model, work.wanted)} in {options.out}{again}")
     if work.unmeasured:
         names = ", ".join(work.unmeasured[:5])
-        print(f"error: {len(work.unmeasured)} of {work.count} photographs were not measured: {names}", file=sys.stderr)
+        told = f"error: {len(work.unmeasured)} of {work.count} photographs were not measured: {names}"
+        print(one_line(told), file=sys.stderr)
     if work.failed:
         names = ", ".join(work.failed[:5])
         sys.exit(f"error: {len(work.failed)} of {work.count} photographs could not be read or written: {names}")
@@ -129,7 +132,7 @@ def _survey(work: "_Run", options: argparse.Namespace, limits: Limits) -> None:
     facts |= {"width_uncertainty_px": options.width_uncertainty, "least_length_px": options.least_length}
     told = write_survey(survey, options.out / FOLDER, facts)
     for sentence in told:
-        print(f"survey: {sentence}", file=sys.stderr)
+        print(one_line(f"survey: {sentence}"), file=sys.stderr)
     classes = ", ".join(f"{count} {name}" for name, count in survey.severities().items() if count)
     print(f"survey of {len(stems)} photographs in {options.out / FOLDER}: {len(survey.rows)} cracks: {classes}")
 
@@ -219,7 +222,7 @@ class _Run:
                 try:
                     self._one(source)
                 except (ValueError, OSError, torch.OutOfMemoryError) as error:
-                    tqdm.write(_explain(source, error), file=sys.stderr)
+                    tqdm.write(one_line(_explain(source, error)), file=sys.stderr)
                     self.failed.append(source.path.name)
                 bar.update()
 
@@ -252,7 +255,7 @@ class _Run:
         self._say(source, photograph, predicted)
 
     def _warn(self, source: Source, sentence: str) -> None:
-        tqdm.write(f"warning: {source.name}: {sentence}", file=sys.stderr)
+        tqdm.write(one_line(f"warning: {source.name}: {sentence}"), file=sys.stderr)
 
     def _measure(
         self, source: Source, files: Files, crack_prob: np.ndarray, photograph: Photograph, size: PixelSize | None
@@ -268,7 +271,7 @@ class _Run:
             return write_measures(files, crack_prob, photograph, how, size, source.name, tell, sys.stderr.isatty())
         except TooRagged as error:
             told = f"{source.name}: {error}, or raise --most-cracks {how.most}; its other results are written"
-            tqdm.write(told, file=sys.stderr)
+            tqdm.write(one_line(told), file=sys.stderr)
             self.unmeasured.append(source.path.name)
             return None
 
@@ -293,8 +296,9 @@ class _Run:
             return
         remedy = f"a --tile below {self._options.tile}" if self._options.tile else "--tile 256"
         large = "" if geotiff.there() else ", pip install 'cssr[large]' for TIFFs by windows"
+        needed = math.ceil(100 * need / _GIB) / 100
         raise ValueError(
-            f"needs {need / _GIB:.1f} GiB beside the networks, above --memory {self._options.memory:g}: choose more, "
+            f"needs {needed:g} GiB beside the networks, above --memory {self._options.memory:g}: choose more, "
             f"{remedy}, --size photo or less to --write{large}"
         )
 
@@ -303,10 +307,11 @@ class _Run:
         crack = "" if predicted.crack is None else f", crack {predicted.crack:.2%}"
         crack += "" if predicted.cracks is None else f" in {predicted.cracks} pieces"
         note = f" ({photograph.note})" if photograph.note else ""
-        tqdm.write(f"{source.name}: {width}x{height}{note} -> {predicted.width}x{predicted.height}{crack}")
+        name = one_line(source.name)
+        tqdm.write(f"{name}: {width}x{height}{note} -> {predicted.width}x{predicted.height}{crack}")
         if predicted.warnings:
             known = "; ".join(predicted.warnings)
-            tqdm.write(f"{source.name}: unlike what the model was trained on, results may be wrong: {known}")
+            tqdm.write(f"{name}: unlike what the model was trained on, results may be wrong: {known}")
 
     @staticmethod
     def _bar(**how: Any) -> tqdm:

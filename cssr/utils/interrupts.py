@@ -41,10 +41,18 @@ def run(main: Callable[[], Any]) -> Any:
     except KeyboardInterrupt as stop:
         _print(stop)
         return 130
+    except SystemExit as end:
+        end.code = one_line(end.code) if isinstance(end.code, str) else end.code
+        raise
     finally:
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
+
+
+def one_line(text: str) -> str:
+    """The text with its line ends written out: names of files may hold some."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 class Stream:

@@ -245,6 +245,15 @@ def test_files_that_are_no_masks_are_told_of_and_the_others_measured(tmp_path, c
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"good_cracks"}
 
 
+def test_a_name_with_a_line_end_is_told_in_one_line(tmp_path, capsys):
+    Image.fromarray(np.zeros((8, 8), bool)).save(tmp_path / "a\nerror.png")
+    (tmp_path / "b\n.png").write_text("no image")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--out", str(tmp_path / "out")])
+    told = capsys.readouterr()
+    assert "a\\nerror.png: no cracks" in told.out and len(told.err.splitlines()) == 1
+
+
 def test_which_files_of_a_folder_are_masks(tmp_path):
     for name in ("a.png", "b/a.png", "a.tif", "c_cracks.png", "c_cracks.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

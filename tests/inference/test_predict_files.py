@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -305,9 +306,13 @@ def test_a_full_disk_is_one_line_a_photograph(export, photos, tmp_path, capsys, 
 def test_too_little_memory_is_said_before_work(export, photos, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1 of 1"):
         run(export, photos / "a.png", "--out", tmp_path / "out", "--memory", "0.001")
-    assert "a.png: needs 0.1 GiB beside the networks, above --memory 0.001: choose more, a --tile below 65" in (
-        capsys.readouterr().err
-    )
+    told = capsys.readouterr().err
+    assert "beside the networks, above --memory 0.001: choose more, a --tile below 65" in told
+    needed = float(re.search(r"a.png: needs ([\d.]+) GiB", told)[1])
+    with pytest.raises(SystemExit, match="1 of 1"):  # what is needed is never said to be what there is
+        run(export, photos / "a.png", "--out", tmp_path / "out", "--memory", str(needed - 0.01))
+    assert f"needs {needed:g} GiB" in capsys.readouterr().err
+    run(export, photos / "a.png", "--out", tmp_path / "out", "--memory", str(needed))
 
 
 def test_no_place_to_write(export, photos, tmp_path):

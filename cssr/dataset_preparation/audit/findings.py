@@ -15,6 +15,7 @@ from cssr.cracks.masks import MOST_CLASSES, MOSTLY
 from cssr.dataset_preparation.audit.examine import Crack, Look, sizes_in
 from cssr.dataset_preparation.audit.similarity import Links, Overlap, groups_of
 from cssr.dataset_preparation.sources import Item, MaskRule, Source
+from cssr.utils.interrupts import one_line
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 _FAULTS = {  # kind -> severity, remedy
@@ -76,8 +77,9 @@ class Finding:
         """For people."""
         shown = "; ".join(map(_example, self.entries[:examples]))
         more = f"; and {len(self.entries) - examples} more" if len(self.entries) > examples else ""
-        return f"{self.severity:8}{len(self.entries) or '':>5}  {self.kind}: {self.message}" + (
-            f" [{shown}{more}]" if shown else ""
+        return one_line(
+            f"{self.severity:8}{len(self.entries) or '':>5}  {self.kind}: {self.message}"
+            + (f" [{shown}{more}]" if shown else "")
         )
 
 
