@@ -16,6 +16,7 @@ COMMANDS = {  # name: module, its function, one line
     "evaluate": ("cssr.evaluate", "main", "measure a model on a shard set"),
     "predict": ("cssr.predict", "main", "find cracks in photographs"),
     "measure": ("cssr.measure", "main", "measure the cracks of masks"),
+    "annotate": ("cssr.annotate", "main", "predicted cracks as annotations to correct; what to label first"),
     "report": ("cssr.report.__main__", "main", "results side by side: HTML, Markdown, LaTeX, CSV"),
     "demo": ("cssr.demo.__main__", "main", "a page to try a model"),
     "shard": ("cssr.dataset_preparation.make", "main", "datasets on disk to shards (shards/make_shards.py)"),

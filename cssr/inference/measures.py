@@ -1,7 +1,8 @@
 """Measures of a photograph's cracks: the size of its pixels, and the files that hold what was measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -76,7 +77,7 @@ def write_measures(
     photograph: Photograph,
     how: Measured,
     size: PixelSize | None,
-    name: str,
+    about: Mapping[str, Any],
     tell: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> int:
@@ -84,7 +85,8 @@ def write_measures(
 
     `crack_prob` (H W uint8) is 0 where there is no crack, else the probability in 1/255.
     Coordinates are the map's where the photograph is georeferenced, else the photograph's pixels.
-    `size`: of the photograph's pixels; `name`: the photograph's; `tell` is called with a sentence on those left out.
+    `size`: of the photograph's pixels. `about`: its name and other facts that are kept with the cracks. `tell` is
+    called with a sentence on those left out.
     Returns: how many cracks there are.
     Raises: TooRagged before anything is written.
     """
@@ -92,7 +94,7 @@ def write_measures(
     cracks = measure_cracks(crack_prob, how.least_length * scale, crack_prob, how.most, tell, progress)
     units = Units(scale, size.mm, size.uncertainty, size.source) if size else Units(scale)
     place = None if photograph.place is None else georeference(photograph.place.enlarged(scale))
-    facts = {"name": name, "height": photograph.shape[0], "width": photograph.shape[1]}
+    facts = {**about, "height": photograph.shape[0], "width": photograph.shape[1]}
     if photograph.place is not None:
         facts["affine"] = list(photograph.place.transform)[:6]
     if size:

@@ -267,8 +267,11 @@ class _Run:
         def tell(sentence: str) -> None:
             self._warn(source, f"{sentence}; raise --most-cracks for more")
 
+        facts = {"name": source.name} | ({} if source.frame is None else {"frame": source.frame})
+        if "_rectified.png" in files.endings:  # positions are those of this picture
+            facts["name"] = str(self._options.out / f"{source.stem}_rectified.png")
         try:
-            return write_measures(files, crack_prob, photograph, how, size, source.name, tell, sys.stderr.isatty())
+            return write_measures(files, crack_prob, photograph, how, size, facts, tell, sys.stderr.isatty())
         except TooRagged as error:
             told = f"{source.name}: {error}, or raise --most-cracks {how.most}; its other results are written"
             tqdm.write(one_line(told), file=sys.stderr)

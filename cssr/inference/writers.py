@@ -42,7 +42,7 @@ class Files:
     def __init__(self, stem: Path):
         self._stem = stem
         self._open: list[Rows] = []
-        self._names: list[str] = []
+        self.endings: list[str] = []  # of those that are or will be there
         self.sizes: dict[str, int] = {}  # bytes by name, once they are there
 
     @property
@@ -52,7 +52,7 @@ class Files:
 
     def new(self, ending: str) -> Path:
         """The path under which a file that ends so is to be written until then."""
-        self._names.append(ending)
+        self.endings.append(ending)
         return self._room / (self._stem.name + ending)
 
     @property
@@ -77,7 +77,7 @@ class Files:
     def discard(self) -> None:
         """None of them is wanted."""
         shutil.rmtree(self._room, ignore_errors=True)
-        self._names.clear()
+        self.endings.clear()
 
     def __enter__(self) -> "Files":
         for left in self.directory.glob(f"{glob.escape(self._rooms)}*"):  # by a kill
@@ -100,7 +100,7 @@ class Files:
     def _publish(self) -> None:
         for rows in self._open:
             rows.finish()
-        paths = [self._room / (self._stem.name + ending) for ending in self._names]
+        paths = [self._room / (self._stem.name + ending) for ending in self.endings]
         self.sizes = {path.name: path.stat().st_size for path in paths}
         for path in paths:
             os.replace(path, self._stem.with_name(path.name))

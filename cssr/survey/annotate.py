@@ -1,0 +1,138 @@
+"""Write the annotation files of a directory of results, and rank its photographs by what labels would teach."""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from cssr.survey import annotations
+from cssr.survey.annotations import Annotated
+from cssr.utils.files import naming, write_atomic
+from cssr.utils.images import open_image
+from cssr.utils.json_files import read_json
+
+_RECORD, _LINES = "_prediction.json", "_cracks.geojson"
+_SHEET, _CELL = 24, 320  # photographs of the sheet, and pixels of a side
+
+
+def run(options: argparse.Namespace) -> None:
+    """All that the command line of `cssr.annotate` asks for. Raises: ValueError, one line."""
+    if not 0 <= options.least_confidence <= 1:
+        raise ValueError(f"--least-confidence must lie in 0..1, found {options.least_confidence}")
+    stems = measured_stems(options.results)
+    bar = tqdm(stems, unit="photo", disable=not sys.stderr.isatty())
+    everything = [annotations.read(stem, options.least_confidence) for stem in bar]
+    photographs = _named([photograph for photograph in everything if photograph.is_file], options.root)
+    if len(photographs) < len(everything):
+        left = len(everything) - len(photographs)
+        print(f"left out {left} frames of videos: predict them as pictures to annotate them", file=sys.stderr)
+    with naming(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "coco.json": json.dumps(annotations.coco(photographs)),
+        "coco_polygons.json": json.dumps(annotations.coco(photographs, polygons=True)),
+        "label_studio.json": json.dumps(annotations.label_studio(photographs, options.prefix)),
+        "cvat.xml": annotations.cvat(photographs),
+    }
+    for name, content in contents.items():
+        write_atomic(options.out / name, content)
+    cracks = sum(len(photograph.instances) for photograph in photographs)
+    print(f"{cracks} cracks of {len(photographs)} photographs: {', '.join(contents)} in {options.out}")
+    if options.rank:
+        files = [stem for stem, photograph in zip(stems, everything) if photograph.is_file]
+        rank(files, [photograph.name for photograph in photographs], options.out)
+
+
+def measured_stems(results: Path) -> list[Path]:
+    """Stems of the photographs in a directory of results whose cracks are measured; ValueError where there is none."""
+    if not results.is_dir():
+        raise ValueError(f"no directory at {results}")
+    records = sorted(results.rglob(f"*{_RECORD}"))
+    stems = [record.with_name(record.name.removesuffix(_RECORD)) for record in records]
+    stems = [stem for stem in stems if stem.with_name(stem.name + _LINES).is_file()]
+    if not stems:
+        found = f"{len(records)} predicted photographs without measures" if records else "no results"
+        raise ValueError(f"{results} holds {found}: run cssr.predict PHOTOGRAPHS --measure --out {results}")
+    for stem in stems:
+        read_json(stem.with_name(stem.name + _LINES), {"photograph": {"name": str, "height": int, "width": int}})
+    return stems
+
+
+def _named(photographs: Sequence[Annotated], root: Path | None) -> list[Annotated]:
+    """Named from the folder that holds them all, or from `root`; ValueError without any, or if one is not below it."""
+    if not photographs:
+        raise ValueError("nothing to annotate: all results are of frames of videos")
+    paths = [Path(os.path.abspath(photograph.name)) for photograph in photographs]
+    above = Path(os.path.abspath(root)) if root else Path(os.path.commonpath([path.parent for path in paths]))
+    outside = [path for path in paths if above not in path.parents]
+    if outside:
+        raise ValueError(f"--root: {outside[0]} is not below {above}")
+    return [replace(p, name=path.relative_to(above).as_posix()) for p, path in zip(photographs, paths)]
+
+
+# ---- what to label first ----
+
+
+def rank(stems: Sequence[Path], names: Sequence[str], out: Path) -> list[tuple[float, str]]:
+    """Write `rank.csv` and `rank.jpg`: photographs by the mean entropy of their probabilities, bits a pixel.
+
+    Probabilities are the calibrated ones that prediction has written (with --tta, means over orientations).
+    Raises: ValueError where they were not written.
+    """
+    scores = [entropy(_probabilities(stem)) for stem in stems]
+    order = sorted(range(len(stems)), key=lambda n: (-scores[n], names[n]))
+    ranked = [(scores[n], names[n]) for n in order]
+    with naming(out), open(out / "rank.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["rank", "photograph", "entropy_bits_per_pixel"])
+        writer.writerows((place, name, f"{score:.6f}") for place, (score, name) in enumerate(ranked, 1))
+    cells = [_cell(stems[n], place, *ranked[place - 1]) for place, n in enumerate(order[:_SHEET], 1)]
+    columns = min(6, len(cells))
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
+    rows = [np.hstack(cells[at : at + columns]) for at in range(0, len(cells), columns)]
+    _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1])
+    write_atomic(out / "rank.jpg", encoded.tobytes())
+    print(f"label first {ranked[0][1]}, last {ranked[-1][1]}: rank.csv and rank.jpg in {out}")
+    return ranked
+
+
+def entropy(prob: np.ndarray) -> float:
+    """Mean entropy of crack probabilities (any shape, uint8 of which 255 is 1, or float 0..1), bits."""
+    levels = np.bincount(np.asarray(np.round(prob * (1 if prob.dtype == np.uint8 else 255)), np.uint8).ravel())
+    p = np.arange(len(levels)) / 255
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = -np.nan_to_num(p * np.log2(p)) - np.nan_to_num((1 - p) * np.log2(1 - p))
+    return float((bits * levels).sum() / levels.sum())
+
+
+def _probabilities(stem: Path) -> np.ndarray:
+    for ending in ("_prob.png", "_prob.tif"):
+        path = stem.with_name(stem.name + ending)
+        if path.is_file():
+            with open_image(path) as image:
+                layers = np.asarray(image)
+            return layers[layers[..., 1] > 0][:, 0] if layers.ndim == 3 else layers
+    path = stem.with_name(f"{stem.name}_prob.npy")
+    if path.is_file():
+        values = np.load(path)
+        return values[np.isfinite(values)]
+    raise ValueError(f"--rank: no probabilities of {stem}: predict with prob among --write")
+
+
+def _cell(stem: Path, place: int, score: float, name: str) -> np.ndarray:
+    """A square of the sheet: the picture with cracks drawn in, and its place."""
+    with open_image(stem.with_name(f"{stem.name}_cracks.png")) as picture:
+        picture.thumbnail((_CELL, _CELL - 30))
+        small = np.asarray(picture.convert("RGB"))
+    cell = np.full((_CELL, _CELL, 3), 255, np.uint8)
+    cell[30 : 30 + small.shape[0], : small.shape[1]] = small
+    text = f"{place}. {name[-28:]}  {score:.3f}"
+    return cv2.putText(cell, text, (4, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,0 +1,173 @@
+"""Predicted cracks as annotations: read by the field's own tools, and back through the sources of shards."""
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cssr.annotate import main
+from cssr.cracks.files import Georeference, Units, write_geojson, write_outlines
+from cssr.cracks.measure import measure_cracks
+from cssr.dataset_preparation.sources.coco import coco as coco_source
+from cssr.survey import annotate, annotations
+
+MAP = Georeference((0.01, 0.002, 500, 0.002, -0.01, 900), "urn:ogc:def:crs:EPSG::25832")
+
+
+def results(folder, photos, name: str, mask: np.ndarray, scale: int = 1, place: Georeference | None = None):
+    """A photograph, and results of prediction at so many mask pixels for one of its own; its stem."""
+    height, width = (side // scale for side in mask.shape)
+    photos.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(photos / f"{name}.png")
+    prob = mask.astype(np.uint8) * 204
+    cracks = measure_cracks(prob, prob=prob)
+    facts = {"name": str(photos / f"{name}.png"), "height": height, "width": width}
+    fine = None
+    if place:
+        a, b, c, d, e, f = place.affine
+        fine, facts["affine"] = (
+            Georeference((a / scale, b / scale, c, d / scale, e / scale, f), place.crs),
+            [*place.affine],
+        )
+    folder.mkdir(exist_ok=True)
+    write_geojson(cracks, folder / f"{name}_cracks.geojson", Units(scale), fine, facts)
+    write_outlines(cracks, folder / f"{name}_outlines.geojson", Units(scale), fine)
+    Image.fromarray(prob).save(folder / f"{name}_prob.png")
+    Image.fromarray(prob).save(folder / f"{name}_cracks.png")
+    (folder / f"{name}_prediction.json").write_text("{}")
+    return folder / name
+
+
+def noise(seed: int, size=(40, 60)) -> np.ndarray:
+    return np.random.default_rng(seed).random(size) < 0.4
+
+
+def ring() -> np.ndarray:
+    mask = np.zeros((40, 60), bool)
+    mask[5:30, 8:50], mask[8:27, 11:47], mask[12:14, :] = True, False, True
+    return mask
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Annotations of three photographs: noise, a crack with holes on a map, and nothing."""
+    masks = {"noise": noise(1), "ring": ring(), "nothing": np.zeros((40, 60), bool)}
+    for name, mask in masks.items():
+        results(tmp_path / "out", tmp_path / "photos", name, mask, place=MAP if name == "ring" else None)
+    main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations"), "--prefix", "/x/"])
+    return tmp_path, masks
+
+
+@pytest.mark.parametrize("file", ["coco.json", "coco_polygons.json"])
+def test_the_coco_library_reads_the_same_pixels(written, file):
+    library = pytest.importorskip("pycocotools.coco", reason="needs pycocotools")
+    folder, masks = written
+    found = library.COCO(folder / "annotations" / file)
+    for image in found.imgs.values():
+        mask = masks[image["file_name"].removesuffix(".png")]
+        own = found.imgToAnns[image["id"]]
+        assert np.array_equal(sum((found.annToMask(one) for one in own), np.zeros(mask.shape)) > 0, mask)
+        assert all(
+            one["score"] == pytest.approx(0.8, abs=1e-3) and one["area"] == found.annToMask(one).sum() for one in own
+        )
+    assert len(found.imgs) == 3
+
+
+@pytest.mark.parametrize("file", ["coco.json", "coco_polygons.json"])
+def test_corrected_annotations_come_back_as_shards(written, file):
+    """One crack is deleted, as an annotator would; the others come back to the pixel."""
+    folder, masks = written
+    given = json.loads((folder / "annotations" / file).read_text())
+    gone = given["annotations"].pop(0)
+    (folder / "photos" / "annotations.json").write_text(json.dumps(given))
+    left, top, width, height = (int(n) for n in gone["bbox"])
+    back = {item.key: item.mask() > 0 for item in coco_source(folder / "photos").items}
+    assert np.array_equal(back["ring"], masks["ring"]) and not back["nothing"].any()
+    inside = np.zeros((40, 60), bool)
+    inside[top : top + height, left : left + width] = True
+    assert np.array_equal(back["noise"][~inside], masks["noise"][~inside])
+    assert back["noise"].sum() == masks["noise"].sum() - gone["area"] and gone["area"] > 0
+
+
+def test_label_studio_polygons_are_percent_of_the_photograph(written):
+    folder, masks = written
+    tasks = json.loads((folder / "annotations" / "label_studio.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == ["/x/noise.png", "/x/nothing.png", "/x/ring.png"]
+    for task in tasks:
+        mask = masks[task["data"]["image"][3:].removesuffix(".png")]
+        found = np.zeros(mask.shape, bool)
+        for result in task["predictions"][0]["result"]:
+            assert result["value"]["polygonlabels"] == ["crack"] and result["original_width"] == 60
+            ring = np.round(np.array(result["value"]["points"]) * (0.6, 0.4)).astype(int)
+            found |= annotations._filled([np.r_[ring, ring[:1]]], *mask.shape)
+        assert np.array_equal(found, mask)
+
+
+def test_cvat_masks_are_run_lengths_of_their_boxes(written):
+    folder, masks = written
+    images = ElementTree.parse(folder / "annotations" / "cvat.xml").getroot().findall("image")
+    assert [image.get("name") for image in images] == ["noise.png", "nothing.png", "ring.png"]
+    for image in images:
+        found = np.zeros((40, 60), bool)
+        for mask in image.findall("mask"):
+            left, top, width, height = (int(mask.get(side)) for side in ("left", "top", "width", "height"))
+            runs = [int(n) for n in mask.get("rle").split(", ")]
+            flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+            found[top : top + height, left : left + width] |= flat.reshape(height, width)
+        assert np.array_equal(found, masks[image.get("name").removesuffix(".png")])
+
+
+def test_hairlines_of_a_finer_mask_stay_whole(tmp_path):
+    """A line a quarter of a pixel wide is no half of any pixel."""
+    mask = np.zeros((160, 240), bool)
+    mask[80, 20:200] = True
+    photograph = annotations.read(results(tmp_path / "out", tmp_path / "photos", "a", mask, scale=4))
+    (instance,) = photograph.instances
+    assert (photograph.height, photograph.width) == (40, 60)
+    assert instance.mask.shape[0] == 1 and instance.top == 20 and instance.mask.all() and instance.mask.shape[1] == 45
+
+
+def test_wide_cracks_of_a_finer_mask_cover_what_they_half_cover(tmp_path):
+    mask = np.kron(ring(), np.ones((4, 4), bool))
+    (instance,) = annotations.read(results(tmp_path / "out", tmp_path / "photos", "a", mask, 4, MAP)).instances
+    whole = np.zeros((40, 60), bool)
+    whole[instance.top :, instance.left :][: instance.mask.shape[0], : instance.mask.shape[1]] = instance.mask
+    assert np.array_equal(whole, ring())
+
+
+def test_uncertain_photographs_come_first(tmp_path, capsys):
+    stems = [results(tmp_path / "out", tmp_path / "photos", name, noise(2)) for name in "abc"]
+    for stem, prob in zip(stems, (255, 128, 10)):
+        Image.fromarray(np.full((40, 60), prob, np.uint8)).save(f"{stem}_prob.png")
+    main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations"), "--rank"])
+    rows = (tmp_path / "annotations" / "rank.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows[1:]] == ["b.png", "c.png", "a.png"]
+    assert Image.open(tmp_path / "annotations" / "rank.jpg").width == 3 * annotate._CELL
+    assert "label first b.png, last a.png" in capsys.readouterr().out
+
+
+def test_entropy_is_in_bits():
+    assert annotate.entropy(np.array([0, 255], np.uint8)) == 0
+    assert annotate.entropy(np.array([0.5, 1.0])) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    results(tmp_path / "out", tmp_path / "photos", "a", noise(3))
+    (tmp_path / "empty").mkdir()
+    for words, message in (
+        ([tmp_path / "nowhere"], "no directory"),
+        ([tmp_path / "empty"], "run cssr.predict PHOTOGRAPHS --measure"),
+        ([tmp_path / "out", "--least-confidence", "2"], "--least-confidence must lie in 0..1"),
+        ([tmp_path / "out", "--root", tmp_path / "empty"], "--root: .*a.png is not below"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            main([*map(str, words), "--out", str(tmp_path / "annotations")])
+    (tmp_path / "out" / "a_prob.png").unlink()
+    with pytest.raises(SystemExit, match="--rank: no probabilities"):
+        main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations"), "--rank"])
+    (tmp_path / "out" / "a_cracks.geojson").write_text('{"photograph": 3}')
+    with pytest.raises(SystemExit, match="a_cracks.geojson"):
+        main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations")])
