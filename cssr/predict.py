@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
         "aashto-reinforced, aashto-prestressed, jsce, or a YAML file (en1992-1-1)")  # fmt: skip
     add("--width-uncertainty", type=float, default=0.6, metavar="PX", help="standard uncertainty of a measured width, "
         "pixels of the photograph (0.6, measured: docs/results.md)")  # fmt: skip
+    add("--detectable", type=int, default=8, metavar="N", help="cracks drawn of each width, to say from which width on "
+        "the model finds them in these photographs (8; 0: not said)")  # fmt: skip
     add("--least-length", type=float, default=0.0, metavar="N", help="what --measure leaves out: cracks shorter than "
         "so many of the photograph's pixels (0)")  # fmt: skip
     add("--most-cracks", type=int, default=10_000, metavar="N", help="--measure takes the largest N components of a "

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from cssr.cracks.measure import TooRagged, check_most
 from cssr.cracks.pixel_size import FAMILIES, PixelSize
 from cssr.inference import resume as done
 from cssr.inference import sources as inputs
+from cssr.inference.detectable import detectable
 from cssr.inference.large_images import Summary, Wanted, memory, predict_rows
 from cssr.inference.measures import Measured, write_measures
 from cssr.inference.predictor import device_named
@@ -126,10 +128,17 @@ def _check(options: argparse.Namespace) -> None:
 
 def _survey(work: "_Run", options: argparse.Namespace, limits: Limits) -> None:
     """Write all photographs' cracks as one survey."""
-    stems = [options.out / stem for stem in work.measured]
+    stems = [options.out / source.stem for source in work.measured]
     survey = collect(stems, limits, options.width_uncertainty)
     facts = {"model": str(options.model), "threshold": options.threshold, "tta": options.tta, "cssr": __version__}
     facts |= {"width_uncertainty_px": options.width_uncertainty, "least_length_px": options.least_length}
+    if options.detectable and survey.photographs:
+        openings = [partial(source.open, options.bits) for source in work.measured if source.frame is None]
+        found = detectable(work.model, openings, options.threshold, options.detectable)
+        sizes = [photograph["mm_per_pixel"] for photograph in survey.photographs if "mm_per_pixel" in photograph]
+        facts["detectable"] = found.facts() if found else None
+        facts["detectable_says"] = found.sentence(median(sizes) if sizes else None) if found else _NO_ROOM
+        print(f"detectable: {facts['detectable_says']}")
     told = write_survey(survey, options.out / FOLDER, facts)
     for sentence in told:
         print(one_line(f"survey: {sentence}"), file=sys.stderr)
@@ -137,6 +146,7 @@ def _survey(work: "_Run", options: argparse.Namespace, limits: Limits) -> None:
     print(f"survey of {len(stems)} photographs in {options.out / FOLDER}: {len(survey.rows)} cracks: {classes}")
 
 
+_NO_ROOM = "not measured: no photograph has a part of 64 x 64 pixels that a crack can be drawn on"
 _OF_MEASURE = ("mm_per_pixel", "known_distance", "marker_side", "distance", "rectify", "limits", "least_length")
 
 
@@ -147,6 +157,8 @@ def _check_measures(options: argparse.Namespace) -> None:
     for name in ("marker_side", "distance"):
         if getattr(options, name) is not None and not 0 < getattr(options, name) < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, found {getattr(options, name)}")
+    if options.detectable < 0:
+        raise ValueError(f"--detectable must be 0 or more, found {options.detectable}")
     for name in ("least_length", "width_uncertainty"):
         if not 0 <= getattr(options, name) < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, found {getattr(options, name)}")
@@ -202,7 +214,7 @@ class _Run:
     """Photographs, one after the other, those that are done left out."""
 
     def __init__(self, model: JointModel, options: argparse.Namespace, measured: Measured | None):
-        self._model, self._options = model, options
+        self.model, self._options = model, options
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
         self._measured = measured
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
@@ -211,7 +223,7 @@ class _Run:
         self._facts["measured"] = asdict(self._measured) if self._measured else None
         self.failed: list[str] = []
         self.unmeasured: list[str] = []
-        self.measured: list[str] = []  # stems of the photographs whose cracks are measured
+        self.measured: list[Source] = []  # photographs whose cracks are measured
         self.count = self.skipped = 0
 
     def work(self, sources: Iterator[Source], expected: int) -> None:
@@ -234,7 +246,7 @@ class _Run:
             if self._measured and (done.read(record) or {"found": {}})["found"].get("cracks") is None:
                 self.unmeasured.append(source.path.name)
             elif self._measured:
-                self.measured.append(source.stem)
+                self.measured.append(source)
             return
         with naming(self._options.out), source.open(self._options.bits) as opened:
             photograph, size = opened, None
@@ -251,7 +263,7 @@ class _Run:
         done.remove_others(record, old, files.sizes)
         done.write(record, facts, files.sizes, predicted.facts())
         if predicted.cracks is not None:
-            self.measured.append(source.stem)
+            self.measured.append(source)
         self._say(source, photograph, predicted)
 
     def _warn(self, source: Source, sentence: str) -> None:
@@ -282,7 +294,7 @@ class _Run:
         side, overlap = self._options.tile, TILE_OVERLAP
         if not side:
             side, overlap = max(photograph.shape), 0
-        count = len(Tiles(side, overlap).places(photograph.shape)) * self._model.rounds
+        count = len(Tiles(side, overlap).places(photograph.shape)) * self.model.rounds
         with self._bar(total=count, unit="tile", desc="photograph", leave=False, position=1) as bar:
 
             def ticking(all_tiles: Iterable) -> Iterator:
@@ -291,10 +303,10 @@ class _Run:
                     bar.update()
 
             tiles = Tiles(side, overlap, self._options.batch, ticking, _AHEAD)
-            return predict_rows(self._model, photograph, files, self.wanted, tiles, self._measured is not None)
+            return predict_rows(self.model, photograph, files, self.wanted, tiles, self._measured is not None)
 
     def _check_memory(self, photograph: Photograph) -> None:
-        need = memory(self._model, photograph, self.wanted, self._options.tile, self._measured is not None)
+        need = memory(self.model, photograph, self.wanted, self._options.tile, self._measured is not None)
         if need <= self._options.memory * _GIB:
             return
         remedy = f"a --tile below {self._options.tile}" if self._options.tile else "--tile 256"
