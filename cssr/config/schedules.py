@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cssr.config.registry import Registry, Samples
+from cssr.config.registry import Registry, Samples, Weight
 from cssr.utils.annotations import fits
 
 SCHEDULES = Registry("schedule")
+_FAR = 10**15  # samples that no run sees, by which every schedule is where it ends
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def bounded_schedule(setting: ScheduleSetting, low: float, high: float, name: st
     """The schedule that a setting describes; ValueError, which names it, where a value leaves low..high."""
     schedule, ends = build_schedule(setting), breakpoints(setting)
     total = max(ends, default=0) + 1
-    for samples in (0, *ends, total):
+    for samples in (0, *ends, total, _FAR):
         value = schedule(Progress(samples, total))
         if not low <= value <= high:
             raise ValueError(f"{name} must be {low:g} to {high:g}, found {value:g} at {samples} samples")
@@ -69,7 +70,7 @@ def linear(until: Samples, begin: Samples = 0, start: float = 0.0, end: float = 
 
 @SCHEDULES.register
 def staircase(
-    every: Samples, begin: Samples = 0, start: float = 1.0, end: float = 0.01, step: float = 0.01
+    every: Samples, begin: Samples = 0, start: float = 1.0, end: float = 0.01, step: Weight = 0.01
 ) -> Schedule:
     """`start` less `step` after each `every` samples from `begin` on, down to `end`.
 

@@ -12,7 +12,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cssr.utils.annotations import Within, fits, shortened
 
 BatchNorm = Literal["rank", "sync", "held", "encoder_held"]
 RESULTS = ("sr", "prob", "mask", "overlay", "kernel")  # what a prediction writes
@@ -290,12 +292,12 @@ def _check_phases(phases: Sequence[PhaseConfig]) -> None:
     ends = [phase.until for phase in phases]
     if not phases or ends[-1] is not None or None in ends[:-1]:
         raise ValueError("phases: every phase but the last needs until: SAMPLES, and the last until: null")
-    if sorted(set(ends[:-1])) != ends[:-1] or (ends[0] or 1) < 1:
+    if sorted(set(ends[:-1])) != ends[:-1] or ends[0] == 0 or (ends[0] or 1) < 1:
         raise ValueError(f"phases: until must rise from phase to phase, in samples, found {ends[:-1]}")
     for phase in phases:
         for group, factor in phase.lr.items():
-            if not 0 <= factor <= 10**6:
-                raise ValueError(f"phases: {phase.name}.lr.{group} must be 0 to 1e+06, found {factor}")
+            if not fits(factor, Annotated[float, Within(0, 10**6)]):
+                raise ValueError(f"phases: {phase.name}.lr.{group} must be 0 to 1e+06, found {shortened(factor)}")
 
 
 def segments(model: ModelConfig) -> bool:

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cssr.config.registry import Share
+from cssr.utils.annotations import fits
+
 BLUR, NOISE, JPEG, FIRST, SECOND, FINAL = range(6)  # streams: what one stage draws leaves the others as they were
 Rngs = Sequence[np.random.Generator]  # one a sample
 
@@ -62,13 +65,12 @@ def check_range(
 
 
 def _is_range(value: Any) -> bool:
-    pair = isinstance(value, Sequence) and len(value) == 2
-    return pair and all(isinstance(v, Real) and math.isfinite(v) for v in value) and value[0] <= value[1]
+    return fits(value, Sequence[float]) and len(value) == 2 and value[0] <= value[1]
 
 
 def check_share(name: str, setting: str, value: Any) -> None:
     """Refuse what is no probability."""
-    if not isinstance(value, Real) or not 0 <= value <= 1:
+    if not fits(value, Share):
         raise ValueError(f"degradation {name!r}: {setting} needs a probability, 0 to 1, found {value}")
 
 

@@ -6,16 +6,16 @@ multiplied where both are set, and the samples seen from which on they are appli
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cssr.config.registry import did_you_mean
+from cssr.config.registry import Samples, Weight, did_you_mean
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
+from cssr.utils.annotations import described, fits, shortened
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def build_weight(setting: Mapping[str, Any] | None) -> PixelWeight:
     """The weight that a `pixel_weight` setting describes; None weighs nothing.
 
     Raises:
-        ValueError: no mapping, an unknown name, or anything but numbers of at least 0.
+        ValueError: no mapping, an unknown name, or anything but numbers from 0 that can be meant.
     """
     if setting is None:
         return PixelWeight()
@@ -61,8 +61,9 @@ def build_weight(setting: Mapping[str, Any] | None) -> PixelWeight:
     for name, value in setting.items():
         if name not in known:
             raise ValueError(f"pixel_weight does not take {name!r}{did_you_mean(name, known)}")
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < float("inf"):
-            raise ValueError(f"pixel_weight: {name} must be a number of at least 0, found {value!r}")
+        kind = Samples if name == "begin" else Weight
+        if not fits(value, kind):
+            raise ValueError(f"pixel_weight: {name} must be {described(kind)}, found {shortened(value)}")
     return PixelWeight(**setting)
 
 

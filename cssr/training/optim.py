@@ -34,11 +34,20 @@ def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
             f"{did_you_mean(settings.optimizer, timm.optim.list_optimizers())}"
         )
     try:
-        return timm.optim.create_optimizer_v2(
-            groups, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, **_arguments(config)
-        )
+        own = {"opt": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay}
+        how = dict(**own, **_arguments(config))
+        _try(**how)
+        return timm.optim.create_optimizer_v2(groups, **how)
     except Exception as error:  # optimizers refuse settings in every way: IndexError, KeyError, ...
-        raise ValueError(f"optim: {settings.optimizer} refuses its settings: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"optim: {settings.optimizer} refuses its settings: {reason}") from error
+
+
+def _try(**how: Any) -> None:
+    """Take a step on a weight of no model, as some settings are refused by it only."""
+    weight = nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.zeros(2, 2)
+    timm.optim.create_optimizer_v2([weight], **how).step()
 
 
 def _by_layer(model: JointModel, decay: float | None) -> Iterator[tuple[str, list[str], float]]:

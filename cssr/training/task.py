@@ -29,7 +29,9 @@ class Task(nn.Module):
         self.model = model
         self._phases, self._sr_times_seg = config.phases, config.loss.sr_times_seg
         self.seg_loss = LOSSES.build(config.loss.seg)
-        self.sr_losses = {phase.until: LOSSES.build(phase.sr or config.loss.sr) for phase in config.phases}
+        self.sr_losses = {
+            phase.until: LOSSES.build(config.loss.sr if phase.sr is None else phase.sr) for phase in config.phases
+        }
         self.extra = [_weighted(entry) for entry in config.loss.extra]
         betas = [config.loss.beta if phase.beta is None else phase.beta for phase in config.phases]
         self._beta = {

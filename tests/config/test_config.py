@@ -245,6 +245,7 @@ def test_shares_lie_between_0_and_1(key, value):
         "eval.seed=-1",
         "eval.limit=-1",
         "phases=[{until: -5},{}]",
+        "phases=[{until: 0},{}]",
     ],
 )
 def test_values_that_no_run_can_use_are_refused_at_once(override):
@@ -619,6 +620,7 @@ def test_an_error_does_not_repeat_all_that_it_was_given():
     "group, name, value, said",
     [
         ("optim", "arguments", [1], "optim.arguments must be a mapping, found"),
+        ("phases", 0, {"lr": {"sr": [1]}}, r"joint.lr.sr must be 0 to 1e\+06, found \[1\]"),
         ("model", "sr", ["dbpn"], "model.sr must be a mapping, found"),
         ("loss", "extra", {"a": 1}, "loss.extra must be a list, found"),
         ("phases", 0, {"lr": [1]}, r"phases.0..lr must be a mapping, found"),

@@ -111,6 +111,7 @@ def test_further_arguments_reach_the_optimizer():
         ("optim.optimizer=''", "optim.optimizer: unknown ''"),
         ("optim.arguments={speed: 3}", "optim: adam refuses its settings.*speed"),
         ("optim.arguments={betas: [2, 3]}", "optim: adam refuses its settings"),
+        ("optim.arguments={amsgrad: abc}", "optim: adam refuses its settings"),
         ("optim.arguments={lr: 3}", "optim"),
     ],
 )
