@@ -47,7 +47,7 @@ def _at_home(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             values[group][name] = {os.path.expanduser(path): weight for path, weight in value.items()}
         elif isinstance(value, list):
-            values[group][name] = [os.path.expanduser(path) for path in value]
+            values[group][name] = [os.path.expanduser(path) if isinstance(path, str) else path for path in value]
         elif isinstance(value, str):
             values[group][name] = os.path.expanduser(value)
     return values
@@ -96,7 +96,8 @@ def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), _escaped(dict(values))))
     except OmegaConfBaseException as error:
-        key = f"{prefix}{error.full_key}: " if getattr(error, "full_key", None) else ""
+        key = f"{prefix}{getattr(error, 'full_key', None) or ''}".rstrip(".")
+        key = f"{key}: " if key else ""
         raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
     except TypeError:  # of a list where a mapping belongs, or the other way round; it names no setting
         raise ValueError(f"config: {', '.join(_confused(cls(), values, prefix))}"[:600]) from None

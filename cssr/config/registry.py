@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 from cssr.utils.annotations import Within, described, fits, shortened
 
 _LONGEST = 600  # characters of an error, which may repeat what it was given
+_MOST_SHOWN = 40  # names in an error
 _MOST_VALUES = 1000  # in an argument, its lists and mappings included
 Count = Annotated[int, Within(1, 4096)]  # channels, layers, stages
 KernelSide = Annotated[int, Within(1, 101)]  # of a kernel, pixels
@@ -123,7 +124,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     close = begun[:3] or difflib.get_close_matches(str(word), choices, n=3)
     if close:
         return f" (did you mean {' or '.join(close)}?)"
-    return f" (choose from {', '.join(choices)})" if choices else ""
+    more = f" and {len(choices) - _MOST_SHOWN} more" if len(choices) > _MOST_SHOWN else ""
+    return f" (choose from {', '.join(choices[:_MOST_SHOWN])}{more})" if choices else ""
 
 
 def import_siblings(package: str, path: Iterable[str]) -> None:

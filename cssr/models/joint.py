@@ -472,6 +472,8 @@ class Dual(JointModel):
 @FORMS.register
 def sr_then_seg(config: ModelConfig, seg: dict[str, Any]) -> SRThenSeg:
     """`model.sr`, then `model.seg` on the SR image."""
+    if config.sr.get("channels", 3) != 3:
+        raise ValueError(f"model.sr.channels={config.sr['channels']!r}: images have 3; leave it out")
     model = SRThenSeg(config, SR.build(config.sr, scale=config.scale), SEG.build(seg))
     _check_kernel(model)
     return model

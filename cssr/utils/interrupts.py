@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+_LONGEST = 2000  # characters of the line in which a command fails, which may repeat what it was given
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -42,7 +43,7 @@ def run(main: Callable[[], Any]) -> Any:
         _print(stop)
         return 130
     except SystemExit as end:
-        end.code = one_line(end.code) if isinstance(end.code, str) else end.code
+        end.code = one_line(end.code)[:_LONGEST] if isinstance(end.code, str) else end.code
         raise
     finally:
         for number in ENDING:
