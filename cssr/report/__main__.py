@@ -14,10 +14,32 @@ from cssr.utils.cli import program
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    _report(_parser().parse_args(arguments))
+    options = _parser().parse_args(arguments)
+    if options.survey is None:
+        _report(options)
+    else:
+        _survey(options)
+
+
+def _survey(options: argparse.Namespace) -> None:
+    from cssr.survey.report import write_report
+
+    try:
+        if options.results:
+            raise ValueError(
+                f"--survey takes no other results, found {options.results[0]}: compare those in another call"
+            )
+        written = write_report(options.survey, options.out, options.title)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(*(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in written), sep="\n")
+    if len(written) == 1:
+        print("no PDF: pip install 'cssr[pdf]' (and the system's Pango), or print the page", file=sys.stderr)
 
 
 def _report(options: argparse.Namespace) -> None:
+    if not options.results:
+        sys.exit("error: name results.json files or directories of results, or --survey DIR")
     # Imported here, as these take seconds: --help and mistakes are answered without.
     from cssr.evaluation.results import load
     from cssr.report.columns import find_reference
@@ -39,7 +61,9 @@ def _report(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     about = "Results side by side: one page of HTML that opens offline, and Markdown, LaTeX and CSV."
     parser = argparse.ArgumentParser(prog=program("python -m cssr.report"), description=about)
-    parser.add_argument("results", nargs="+", type=Path, help="results.json files, or run or evaluation directories")
+    parser.add_argument("results", nargs="*", type=Path, help="results.json files, or run or evaluation directories")
+    parser.add_argument("--survey", type=Path, metavar="DIR", help="instead: a document to print, HTML and PDF, of the "
+        "survey that cssr.predict --measure has written")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="directory for the report's files")
     parser.add_argument("--title", help="heading of the report")
     parser.add_argument("--reference", help="result whose IoU_max is 100 %% (default: the only HR upper bound)")

@@ -48,7 +48,9 @@ class Survey:
         rows: one for each crack, by the names of COLUMNS; None where a value is not known.
         lines, areas: GeoJSON geometries of each, on the map, or in pixels of the photograph where `crs` is None.
         crs: of each, as GDAL reads it; "": a map whose name is not known, None: pixels.
+        boxes: left, top, right, bottom of each, pixels of the photograph.
         photographs: facts of each: name, height, width, cracks, and what is known of its pixels' size.
+        stems: the common path of each photograph's results.
     """
 
     limits: Limits
@@ -56,7 +58,9 @@ class Survey:
     lines: list[dict] = field(default_factory=list)
     areas: list[dict] = field(default_factory=list)
     crs: list[str | None] = field(default_factory=list)
+    boxes: list[tuple[float, ...]] = field(default_factory=list)
     photographs: list[Row] = field(default_factory=list)
+    stems: list[Path] = field(default_factory=list)
 
     def severities(self, rows: Iterable[Row] | None = None) -> dict[str, int]:
         """How many cracks each class has, and how many cannot be classed."""
@@ -79,9 +83,11 @@ def collect(stems: Sequence[Path], limits: Limits, width_uncertainty: float) -> 
         named = lines.get("crs", {}).get("properties", {}).get("name", "")
         crs = named if "affine" in photograph else None
         survey.photographs.append({**photograph, "cracks": len(lines["features"])})
+        survey.stems.append(stem)
         for line, area in zip(lines["features"], areas["features"]):
             row = _row(line["properties"], photograph, limits, width_uncertainty)
             survey.rows.append({"crack": len(survey.rows) + 1, **row})
+            survey.boxes.append(tuple(line["properties"][side] for side in ("left", "top", "right", "bottom")))
             survey.lines.append(line["geometry"])
             survey.areas.append(area["geometry"])
             survey.crs.append(crs)

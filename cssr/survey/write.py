@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
         "cracks.xlsx": lambda path: tables.write_xlsx(survey, path, about),
         "cracks.gpkg": lambda path: told.extend(maps.write_geopackage(survey, path)),
         "cracks.dxf": lambda path: maps.write_dxf(survey, path),
-        "survey.json": lambda path: path.write_text(json.dumps(summary(survey, facts), indent=1), encoding="utf-8"),
+        "survey.json": lambda path: path.write_text(
+            json.dumps(summary(survey, facts, out), indent=1), encoding="utf-8"
+        ),
     }
     missing = [name for name, library in _LIBRARIES.items() if find_spec(library) is None]
     if missing:
@@ -51,14 +54,17 @@ def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
     return told
 
 
-def summary(survey: Survey, facts: dict[str, Any]) -> dict[str, Any]:
-    """A survey in numbers."""
+def summary(survey: Survey, facts: dict[str, Any], out: Path) -> dict[str, Any]:
+    """A survey in numbers, and where the results of each photograph are, from `out`."""
     return {
         **facts,
-        "photographs": survey.photographs,
+        "photographs": [
+            {**photograph, "results": os.path.relpath(stem, out)}
+            for photograph, stem in zip(survey.photographs, survey.stems)
+        ],
         "cracks": len(survey.rows),
         "severity": survey.severities(),
         "severity_spans_a_limit": sum(bool(row["severity_range"]) for row in survey.rows),
-        "limits": {"name": survey.limits.name, "source": survey.limits.source, "width": survey.limits.width},
+        "limits": asdict(survey.limits),
         "coverage": COVERAGE,
     }

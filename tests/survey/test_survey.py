@@ -50,7 +50,7 @@ def test_rows_hold_what_was_measured_and_the_class_of_its_width(survey):
     by_width = {round(row["mean_width_px"]): row for row in rows}
     wide = by_width[6]
     assert wide["length_mm"] == pytest.approx(20, abs=0.1) and wide["max_width_mm"] == pytest.approx(0.6, abs=0.01)
-    assert wide["severity"] == "above 0.4 mm (X0 and XC1)"
+    assert wide["severity"] == "above 0.4 mm"
     # 2 x sqrt((0.5 x 0.1)^2 + (0.01 x 0.6)^2)
     assert wide["width_uncertainty_mm"] == pytest.approx(0.1007, abs=1e-3) and wide["severity_range"] is None
     assert by_width[2]["severity"].startswith("within") and "0.3" in by_width[2]["severity_range"]

@@ -1,0 +1,80 @@
+"""The document of a survey: what it says, that it is one file, and that it prints."""
+
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+from test_survey import Georeference, photograph
+
+from cssr.report.__main__ import main
+from cssr.survey import report
+from cssr.survey.collect import collect
+from cssr.survey.severity import load_limits
+from cssr.survey.write import write_survey
+
+FACTS = {"model": "small-x4", "threshold": 0.5, "tta": False, "width_uncertainty_px": 0.5, "least_length_px": 0}
+MAP = Georeference((0.01, 0, 500_000, 0, -0.01, 5_500_000), "urn:ogc:def:crs:EPSG::25832")
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Three photographs, of which one has a name that HTML must not take for its own."""
+    out = tmp_path / "out"
+    out.mkdir()
+    stems = [
+        photograph(out, "<b>one", [1, 2, 6], 0.1),
+        photograph(out, "two", [3]),
+        photograph(out, "three", [2], 0.1, MAP),
+    ]
+    for stem in stems:
+        Image.new("RGB", (800, 600), (90, 120, 150)).save(f"{stem}_cracks.png")
+    facts = {**FACTS, "detectable_says": "cracks from 1.5 px on are found"}
+    write_survey(collect(stems, load_limits(), 0.5), out / "survey", facts)
+    return out
+
+
+def test_the_page_says_what_was_found_and_loads_nothing(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "to_pdf", lambda page: None)
+    main(["--survey", str(results), "--out", str(tmp_path / "report"), "--title", "Pier 3 & 4"])
+    told = capsys.readouterr()
+    assert "survey.html" in told.out and "pip install 'cssr[pdf]'" in told.err
+    page = (tmp_path / "report" / "survey.html").read_text(encoding="utf-8")
+    assert "<h1>Pier 3 &amp; 4</h1>" in page and "&lt;b&gt;one" in page and "<b>one" not in page
+    assert "3 photographs · 5 cracks" in page and "cracks from 1.5 px on are found" in page
+    assert set(re.findall(r'(?:src|href)="([^"]{0,10})', page)) == {"data:image"}
+    assert page.count("data:image/jpeg") == 3 + 5 and page.count("<polyline") == 1  # one crack is on a map
+    assert len(re.findall(r"<strong>1\.[123]</strong>", page)) == 3 and "<strong>2.1</strong>" in page
+    widths = re.findall(r"mm long, ([0-9.]+) ± [0-9.]+ mm wide", page)
+    assert [float(width) for width in widths] == pytest.approx([0.6, 0.2, 0.2, 0.1], abs=0.02)  # the widest first
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"survey.html"}
+
+
+def test_it_prints_as_pdf(results, tmp_path):
+    weasyprint = pytest.importorskip("weasyprint", reason="needs WeasyPrint and Pango", exc_type=(ImportError, OSError))
+    main(["--survey", str(results / "survey"), "--out", str(tmp_path / "report")])
+    pdf = (tmp_path / "report" / "survey.pdf").read_bytes()
+    page = (tmp_path / "report" / "survey.html").read_text(encoding="utf-8")
+    pages = weasyprint.HTML(string=page).render().pages
+    assert pdf.startswith(b"%PDF") and 3 <= len(pages) <= 6
+    assert [round(pages[0].width), round(pages[0].height)] == [794, 1123]  # A4 at 96 dpi
+
+
+def test_mistakes_are_one_line(results, tmp_path):
+    for words, message in (
+        ([], "--survey DIR"),
+        (["--survey", str(tmp_path)], "survey.json"),
+        (["more.json", "--survey", str(results)], "--survey takes no other results"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            main([*words, "--out", str(tmp_path / "report")])
+    moved = tmp_path / "moved"
+    shutil.move(results, moved)  # as a whole: nothing is lost
+    main(["--survey", str(moved), "--out", str(tmp_path / "report")])
+    (moved / "two_cracks.geojson").unlink()
+    with pytest.raises(SystemExit, match="results of 1 photographs are gone, .*two_cracks.geojson"):
+        main(["--survey", str(moved), "--out", str(tmp_path / "report")])
+    (moved / "survey" / "survey.json").write_text(json.dumps({"photographs": 3}))
+    with pytest.raises(SystemExit, match="survey.json"):
+        main(["--survey", str(moved), "--out", str(tmp_path / "report")])
