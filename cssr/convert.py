@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
         state = read_published(options.file)
         assign_state(model, convert_joint(state, model.config), str(options.file))
         degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
+        facts = {"source": options.file.name, "imports": config.imports}
+        model.save_pretrained(options.out, degradation=config.degradation, resampler=degrade.resampler, **facts)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    facts = {"source": options.file.name, "imports": config.imports}
-    model.save_pretrained(options.out, degradation=config.degradation, resampler=degrade.resampler, **facts)
     print(f"wrote {options.out}")
 
 

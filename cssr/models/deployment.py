@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from cssr import __version__
 from cssr.config.schema import segments
 from cssr.models.joint import JointModel
-from cssr.utils.files import identity, write_atomic
+from cssr.utils.files import identity, naming, write_atomic
 
 OPSET = 18  # of ONNX
 SMALLEST = 8  # LQ pixels a side
@@ -133,7 +134,9 @@ def write_torch_export(program: torch.export.ExportedProgram, names: Sequence[st
     """`model.pt2`, and what it computes."""
     path = folder / _FILES["torch_export"]
     with _quiet():
-        torch.export.save(program, path)
+        written = io.BytesIO()  # torch says of a full disk that a file write failed
+        torch.export.save(program, written)
+        path.write_bytes(written.getbuffer())
         return torch.export.load(path).module()
 
 
@@ -199,15 +202,15 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
     model.orientations = 1
     deployed = Deployed(model)
     program = capture(deployed)
-    out.mkdir(parents=True, exist_ok=True)
     folder = out / f".partial-{os.getpid()}"
-    folder.mkdir()
-    try:
-        files = [_write(form, deployed, program, folder, tolerance) for form in formats]
-        for path in sorted(folder.iterdir()):
-            os.replace(path, out / path.name)
-    finally:
-        shutil.rmtree(folder)
+    with naming(out):
+        folder.mkdir(parents=True)
+        try:
+            files = [_write(form, deployed, program, folder, tolerance) for form in formats]
+            for path in sorted(folder.iterdir()):
+                os.replace(path, out / path.name)
+        finally:
+            shutil.rmtree(folder)
     _remove_others(out, files)
     facts = {**describe(deployed), "files": files, "tolerance": tolerance}
     if "onnx" in formats:
@@ -230,9 +233,9 @@ def _write(
     before = set(folder.iterdir())
     try:
         run = _WRITERS[form](program, deployed.names, folder)
-    except ValueError:
+    except (ValueError, OSError):
         raise
-    except Exception as error:  # an operator that the format does not have, a full disk
+    except Exception as error:  # an operator that the format does not have
         raise ValueError(f"the model cannot be written as {form}: {_reason(error)}") from error
     largest = compare(deployed, run, tolerance, _FILES[form])
     written = {path.name: identity(path) for path in sorted(set(folder.iterdir()) - before)}

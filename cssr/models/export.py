@@ -6,7 +6,6 @@ is compared whenever they are read. Exports from before there were these are rea
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from itertools import takewhile
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cssr import __version__
+from cssr.utils.files import naming, write_together
 from cssr.utils.json_files import parse_json, read_bytes
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
@@ -35,22 +35,18 @@ _DAMAGE = (
 
 
 def write_export(model: nn.Module, settings: Mapping[str, Any], directory: str | Path, half: bool = False) -> None:
-    """Write the weights and the settings to `directory`, which is made; each file appears whole or not at all.
+    """Write the weights and the settings to `directory`, which is made; both appear whole or not at all.
 
     What is added to the settings: `format`, `cssr_version`, `sha256` (of the weights). With `half` the weights of
     convolutions and matrices are float16, half the bytes; biases and what normalises stay float32.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: _as_written(value, half) for name, value in model.state_dict().items()}
-    partial = directory / f"{WEIGHTS}.partial-{os.getpid()}"
-    try:
-        save_file(weights, partial)
-        facts = {"format": FORMAT, "cssr_version": __version__, "sha256": sha256_of(partial)}
-        os.replace(partial, directory / WEIGHTS)
-    finally:
-        partial.unlink(missing_ok=True)
-    replace_text(directory / SETTINGS, json.dumps({**settings, **facts}, indent=2) + "\n")
+    with naming(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    weights = save({name: _as_written(value, half) for name, value in model.state_dict().items()})
+    facts = {"format": FORMAT, "cssr_version": __version__, "sha256": hashlib.sha256(weights).hexdigest()}
+    text = json.dumps({**settings, **facts}, indent=2) + "\n"
+    write_together({directory / WEIGHTS: weights, directory / SETTINGS: text})
 
 
 def _as_written(value: Tensor, half: bool) -> Tensor:
@@ -58,16 +54,6 @@ def _as_written(value: Tensor, half: bool) -> Tensor:
     if not value.is_floating_point():
         return value
     return value.half() if half and value.dim() > 1 else value.float()
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is either the old or the new one, never a part."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | Path) -> str:

@@ -7,15 +7,15 @@ does not serve: its `from_pretrained` downloads unasked, and builds what the set
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from cssr.models.export import SETTINGS, WEIGHTS, read_export, replace_text, sha256_of, write_export
+from cssr.models.export import SETTINGS, WEIGHTS, read_export, sha256_of, write_export
 from cssr.models.model_card import without_paths, write_card
+from cssr.utils.files import naming, write_atomic, write_together
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _PATIENCE = 10  # seconds for the Hub's first answer
@@ -128,12 +128,15 @@ def stage(
     samples = sorted((run / "samples").glob("*.png"))[-1:] if run else []
     if samples:
         card += f"\n## Samples\n\nValidation images: LQ, SR, HR, probability, mask.\n\n![samples]({SAMPLES})\n"
-    out.mkdir(parents=True, exist_ok=True)
-    for source, name_there in ((export / WEIGHTS, WEIGHTS), *((picture, SAMPLES) for picture in samples)):
-        shutil.copyfile(source, out / name_there)
-    replace_text(out / SETTINGS, json.dumps(without_paths(settings), indent=2) + "\n")
-    replace_text(out / "README.md", card)
-    return [out / name for name in (WEIGHTS, SETTINGS, "README.md", *[SAMPLES] * len(samples))]
+    with naming(out):
+        out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(without_paths(settings), indent=2) + "\n"
+    contents: dict[str, str | bytes] = {WEIGHTS: (export / WEIGHTS).read_bytes(), SETTINGS: text, "README.md": card}
+    if samples:
+        contents[SAMPLES] = samples[0].read_bytes()
+    files = {out / name: content for name, content in contents.items()}
+    write_together(files)
+    return [*files]
 
 
 def pack(
@@ -160,7 +163,7 @@ def pack(
     settings = without_paths(read_export(export))
     write_export(model, settings, out, half=True)
     card = write_card(name, licence, read_export(out), run, results)
-    replace_text(out / "README.md", f"{card}\n{text}" if text else card)
+    write_atomic(out / "README.md", f"{card}\n{text}" if text else card)
     return [out / file for file in (WEIGHTS, SETTINGS, "README.md")]
 
 

@@ -46,16 +46,24 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file, text as UTF-8, under another name first; it is on disk when it takes its own."""
-    temporary = path.with_name(f"{path.name}{PARTIAL}-{os.getpid()}")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, str | bytes]) -> None:
+    """Write files, text as UTF-8, under other names first; all are on disk when the first takes its own."""
+    temporaries = {path: path.with_name(f"{path.name}{PARTIAL}-{os.getpid()}") for path in contents}
     try:
-        with naming(path), open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, content in contents.items():
+            with naming(path), open(temporaries[path], "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         raise
 
 

@@ -138,6 +138,17 @@ def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_one_line_and_nothing_is_left(export, tmp_path, monkeypatch):
+    def full(program, names, folder):
+        (folder / "model.onnx").write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(deployment._WRITERS, "onnx", full)
+    with pytest.raises(SystemExit, match=f"error: {tmp_path} cannot be written: No space left on device .*make room"):
+        main([str(export), "--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_large_weights_lie_in_a_file_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(deployment, "_ONE_FILE", 0)
     found = deploy(model_of(sr=SRS["srcnet"]), ["onnx"], tmp_path)

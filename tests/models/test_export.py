@@ -14,6 +14,7 @@ from cssr.models import export
 from cssr.models import hub as from_hub
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
+from cssr.utils import files
 
 MODEL = {"scale": 2, "sr": {"name": "dbpn", "stages": 2, "width": 2, "features": 2}, "seg": {"name": "none"}}
 
@@ -115,16 +116,21 @@ def test_damaged_settings_are_one_line(text, written):
     assert "holds no model settings" in refused(directory)
 
 
-def test_a_full_disk_leaves_what_was_there(written, monkeypatch):
+@pytest.mark.parametrize("fits", [0, 1])
+def test_a_full_disk_leaves_what_was_there(fits, written, monkeypatch):
     before = {path.name: path.read_bytes() for path in written().iterdir()}
+    flushed = []
 
-    def full(weights, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+    def full(descriptor):
+        flushed.append(descriptor)
+        if len(flushed) > fits:
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_file", full)
-    with pytest.raises(OSError):
+    monkeypatch.setattr(files.os, "fsync", full)
+    said = f"{written() / ('config.json' if fits else 'model.safetensors')} cannot be written: No space left on device"
+    with pytest.raises(ValueError, match=f"{said} .*GiB are free there: make room"):
         build_model(ModelConfig(**MODEL)).save_pretrained(written())
+    monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in written().iterdir()} == before
 
 

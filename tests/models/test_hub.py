@@ -89,6 +89,13 @@ def test_a_dry_run_writes_what_would_be_pushed(run, tmp_path, there):
     assert there.requests == [] and JointModel.from_pretrained(tmp_path / "out").scale == 2
 
 
+def test_a_full_disk_leaves_nothing_half_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("cssr.utils.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(SystemExit, match="out/model.safetensors cannot be written: No space left .*make room"):
+        staged(run, tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_the_card_has_metadata_that_the_hub_takes(run, tmp_path):
     card = ModelCard(staged(run, tmp_path))
     assert (card.data.license, card.data.library_name) == ("cc-by-4.0", "cssr")
