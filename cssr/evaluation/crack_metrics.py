@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from cssr.cracks.measure import measure_cracks
+from cssr.cracks.measure import TooRagged, measure_cracks
 from cssr.cracks.skeleton import centre_line
 from cssr.evaluation.definitions import BOUNDARY_TOLERANCE, CRACK_KEYS, LINES_THRESHOLD, TOLERANCE
 from cssr.evaluation.metrics import same_shape
@@ -65,27 +65,39 @@ def _boundary_f1(pred: np.ndarray, true: np.ndarray) -> float:
     return _harmonic(precision, recall)
 
 
-def inspection(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]:
+def inspection(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float | None]]:
     """Errors of mean and greatest crack width and of length of each sample, by `CRACK_KEYS`, B numbers each, pixels.
 
     prob (B, 1, H, W) floating point, crack where it exceeds 0.5, NaN being background; mask (B, 1, H, W) in {0, 1}.
-    An image without cracks has widths and length 0, so that every error is finite. Raises ValueError where the shapes
-    differ. Runs on the CPU, some 20 ms for 448x448.
+    An image without cracks has widths and length 0; None where one is as ragged as noise or has over `MOST_CRACKS`
+    cracks, which would take hours. Raises ValueError where the shapes differ. Runs on the CPU, some 20 ms for 448x448.
     """
     same_shape(prob, mask)
     pairs = [x[:, 0].cpu().numpy() for x in (prob > LINES_THRESHOLD, mask > 0.5)]
     differences = [_totals(pred) - _totals(true) for pred, true in zip(*pairs)]
     errors = {
-        name: [float(values[k]) for values in map(np.abs, differences)]
+        name: [_known(values[k]) for values in map(np.abs, differences)]
         for k, name in enumerate(("width_error", "max_width_error", "length_error"))
     }
-    biases = {name: [float(values[k]) for values in differences] for k, name in ((0, "width_bias"), (2, "length_bias"))}
+    biases = {
+        name: [_known(values[k]) for values in differences] for k, name in ((0, "width_bias"), (2, "length_bias"))
+    }
     return {name: (errors | biases)[name] for name in CRACK_KEYS}
 
 
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
 def _totals(mask: np.ndarray) -> np.ndarray:
-    """Mean width, weighted by length, greatest width, and length of all cracks: 3 float64."""
-    cracks = measure_cracks(mask, most=1 << 40)  # all: a measure is of the whole image
+    """Mean width, weighted by length, greatest width, and length of all cracks: 3 float64; NaN where unknown."""
+    left: list[str] = []
+    try:
+        cracks = measure_cracks(mask, tell=left.append)
+    except TooRagged as error:
+        left.append(str(error))
+    if left:  # a measure is of the whole image
+        return np.full(3, np.nan)
     if not cracks:
         return np.zeros(3)
     length = sum(crack.length for crack in cracks)

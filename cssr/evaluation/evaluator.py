@@ -1,6 +1,7 @@
 """Evaluator: runs a model over a set and measures each image against what is true, a row an image."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from cssr.evaluation.crack_metrics import inspection, topology
 from cssr.evaluation.surface_distance import surface_distances
 from cssr.models.joint import JointModel
 from cssr.models.training_range import blur_sigma
+from cssr.utils.interrupts import one_line
 
 
 def evaluate(
@@ -87,6 +89,9 @@ def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool 
         curves = surface_distances(prob, batch.mask, percentiles=(95,))
         columns |= {"hd95": curves["hd95"].tolist(), "msd": curves["msd"].tolist()}
         columns |= topology(prob, batch.mask) | inspection(prob, batch.mask)
+        for key in (key for key, error in zip(batch.key, columns["width_error"]) if error is None):
+            told = f"warning: {key}: too ragged for the errors of widths and lengths, which are of the other images"
+            print(one_line(told), file=sys.stderr)
     rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
     return [row for row in rows if row["pixels"]]
 

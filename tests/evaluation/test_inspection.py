@@ -1,5 +1,7 @@
 """Errors of crack width and length of whole images, against drawn cracks."""
 
+import time
+
 import pytest
 import torch
 
@@ -40,6 +42,21 @@ def test_the_threshold_is_one_half_and_nan_is_background():
     bar = bars((10, 100, 4))
     for prob, length in ((bar * 0.5, 0), (bar * 0.51, 100), (torch.where(bar > 0, torch.nan, 0.0), 0)):
         assert inspection(prob, torch.zeros_like(bar))["length_error"] == pytest.approx([length], abs=0.2)
+
+
+def test_noise_is_answered_at_once():
+    noise = (torch.rand(1, 1, 600, 600, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    began = time.process_time()
+    found = inspection(torch.cat([noise, bars_of(600)]), torch.cat([bars_of(600), bars_of(600)]))
+    assert time.process_time() - began < 5
+    assert found["width_error"] == [None, 0] and found["length_bias"] == [None, 0]
+
+
+def bars_of(side: int) -> torch.Tensor:
+    """1 1 side side: a bar of 4 pixels."""
+    mask = torch.zeros(1, 1, side, side)
+    mask[..., 10:14, 10:110] = 1
+    return mask
 
 
 def test_shapes_that_differ_are_refused():
