@@ -145,7 +145,8 @@ def _as_in_the_whole(name: str) -> str:
 def check_pyramid(encoder: nn.Module, name: str) -> None:
     """Refuse an encoder whose feature maps are not each half as large as the one before, or of fixed image size."""
     strides = encoder.feature_info.reduction()
-    if any(deep != 2 * shallow for shallow, deep in pairwise(strides)) or strides[0].bit_count() != 1:
+    uneven = any(deep != 2 * shallow for shallow, deep in pairwise(strides))
+    if not strides or uneven or strides[0].bit_count() != 1:
         raise ValueError(
             f"encoder {name} gives features at strides {strides}; each must be twice the one before, "
             f"as of resnet34, vgg16, convnext_tiny, mobilenetv3_large_100{_other_decoder(encoder, name)}"
