@@ -14,6 +14,7 @@ from cssr.degradations import DEGRADATIONS
 from cssr.losses import LOSSES
 from cssr.models.seg import SEG
 from cssr.models.sr import SR
+from cssr.survey.severity import load_limits
 
 LANGUAGES = {"bash", "python", "yaml", "text"}
 SECTIONS = "model|data|loss|optim|train|eval|degradation"
@@ -64,8 +65,12 @@ def test_python_runs(page, place, own_parts):
 
 
 @pytest.mark.parametrize("block", listed("yaml"))
-def test_recipes_in_the_text_are_read(block, place, tmp_path):
+def test_recipes_and_tables_of_limits_in_the_text_are_read(block, place, tmp_path):
     values = yaml.safe_load(block)
+    if "classes" in values:
+        (tmp_path / "limits.yaml").write_text(block)
+        assert load_limits(str(tmp_path / "limits.yaml")).name == values["name"]
+        return
     values.pop("imports", None)
     if "base" in values:
         values["base"] = str(ROOT / values["base"])

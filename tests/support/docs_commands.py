@@ -137,6 +137,7 @@ class Place:
 
     def __init__(self, root: Path):
         self.root, self.number, self.done = root, 0, set()
+        self.written: dict[str, str] = {}  # where a command's --out really went, by its name in the text
         for name in LINKED:
             (root / name).symlink_to(ROOT / name)
         draw_shards(root / "data/photos", 14, 64, "--ratio", "train=0.6", "val=0.4")
@@ -220,11 +221,16 @@ def inside(root: Path) -> Iterator[None]:
 
 def real(place: Place, start: Sequence[str], arguments: Sequence[str]) -> None:
     """For real, in this process; what is written goes to a place of its own."""
-    words = [*arguments]
+    words = [word if Path(word).exists() else place.written.get(word, word) for word in arguments]
     for k, word in enumerate(words[:-1]):
         if word == "--out":
-            words[k + 1] = place.fresh() + Path(words[k + 1]).suffix
+            words[k + 1] = place.written[arguments[k + 1]] = place.fresh() + Path(words[k + 1]).suffix
     _in_process(start, words)
+
+
+def predicting(place: Place, start: Sequence[str], arguments: Sequence[str]) -> None:
+    """For real, with one drawn crack of each width."""
+    real(place, start, [*arguments, *(["--detectable", "1"] if "--measure" in arguments else [])])
 
 
 def _in_process(start: Sequence[str], words: Sequence[str]) -> None:
@@ -314,8 +320,9 @@ RUNNERS: dict[str, Callable] = {
     "accelerate launch cssr/evaluate.py": evaluating,
     "sbatch launch/slurm.sh": training,
     "launch/torchrun.sh": training,
-    "python -m cssr.predict": real,
+    "python -m cssr.predict": predicting,
     "python -m cssr.report": real,
+    "python -m cssr.annotate": real,
     "python -m cssr.convert": options,
     "python -m cssr.measure": real,
     "python -m cssr.demo": options,
