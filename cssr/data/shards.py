@@ -3,7 +3,6 @@
 Whatever an index says is checked before anything is made of it.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from cssr.data.foreign import find_tars, foreign_index
 from cssr.data.remote import DataError, Notify, Remote, Unreachable, is_remote
 from cssr.data.tar_reader import FORMAT as FORMAT
 from cssr.data.tar_reader import SLOTS, Naming
+from cssr.utils.files import digest
 
 _REMEDY = "write the shards again with shards/make_shards.py"
 LARGEST = 1 << 26  # bytes; some 200,000 shards
@@ -146,7 +146,7 @@ class ShardSet:
     @cached_property
     def sha256(self) -> str:
         """Of the index, as JSON with sorted keys; the index has the sha256 of every shard."""
-        return hashlib.sha256(json.dumps(self.index, sort_keys=True).encode()).hexdigest()
+        return digest(self.index)
 
     @cached_property
     def pixels(self) -> int:

@@ -29,7 +29,8 @@ from cssr.data.tar_reader import Files, contents
 from cssr.dataset_preparation.decoding import wrong_contents
 from cssr.dataset_preparation.parallel import share
 from cssr.dataset_preparation.split import FILE, read_split
-from cssr.dataset_preparation.writer import FORMAT, sha256_of, wids_fields
+from cssr.dataset_preparation.writer import FORMAT, wids_fields
+from cssr.utils.files import identity
 from cssr.utils.json_files import read_json
 
 _DIFFERS = "sha256 differs from its index"
@@ -122,7 +123,7 @@ def inspect_shard(path: Path, entry: dict[str, Any], index: dict[str, Any], deco
     size = path.stat().st_size
     if size != entry["bytes"]:
         found.faults.append(f"has {size} bytes, its index says {entry['bytes']}")
-    elif "sha256" in entry and sha256_of(path) != entry["sha256"]:
+    elif "sha256" in entry and identity(path)["sha256"] != entry["sha256"]:
         found.faults.append(_DIFFERS)
     try:
         for key, members in _samples(path, _is_ours(index)):
@@ -143,7 +144,7 @@ def inspect_foreign(shards: ShardSet, number: int, decode: bool, tell: Callable[
     """Check a tar of a set that others have written, as training reads it; `tell` is called after each sample."""
     found, entry = Found(), shards.index["shards"][number]
     path = Path(shards.address(number))
-    if "sha256" in entry and sha256_of(path) != entry["sha256"]:
+    if "sha256" in entry and identity(path)["sha256"] != entry["sha256"]:
         found.faults.append(_DIFFERS)
     with path.open("rb") as file:
         held = contents((str(path), path.stat().st_mtime_ns), file, entry["samples"], shards.naming)

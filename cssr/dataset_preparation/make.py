@@ -14,9 +14,7 @@ from the shards that were finished. `make_shards.py SOURCE --help` lists a sourc
 """
 
 import argparse
-import hashlib
 import inspect
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -40,9 +38,10 @@ from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Source
 from cssr.dataset_preparation.split import FILE, Split, apply, deal, group_of, join, read_related, read_split
 from cssr.dataset_preparation.tiles import check_names
-from cssr.dataset_preparation.workspace import check_free, refuse_another, save, workplace
+from cssr.dataset_preparation.workspace import Workspace, check_free, open_workspace, refuse_another
 from cssr.dataset_preparation.writer import Shard, forget, input_states, is_whole, pack, write_index, write_shard
 from cssr.utils.cli import run_command
+from cssr.utils.files import digest, replace_file
 from cssr.utils.image_files import passed_over, walk
 from cssr.utils.photographs import BESIDE
 
@@ -125,18 +124,18 @@ def write_set(
     bits, keep_blank = getattr(args, "bits", None), getattr(args, "keep_blank", True)
     form = form_of(source.items, source.name, rule, args.tiling, bits, keep_blank)
     shards = _shards(parts, args)
-    plan |= {"the mask rule": rule.sentence if rule else None, "the shards": _digest([s.samples for s in shards])}
+    plan |= {"the mask rule": rule.sentence if rule else None, "the shards": digest([s.samples for s in shards])[:16]}
     headers = {name: {**header, "part": name or header.get("part")} for name in parts}
-    with workplace(args.out, plan, args.keep) as place:
-        records = _write(shards, form, place, args.workers)
+    with open_workspace(args.out, plan, args.keep) as workspace:
+        records = _write(shards, form, workspace, args.workers)
         tallies = [record["tally"] for part in records.values() for record in part]
         if rule:
             _warn_of_masks([share for tally in tallies for share in tally["shares"]])
         _warn_of_depths({reason for tally in tallies for reason in tally["converted"]})
         if split:
-            save(place.tree / FILE, split.to_json())
+            replace_file(workspace.tree / FILE, split.to_json())
         return [
-            (args.out / name, write_index(place.tree / name, records[name], items, form, headers[name]))
+            (args.out / name, write_index(workspace.tree / name, records[name], items, form, headers[name]))
             for name, items in parts.items()
         ]
 
@@ -189,11 +188,7 @@ def _plan(
 def list_of(parts: dict[str, list[Item]]) -> str:
     """How many samples, and a digest of what they are called and where they come from."""
     listed = [[name, item.key, item.origin, group_of(item), item.extra] for name in parts for item in parts[name]]
-    return f"{len(listed)} ({_digest(listed)})"
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{len(listed)} ({digest(listed)[:16]})"
 
 
 def _decide(source: Source, workers: int) -> MaskRule | None:
@@ -242,15 +237,15 @@ def _portable(value: Any) -> Any:
     return Path(value).name if path else value
 
 
-def _write(shards: list[Shard], form: Form, place: Any, workers: int) -> dict[str, list[dict[str, Any]]]:
+def _write(shards: list[Shard], form: Form, workspace: Workspace, workers: int) -> dict[str, list[dict[str, Any]]]:
     """Write the shards that are not finished yet. Returns the records of each part, in order."""
     for part in {shard.part for shard in shards}:
-        (place.tree / part).mkdir(exist_ok=True)
-    before = _still_valid(shards, place)
+        (workspace.tree / part).mkdir(exist_ok=True)
+    before = _still_valid(shards, workspace)
 
     def work(task: int, tell: Any) -> tuple[dict[str, Any], bool]:
         shard = shards[task]
-        found, directory = before.get((shard.part, shard.number)), place.tree / shard.part
+        found, directory = before.get((shard.part, shard.number)), workspace.tree / shard.part
         if found and is_whole(directory, found):
             return found, True
         return write_shard(directory, shard, form, tell), False
@@ -263,16 +258,16 @@ def _write(shards: list[Shard], form: Form, place: Any, workers: int) -> dict[st
                 kept += 1
                 _move(bar, record["samples"])
             else:
-                place.note(record)
+                workspace.note(record)
     if kept:
         print(f"{kept} of {len(shards)} shards were finished before, and are kept")
-    ordered = [place.finished[shard.part, shard.number] for shard in shards]
+    ordered = [workspace.finished[shard.part, shard.number] for shard in shards]
     return {part: [r for r in ordered if r["part"] == part] for part in {shard.part for shard in shards}}
 
 
-def _still_valid(shards: list[Shard], place: Any) -> dict[tuple[str, int], dict[str, Any]]:
+def _still_valid(shards: list[Shard], workspace: Workspace) -> dict[tuple[str, int], dict[str, Any]]:
     """The records of finished shards whose inputs are as they were; the tars of the others are removed."""
-    found, changed, anew = dict(place.finished), [], 0
+    found, changed, anew = dict(workspace.finished), [], 0
     for shard in shards:
         record = found.get((shard.part, shard.number))
         if record is None:
@@ -283,7 +278,7 @@ def _still_valid(shards: list[Shard], place: Any) -> dict[tuple[str, int], dict[
                 path for path, state in zip_longest(states or (), known or ()) if path and states[path] != state
             ]
             del found[shard.part, shard.number]
-            forget(place.tree / shard.part, record)
+            forget(workspace.tree / shard.part, record)
             anew += 1
     if anew:
         changed = [*dict.fromkeys(changed)]

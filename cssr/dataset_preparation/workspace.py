@@ -11,17 +11,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cssr.dataset_preparation.parallel import Lost
-from cssr.utils.files import lock_file, naming
+from cssr.utils.files import PARTIAL, lock_file, naming, replace_file, sync
 from cssr.utils.json_files import parse_json, read_json
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 10  # seconds that a lock is waited for: the processes of a run that was killed end within moments
-_OURS = {"lock", "plan.json.partial", "journal.jsonl", "tree"}
+_OURS = {"lock", "plan.json", "journal.jsonl", "tree"}
 _AGAIN = "run the same command again to go on"
 
 
@@ -29,7 +29,7 @@ class Stopped(KeyboardInterrupt):
     """Interrupted; the message says what is left."""
 
 
-class Workplace:
+class Workspace:
     """The folder beside `out`, locked. `finished` has the records of the journal by (part, shard number).
 
     `precious`: there is work in it that a mistake of this run must not cost.
@@ -48,8 +48,10 @@ class Workplace:
         if not (self.path / "plan.json").exists():  # nothing, or what a kill has left of the clearing up
             (self.path / "journal.jsonl").unlink(missing_ok=True)
             shutil.rmtree(self.tree, ignore_errors=True)
-        save(self.path / "plan.json", json.dumps(plan).encode())
+        replace_file(self.path / "plan.json", json.dumps(plan))
         self.tree.mkdir(exist_ok=True)
+        sync(self.path, with_files=False)
+        self.drop_partial()
         self.finished = _read_journal(self.path / "journal.jsonl")
         self.precious = bool(self.finished)
 
@@ -61,12 +63,17 @@ class Workplace:
             os.fsync(file.fileno())
         self.finished[record["part"], record["number"]] = record
 
+    def drop_partial(self) -> None:
+        """Remove files that were being written when a run ended."""
+        for path in self.tree.rglob(f"*{PARTIAL}*"):
+            path.unlink(missing_ok=True)
+
     def deliver(self) -> None:
         """The tree becomes `out`."""
         for directory in [self.tree, *(path for path in self.tree.iterdir() if path.is_dir())]:
-            sync(directory)
+            sync(directory, with_files=False)
         os.rename(self.tree, self.out)
-        sync(self.out.parent)
+        sync(self.out.parent, with_files=False)
         self.clear()
 
     def clear(self) -> None:
@@ -82,52 +89,51 @@ class Workplace:
 
 
 @contextmanager
-def workplace(out: Path, plan: dict[str, Any], keep: bool) -> Iterator[Workplace]:
-    """A place to write `out` in, which becomes `out` at the end.
+def open_workspace(out: Path, plan: dict[str, Any], keep: bool) -> Iterator[Workspace]:
+    """A workspace to write `out` in, which becomes `out` at the end.
 
     A mistake or an interruption lets it vanish, unless `keep` is set or something was kept before. Else, and when the
     disk is full or a process was killed, its finished shards stay, for the same command to go on from.
     Raises: ValueError (disk full included) or Stopped, saying what is left.
     """
-    place = Workplace(out)
+    workspace = Workspace(out)
     try:
         refuse_another(out, plan)
-        with _clearing_up(place, keep):
-            place.begin(plan)
-            yield place
-            place.precious = True  # all is there: an OUT that has come into being meanwhile must not cost it
-            place.deliver()
+        with _clearing_up(workspace, keep):
+            workspace.begin(plan)
+            yield workspace
+            workspace.precious = True  # all is there: an OUT that has come into being meanwhile must not cost it
+            workspace.deliver()
     finally:
-        place.leave()
+        workspace.leave()
 
 
 @contextmanager
-def _clearing_up(place: Workplace, keep: bool) -> Iterator[None]:
+def _clearing_up(workspace: Workspace, keep: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as problem:
         full = isinstance(problem, OSError) and problem.errno in FULL
         mistake = isinstance(problem, (ValueError, OSError, KeyboardInterrupt)) and not isinstance(problem, Lost)
-        left = _left(place, keep or full or place.precious or not mistake)
+        left = _left(workspace, keep or full or workspace.precious or not mistake)
         if isinstance(problem, KeyboardInterrupt):
             raise Stopped(f"interrupted; {left or 'nothing was written, run the command again'}") from None
         if full:
             left = left or "nothing was written"
-            raise ValueError(f"{problem.strerror} while writing {place.out}: make room; {left}") from problem
+            raise ValueError(f"{problem.strerror} while writing {workspace.out}: make room; {left}") from problem
         if left and isinstance(problem, (ValueError, OSError)):
             raise ValueError(f"{problem}; {left}") from problem
         raise
 
 
-def _left(place: Workplace, keep: bool) -> str:
+def _left(workspace: Workspace, keep: bool) -> str:
     """Clear up after a failure. Returns a clause about what is left, or "" where nothing is."""
-    if not (keep and place.finished):
-        place.clear()
+    if not (keep and workspace.finished):
+        workspace.clear()
         return ""
-    for path in place.tree.rglob("*.partial"):
-        path.unlink(missing_ok=True)
-    count = len(place.finished)
-    return f"{count} finished shard{'s are' if count > 1 else ' is'} kept in {place.path}: {_AGAIN}"
+    workspace.drop_partial()
+    count = len(workspace.finished)
+    return f"{count} finished shard{'s are' if count > 1 else ' is'} kept in {workspace.path}: {_AGAIN}"
 
 
 def refuse_another(out: Path, plan: dict[str, Any]) -> None:
@@ -144,7 +150,7 @@ def refuse_another(out: Path, plan: dict[str, Any]) -> None:
     except ValueError:
         raise ValueError(f"{path} is in the way, its plan.json cannot be read; remove it to start anew") from None
     if begun is None:
-        if path.is_dir() and {entry.name for entry in path.iterdir()} <= _OURS:
+        if path.is_dir() and {entry.name.split(PARTIAL)[0] for entry in path.iterdir()} <= _OURS:
             return  # killed while it began, or while it cleared up
         raise ValueError(f"{path} is in the way, and not from this command; remove or rename it") from None
     for name, value in json.loads(json.dumps(plan)).items():
@@ -159,7 +165,7 @@ def _short(value: Any) -> str:
 
 
 def _beside(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial")
+    return out.with_name(f"{out.name}{PARTIAL}")
 
 
 def _lock(path: Path) -> int:
@@ -189,31 +195,6 @@ def _read_journal(path: Path) -> dict[tuple[str | None, int], dict[str, Any]]:
     if path.exists():
         os.truncate(path, whole)
     return found
-
-
-def save(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole, or not at all, after whatever happens."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(directory: Path) -> None:
-    """Make the names in a directory last through a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # there are network file systems that do not know how
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_free(out: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from cssr.dataset_preparation.encode import Facts, Form, encode, form_of, to_json
 from cssr.dataset_preparation.sources import Item, MaskRule
 from cssr.dataset_preparation.split import group_of
-from cssr.dataset_preparation.workspace import save
+from cssr.utils.files import PARTIAL, identity, replace_file
 
 FORMAT = "cssr-shards-1"
 LARGEST_SHARD = 256  # samples, unless told otherwise
@@ -120,7 +120,7 @@ def write_shard(directory: Path, shard: Shard, form: Form, step: Callable[[], No
     `step` is called after each sample.
     """
     path = directory / shard.name
-    partial, tally, inputs = path.with_name(f"{path.name}.partial"), Tally(), input_states(shard.items)
+    partial, tally, inputs = path.with_name(f"{path.name}{PARTIAL}"), Tally(), input_states(shard.items)
     with partial.open("wb") as file:
         hashed = _Hashed(file)
         _write_tar(hashed, _counted(shard, form, tally, step))
@@ -175,7 +175,7 @@ def is_whole(directory: Path, record: dict[str, Any]) -> bool:
     A tar that its set has named already, before the run was broken off, is renamed back.
     """
     for path in directory.glob(f"*-{record['number']:06d}.tar") if record["samples"] else ():
-        if path.stat().st_size == record["bytes"] and sha256_of(path) == record["sha256"]:
+        if identity(path) == {"bytes": record["bytes"], "sha256": record["sha256"]}:
             os.replace(path, directory / record["name"])
             return True
     return not record["samples"]
@@ -212,7 +212,7 @@ def write_index(
     for record, shard in zip(kept, shards):
         os.replace(directory / record["name"], directory / shard["name"])
     index = {"format": FORMAT, **header, **about, **tally.summary(), "shards": shards, **wids_fields(shards)}
-    save(directory / "index.json", (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
+    replace_file(directory / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return index
 
 
@@ -227,15 +227,6 @@ def wids_fields(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The fields by which the index is one of wids as well."""
     listed = [{"url": s["name"], "nsamples": s["samples"], "filesize": s["bytes"]} for s in shards]
     return {"wids_version": 1, "shardlist": listed}
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes, as hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class _Hashed:

@@ -17,14 +17,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cssr import __version__
-from cssr.utils.files import naming, write_together
+from cssr.utils.files import identity, naming, write_together
 from cssr.utils.json_files import parse_json, read_bytes
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 FORMAT = 1  # of config.json; higher for a change that older versions would misread
 
 _LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
-_BLOCK = 1 << 22  # bytes hashed at once
 _DAMAGE = (
     RecursionError,
     OverflowError,
@@ -54,15 +53,6 @@ def _as_written(value: Tensor, half: bool) -> Tensor:
     if not value.is_floating_point():
         return value
     return value.half() if half and value.dim() > 1 else value.float()
-
-
-def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_export(directory: str | Path) -> dict[str, Any]:
@@ -110,7 +100,7 @@ def load_export(model: nn.Module, directory: str | Path, sha256: str | None) -> 
     """
     path = Path(directory) / WEIGHTS
     load_weights(model, path)
-    if sha256 is not None and sha256_of(path) != sha256:
+    if sha256 is not None and identity(path)["sha256"] != sha256:
         raise ValueError(
             f"{path} is damaged or was changed: its sha256 is not the one in {SETTINGS}; export or download it again"
         )

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from cssr.models.export import SETTINGS, WEIGHTS, read_export, sha256_of, write_export
+from cssr.models.export import SETTINGS, WEIGHTS, read_export, write_export
 from cssr.models.model_card import without_paths, write_card
-from cssr.utils.files import naming, write_atomic, write_together
+from cssr.utils.files import identity, naming, write_atomic, write_together
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _PATIENCE = 10  # seconds for the Hub's first answer
@@ -123,7 +123,7 @@ def stage(
     settings = read_export(export)
     if not (export / WEIGHTS).is_file():
         raise ValueError(f"no weights at {export / WEIGHTS}")
-    settings = {**settings, "sha256": sha256_of(export / WEIGHTS)}  # which exports of before do not carry
+    settings = {**settings, "sha256": identity(export / WEIGHTS)["sha256"]}  # which exports of before do not carry
     card = write_card(name, licence, settings, run, results)
     samples = sorted((run / "samples").glob("*.png"))[-1:] if run else []
     if samples:

@@ -9,8 +9,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,12 +49,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     write_together({path: content})
 
 
-def write_together(contents: Mapping[Path, str | bytes]) -> None:
-    """Write files, text as UTF-8, under other names first; all are on disk when the first takes its own."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write as `write_atomic` does, but leave OSErrors as they are."""
+    write_together({path: content}, nullcontext)
+
+
+def write_together(
+    contents: Mapping[Path, str | bytes], within: Callable[[Path], AbstractContextManager] = naming
+) -> None:
+    """Write files, text as UTF-8, under other names first; all are on disk when the first takes its own.
+
+    Each is written `within` a context that may turn errors of its path into others.
+    """
     temporaries = {path: path.with_name(f"{path.name}{PARTIAL}-{os.getpid()}") for path in contents}
     try:
         for path, content in contents.items():
-            with naming(path), open(temporaries[path], "wb") as file:
+            with within(path), open(temporaries[path], "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -92,12 +102,15 @@ def digest(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def sync(directory: Path) -> None:
-    """Have a directory and the files in it on disk before going on."""
-    for path in [*(p for p in directory.iterdir() if p.is_file()), directory]:
+def sync(directory: Path, with_files: bool = True) -> None:
+    """Have the names in a directory, and the files themselves unless they are there already, on disk."""
+    for path in [*(p for p in directory.iterdir() if with_files and p.is_file()), directory]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError:
+            if path != directory:  # some network file systems cannot sync a directory
+                raise
         finally:
             os.close(descriptor)
 

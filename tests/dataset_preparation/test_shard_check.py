@@ -18,7 +18,8 @@ from shard_helpers import SCRIPT, draw, draw_mask, make_tree, run, shard
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation import show
 from cssr.dataset_preparation.sources import Item, MaskRule
-from cssr.dataset_preparation.writer import sha256_of, write_part
+from cssr.dataset_preparation.writer import write_part
+from cssr.utils.files import sha256_of
 
 DOCS = SCRIPT.parents[1] / "docs/shards.md"
 RULE = MaskRule("as drawn", lambda values: values > 0)

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from shard_helpers import draw, draw_mask, make_tree, run, same_bytes, shard
 
-from cssr.dataset_preparation import workspace as workplace
-from cssr.dataset_preparation import writer
+from cssr.dataset_preparation import workspace, writer
 from cssr.dataset_preparation.parallel import in_order, share
 from cssr.dataset_preparation.sources import SOURCES
 
@@ -284,7 +283,7 @@ def test_a_folder_that_came_in_the_way_meanwhile_costs_nothing(tmp_path, whole, 
 
 
 def test_two_runs_do_not_write_to_one_place(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(workplace, "_PATIENCE", 0.2)
+    monkeypatch.setattr(workspace, "_PATIENCE", 0.2)
     (tmp_path / "out.partial").mkdir()
     with (tmp_path / "out.partial/lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

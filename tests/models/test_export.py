@@ -15,6 +15,7 @@ from cssr.models import hub as from_hub
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
 from cssr.utils import files
+from cssr.utils.files import sha256_of
 
 MODEL = {"scale": 2, "sr": {"name": "dbpn", "stages": 2, "width": 2, "features": 2}, "seg": {"name": "none"}}
 
@@ -44,7 +45,7 @@ def rewrite(directory, change) -> None:
     """Tampered weights, with the sha256 that they have now."""
     save_file(change(load_file(directory / export.WEIGHTS)), directory / export.WEIGHTS)
     path = directory / export.SETTINGS
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": export.sha256_of(directory / export.WEIGHTS)}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": sha256_of(directory / export.WEIGHTS)}))
 
 
 def test_an_export_carries_its_format_version_and_digest(written):

@@ -14,9 +14,9 @@ from huggingface_hub import ModelCard, constants
 from cssr.config.loading import save_config
 from cssr.config.schema import Config, ModelConfig
 from cssr.hub import main
-from cssr.models.export import sha256_of
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
+from cssr.utils.files import sha256_of
 
 MODEL = {"scale": 2, "sr": {"name": "dbpn", "stages": 2, "width": 2, "features": 2}}
 MODEL["seg"] = {"name": "pspnet", "encoder": "test_resnet", "width": 1, "pretrained": "/home/somebody/encoder.pth"}

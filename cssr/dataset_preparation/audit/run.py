@@ -52,9 +52,8 @@ from cssr.dataset_preparation.options import add_from_signature, add_imports, ch
 from cssr.dataset_preparation.parallel import in_order
 from cssr.dataset_preparation.sources import SOURCES, MaskRule
 from cssr.dataset_preparation.split import DOCTOR_FORMAT
-from cssr.dataset_preparation.workspace import save
 from cssr.utils.cli import Parser, check_bits, program, run_command
-from cssr.utils.files import naming
+from cssr.utils.files import naming, write_atomic
 from cssr.utils.machine import check_processes, cores
 
 NEAR = (
@@ -263,7 +262,7 @@ def report(args: argparse.Namespace, parts: list[Part], cases: list[Case], findi
     if args.out:
         with naming(args.out):
             args.out.mkdir(parents=True, exist_ok=True)
-            save(args.out / "doctor.json", (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+            write_atomic(args.out / "doctor.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
             contact_sheet.draw(cases, findings, {part.name: part for part in parts}).save(args.out / "doctor.png")
         print(f"all of it: {args.out / 'doctor.json'}; pictures: {args.out / 'doctor.png'}")
     errors, warnings = (sum(f.severity == severity for f in findings) for severity in (ERROR, WARNING))
