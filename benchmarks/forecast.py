@@ -6,6 +6,8 @@ Everything here is a closed form of its arguments; `benchmarks/scaling.py --pred
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cssr.utils.markdown import markdown_table
+
 FLOAT = 4  # bytes of a gradient and of a parameter, under autocast too
 BACKWARD = 2 / 3  # of a step's arithmetic: gradients of inputs and of weights, each as much as the forward pass
 LINKS = {  # bytes a second that a rank can send around the ring
@@ -83,8 +85,7 @@ def predict(alone: Sequence[float], batch: int, parameters: float, strategy: str
 def markdown(predictions: Sequence[Prediction]) -> list[str]:
     """A table."""
     headings = ["GPUs", "ring over", "step alone, ms", "exchange, ms", "images/s, no overlap", "images/s, overlap"]
-    rule = ["---:", "---", *["---:"] * 4]
-    return [f"| {' | '.join(line)} |" for line in (headings, rule, *map(_cells, predictions))]
+    return [markdown_table(headings, [*map(_cells, predictions)], right=(0, 2, 3, 4, 5))]
 
 
 def _cells(found: Prediction) -> list[str]:

@@ -32,6 +32,7 @@ from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
 from cssr.models.tiling import Tiles
 from cssr.utils import geotiff
+from cssr.utils.markdown import markdown_table
 from cssr.utils.photographs import open_photograph
 
 SMALL = {
@@ -133,14 +134,13 @@ def timed(ways: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds
 
 def table(seconds_of: dict[str, list[float]], side: int, where: str) -> list[str]:
     """Markdown."""
-    lines = [f"Photograph of {side} x {side}, {where}:", "", "| way | s | photographs/s | MP/s | share of bare |"]
-    lines.append("|---|---:|---:|---:|---:|")
-    least = statistics.median(seconds_of["bare"])
-    for name, seconds in seconds_of.items():
-        middle = statistics.median(seconds)
-        rate = f"{1 / middle:.3g} | {side**2 / 1e6 / middle:.3g}"
-        lines.append(f"| {name} | {middle:.2f} | {rate} | {least / middle:.0%} |")
-    return lines
+    medians = {name: statistics.median(seconds) for name, seconds in seconds_of.items()}
+    rows = [
+        [name, f"{s:.2f}", f"{1 / s:.3g}", f"{side**2 / 1e6 / s:.3g}", f"{medians['bare'] / s:.0%}"]
+        for name, s in medians.items()
+    ]
+    head = ["way", "s", "photographs/s", "MP/s", "share of bare"]
+    return [f"Photograph of {side} x {side}, {where}:", "", markdown_table(head, rows, right=range(1, 5))]
 
 
 def report(name: str, seconds: dict[str, list[float]], share: float, options: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
+from cssr.utils.markdown import markdown_table
 
 HR_SIDE = 224  # pixels
 GROUPS = ("sr", "kernel", "seg", "encoder", "blur_skip")
@@ -61,8 +62,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """The same as a Markdown table."""
-    rule = ["---", *["---:"] * (len(HEADINGS) - 1)]
-    return [f"| {' | '.join(line)} |" for line in (HEADINGS, rule, *rows)]
+    return [markdown_table(HEADINGS, rows, right=range(1, len(HEADINGS)))]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from cssr.utils.markdown import markdown_table
+
 UNITS = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "us")), "B": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))}
 HEADINGS = ("what", "plain formulation", "plain", "ours", "times", "rounds", "asked", "threads", "bound by", "of it")
 
@@ -17,9 +19,8 @@ def table(report: dict[str, Any]) -> list[str]:
 
 def markdown(report: dict[str, Any]) -> list[str]:
     """Machine, rates and the same as a Markdown table."""
-    rule = ["---", "---", *["---:"] * 6, "---", "---:"]
-    rows = [f"| {' | '.join(line)} |" for line in (HEADINGS, rule, *map(cells, report["results"]))]
-    return [circumstances(report), "", *(f"- {line}" for line in rate_lines(report["rates"])), "", *rows]
+    rows = markdown_table(HEADINGS, [*map(cells, report["results"])], right=(2, 3, 4, 5, 6, 7, 9))
+    return [circumstances(report), "", *(f"- {line}" for line in rate_lines(report["rates"])), "", rows]
 
 
 def circumstances(report: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from cssr.evaluation.results import load
 from cssr.launch.grid import Point
 from cssr.report import IMAGE_COLUMNS
 from cssr.utils.files import write_atomic
+from cssr.utils.markdown import markdown_table
 
 FORMAT = "cssr-sweep-1"
 _NOTE = "Per image; mean ± standard deviation (n - 1) over n runs, one a seed. `-`: of one run there is no deviation."
@@ -105,10 +106,8 @@ def _table(rows: Sequence[Row], recipe: str) -> str:
         [*(row.setting.values() or [recipe]), str(len(row.seeds)), *(_cell(row, c.key, c.decimals) for c in shown)]
         for row in rows
     ]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
-    widths = [max(3, *(len(line[n]) for line in cells)) for n in range(len(head))]
-    texts = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in cells]
-    return "\n".join([texts[0], "| " + " | ".join("-" * width for width in widths) + " |", *texts[1:]])
+    head, *lines = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
+    return markdown_table(head, lines, aligned=True)
 
 
 def _cell(row: Row, key: str, decimals: int) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from cssr import __version__
 from cssr.utils.json_files import read_json
+from cssr.utils.markdown import markdown_table
 
 MEASURES = ("iou_max", "aiu", "f1", "ap", "ece", "cldice", "hd95_min", "psnr", "ssim", "kernel_psnr")
 _RECIPE = ("model", "degradation", "loss", "phases", "optim", "imports")  # of config.yaml, shown as they are
@@ -183,10 +184,10 @@ def _training(export: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         "temperature": export["model"].get("temperature"),
         "cssr": f"{export.get('cssr_version', 'unknown')} wrote the weights, {__version__} this card",
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
+    table = markdown_table(["", ""], [[key, str(value)] for key, value in facts.items() if value is not None])
     shown = {key: recipe.get(key, export.get(key)) for key in _RECIPE}
     settings = yaml.safe_dump(without_paths({k: v for k, v in shown.items() if v}), sort_keys=False, width=100)
-    return f"| | |\n|---|---|\n{table}\n\n```yaml\n{settings.strip()}\n```"
+    return f"{table}\n\n```yaml\n{settings.strip()}\n```"
 
 
 def _set_names(sets: Any) -> str | None:
@@ -210,19 +211,19 @@ def _figures(measured: list[dict[str, Any]]) -> str:
     if not measured:
         return "None yet: these weights have not been evaluated."
     measures = [m for m in MEASURES if any(data["metrics"]["image"].get(m) is not None for data in measured)]
-    head = f"| set | images | degradation | {' | '.join(measures)} |\n|{'---|' * (len(measures) + 3)}"
-    rows = (
-        f"| {_set_name(d)} | {d['images']} | {_name(d.get('degradation'))} | {_cells(d, measures)} |" for d in measured
-    )
+    rows = [
+        [_set_name(data), str(data["images"]), _name(data.get("degradation")), *_cells(data, measures)]
+        for data in measured
+    ]
     definitions = {key: text for data in measured for key, text in (data.get("definitions") or {}).items()}
     explained = "\n".join(f"- **{key}**: {definitions[key]}" for key in ("image", *measures) if key in definitions)
-    table = "\n".join((head, *rows))
+    table = markdown_table(["set", "images", "degradation", *measures], rows)
     return f"Mean over images; in brackets the 95 % interval.\n\n{table}\n\n{explained}"
 
 
-def _cells(data: Mapping[str, Any], measures: Iterable[str]) -> str:
+def _cells(data: Mapping[str, Any], measures: Iterable[str]) -> list[str]:
     values, intervals = data["metrics"]["image"], (data.get("intervals") or {}).get("image") or {}
-    return " | ".join(_cell(values.get(measure), intervals.get(measure)) for measure in measures)
+    return [_cell(values.get(measure), intervals.get(measure)) for measure in measures]
 
 
 def _cell(value: float | None, interval: list[float | None] | None) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from cssr.evaluation.results import Result
 from cssr.report.columns import NOTE, Cell, Table, image_measures, pooled_measures, with_intervals
 from cssr.report.facts import MARKDOWN, Definition, caveats, definitions, fact, split_facts
+from cssr.utils.markdown import markdown_table
 
 
 def image_table(results: Sequence[Result], base: Result | None) -> str:
@@ -31,7 +32,7 @@ def _measures(table: Table) -> str:
     heads, rows = with_intervals(table)
     names = [MARKDOWN.text(result.name) for result in table.results]
     lines = [[name, *map(_cell, row)] for name, row in zip(names, rows)]
-    return _markdown(["result", *map(MARKDOWN.text, heads)], lines)
+    return markdown_table(["result", *map(MARKDOWN.text, heads)], lines, range(1, len(heads) + 1), aligned=True)
 
 
 def _cell(cell: Cell) -> str:
@@ -44,17 +45,8 @@ def _facts(results: Sequence[Result]) -> str:
     blocks = ["\n".join(f"- {key}: {fact(results[0], key)}" for key in shared)] if shared else []
     if own:
         rows = [[MARKDOWN.text(result.name), *(fact(result, key) for key in own)] for result in results]
-        blocks += ["These differ:", _markdown(["result", *own], rows, numeric=False)]
+        blocks += ["These differ:", markdown_table(["result", *own], rows, aligned=True)]
     return "\n\n".join(blocks)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = True) -> str:
-    """A table; numbers to the right."""
-    widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
-    right = [numeric and i > 0 for i in range(len(head))]
-    rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right)]
-    lines = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)] for row in [head, *rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
 
 
 def _definition(definition: Definition) -> str:

@@ -1,0 +1,22 @@
+"""Tables in Markdown."""
+
+from collections.abc import Container, Sequence
+
+
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = (), aligned: bool = False
+) -> str:
+    """A Markdown table; the columns numbered in `right` are set flush right.
+
+    Args:
+        aligned: fill cells with blanks, so that the columns line up for those who read it as text.
+    """
+    widths = [max(3, *map(len, column)) for column in zip(head, *rows)]
+    rule = ["-" * (width - 1) + ":" if n in right else "-" * width for n, width in enumerate(widths)]
+    if not aligned:
+        widths, rule = [0] * len(head), ["---:" if n in right else "---" for n in range(len(head))]
+    lines = [
+        [cell.rjust(width) if n in right else cell.ljust(width) for n, (cell, width) in enumerate(zip(row, widths))]
+        for row in (head, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
