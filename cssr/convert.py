@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import program
+from cssr.utils.cli import errors_end, program
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     from cssr.models.joint import build_model
     from cssr.models.published import convert_joint, read_published
 
-    try:
+    with errors_end():
         config = load_config(options.recipe, options.overrides)
         model = build_model(config.model)
         state = read_published(options.file)
@@ -40,8 +40,6 @@ def main(arguments: list[str] | None = None) -> None:
         degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         facts = {"source": options.file.name, "imports": config.imports}
         model.save_pretrained(options.out, degradation=config.degradation, resampler=degrade.resampler, **facts)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     print(f"wrote {options.out}")
 
 

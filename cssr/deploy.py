@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import program
+from cssr.utils.cli import errors_end, program
 
 FORMATS = ("onnx", "torch_export")  # for other systems
 
@@ -40,15 +40,13 @@ def main(arguments: list[str] | None = None) -> None:
     from cssr.models.deployment import check_onnx, deploy
     from cssr.models.load import load_model
 
-    try:
+    with errors_end():
         if "onnx" in options.format:
             check_onnx()
         if not options.tolerance > 0:
             raise ValueError(f"--tolerance must be above 0, found {options.tolerance}")
         model = load_model(options.model, options.checkpoint)
         found = deploy(model, list(dict.fromkeys(options.format)), options.out, options.tolerance)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     for entry in found["files"]:
         differences = ", ".join(f"{name} {value:.1e}" for name, value in entry["largest_difference"].items())
         print(f"{options.out / entry['file']}: largest difference from PyTorch {differences}")

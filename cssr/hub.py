@@ -15,16 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cssr.utils.cli import program
+from cssr.utils.cli import errors_end, program
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = _parser().parse_args(arguments)
-    try:
+    with errors_end():
         options.run(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 # What follows imports where it begins, as that takes seconds: --help and mistakes are answered before.

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.cracks.measure import MOST_CRACKS, Crack, TooRagged, check_most, measure_cracks
+from cssr.utils.cli import errors_end
 from cssr.utils.files import free_stem, naming
 from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
 from cssr.utils.images import open_image
@@ -132,7 +133,7 @@ def summary(cracks: Sequence[Crack], units: Units) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Measure all masks that the command line of `cssr.measure` names."""
-    try:
+    with errors_end():
         units = Units(options.scale, options.mm_per_pixel)
         if not 0 <= options.least_length < float("inf"):
             raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
@@ -141,8 +142,6 @@ def run(options: argparse.Namespace) -> None:
         choose(what.threshold, what.colors, what.values)
         masks = masks_at(options.masks)
         failed = _measure_all(masks, options, units, what)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     print(f"{len(masks) - len(failed)} masks: table, GeoJSON and picture of each in {options.out}")
     if failed:
         sys.exit(f"error: {len(failed)} of {len(masks)} masks failed: {', '.join(failed[:5])}")

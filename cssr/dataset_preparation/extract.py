@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from cssr.data.dataset import read_sample
 from cssr.data.shards import ShardSet
-from cssr.utils.cli import program
+from cssr.utils.cli import errors_end, program
 
 
 def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:
@@ -36,10 +36,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4, help="how many (4)")
     parser.add_argument("--reduce", type=int, default=1, help="reduce each side by this factor (1)")
     options = parser.parse_args()
-    if min(options.count, options.reduce) < 1:
-        sys.exit("error: --count and --reduce must be at least 1")
-    try:
+    with errors_end():
+        if min(options.count, options.reduce) < 1:
+            raise ValueError("--count and --reduce must be at least 1")
         written = extract(ShardSet.open(options.shards, "SHARDS"), options.out, options.count, options.reduce)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     print(f"{len(written)} photographs in {options.out}")

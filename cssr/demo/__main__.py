@@ -16,7 +16,7 @@ from typing import Any
 from cssr.config.schema import check_tile
 from cssr.demo.connections import protocol
 from cssr.demo.jobs import Limits
-from cssr.utils.cli import program
+from cssr.utils.cli import errors_end, program
 
 CONNECTIONS = 64  # open at once; further ones get 503
 
@@ -24,12 +24,10 @@ CONNECTIONS = 64  # open at once; further ones get 503
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = _parser().parse_args(arguments)
-    try:
+    with errors_end():
         _check(options)
         app = _app(options)
         listener = listen(options.host, options.port)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     address = f"http://{_in_url(options.host)}:{listener.getsockname()[1]}"
     if not is_loopback(options.host):
         print(

@@ -4,7 +4,6 @@ import functools
 import math
 import operator
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from cssr.evaluation import metrics
 from cssr.evaluation.aggregate import aggregate, breakdown, has_segmentation, intervals, iou_curve, set_histogram
 from cssr.evaluation.calibration import fit_temperature, reliability
 from cssr.evaluation.definitions import SEGMENTATION_KEYS, definitions
+from cssr.utils.files import free_name, safe_name
 from cssr.utils.json_files import read_json
 
 RESULTS_FORMAT = "cssr-results-1"
@@ -184,7 +184,8 @@ def _named(results: Sequence[Result]) -> list[Result]:
         choices = zip(*map(_labels, equal))
         own = next(i for i, labels in enumerate(choices) if len(set(labels)) == len(equal))
         name = _labels(result)[own]
-        named.append(Result(result.path, result.data, name, _slug(name, [other.slug for other in named])))
+        slug = free_name(safe_name(name.lower(), empty="result")[:80], [other.slug for other in named])
+        named.append(Result(result.path, result.data, name, slug))
     return named
 
 
@@ -193,9 +194,3 @@ def _labels(result: Result) -> list[str]:
     name, data = str(result.data["name"]), str(result.data["data"])
     details = (Path(data).name, data, result.path.parent, result.path.resolve())
     return [name, *(f"{name} ({detail})" for detail in details)]
-
-
-def _slug(name: str, taken: Sequence[str]) -> str:
-    plain = re.sub(r"[^\w.-]+", "-", name.lower()).strip("-.")[:80] or "result"
-    choices = (plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 3)))
-    return next(choice for choice in choices if choice not in taken)

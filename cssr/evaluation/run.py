@@ -28,6 +28,7 @@ from cssr.models.joint import JointModel
 from cssr.models.load import choose, degradation_of, export_in, load_model
 from cssr.models.orientations import ORIENTATIONS
 from cssr.models.shipped import is_shipped
+from cssr.utils.cli import errors_end
 from cssr.utils.distributed import start_engine
 from cssr.utils.files import naming, sha256_of, write_atomic
 from cssr.utils.machine import check_processes
@@ -39,11 +40,9 @@ _CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "
 
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr/evaluate.py` asks for."""
-    try:
+    with errors_end():
         engine = start_engine()
         _evaluate(options, engine)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     engine.end_training()
 
 

@@ -9,7 +9,6 @@ thresholds lie below it, so that what is crack at a threshold is read from it ex
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
 from cssr.evaluation.metrics import THRESHOLDS, thresholds_below
+from cssr.utils.files import PARTIAL, safe_name
 from cssr.utils.images import to_image
 from cssr.utils.json_files import read_json
 
@@ -157,12 +157,12 @@ def _numbers(kernels: Tensor | None, index: int) -> list[list[float]] | None:
 def write_samples(samples: Mapping[str, Sample], kinds: Mapping[str, Sequence[str]], out: Path) -> None:
     """Write the samples (by key) that `kinds` (kind to keys) name into `out`, in place of what is there."""
     keys = list(dict.fromkeys(key for group in kinds.values() for key in group))
-    folders = {key: f"{number:02d}-{_plain(key)}" for number, key in enumerate(keys)}
+    folders = {key: f"{number:02d}-{safe_name(key, empty='sample')[-60:]}" for number, key in enumerate(keys)}
     listed = [
         {"folder": folder, **samples[key].about, "files": list(samples[key].files)} for key, folder in folders.items()
     ]
     index = {"format": FORMAT, "kinds": {kind: list(group) for kind, group in kinds.items()}, "samples": listed}
-    temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    temporary = out.with_name(f"{out.name}{PARTIAL}-{os.getpid()}")
     try:
         for key, folder in folders.items():
             (temporary / folder).mkdir(parents=True)
@@ -173,10 +173,6 @@ def write_samples(samples: Mapping[str, Sample], kinds: Mapping[str, Sequence[st
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _plain(key: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", key).strip("-.")[-60:] or "sample"
 
 
 _INDEX = {"format": str, "samples": [{"key": str, "folder": str, "files": list[str]}], "kinds": dict[str, list[str]]}

@@ -40,7 +40,7 @@ from cssr.survey.severity import DEFAULT as DEFAULT_LIMITS
 from cssr.survey.severity import Limits, load_limits
 from cssr.survey.write import FOLDER, write_survey
 from cssr.utils import geotiff
-from cssr.utils.cli import check_bits
+from cssr.utils.cli import check_bits, errors_end
 from cssr.utils.files import naming
 from cssr.utils.interrupts import one_line
 from cssr.utils.photographs import Photograph
@@ -54,24 +54,23 @@ def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr.predict` asks for."""
     _return_memory()
     try:
-        _choose_model(options)
-        _check(options)
-        measured = _measured(options) if options.measure else None
-        limits = load_limits(options.limits or DEFAULT_LIMITS) if options.measure else None
-        sources = photographs(options.source, apart=options.out)
-        left = inputs.passed_over_in(options.source)
-        model = load_model(options.model, options.checkpoint).to(device_named(options.device))
-        _make_directory(options.out)
-        for name in ("measure", "tta"):
-            if getattr(options, name) and not segments(model.config):
-                raise ValueError(f"--{name}: the model finds no cracks (model.seg=none)")
-        model.orientations = ORIENTATIONS if options.tta else 1
-        work = _Run(model, options, measured)
-        work.work(inputs.each(sources, options.every), inputs.count(sources, options.every))
-        if limits:
-            _survey(work, options, limits)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        with errors_end():
+            _choose_model(options)
+            _check(options)
+            measured = _measured(options) if options.measure else None
+            limits = load_limits(options.limits or DEFAULT_LIMITS) if options.measure else None
+            sources = photographs(options.source, apart=options.out)
+            left = inputs.passed_over_in(options.source)
+            model = load_model(options.model, options.checkpoint).to(device_named(options.device))
+            _make_directory(options.out)
+            for name in ("measure", "tta"):
+                if getattr(options, name) and not segments(model.config):
+                    raise ValueError(f"--{name}: the model finds no cracks (model.seg=none)")
+            model.orientations = ORIENTATIONS if options.tta else 1
+            work = _Run(model, options, measured)
+            work.work(inputs.each(sources, options.every), inputs.count(sources, options.every))
+            if limits:
+                _survey(work, options, limits)
     except KeyboardInterrupt:
         sys.exit("stopped: give the same command again to go on")
     if left:

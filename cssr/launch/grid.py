@@ -12,6 +12,7 @@ from typing import Any
 from cssr.config.loading import parse_value, to_inline_yaml
 from cssr.config.registry import did_you_mean
 from cssr.config.schema import Config
+from cssr.utils.files import safe_name
 
 SEED = "train.seed"
 _OWN = ("train.run_dir", "train.dry_run")  # what a sweep decides
@@ -46,7 +47,8 @@ class Point:
     def name(self) -> str:
         """`beta=0.1,seed=0`, as a file name; with a checksum where that loses something."""
         exact = ",".join(f"{axis.label}={value.label}" for axis, value in zip(self.axes, self.values))
-        plain = ",".join(f"{axis.label}={_plain(value.label)}" for axis, value in zip(self.axes, self.values))
+        texts = [v.label if re.fullmatch(r"[\w.+-]*", v.label) else safe_name(v.label, "+", "") for v in self.values]
+        plain = ",".join(f"{axis.label}={text}" for axis, text in zip(self.axes, texts))
         if plain == exact and len(plain) <= _LONGEST:
             return plain
         return f"{plain[:_LONGEST]}-{hashlib.sha256(exact.encode()).hexdigest()[:6]}"
@@ -65,10 +67,6 @@ class Point:
     def seed(self) -> str | None:
         """The seed, where the sweep has several or names one."""
         return next((value.label for axis, value in zip(self.axes, self.values) if axis.key == SEED), None)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-") if re.search(r"[^\w.+-]", text) else text
 
 
 def points(axes: Sequence[Axis]) -> list[Point]:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from cssr.evaluate import add_options as add_evaluation_options
 from cssr.launch.jobs import find_launch_file
 from cssr.utils.cli import Parser, program
+from cssr.utils.files import free_name, safe_name
 
 EVALUATE = """Evaluate checkpoints on benchmarks and report them side by side; what is done already is not done again.
 
@@ -133,23 +133,13 @@ def distinct_names(paths: Sequence[Sequence[str]]) -> list[str]:
     paths = [[part for part in path if part != "/"] for path in paths]
     depth = [1] * len(paths)
     while True:
-        names = [safe_name("_".join(path[-d:])) for path, d in zip(paths, depth)]
+        names = [safe_name("_".join(path[-d:]), also="@=,+")[:120] for path, d in zip(paths, depth)]
         equal = [n for n, name in enumerate(names) if names.count(name) > 1 and depth[n] < len(paths[n])]
         if not equal:
-            return _numbered(names)
+            break
         for n in equal:
             depth[n] += 1
-
-
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Number names that are equal once they have lost what a file name cannot hold."""
     taken: list[str] = []
-    for name in names:
-        choices = (name, *(f"{name}-{number}" for number in range(2, len(names) + 2)))
-        taken.append(next(choice for choice in choices if choice not in taken))
+    for name in names:  # equal ones have lost what a file name cannot hold
+        taken.append(free_name(name, taken))
     return taken
-
-
-def safe_name(text: str) -> str:
-    """Text as a file name."""
-    return re.sub(r"[^\w.@=,+-]+", "-", text).strip("-").lstrip(".")[:120] or "unnamed"

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import program
+from cssr.utils.cli import errors_end, program
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,12 +47,10 @@ def _report(options: argparse.Namespace) -> None:
     from cssr.report.markdown import image_table
     from cssr.report.write import write
 
-    try:
+    with errors_end():
         results = load(options.results)
         base = find_reference(results, options.reference)
         path = write(results, base, options.out, options.title)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     size = path.with_suffix(".html").stat().st_size / 1e6
     where = f"written to {path.parent}: report.html ({size:.1f} MB), report.md, table.tex, table.csv"
     print(image_table(results, base), *caveats(results), where, sep="\n\n")

@@ -3,7 +3,8 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -16,6 +17,11 @@ def check_bits(bits: int | None) -> None:
 def program(script: str) -> str:
     """What --help calls a command: `cssr NAME` where it was started so, or else `script`."""
     return sys.argv[0] if sys.argv[0].startswith("cssr ") else script
+
+
+def one_line(problem: BaseException) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(problem).split())
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +39,15 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
 
+@contextmanager
+def errors_end() -> Iterator[None]:
+    """End the process with one line and exit status 1 on a mistake of the user."""
+    try:
+        yield
+    except (ValueError, OSError) as problem:
+        sys.exit(f"error: {one_line(problem)}")
+
+
 def run_command(
     command: Callable[[list[str]], int], arguments: list[str] | None, interrupted: str = "the same command goes on"
 ) -> int:
@@ -45,7 +60,7 @@ def run_command(
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
     except (ValueError, OSError) as problem:
-        print("error:", " ".join(str(problem).split()), file=sys.stderr)
+        print("error:", one_line(problem), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print("error:", str(stop) or f"interrupted; {interrupted}", file=sys.stderr)

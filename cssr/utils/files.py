@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -137,8 +138,22 @@ def lock_file(file: IO[bytes] | int, patience: float = 0.0) -> bool:
             return True
 
 
+def safe_name(text: str, also: str = "", empty: str = "unnamed") -> str:
+    """Text as the name of a file or folder: runs of all but letters, digits and `_.-` become one hyphen.
+
+    Args:
+        also: further characters that stay. empty: the name where nothing is left.
+    """
+    return re.sub(rf"[^\w.{also}-]+", "-", text).strip("-.") or empty
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """The name or, where it is taken, the first of name-2, name-3, ... that is not."""
+    choices = itertools.chain((name,), (f"{name}-{number}" for number in itertools.count(2)))
+    return next(choice for choice in choices if choice not in taken)
+
+
 def free_stem(name: Path, taken: Container[str]) -> str:
     """A stem for a file that no other has: without its suffix, with it, or numbered."""
-    plain, full = str(name.with_suffix("")), str(name)
-    numbered = (f"{full}-{number}" for number in itertools.count(2))
-    return next(stem for stem in itertools.chain((plain, full), numbered) if stem not in taken)
+    plain = str(name.with_suffix(""))
+    return plain if plain not in taken else free_name(str(name), taken)
