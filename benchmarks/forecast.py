@@ -85,7 +85,7 @@ def predict(alone: Sequence[float], batch: int, parameters: float, strategy: str
 def markdown(predictions: Sequence[Prediction]) -> list[str]:
     """A table."""
     headings = ["GPUs", "ring over", "step alone, ms", "exchange, ms", "images/s, no overlap", "images/s, overlap"]
-    return [markdown_table(headings, [*map(_cells, predictions)], right=(0, 2, 3, 4, 5))]
+    return markdown_table(headings, [*map(_cells, predictions)], right=(0, 2, 3, 4, 5)).splitlines()
 
 
 def _cells(found: Prediction) -> list[str]:

@@ -62,7 +62,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """The same as a Markdown table."""
-    return [markdown_table(HEADINGS, rows, right=range(1, len(HEADINGS)))]
+    return markdown_table(HEADINGS, rows, right=range(1, len(HEADINGS))).splitlines()
 
 
 if __name__ == "__main__":

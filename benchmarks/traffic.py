@@ -1,4 +1,4 @@
-"""What the ranks send each other in a step: counted, in the place of `cssr/train.py` under `accelerate launch`.
+"""Count what ranks send each other in a step; started in place of `cssr/train.py` under `accelerate launch`.
 
     CSSR_TRAFFIC=FILE accelerate launch [--config_file launch/X.yaml] benchmarks/traffic.py configs/Y.yaml [a.b=c ...]
 

@@ -36,7 +36,7 @@ class Entry:
 
 
 def cache_directory(data: DataConfig) -> Path:
-    """Where files from elsewhere are kept, by the settings."""
+    """The directory in which remote files are kept, by the settings."""
     return Path(data.cache or os.environ.get("CSSR_CACHE") or Path.home() / ".cache" / "cssr")
 
 

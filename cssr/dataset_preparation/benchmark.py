@@ -39,7 +39,7 @@ _PLAIN = {bool: "true or false", int: "a whole number"}
 
 
 class Stored(NamedTuple):
-    """Where a sample lies, and what its json says, {} where there is none."""
+    """Place of a sample, and its json, {} where there is none."""
 
     shard: int
     index: int
@@ -53,8 +53,8 @@ def list_samples(shards: ShardSet) -> Iterator[Stored]:
         with _opened(shards, shard) as files:
             for index in range(count):
                 with _naming(shards, shard, f"sample {index}"):
-                    key, found = files(index)
-                    stored = Stored(shard, index, key, _facts(found))
+                    key, members = files(index)
+                    stored = Stored(shard, index, key, _facts(members))
                 yield stored
 
 
@@ -100,10 +100,10 @@ def _remedy(shards: ShardSet) -> str:
 
 def _facts(files: Files) -> dict[str, Any]:
     try:
-        found = json.loads(files.read("json"))
+        facts = json.loads(files.read("json"))
     except ValueError:  # a set from elsewhere, without any
         return {}
-    return found if isinstance(found, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _say(notice: str) -> None:
@@ -112,7 +112,7 @@ def _say(notice: str) -> None:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a file of configs/benchmarks says."""
+    """Contents of a file of configs/benchmarks."""
 
     name: str  # how results call it
     scale: int  # HR pixels per LQ pixel, 2 or more
@@ -219,7 +219,7 @@ def _name(shards: ShardSet) -> str:
 
 
 def header_of(shards: ShardSet, benchmark: Benchmark, resampler: str) -> dict[str, Any]:
-    """What the index says about the whole: what that of the original says, and how it was degraded."""
+    """Fields of the index about the whole set: those of the original, and how it was degraded."""
     inherited = {name: shards.index[name] for name in _INHERITED if name in shards.index}
     about = {"benchmark": benchmark.name, "degradation": benchmark.degradation, "degradation_seed": benchmark.seed}
     return {

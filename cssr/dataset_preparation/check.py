@@ -38,8 +38,8 @@ IMAGES = ("jpg", "png")
 
 
 @dataclass
-class Found:
-    """What one shard holds, and what is wrong with it."""
+class ShardReport:
+    """Contents of one shard, and its faults."""
 
     faults: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ def check(root: Path, decode: bool, workers: int) -> tuple[list[str], str]:
     if not parts and not (root / FILE).exists():
         raise ValueError(f"no shards in {root} (index.json is missing); give the folder that make_shards.py has made")
     checked = {part.name: _check_set(part, decode, workers) for part in parts}
-    faults = [f"{name}/{fault}" for name, (found, _, _) in checked.items() for fault in found]
+    faults = [f"{name}/{fault}" for name, (faults_of, _, _) in checked.items() for fault in faults_of]
     if not faults:
         blank = {group for part in parts for group in read_index(part).get("blank_groups", ())}
         faults = _check_split(root, {name: groups for name, (_, _, groups) in checked.items()}, blank)
@@ -72,17 +72,17 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
         foreign = ShardSet.open(root, "--check") if "suffixes" in index else None
     except ValueError as problem:
         return [str(problem)], f"{'these tars' if tars else 'index.json'} cannot be used", set()
-    root, entries, found = tars.root if tars else root, index["shards"], {}
+    root, entries, results_of = tars.root if tars else root, index["shards"], {}
 
-    def work(task: int, tell: Callable[[], None]) -> Found:
+    def work(task: int, tell: Callable[[], None]) -> ShardReport:
         if foreign:
             return inspect_foreign(foreign, task, decode, tell)
         return inspect_shard(root / entries[task]["name"], entries[task], index, decode, tell)
 
     bar = tqdm(total=index["samples"], desc="checking", unit=" samples", leave=False, disable=not sys.stderr.isatty())
     with bar, closing(share(work, len(entries), workers, bar.update)) as results:
-        found.update(results)
-    ordered = [found[number] for number in range(len(entries))]
+        results_of.update(results)
+    ordered = [results_of[number] for number in range(len(entries))]
     faults = [f"{entry['name']}: {fault}" for entry, one in zip(entries, ordered) for fault in one.faults]
     groups = set().union(*(one.groups for one in ordered))
     faults += _check_sum(index, ordered, groups) if not faults else []
@@ -114,58 +114,60 @@ def _is_ours(index: dict[str, Any]) -> bool:
     return "tool_version" in index
 
 
-def inspect_shard(path: Path, entry: dict[str, Any], index: dict[str, Any], decode: bool, tell: Callable) -> Found:
+def inspect_shard(
+    path: Path, entry: dict[str, Any], index: dict[str, Any], decode: bool, tell: Callable
+) -> ShardReport:
     """Check one tar against its entry in the index; `tell` is called after each sample."""
-    found = Found()
+    report = ShardReport()
     if not path.is_file():
-        found.faults.append("is missing")
-        return found
+        report.faults.append("is missing")
+        return report
     size = path.stat().st_size
     if size != entry["bytes"]:
-        found.faults.append(f"has {size} bytes, its index says {entry['bytes']}")
+        report.faults.append(f"has {size} bytes, its index says {entry['bytes']}")
     elif "sha256" in entry and identity(path)["sha256"] != entry["sha256"]:
-        found.faults.append(_DIFFERS)
+        report.faults.append(_DIFFERS)
     try:
         for key, members in _samples(path, _is_ours(index)):
-            found.keys.append(key)
-            found.faults += [f"{key}: {fault}" for fault in _check_sample(key, members, index, decode, found)]
+            report.keys.append(key)
+            report.faults += [f"{key}: {fault}" for fault in _check_sample(key, members, index, decode, report)]
             tell()
     except (OSError, tarfile.TarError, EOFError, ValueError) as problem:
-        after = f" after {found.keys[-1]}" if found.keys else ""
-        found.faults.append(f"cannot be read{after}: {problem}")
-    if found.faults == [_DIFFERS]:
-        found.faults = [f"{_DIFFERS}, but no member that has a checksum is damaged"]
-    if len(found.keys) != entry["samples"]:
-        found.faults.append(f"has {len(found.keys)} samples that can be read, its index says {entry['samples']}")
-    return found
+        after = f" after {report.keys[-1]}" if report.keys else ""
+        report.faults.append(f"cannot be read{after}: {problem}")
+    if report.faults == [_DIFFERS]:
+        report.faults = [f"{_DIFFERS}, but no member that has a checksum is damaged"]
+    if len(report.keys) != entry["samples"]:
+        report.faults.append(f"has {len(report.keys)} samples that can be read, its index says {entry['samples']}")
+    return report
 
 
-def inspect_foreign(shards: ShardSet, number: int, decode: bool, tell: Callable[[], None]) -> Found:
+def inspect_foreign(shards: ShardSet, number: int, decode: bool, tell: Callable[[], None]) -> ShardReport:
     """Check a tar of a set that others have written, as training reads it; `tell` is called after each sample."""
-    found, entry = Found(), shards.index["shards"][number]
+    report, entry = ShardReport(), shards.index["shards"][number]
     path = Path(shards.address(number))
     if "sha256" in entry and identity(path)["sha256"] != entry["sha256"]:
-        found.faults.append(_DIFFERS)
+        report.faults.append(_DIFFERS)
     with path.open("rb") as file:
         held = contents((str(path), path.stat().st_mtime_ns), file, entry["samples"], shards.naming)
         for row, key in enumerate(held.keys):
-            found.keys.append(shards.key(number, key))
-            found.groups.add(found.keys[-1])
+            report.keys.append(shards.key(number, key))
+            report.groups.add(report.keys[-1])
             try:
                 held.check(row)
                 files = Files(file, held.places[row], entry["bytes"])
                 width, height = image_size(files.read("jpg", "png"))
-                found.sizes[f"{width}x{height}"] += 1
+                report.sizes[f"{width}x{height}"] += 1
                 if shards.masks:
                     files.sized(width, height, "mask.png")
                 if decode:
-                    read_sample(shards, number, row, found.faults.append)
+                    read_sample(shards, number, row, report.faults.append)
             except (OSError, ValueError, RecursionError) as problem:
-                found.faults.append(f"{key}: {problem}")
+                report.faults.append(f"{key}: {problem}")
             tell()
     if len(held.keys) != entry["samples"]:
-        found.faults.append(held.trouble)
-    return found
+        report.faults.append(held.trouble)
+    return report
 
 
 def _samples(path: Path, ours: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -189,12 +191,14 @@ def _samples(path: Path, ours: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
-def _check_sample(key: str, members: dict[str, bytes], index: dict[str, Any], decode: bool, found: Found) -> list[str]:
-    """The faults of one sample; what it is goes into `found`."""
+def _check_sample(
+    key: str, members: dict[str, bytes], index: dict[str, Any], decode: bool, report: ShardReport
+) -> list[str]:
+    """The faults of one sample; what it is goes into `report`."""
     try:
         facts = json.loads(members["json"]) if _is_ours(index) else _facts_of(key, members)
-        found.sizes[f"{facts['width']}x{facts['height']}"] += 1
-        found.groups.add(facts.get("group", key))
+        report.sizes[f"{facts['width']}x{facts['height']}"] += 1
+        report.groups.add(facts.get("group", key))
         sums = dict(facts.get("crc32", {}))
         contents = wrong_contents(members, facts, index) if decode else []
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as problem:
@@ -207,7 +211,7 @@ def _check_sample(key: str, members: dict[str, bytes], index: dict[str, Any], de
 
 
 def _facts_of(key: str, members: dict[str, bytes]) -> dict[str, Any]:
-    """What the json of a sample of another program says, as far as a reader uses it, and the size by the image."""
+    """The json of a sample of another program, as far as a reader uses it, and the size by the image."""
     name = next((name for name in IMAGES if name in members), None)
     if name is None:
         raise ValueError("there is no jpg or png")
@@ -234,8 +238,8 @@ def _check_names(names: set[str], index: dict[str, Any]) -> list[str]:
     return faults + [f"{name}: a member that the index does not speak of" for name in sorted(names - known)]
 
 
-def _check_sum(index: dict[str, Any], ordered: list[Found], groups: set[str]) -> list[str]:
-    """What only all shards together tell."""
+def _check_sum(index: dict[str, Any], ordered: list[ShardReport], groups: set[str]) -> list[str]:
+    """Faults that only all shards together show."""
     keys = Counter(key for one in ordered for key in one.keys)
     faults = [f"{key}: {count} samples have this key" for key, count in keys.items() if count > 1]
     sizes = sum((one.sizes for one in ordered), Counter())
@@ -257,7 +261,7 @@ def _check_split(root: Path, groups: dict[str, set[str]], blank: set[str]) -> li
     """Faults of the cut: a group in two parts, or parts that are not those of split.json but for the `blank` groups."""
     if not (root / FILE).exists():
         return []
-    owners = Counter(group for found in groups.values() for group in found)
+    owners = Counter(group for names in groups.values() for group in names)
     faults = [f"{group}: in {count} parts" for group, count in sorted(owners.items()) if count > 1]
     try:
         split = read_split(root / FILE)

@@ -1,4 +1,4 @@
-"""Whether the members of a sample decode, strictly, to what its json says."""
+"""Strict decoding of the members of a sample, compared with its json."""
 
 import io
 import warnings
@@ -13,7 +13,7 @@ from cssr.utils.images import any_size, open_image
 
 
 def wrong_contents(members: dict[str, bytes], facts: dict[str, Any], index: dict[str, Any]) -> list[str]:
-    """What is wrong with the decoded members, one line each."""
+    """Faults of the decoded members, one line each."""
     decoded, faults = {}, []
     for name, data in members.items():
         if not name.endswith(("jpg", "png")):

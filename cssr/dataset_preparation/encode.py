@@ -24,7 +24,7 @@ Facts = dict[str, Any]  # what the json says
 
 @dataclass(frozen=True)
 class Form:
-    """What the samples of a set have in common.
+    """Properties that the samples of a set share.
 
     `rule`: None in a set without masks. `scale`: HR pixels per LQ pixel, None in a set without LQ images. `kernel`: the
     side of the blur kernels, None without. `tiling`: None where photographs are stored whole. `bits`: of image values
@@ -70,10 +70,10 @@ def encode(item: Item, form: Form) -> Iterator[tuple[str, Members, Facts]]:
     Raises: ValueError naming the file at fault.
     """
     data = _readable(item, item.image, bytes)
-    if _readable(item, lambda: data, lambda found: _count(found, form.tiling)) > 1:
+    if _readable(item, lambda: data, lambda file: _count(file, form.tiling)) > 1:
         yield from _tiles(item, form, data)
         return
-    picture = _readable(item, lambda: data, lambda found: store_picture(found, form.bits))
+    picture = _readable(item, lambda: data, lambda file: store_picture(file, form.bits))
     size = picture.width, picture.height
     mask, valid = _mask_and_valid(item, form, *size, picture.valid)
     if _is_blank(valid) and not form.keep_blank:
@@ -85,18 +85,18 @@ def encode(item: Item, form: Form) -> Iterator[tuple[str, Members, Facts]]:
 
 
 def _count(data: bytes, tiling: Tiling | None) -> int:
-    """How many samples become of an item whose image file is `data`, which is not decoded."""
+    """Number of samples of an item whose image file is `data`, which is not decoded."""
     return tiling.count(*size_of(data)) if tiling else 1
 
 
 def measure(item: Item, tiling: Tiling | None) -> int:
-    """How many samples will become of an item; ValueError if its file cannot be read, or is refused as too small."""
+    """Number of samples of an item; ValueError if its file cannot be read, or is refused as too small."""
     return _readable(item, item.image, lambda data: _count(data, tiling))
 
 
 def _tiles(item: Item, form: Form, data: bytes) -> Iterator[tuple[str, Members, Facts]]:
     """The photograph is decoded once; beside it, one tile at a time is in memory."""
-    opened: Opened = _readable(item, lambda: data, lambda found: open_picture(found, form.bits))
+    opened: Opened = _readable(item, lambda: data, lambda file: open_picture(file, form.bits))
     image, reason = opened.image, opened.reason
     mask, valid = _mask_and_valid(item, form, *image.size, opened.valid)
     lq = _lq(item, form, *image.size, open_picture).image if form.scale else None
@@ -176,7 +176,7 @@ def _is_blank(valid: np.ndarray | None) -> bool:
 def _mask_and_valid(
     item: Item, form: Form, width: int, height: int, valid: np.ndarray | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Where crack is (H W bool; None in a set without masks), and which pixels hold data (H W bool; None: all do).
+    """Crack pixels (H W bool; None in a set without masks), and pixels that hold data (H W bool; None: all do).
 
     `valid`: by the image. Where it, or the mask, holds no data, there is no crack.
     """

@@ -1,4 +1,4 @@
-"""Which photograph a tile or a frame comes from, by its name: what must not straddle training and test."""
+"""Groups by name: the photograph of a tile or a frame, which must not straddle training and test."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ def roboflow(key: str) -> str:
 
 
 def by_expression(pattern: str | None) -> Callable[[str], str] | None:
-    """What --group-pattern asks for: what its first group, or all of it, finds in the key; nothing found: the key.
+    """The function of --group-pattern: the part of a key that its first group, or all of it, matches; else the key.
 
     Raises: ValueError where it is no regular expression.
     """
@@ -61,8 +61,8 @@ def by_expression(pattern: str | None) -> Callable[[str], str] | None:
         ) from problem
 
     def group(key: str) -> str:
-        found = expression.search(key)
-        return (found[1] if expression.groups else found[0]) or key if found else key
+        match = expression.search(key)
+        return (match[1] if expression.groups else match[0]) or key if match else key
 
     return group
 

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -15,6 +16,7 @@ KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of a telephone
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 MOST_PIXELS = 500_000_000  # 1.5 GB in memory; more is refused
 MODE_NAMES = {"L": "grey", "1": "1-bit", "P": "palette", "LA": "grey with alpha", "I": "32-bit", "F": "float"}
+_OUTLINE = (255, 40, 40)  # of cracks, RGB
 MISSING = "pixels without data, black"  # the last part of why an image was converted
 
 
@@ -106,10 +108,18 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def png(image: Image.Image) -> bytes:
-    """As a PNG file: of photographs at zlib level 3, which makes files 5 to 12 % larger than 6 in half of the time."""
+    """Encode as PNG: photographs at zlib level 3, which makes files 5 to 12 % larger than 6 in half of the time."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=3 if image.mode == "RGB" else 6)
     return buffer.getvalue()
+
+
+def outlined(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Draw the outline of a crack (H W, above 0) around, not on, its pixels in an RGB image: hairlines stay visible."""
+    inside = (cv2.resize(mask.astype(np.float32), image.size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
+    pixels = np.array(image)
+    pixels[cv2.dilate(inside, np.ones((3, 3), np.uint8)) > inside] = _OUTLINE
+    return Image.fromarray(pixels)
 
 
 def _open(data: bytes) -> Image.Image:

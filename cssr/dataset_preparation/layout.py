@@ -18,15 +18,15 @@ def by_stem(directory: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     """
     if not directory.is_dir():
         raise ValueError(f"there is no folder {directory}; create it, or point --root at the folder above it")
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in with_suffix(walk(directory), suffixes):
         stem = composed(path.relative_to(directory).with_suffix("").as_posix())
-        if stem in found:
-            raise ValueError(f"duplicate key {stem!r}: {found[stem]} and {path}; rename or remove one of them")
-        found[stem] = path
-    if not found:
+        if stem in paths:
+            raise ValueError(f"duplicate key {stem!r}: {paths[stem]} and {path}; rename or remove one of them")
+        paths[stem] = path
+    if not paths:
         raise ValueError(f"{directory} is empty: no file ends with {' '.join(suffixes)}; check --root and --split")
-    return found
+    return paths
 
 
 def split_folder(root: Path, split: str | None, needs: str = "images") -> Path:
@@ -42,8 +42,8 @@ def split_folder(root: Path, split: str | None, needs: str = "images") -> Path:
         remedy = f"choose with --split from: {', '.join(splits)}"
     elif (root / needs).is_dir():
         remedy = "this set has no splits, leave --split out (--ratio cuts it into parts)"
-    found = f"unknown split {split!r}: " if split else ""
-    raise ValueError(f"{found}there is no folder {base / needs}; {remedy}")
+    unknown = f"unknown split {split!r}: " if split else ""
+    raise ValueError(f"{unknown}there is no folder {base / needs}; {remedy}")
 
 
 def image_folder(root: Path, split: str | None) -> Path:

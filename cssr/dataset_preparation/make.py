@@ -17,7 +17,6 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import zip_longest
@@ -33,7 +32,7 @@ from cssr.dataset_preparation.encode import Form, form_of, measure
 from cssr.dataset_preparation.groups import unmatched
 from cssr.dataset_preparation.options import read_arguments, read_check_arguments
 from cssr.dataset_preparation.pairing import left_out
-from cssr.dataset_preparation.parallel import in_order, share
+from cssr.dataset_preparation.parallel import in_order, share, watch
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Source
 from cssr.dataset_preparation.split import FILE, Split, apply, deal, group_of, join, read_related, read_split
@@ -152,10 +151,12 @@ def _warn_of_masks(shares: list[float]) -> None:
 
 def _warn_of_depths(reasons: set[str]) -> None:
     """Tell of a set whose images seem to differ in bits: a dark one of 12 bits may show but 10."""
-    depths = sorted({int(found[1]) for why in reasons if (found := re.match(r"(\d+)-bit", why)) and int(found[1]) > 8})
+    depths = sorted({int(bits[1]) for why in reasons if (bits := re.match(r"(\d+)-bit", why)) and int(bits[1]) > 8})
     if len(depths) > 1:
-        told = " and ".join(map(str, depths))
-        print(f"warning: values of {told} bits in one set, by each file; if all have N, say --bits N", file=sys.stderr)
+        listed = " and ".join(map(str, depths))
+        print(
+            f"warning: values of {listed} bits in one set, by each file; if all have N, say --bits N", file=sys.stderr
+        )
 
 
 def _split(args: argparse.Namespace, items: list[Item]) -> Split | None:
@@ -186,7 +187,7 @@ def _plan(
 
 
 def list_of(parts: dict[str, list[Item]]) -> str:
-    """How many samples, and a digest of what they are called and where they come from."""
+    """Number of samples, and a digest of their names and origins."""
     listed = [[name, item.key, item.origin, group_of(item), item.extra] for name in parts for item in parts[name]]
     return f"{len(listed)} ({digest(listed)[:16]})"
 
@@ -195,14 +196,9 @@ def _decide(source: Source, workers: int) -> MaskRule | None:
     """The rule of the set; the masks that its source wants to see are read ahead by several processes."""
     if source.decide is None:
         return None
-    with closing(_masks_ahead(source.items, workers)) as items:
-        return source.decide(items)
-
-
-def _masks_ahead(items: list[Item], workers: int) -> Iterator[Item]:
-    with closing(in_order(lambda n: items[n].mask(), len(items), workers)) as masks:
-        for item, mask in zip(items, _watch(masks, len(items), "reading masks")):
-            yield replace(item, mask=lambda found=mask: found)
+    items = source.items
+    with closing(watch(in_order(lambda n: items[n].mask(), len(items), workers), len(items), "reading masks")) as masks:
+        return source.decide(replace(item, mask=lambda values=mask: values) for item, mask in zip(items, masks))
 
 
 def _shards(parts: dict[str, list[Item]], args: argparse.Namespace) -> list[Shard]:
@@ -211,14 +207,14 @@ def _shards(parts: dict[str, list[Item]], args: argparse.Namespace) -> list[Shar
     for name, items in parts.items():
         counts = [1] * len(items)
         if args.tiling:
-            with closing(in_order(lambda n, of=items: measure(of[n], args.tiling), len(items), args.workers)) as found:
-                counts = list(_watch(found, len(items), "measuring"))
+            tiles = in_order(lambda n, of=items: measure(of[n], args.tiling), len(items), args.workers)
+            counts = list(watch(tiles, len(items), "measuring"))
         shards += pack(name, items, counts, args.shard_size)
     return shards
 
 
 def _header(args: argparse.Namespace, source: Source, taken: dict[str, Any], split: Split | None) -> dict[str, Any]:
-    """What the index says about the whole. The seed is that of drawn pictures or, where there are none, of the cut."""
+    """Fields of the index about the whole set. The seed is that of drawn pictures or, without any, of the split."""
     cut = {"ratio": split.ratio, "split_sha256": split.sha256} if split else {"ratio": None}
     return {
         "tool_version": __version__,
@@ -245,9 +241,9 @@ def _write(shards: list[Shard], form: Form, workspace: Workspace, workers: int) 
 
     def work(task: int, tell: Any) -> tuple[dict[str, Any], bool]:
         shard = shards[task]
-        found, directory = before.get((shard.part, shard.number)), workspace.tree / shard.part
-        if found and is_whole(directory, found):
-            return found, True
+        record, directory = before.get((shard.part, shard.number)), workspace.tree / shard.part
+        if record and is_whole(directory, record):
+            return record, True
         return write_shard(directory, shard, form, tell), False
 
     kept, total = 0, sum(shard.samples for shard in shards)
@@ -267,9 +263,9 @@ def _write(shards: list[Shard], form: Form, workspace: Workspace, workers: int) 
 
 def _still_valid(shards: list[Shard], workspace: Workspace) -> dict[tuple[str, int], dict[str, Any]]:
     """The records of finished shards whose inputs are as they were; the tars of the others are removed."""
-    found, changed, anew = dict(workspace.finished), [], 0
+    valid, changed, anew = dict(workspace.finished), [], 0
     for shard in shards:
-        record = found.get((shard.part, shard.number))
+        record = valid.get((shard.part, shard.number))
         if record is None:
             continue
         states, known = input_states(shard.items), record.get("inputs")
@@ -277,7 +273,7 @@ def _still_valid(shards: list[Shard], workspace: Workspace) -> dict[tuple[str, i
             changed += [
                 path for path, state in zip_longest(states or (), known or ()) if path and states[path] != state
             ]
-            del found[shard.part, shard.number]
+            del valid[shard.part, shard.number]
             forget(workspace.tree / shard.part, record)
             anew += 1
     if anew:
@@ -285,7 +281,7 @@ def _still_valid(shards: list[Shard], workspace: Workspace) -> dict[tuple[str, i
         more = f" and {len(changed) - 1} other files" if changed[1:] else ""
         why = f"{changed[0]}{more} changed since" if changed else "the source does not say which files it reads"
         print(f"{anew} of {len(shards)} shards were finished before, but are written anew: {why}")
-    return found
+    return valid
 
 
 def _move(bar: tqdm, samples: int) -> None:
@@ -293,11 +289,6 @@ def _move(bar: tqdm, samples: int) -> None:
     if not bar.disable:
         bar.n, bar.initial, bar.last_print_n = (n + samples for n in (bar.n, bar.initial, bar.last_print_n))
         bar.refresh()
-
-
-def _watch(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
-    """Pass results on under a progress bar; elsewhere than on a terminal, silently."""
-    return iter(tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty()))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -44,7 +44,7 @@ def upright_size(path: Path | io.BytesIO) -> tuple[int, int]:
 
 
 def reader(read: Read, mask: Path, image: Path, origin: str, resize: bool | None = None) -> Callable[[], np.ndarray]:
-    """What reads a mask when it is asked to, and sees to its size.
+    """A function that reads a mask, and matches its size.
 
     Args:
         read: path -> values H W.

@@ -1,4 +1,4 @@
-"""Which files belong together: patterns of paths below the root, with what an image and its mask share as {stem}.
+"""Pairing of files: patterns of paths below the root, with what an image and its mask share as {stem}.
 
 In a pattern, {stem} is what the files of one sample have in common (it may span folders, unless the pattern has `**/`),
 {split} the part of the set, `*` and `?` stand for letters of one name, `**/` for any folders or none. Upper and lower
@@ -28,7 +28,7 @@ _PART = re.compile("train|val|test|dev")  # what folders of a part of a set begi
 
 
 class Layout(NamedTuple):
-    """Where a set keeps images and masks, as patterns."""
+    """Paths of images and masks of a set, as patterns."""
 
     image: str
     mask: str
@@ -45,7 +45,7 @@ class Pairs:
 
     @property
     def lossy(self) -> bool:
-        """Whether some masks are JPEGs or the like, whose values are not exact."""
+        """True if some masks are JPEGs or the like: their values are not exact."""
         return any(path.suffix.lower() in LOSSY_SUFFIXES for path in self.truths.values())
 
     def items(
@@ -133,7 +133,7 @@ def find_pairs(
 
 
 def _matched(files: list[str], root: Path, split: str | None, layout: Layout, ignore: str | None) -> Pairs:
-    """What a layout finds, unchecked; a file that is a mask is no picture."""
+    """The files of a layout, unchecked; a file that is a mask is no picture."""
     truths = match(files, root, layout.mask, split)
     taken = set(truths.values())
     pictures = match([name for name in files if root / name not in taken], root, layout.image, split)
@@ -154,16 +154,16 @@ def composed(name: str) -> str:
 
 def match(files: Iterable[str], root: Path, pattern: str, split: str | None = None) -> dict[str, Path]:
     """The files of a pattern by stem; ValueError where two share one."""
-    expression, found = compiled(pattern, split), {}
+    expression, paths = compiled(pattern, split), {}
     for name in files:
         fit = expression.fullmatch(composed(name))
         if not fit:
             continue
         stem = fit["stem"]
-        if stem in found:
-            raise ValueError(f"duplicate key {stem!r}: {found[stem]} and {root / name}; rename or remove one of them")
-        found[stem] = root / name
-    return found
+        if stem in paths:
+            raise ValueError(f"duplicate key {stem!r}: {paths[stem]} and {root / name}; rename or remove one of them")
+        paths[stem] = root / name
+    return paths
 
 
 def compiled(pattern: str, split: str | None = None) -> re.Pattern:
@@ -189,18 +189,18 @@ def filled(pattern: str, split: str | None, stem: str) -> str:
 
 def parts_of(files: Iterable[str], *layouts: Layout) -> list[str]:
     """The parts of a set: what {split} may be, with images and masks both there."""
-    found: set[str] = set()
+    parts: set[str] = set()
     for layout in layouts:
         if "{split}" in layout.image:
             names = [
                 {fit["split"] for name in files if (fit := compiled(pattern).fullmatch(name))} for pattern in layout
             ]
-            found |= names[0] & names[1]
-    return sorted(found)
+            parts |= names[0] & names[1]
+    return sorted(parts)
 
 
 def _nothing_fits(root: Path, split: str | None, files: list[str], layouts: Iterable[Layout]) -> str:
-    """What to say where no layout fits: which parts there are, or what the set should look like."""
+    """Message where no layout fits: the parts that there are, or how the set should look."""
     parts = parts_of(files, *layouts)
     if parts:
         return (f"unknown split {split!r}: " if split else "") + f"choose with --split from: {', '.join(parts)}"
@@ -257,7 +257,7 @@ def _read_list(root: Path, list_file: str) -> list[str]:
 
 
 class _Names:
-    """What lines of a list call the pictures of a set: by paths that end alike, folder by folder."""
+    """Names by which lines of a list call the pictures of a set: by paths that end alike, folder by folder."""
 
     def __init__(self, pairs: Pairs):
         self._pairs = pairs
@@ -298,13 +298,13 @@ class _Names:
         return key if key and self._is_of_one_part(key, parts) else None
 
     def _is_of_one_part(self, key: str, parts: list[str]) -> bool:
-        """Whether a picture may be the one of a path: not train/001.jpg if that says val/001.jpg."""
+        """Return whether a picture may be the one of a path: not train/001.jpg if that says val/001.jpg."""
         there = self._pairs.pictures[key].relative_to(self._pairs.root).parts
         wanted, own = ({match[0] for p in of[:-1] if (match := _PART.match(p.lower()))} for of in (parts, there))
         return not (wanted and own) or bool(wanted & own)
 
     def _goes_with(self, name: str, rest: str, key: str) -> bool:
-        """Whether what follows a picture's name can follow it: its mask, a comment or, behind a suffix, a number."""
+        """Return whether `rest` can follow a picture's name: its mask, a comment or, behind a suffix, a number."""
         suffixed = Path(name).suffix.lower() in IMAGE_SUFFIXES
         if rest.startswith("#") or (suffixed and re.fullmatch(r"[-+.\d\s]+", rest)):
             return True

@@ -11,12 +11,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import cv2
+from tqdm import tqdm
 
 from cssr.utils.interrupts import held_back
 
@@ -39,7 +40,7 @@ def share(work: Work, count: int, workers: int, step: Callable[[], None] = lambd
         ahead: how far beyond the earliest unfinished task others may be begun (None: any).
     Raises: what `work` raised, if a ValueError or OSError; Lost if a process died; KeyboardInterrupt if it was told to.
     """
-    with _crew(work, min(workers, count)) as free:
+    with _worker_pool(work, min(workers, count)) as free:
         busy: dict[Connection, int] = {}
         following = 0
         while busy or following < count:
@@ -77,6 +78,12 @@ def in_order(work: Callable[[int], Any], count: int, workers: int) -> Iterator[A
             following += 1
 
 
+def watch(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+    """Pass results on under a progress bar on a terminal; closed with them."""
+    with closing(results):
+        yield from tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty())
+
+
 def _attempt(work: Callable[[int], Any], task: int) -> tuple[Any, Exception | None]:
     try:
         return work(task), None
@@ -85,9 +92,9 @@ def _attempt(work: Callable[[int], Any], task: int) -> tuple[Any, Exception | No
 
 
 @contextmanager
-def _crew(work: Work, workers: int) -> Iterator[list[Connection]]:
+def _worker_pool(work: Work, workers: int) -> Iterator[list[Connection]]:
     """The parent's ends of the pipes to new processes, which are killed at the end: none of them holds anything."""
-    context, crew, pipes = get_context("fork"), [], []
+    context, processes, pipes = get_context("fork"), [], []
     sys.stdout.flush()
     try:
         for _ in range(workers):
@@ -96,13 +103,13 @@ def _crew(work: Work, workers: int) -> Iterator[list[Connection]]:
             with held_back():  # Ctrl-C reaches the whole group; the parent decides
                 process.start()
             theirs.close()  # so that the death of the process is the end of its pipe
-            crew.append(process)
+            processes.append(process)
             pipes.append(ours)
         yield list(pipes)
     finally:
-        for process in crew:
+        for process in processes:
             process.kill()
-        for process in crew:
+        for process in processes:
             process.join()
         for pipe in pipes:
             pipe.close()
@@ -125,7 +132,7 @@ def _receive(pipe: Connection) -> tuple[int, Any]:
 
 
 def _serve(work: Work, pipe: Connection, parent: int) -> None:
-    """What a process does: tasks, until it is killed."""
+    """Do tasks in a worker process until it is killed."""
     _begin(parent)
     while True:
         task = pipe.recv()

@@ -97,7 +97,7 @@ def disc_to_mask(centre: Sequence[float], radius: float, height: int, width: int
 
 
 def _fixed_point(points: np.ndarray) -> np.ndarray:
-    """As OpenCV takes them: the centre of a pixel at whole numbers."""
+    """Points in OpenCV's coordinates: the centre of a pixel at whole numbers."""
     return np.rint((points - 0.5) * (1 << _SHIFT)).astype(np.int32)
 
 
@@ -152,7 +152,7 @@ def unpacked(text: str) -> list[int]:
 
 
 def check_points(points: np.ndarray, height: int, width: int) -> bool:
-    """Whether points N 2 (x, y) of an outline lie beyond its image by more than two pixels, and are cut off there.
+    """Return whether points N 2 (x, y) of an outline are more than two pixels beyond its image, to be cut off there.
 
     Raises: ValueError where all of it lies outside, or its coordinates are shares of the image's sides.
     """

@@ -1,4 +1,4 @@
-"""What is in a shard set: its index in words, and a picture of some samples, `python shards/show.py DIR --out a.png`.
+"""Summary of a shard set, and a picture of some samples: `python shards/show.py DIR --out a.png`.
 
 Cracks are outlined in red; LQ image (pixels enlarged) and blur kernel (white = its maximum) stand beside an image that
 has them, keys below.
@@ -10,20 +10,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cssr.config.loading import to_inline_yaml
 from cssr.data.dataset import Sample, read_sample
 from cssr.data.shards import ShardSet
+from cssr.dataset_preparation.images import outlined
 from cssr.utils.cli import one_line, program
 from cssr.utils.files import naming
+from cssr.utils.images import joined
 from cssr.utils.json_files import misfit
 
 _SIDE = 256  # pixels of the longer side of a picture on the sheet
 _GAP, _TEXT = 8, 18
-_OUTLINE = (255, 40, 40)
 # what is shown of an index; the rest of it is checked where it is opened
 _SHAPE = {
     "image_sizes": dict[str, int],
@@ -83,8 +83,8 @@ def describe(directory: Path | str, index: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sizes(found: dict[str, int]) -> str:
-    sizes = sorted(found.items(), key=lambda entry: -entry[1])
+def _sizes(counts: dict[str, int]) -> str:
+    sizes = sorted(counts.items(), key=lambda entry: -entry[1])
     shown = ", ".join(f"{name} ({count})" for name, count in sizes[:4])
     return shown + (f" and {len(sizes) - 4} more" if len(sizes) > 4 else "")
 
@@ -116,7 +116,7 @@ def _about_lq(index: dict[str, Any]) -> list[str]:
 
 
 def _about_degradation(index: dict[str, Any]) -> list[str]:
-    """How LQ images were made, where they were."""
+    """Lines about the degradation of a set that stores LQ images."""
     if not index.get("degradation"):
         return []
     seed = f", seed {index['degradation_seed']}" if "degradation_seed" in index else ""
@@ -141,34 +141,22 @@ def draw_sheet(shards: ShardSet, count: int, seed: int) -> Image.Image:
 
 def _cell(sample: Sample) -> Image.Image:
     """One sample: its pictures side by side, its key below."""
-    panels = [_outlined(sample)]
+    picture = Image.fromarray(np.ascontiguousarray(sample.image))
+    scale = _SIDE / max(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    picture = picture.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
+    panels = [outlined(picture, sample.mask)]
     if getattr(sample, "lq", None) is not None:
         panels.append(Image.fromarray(sample.lq).resize(panels[0].size, Image.Resampling.NEAREST))
     if getattr(sample, "kernel", None) is not None:
         panels.append(_kernel(sample.kernel, panels[0].height // 2))
-    width = sum(panel.width + _GAP for panel in panels) - _GAP
-    cell = Image.new("RGB", (width, max(panel.height for panel in panels) + _TEXT), "white")
-    left = 0
-    for panel in panels:
-        cell.paste(panel, (left, 0))
-        left += panel.width + _GAP
+    row = joined(panels, gap=_GAP)
+    cell = Image.new("RGB", (row.width, row.height + _TEXT), "white")
+    cell.paste(row, (0, 0))
     font = ImageFont.load_default(12)
-    text = _shorten(sample.key, font, width)
+    text = _shorten(sample.key, font, row.width)
     ImageDraw.Draw(cell).text((0, cell.height - _TEXT + 2), text, fill="black", font=font)
     return cell
-
-
-def _outlined(sample: Sample) -> Image.Image:
-    """The image, reduced, with the crack's outline around, not on, its pixels: a hairline stays visible."""
-    picture = Image.fromarray(np.ascontiguousarray(sample.image))
-    scale = _SIDE / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    picture = picture.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
-    mask = (cv2.resize(sample.mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
-    ring = cv2.dilate(mask, np.ones((3, 3), np.uint8)) > mask
-    pixels = np.array(picture)
-    pixels[ring] = _OUTLINE
-    return Image.fromarray(pixels)
 
 
 def _kernel(kernel: np.ndarray, side: int) -> Image.Image:

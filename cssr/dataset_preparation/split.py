@@ -20,16 +20,16 @@ FILE = "split.json"
 
 @dataclass(frozen=True)
 class Split:
-    """Which groups each part has, and how they were drawn: `seed`, and `ratio`, the share of each part."""
+    """The groups of each part, and how they were drawn: `seed`, and `ratio`, the share of each part."""
 
     seed: int
     ratio: dict[str, float]
     parts: dict[str, list[str]]
 
     def to_json(self) -> bytes:
-        """As split.json."""
-        found = {"format": FORMAT, "seed": self.seed, "ratio": self.ratio, "parts": self.parts}
-        return (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()
+        """The bytes of split.json."""
+        contents = {"format": FORMAT, "seed": self.seed, "ratio": self.ratio, "parts": self.parts}
+        return (json.dumps(contents, indent=1, ensure_ascii=False) + "\n").encode()
 
     @property
     def sha256(self) -> str:
@@ -38,7 +38,7 @@ class Split:
 
 
 def group_of(item: Item) -> str:
-    """What must not straddle parts: the photograph that a tile or frame is of."""
+    """The photograph of a tile or frame, which must not straddle parts."""
     return item.key if item.group is None else item.group
 
 
@@ -52,17 +52,17 @@ def read_related(path: Path, source: str, part: str) -> list[list[str]]:
     """
     shape = {"format": str, "source": str, "parts": dict | list, "related": [[{"key": str, "part": str}]]}
     try:
-        found = read_json(path, shape, "give a doctor.json of doctor.py")
+        contents = read_json(path, shape, "give a doctor.json of doctor.py")
     except ValueError as problem:
         raise ValueError(f"--groups: {problem}") from None
-    parts = list(found["parts"])
-    about = found["source"] if found["format"] == DOCTOR_FORMAT else None
-    related = [[one["key"] for one in group if one["part"] == part] for group in found["related"]]
+    parts = list(contents["parts"])
+    about = contents["source"] if contents["format"] == DOCTOR_FORMAT else None
+    related = [[one["key"] for one in group if one["part"] == part] for group in contents["related"]]
     if about != source:
         raise ValueError(f"--groups {path} is about {about!r}, not {source!r}; examine this source with doctor.py")
     if part not in parts:
-        told = ", ".join(map(repr, parts))
-        raise ValueError(f"--groups {path} is about the parts {told}, not {part!r}; examine this one with doctor.py")
+        listed = ", ".join(map(repr, parts))
+        raise ValueError(f"--groups {path} is about the parts {listed}, not {part!r}; examine this one with doctor.py")
     return [keys for keys in related if keys]
 
 
@@ -91,15 +91,15 @@ def join(items: Sequence[Item], related: Sequence[Sequence[str]]) -> list[Item]:
 
 def parse_ratio(words: list[str]) -> dict[str, float]:
     """["train=0.8", "val=0.2"] -> {"train": 0.8, "val": 0.2}; ValueError unless positive shares add up to 1."""
-    found: dict[str, float] = {}
+    ratio: dict[str, float] = {}
     for word in words:
         match = re.fullmatch(r"([A-Za-z0-9_-]+)=([0-9]*\.?[0-9]+)", word)
-        if not match or float(match[2]) <= 0 or match[1] in found:
+        if not match or float(match[2]) <= 0 or match[1] in ratio:
             raise ValueError(f"--ratio has {word!r}; write parts with positive shares, each once, as train=0.8 val=0.2")
-        found[match[1]] = float(match[2])
-    if abs(sum(found.values()) - 1) > 1e-6:
-        raise ValueError(f"--ratio adds up to {sum(found.values()):g}; make the shares add up to 1")
-    return found
+        ratio[match[1]] = float(match[2])
+    if abs(sum(ratio.values()) - 1) > 1e-6:
+        raise ValueError(f"--ratio adds up to {sum(ratio.values()):g}; make the shares add up to 1")
+    return ratio
 
 
 def deal(items: list[Item], ratio: dict[str, float], seed: int) -> Split:
@@ -127,11 +127,11 @@ def read_split(path: Path) -> Split:
     """A split.json; ValueError if it is none, or has a group twice."""
     shape = {"format": str, "seed": int, "ratio": dict[str, float], "parts": dict[str, list[str]]}
     try:
-        found = read_json(path, shape, "give a split.json of an earlier run")
+        contents = read_json(path, shape, "give a split.json of an earlier run")
     except ValueError as problem:
         raise ValueError(f"--split-file: {problem}") from None
-    split = Split(found["seed"], found["ratio"], found["parts"])
-    whole = found["format"] == FORMAT and split.parts.keys() == split.ratio.keys() and all(split.parts.values())
+    split = Split(contents["seed"], contents["ratio"], contents["parts"])
+    whole = contents["format"] == FORMAT and split.parts.keys() == split.ratio.keys() and all(split.parts.values())
     if not whole or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in split.parts):
         raise ValueError(f"--split-file {path} is damaged or no {FORMAT}; give a split.json of an earlier run")
     twice = [g for g, count in Counter(g for groups in split.parts.values() for g in groups).items() if count > 1]

@@ -181,7 +181,7 @@ def _half_plane(rng: np.random.Generator, size: int, waviness: float) -> np.ndar
 
 
 def _shift(plane: np.ndarray, light: float) -> np.ndarray:
-    """What of a shape sticks out on the side away from the light: its rim, which the light strikes."""
+    """The rim of a shape on the side away from the light, which the light strikes."""
     move = np.array([[1, 0, 1.3 * np.cos(light)], [0, 1, 1.3 * np.sin(light)]])
     moved = cv2.warpAffine(plane.astype(np.float32), move, plane.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
     return np.clip(cv2.GaussianBlur(moved, (0, 0), 0.7) - plane, 0, 1)
@@ -261,7 +261,7 @@ def _grow(
 
 
 def _ends(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, tuple[bool, bool]]:
-    """Where a crack starts and stops: mostly border to border, sometimes it fades out inside (taper at that end)."""
+    """End points of a crack: mostly border to border, sometimes it fades out inside (taper at that end)."""
     angle, reach = rng.uniform(0, np.pi), size * 0.75
     direction = np.array([np.cos(angle), np.sin(angle)])
     centre = rng.uniform(0.2, 0.8, 2) * size

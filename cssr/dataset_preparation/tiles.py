@@ -47,7 +47,7 @@ class Tiling:
             raise ValueError(f"--overlap is {self.overlap}; give 0 or more, and less than --tile {self.size}")
 
     def starts(self, side: int) -> list[int]:
-        """Where the tiles begin along a side of `side` pixels."""
+        """Starts of the tiles along a side of `side` pixels."""
         if side <= self.size:
             return [0]
         return [*range(0, side - self.size, self.size - self.overlap), side - self.size]
@@ -58,7 +58,7 @@ class Tiling:
         return [Place(x, y, *size) for y in self.starts(height) for x in self.starts(width)]
 
     def count(self, width: int, height: int) -> int:
-        """How many tiles; a photograph lying on its side has as many. ValueError for a small one that is refused."""
+        """Number of tiles, the same for a photograph on its side. ValueError for a small one that is refused."""
         if self.refuse_small and min(width, height) < self.size:
             raise ValueError(f"{width}x{height} pixels are fewer than --tile {self.size}, against --refuse-small")
         return len(self.starts(width)) * len(self.starts(height))

@@ -182,7 +182,7 @@ def _lock(path: Path) -> int:
 
 def _read_journal(path: Path) -> dict[tuple[str | None, int], dict[str, Any]]:
     """The records; what a kill has left of a last line is cut off."""
-    found, whole = {}, 0
+    records, whole = {}, 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
             record = parse_json(line, str(path), {"part": str | None, "number": int})
@@ -190,11 +190,11 @@ def _read_journal(path: Path) -> dict[tuple[str | None, int], dict[str, Any]]:
             break
         if not line.endswith(b"\n"):
             break
-        found[record["part"], record["number"]] = record
+        records[record["part"], record["number"]] = record
         whole += len(line)
     if path.exists():
         os.truncate(path, whole)
-    return found
+    return records
 
 
 def check_free(out: Path) -> None:

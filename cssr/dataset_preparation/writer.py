@@ -30,7 +30,7 @@ _LEAST_SHARDS = 16  # of a part that has as many samples, unless told otherwise:
 
 @dataclass
 class Tally:
-    """What samples add up to; goes into the index."""
+    """Statistics of samples, for the index."""
 
     shares: list[float | None] = field(default_factory=list)  # None: a sample without mask
     converted: Counter = field(default_factory=Counter)
@@ -170,7 +170,7 @@ def forget(directory: Path, record: dict[str, Any]) -> None:
 
 
 def is_whole(directory: Path, record: dict[str, Any]) -> bool:
-    """Whether the tar of a record is there, byte for byte, or none is to be.
+    """Return whether the tar of a record is there, byte for byte, or none is to be.
 
     A tar that its set has named already, before the run was broken off, is renamed back.
     """

@@ -24,7 +24,7 @@ from torch import Tensor
 from cssr.data.batch import Batch, Outputs
 from cssr.evaluation.metrics import THRESHOLDS, thresholds_below
 from cssr.utils.files import PARTIAL, safe_name
-from cssr.utils.images import to_image
+from cssr.utils.images import joined, to_image
 from cssr.utils.json_files import read_json
 
 _GAP = 4  # pixels between panels
@@ -55,12 +55,7 @@ def sample_panels(batch: Batch, outputs: Outputs, index: int, segmentation: bool
 def strip(rows: Sequence[dict[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
     """Rows of titled panels as one picture; `captions` stand above the rows."""
     pictures = [_row(panels, caption) for panels, caption in zip(rows, [*captions, *[""] * len(rows)])]
-    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
-    top = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, top))
-        top += picture.height
-    return sheet
+    return joined(pictures, down=True)
 
 
 def _row(panels: dict[str, np.ndarray], caption: str) -> Image.Image:

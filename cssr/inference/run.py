@@ -271,7 +271,7 @@ class _Run:
     def _measure(
         self, source: Source, files: Files, crack_prob: np.ndarray, photograph: Photograph, size: PixelSize | None
     ) -> int | None:
-        """How many cracks there are; None, told, where they cannot be measured: the other results are written."""
+        """Count the cracks; None, with a message, where they cannot be measured: the other results are written."""
         how = self._measured
         assert how is not None
 

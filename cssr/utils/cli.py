@@ -15,7 +15,7 @@ def check_bits(bits: int | None) -> None:
 
 
 def program(script: str) -> str:
-    """What --help calls a command: `cssr NAME` where it was started so, or else `script`."""
+    """The name of a command in --help: `cssr NAME` where it was started so, or else `script`."""
     return sys.argv[0] if sys.argv[0].startswith("cssr ") else script
 
 

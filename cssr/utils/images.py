@@ -1,4 +1,4 @@
-"""Pictures: opening those of any size whose bytes hold what the header says, tensors as pictures, cracks drawn on them.
+"""Pictures: opened safely at any size, side by side, with cracks drawn on them; tensors as pictures.
 
 Pillow takes large pictures for an attack, which cameras and mosaics have; and it makes room for all that a header says
 before it reads any of it.
@@ -104,6 +104,18 @@ def to_image(x: "Tensor") -> np.ndarray:
     """C H W float (0..1; C 3 or 1) as H W 3 uint8, clipped and rounded."""
     levels = (x.detach().float().cpu().clamp(0, 1) * 255).round().byte()
     return repeat(levels, "c h w -> h w (n c)", n=3 // len(levels)).numpy()
+
+
+def joined(pictures: Sequence[Image.Image], down: bool = False, gap: int = 0, ground: str = "white") -> Image.Image:
+    """Pictures in a row or, `down`, in a column, `gap` pixels apart, as one."""
+    along = int(down)
+    across = max(picture.size[1 - along] for picture in pictures)
+    length = sum(picture.size[along] + gap for picture in pictures) - gap
+    sheet, place = Image.new("RGB", (across, length) if down else (length, across), ground), 0
+    for picture in pictures:
+        sheet.paste(picture, (0, place) if down else (place, 0))
+        place += picture.size[along] + gap
+    return sheet
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.6) -> np.ndarray:

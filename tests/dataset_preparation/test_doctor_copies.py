@@ -116,7 +116,7 @@ def test_the_same_spot(tmp_path):
 def test_other_photographs_are_not_alike():
     """Sixty drawn photographs, in all eight positions: the closest pair stays far from the threshold."""
     hashes = np.array([hashes_of(np.asarray(photograph(index, 128)[0])) for index in range(60)])
-    assert not len(find_links(hashes, doctor.NEAR + 12, 1, lambda results, *_: results).first)
+    assert not len(find_links(hashes, doctor.NEAR + 12, 1).first)
 
 
 def brute_force(hashes: np.ndarray, limit: int) -> dict[tuple[int, int], int]:
@@ -142,7 +142,7 @@ def test_links_equal_brute_force(limit):
         bits = np.unpackbits(hashes[b, 0])
         bits[rng.choice(256, flips, replace=False)] ^= 1
         hashes[a, way] = np.packbits(bits)
-    links = find_links(hashes, limit, 2, lambda results, *_: results)
+    links = find_links(hashes, limit, 2)
     due = brute_force(hashes, limit)
     assert len(due) == (2 if limit == 0 else 4)
     assert dict(zip(zip(links.first.tolist(), links.second.tolist()), links.distance.tolist())) == due

@@ -4,17 +4,16 @@ import io
 import textwrap
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFile, ImageFont, ImageOps
 
 from cssr.dataset_preparation.audit.findings import NOTE, Case, Finding, Part
-from cssr.dataset_preparation.images import open_picture
-from cssr.utils.images import open_image
+from cssr.dataset_preparation.images import open_picture, outlined
+from cssr.utils.images import joined, open_image
 
 _SIDE, _GAP, _TEXT, _HEAD = 208, 6, 16, 24  # pixels
+_LABEL = 38  # characters below a picture at most
 _GROUPS, _MEMBERS, _COLUMNS = 6, 3, 8  # of a finding; of a group; pictures in a row
-_OUTLINE = (255, 40, 40)
 
 Picture = tuple[int, str]  # number of a case, what to write below
 
@@ -22,13 +21,7 @@ Picture = tuple[int, str]  # number of a case, what to write below
 def draw(cases: Sequence[Case], findings: Sequence[Finding], rules: dict[str, Part]) -> Image.Image:
     """The sheet: a row for each finding about samples, then extremes of crack, then ordinary samples."""
     rows = [_row(title, groups, cases, rules) for title, groups in [*_offenders(findings), *_extremes(cases)] if groups]
-    width = max((row.width for row in rows), default=_SIDE)
-    sheet = Image.new("RGB", (width, max(1, sum(row.height for row in rows))), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    return sheet
+    return joined(rows, down=True) if rows else Image.new("RGB", (_SIDE, 1), "white")
 
 
 def _offenders(findings: Sequence[Finding]) -> list[tuple[str, list[list[Picture]]]]:
@@ -91,12 +84,9 @@ def _cell(case: Case, text: str, rules: dict[str, Part]) -> Image.Image:
     else:
         cell.paste(picture, (0, 0))
     label = f"{text}  {case.path}" if text else case.path
-    ImageDraw.Draw(cell).text((2, _SIDE + 2), _shortened(label), fill="black", font=font)
+    label = label if len(label) <= _LABEL else f"{label[:8]}…{label[-(_LABEL - 9) :]}"
+    ImageDraw.Draw(cell).text((2, _SIDE + 2), label, fill="black", font=font)
     return cell
-
-
-def _shortened(label: str, most: int = 38) -> str:
-    return label if len(label) <= most else f"{label[:8]}…{label[-(most - 9) :]}"
 
 
 def _picture(case: Case, rules: dict[str, Part]) -> Image.Image | None:
@@ -114,15 +104,7 @@ def _picture(case: Case, rules: dict[str, Part]) -> Image.Image | None:
         mask = np.asarray(part.rule.apply(np.asarray(case.item.mask())), np.float32)
     except (ValueError, OSError):
         return small
-    return _outlined(small, mask)
-
-
-def _outlined(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The outline goes around the crack, not over it, so that hairlines stay visible."""
-    inside = (cv2.resize(mask, image.size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
-    pixels = np.array(image)
-    pixels[cv2.dilate(inside, np.ones((3, 3), np.uint8)) > inside] = _OUTLINE
-    return Image.fromarray(pixels)
+    return outlined(small, mask)
 
 
 def _image(case: Case) -> Image.Image | None:
@@ -152,8 +134,4 @@ def _beside(image: Image.Image, case: Case) -> Image.Image:
                 masks = [ImageOps.autocontrast(stored.convert("L")).convert("RGB")]
         except Exception:  # it is shown for what it is worth
             masks = []
-    both = Image.new("RGB", (image.width + sum(m.width for m in masks), max(p.height for p in (image, *masks))), "grey")
-    both.paste(image, (0, 0))
-    for mask in masks:
-        both.paste(mask, (image.width, 0))
-    return ImageOps.contain(both, (_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    return ImageOps.contain(joined([image, *masks], ground="grey"), (_SIDE, _SIDE), Image.Resampling.BICUBIC)

@@ -26,7 +26,7 @@ _SIZES = re.compile(r"is (\d+)x(\d+), but its mask is (\d+)x(\d+)")
 
 @dataclass
 class Look:
-    """What the files of one sample are. `faults`: kind -> what was found."""
+    """State of the files of one sample. `faults`: kind -> message."""
 
     faults: dict[str, str] = field(default_factory=dict)
     size: tuple[int, int] | None = None  # width, height, upright
@@ -47,7 +47,7 @@ class Look:
 
 @dataclass
 class Crack:
-    """What a mask says under the rule of its set."""
+    """Crack pixels and widths of a mask under the rule of its set."""
 
     share: float | None = None  # crack pixels of all, 0..1
     widths: np.ndarray | None = None  # how many ridge pixels have width 0, 1, ..., WIDEST
@@ -64,22 +64,22 @@ def look(item: Item, root: str, near: bool, overlaps: bool, image_only: bool = F
         image_only: do not look at mask, LQ image and kernel.
         bits: of image values that are stored in 16; None: as files say or show.
     """
-    found = Look()
-    pixels = _image(item, found, root, bits)
+    state = Look()
+    pixels = _image(item, state, root, bits)
     if pixels is not None:
-        found.blank = bool((pixels == pixels[:1, :1]).all())
-        found.digest = _digest(pixels)
-        found.hashes = hashes_of(pixels) if near and not found.blank else None
-        found.features = features_of(pixels) if overlaps and not found.blank else None
+        state.blank = bool((pixels == pixels[:1, :1]).all())
+        state.digest = _digest(pixels)
+        state.hashes = hashes_of(pixels) if near and not state.blank else None
+        state.features = features_of(pixels) if overlaps and not state.blank else None
     if not image_only:
-        _mask(item, found, root)
-        _low_quality(item, found, root)
-        _kernel(item, found, root)
-    return found
+        _mask(item, state, root)
+        _low_quality(item, state, root)
+        _kernel(item, state, root)
+    return state
 
 
 def _words(problem: Exception, root: str) -> str:
-    """What went wrong, on one line, with paths below the root."""
+    """An error on one line, with paths below the root."""
     return " ".join((str(problem) or type(problem).__name__).replace(root, "").split())
 
 
@@ -87,58 +87,58 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _image(item: Item, found: Look, root: str, bits: int | None) -> np.ndarray | None:
+def _image(item: Item, state: Look, root: str, bits: int | None) -> np.ndarray | None:
     """The upright RGB pixels, H W 3 uint8, and what the file says about itself."""
     try:
         data = item.image()
         if not data:
-            found.faults["zero-byte files"] = "the image"
+            state.faults["zero-byte files"] = "the image"
             return None
-        _check_data(data, found)
+        _check_data(data, state)
         opened = open_picture(data, bits)
     except Exception as problem:  # whatever a decoder stumbles over, the next image has its turn
-        found.faults = {"damaged images": _words(problem, root)}
+        state.faults = {"damaged images": _words(problem, root)}
         return None
-    found.size, found.converted, found.note = opened.image.size, opened.reason, opened.note
+    state.size, state.converted, state.note = opened.image.size, opened.reason, opened.note
     if opened.valid is not None:
-        found.missing = 1 - float(opened.valid.mean())
+        state.missing = 1 - float(opened.valid.mean())
     return np.asarray(opened.image)
 
 
-def _check_data(data: bytes, found: Look) -> None:
+def _check_data(data: bytes, state: Look) -> None:
     """Note mode and orientation by the header, and damage in the data that decoding alone does not show."""
     with open_image(io.BytesIO(data)) as stored:
-        kind, found.mode = stored.format, stored.mode
-        found.orientation = stored.getexif().get(ORIENTATION, 1)
+        kind, state.mode = stored.format, stored.mode
+        state.orientation = stored.getexif().get(ORIENTATION, 1)
     if kind == "PNG":
         with open_image(io.BytesIO(data)) as stored:
             stored.verify()  # every checksum, the end of the file: training decodes with a stricter library
-    if simplejpeg and kind in ("JPEG", "MPO") and found.mode in ("L", "RGB"):
+    if simplejpeg and kind in ("JPEG", "MPO") and state.mode in ("L", "RGB"):
         try:  # as small as it gets: the data are read whole all the same
             simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, strict=True)
         except ValueError as problem:
-            found.faults["faulty JPEG data"] = str(problem)
+            state.faults["faulty JPEG data"] = str(problem)
 
 
-def _mask(item: Item, found: Look, root: str) -> None:
+def _mask(item: Item, state: Look, root: str) -> None:
     if item.mask is None:
         return
     try:
         values = np.asarray(item.mask())
         if values.ndim != 2:
             raise ValueError(f"its mask has {values.ndim} dimensions; store it as a grey image")
-        if found.size and values.shape != found.size[::-1]:
-            width, height = found.size
+        if state.size and values.shape != state.size[::-1]:
+            width, height = state.size
             raise ValueError(f"it is {width}x{height}, but its mask is {values.shape[1]}x{values.shape[0]}")
     except Exception as problem:
-        if found.size or "cannot read the image" not in str(problem):  # that has been said of the image
+        if state.size or "cannot read the image" not in str(problem):  # that has been said of the image
             kind = _kind_of(str(problem), item)
-            found.faults[kind] = "the mask" if kind == "zero-byte files" else _words(problem, root)
+            state.faults[kind] = "the mask" if kind == "zero-byte files" else _words(problem, root)
         return
     numbers, counts = np.unique(values + 0 if values.dtype == bool else values, return_counts=True)
     kept = np.r_[0 : min(len(numbers), MOST_VALUES) - 1, -1]
-    found.values = dict(zip(numbers[kept].tolist(), counts[kept].tolist()))
-    found.mask_digest = _digest(values)
+    state.values = dict(zip(numbers[kept].tolist(), counts[kept].tolist()))
+    state.mask_digest = _digest(values)
 
 
 def _kind_of(problem: str, item: Item) -> str:
@@ -156,20 +156,20 @@ def sizes_in(problem: str) -> tuple[tuple[int, int], tuple[int, int]] | None:
     return ((width, height), tuple(mask)) if sizes else None
 
 
-def _low_quality(item: Item, found: Look, root: str) -> None:
+def _low_quality(item: Item, state: Look, root: str) -> None:
     if item.lq is None:
         return
     try:
-        (width, height), size = open_picture(item.lq()).image.size, found.size or (0, 0)
+        (width, height), size = open_picture(item.lq()).image.size, state.size or (0, 0)
         if size[0] * height == size[1] * width and size[0] % width == 0:
-            found.scale = size[0] // width
-        elif found.size:
+            state.scale = size[0] // width
+        elif state.size:
             raise ValueError(f"the image is {size[0]}x{size[1]}, no whole multiple of its LQ image's {width}x{height}")
     except Exception as problem:
-        found.faults["LQ images that cannot be used"] = _words(problem, root)
+        state.faults["LQ images that cannot be used"] = _words(problem, root)
 
 
-def _kernel(item: Item, found: Look, root: str) -> None:
+def _kernel(item: Item, state: Look, root: str) -> None:
     if item.kernel is None:
         return
     try:
@@ -177,9 +177,9 @@ def _kernel(item: Item, found: Look, root: str) -> None:
         square = kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1] > 0
         if not square or not np.isfinite(kernel).all() or abs(kernel.sum() - 1) > 1e-2:
             raise ValueError(f"its kernel has shape {kernel.shape} and sum {kernel.sum():g}; it must be k x k of sum 1")
-        found.kernel = len(kernel)
+        state.kernel = len(kernel)
     except Exception as problem:
-        found.faults["kernels that cannot be used"] = _words(problem, root)
+        state.faults["kernels that cannot be used"] = _words(problem, root)
 
 
 def measure(item: Item, rule: MaskRule, root: str) -> Crack:

@@ -102,16 +102,16 @@ def _about(
 
 
 def of_files(cases: Sequence[Case]) -> list[Finding]:
-    """What is wrong with single files."""
-    found = []
+    """Findings about single files."""
+    findings = []
     for kind, (severity, remedy) in _FAULTS.items():
         chosen = [n for n, case in enumerate(cases) if kind in case.look.faults]
-        found += _about(severity, kind, remedy, cases, chosen, lambda case, kind=kind: _fault(case, kind))
-    return found
+        findings += _about(severity, kind, remedy, cases, chosen, lambda case, kind=kind: _fault(case, kind))
+    return findings
 
 
 def _fault(case: Case, kind: str) -> str:
-    """What was found, with a hint where sizes tell one."""
+    """A fault in words, with a hint where sizes give one."""
     text = case.look.faults[kind]
     sizes = sizes_in(text) if kind == "sizes that differ" else None
     if not sizes:
@@ -125,9 +125,9 @@ def _fault(case: Case, kind: str) -> str:
 
 
 def of_pictures(cases: Sequence[Case]) -> list[Finding]:
-    """What is remarkable about images that can be read."""
+    """Findings about images that can be read."""
     chosen = [n for n, case in enumerate(cases) if case.look.orientation != 1 and case.item.mask]
-    found = _about(
+    findings = _about(
         WARNING,
         "EXIF orientation",
         "these images are turned upright, their masks are not: see that they fit",
@@ -136,53 +136,57 @@ def of_pictures(cases: Sequence[Case]) -> list[Finding]:
         lambda case: f"orientation {case.look.orientation}",
     )
     blank = [n for n, case in enumerate(cases) if case.look.blank]
-    found += _about(WARNING, "blank images", "all of their pixels are alike; remove them", cases, blank)
+    findings += _about(WARNING, "blank images", "all of their pixels are alike; remove them", cases, blank)
     gone = [n for n, case in enumerate(cases) if case.look.missing == 1]
-    found += _about(WARNING, "images without data", "all transparent or marked as missing: left out", cases, gone)
+    findings += _about(WARNING, "images without data", "all transparent or marked as missing: left out", cases, gone)
     holes = [n for n, case in enumerate(cases) if 0 < case.look.missing < 1]
     message = "transparent, or marked as missing: left out of training and measures"
-    found += _about(NOTE, "pixels without data", message, cases, holes, lambda case: f"{case.look.missing:.0%}")
+    findings += _about(NOTE, "pixels without data", message, cases, holes, lambda case: f"{case.look.missing:.0%}")
     shallow = [n for n, case in enumerate(cases) if case.look.note]
-    found += _about(WARNING, "bits of values", "see each, and the image", cases, shallow, lambda case: case.look.note)
+    findings += _about(
+        WARNING, "bits of values", "see each, and the image", cases, shallow, lambda case: case.look.note
+    )
     reasons = defaultdict(list)
     for n, case in enumerate(cases):
         if case.look.converted:
             reasons[case.look.converted].append(n)
     for reason, chosen in sorted(reasons.items()):
-        found += _about(NOTE, "will be converted", reason, cases, chosen)
-    return found + _of_scales(cases)
+        findings += _about(NOTE, "will be converted", reason, cases, chosen)
+    return findings + _of_scales(cases)
 
 
 def _of_scales(cases: Sequence[Case]) -> list[Finding]:
-    found = []
+    findings = []
     for name, kind in (("scale", "scales"), ("kernel", "kernel sides")):
         counts = Counter(getattr(case.look, name) for case in cases) - Counter({None: len(cases)})
         if len(counts) > 1:
             usual = counts.most_common(1)[0][0]
             chosen = [n for n, case in enumerate(cases) if getattr(case.look, name) not in (None, usual)]
             message = f"most have {usual}, and a set has one only; remove the others"
-            found += _about(
+            findings += _about(
                 ERROR, f"several {kind}", message, cases, chosen, lambda case, name=name: str(getattr(case.look, name))
             )
-    return found
+    return findings
 
 
 def of_masks(part: Part, cases: Sequence[Case], label: str) -> list[Finding]:
-    """What is remarkable about the masks of one part; `cases` are those of all parts, `label` names the part."""
+    """Findings about the masks of one part; `cases` are those of all parts, `label` names the part."""
     mine = [n for n, case in enumerate(cases) if case.part == part.name and case.look.values is not None]
     if not mine:
         return []
-    found = _of_values(cases, mine, label)
-    return found + [*_of_faint(part, cases, mine, label), *_of_shares(cases, mine, label)] if part.decided else found
+    findings = _of_values(cases, mine, label)
+    return (
+        findings + [*_of_faint(part, cases, mine, label), *_of_shares(cases, mine, label)] if part.decided else findings
+    )
 
 
 def _of_values(cases: Sequence[Case], mine: list[int], label: str) -> list[Finding]:
     levels = sorted(set().union(*(cases[n].look.values for n in mine)))
     codes = Counter(_code(cases[n].look) for n in mine) - Counter({None: len(mine)})
-    found = []
+    findings = []
     if len(codes) > 1 and len(levels) <= MOST_CLASSES:
         usual = codes.most_common(1)[0][0]
-        found += _about(
+        findings += _about(
             WARNING,
             f"mixed mask values{label}",
             f"two ways to draw a crack in one set; most have 0 and {usual}",
@@ -191,10 +195,10 @@ def _of_values(cases: Sequence[Case], mine: list[int], label: str) -> list[Findi
             lambda case: f"0 and {_code(case.look)}",
         )
     elif 3 <= len(levels) <= MOST_CLASSES:
-        found.append(Finding(NOTE, f"classes{label}", f"the masks hold {levels}"))
+        findings.append(Finding(NOTE, f"classes{label}", f"the masks hold {levels}"))
     soft = [n for n in mine if len(cases[n].look.values) > MOST_CLASSES]
     message = f"masks with more than {MOST_CLASSES} values, levels between"
-    return found + _about(NOTE, f"soft edges{label}", message, cases, soft)
+    return findings + _about(NOTE, f"soft edges{label}", message, cases, soft)
 
 
 def _of_faint(part: Part, cases: Sequence[Case], mine: list[int], label: str) -> list[Finding]:
@@ -212,7 +216,7 @@ def _code(look: Look) -> int | None:
 
 
 def _drawn(look: Look) -> bool:
-    """Whether a mask without crack looks as if it had one: values 0 and 1, or soft edges. Classes may be absent."""
+    """Return whether a mask without crack looks as if it had one: values 0 and 1, or soft edges."""
     return max(look.values) == 1 or (len(look.values) > MOST_CLASSES and max(look.values) > _SOFT)
 
 
@@ -220,11 +224,11 @@ def _of_shares(cases: Sequence[Case], mine: list[int], label: str) -> list[Findi
     shares = {n: cases[n].crack.share for n in mine if cases[n].crack and cases[n].crack.share is not None}
     if shares and not any(shares.values()):
         return [Finding(WARNING, f"no cracks{label}", f"all of {len(shares)} masks are empty; are these the masks?")]
-    found = _about(NOTE, f"empty masks{label}", "images without crack", cases, [n for n in shares if shares[n] == 0])
+    findings = _about(NOTE, f"empty masks{label}", "images without crack", cases, [n for n in shares if shares[n] == 0])
     full = [n for n in shares if shares[n] == 1]
-    found += _about(WARNING, f"full masks{label}", "everything is crack; look at them", cases, full)
+    findings += _about(WARNING, f"full masks{label}", "everything is crack; look at them", cases, full)
     most = [n for n in shares if MOSTLY < shares[n] < 1]
-    found += _about(
+    findings += _about(
         WARNING,
         f"mostly crack{label}",
         "more than half of the pixels; inverted?",
@@ -233,7 +237,7 @@ def _of_shares(cases: Sequence[Case], mine: list[int], label: str) -> list[Findi
         lambda case: f"{100 * case.crack.share:.0f} %",
     )
     unread = [n for n in mine if cases[n].crack and cases[n].crack.fault]
-    return found + _about(ERROR, f"masks against the rule{label}", "", cases, unread, lambda case: case.crack.fault)
+    return findings + _about(ERROR, f"masks against the rule{label}", "", cases, unread, lambda case: case.crack.fault)
 
 
 def _across(cases: Sequence[Case], numbers: Iterable[int]) -> bool:
@@ -241,7 +245,7 @@ def _across(cases: Sequence[Case], numbers: Iterable[int]) -> bool:
 
 
 def _touched(cases: Sequence[Case], groups: Iterable[Sequence[int]]) -> str:
-    """How many images of each part stand in these groups."""
+    """Counts of the images of each part in these groups."""
     numbers = {n for group in groups for n in group}
     counts, all_of = Counter(cases[n].part for n in numbers), Counter(case.part for case in cases)
     return ", ".join(f"{counts[part]} of {all_of[part]} images of {part}" for part in sorted(counts) if part)
@@ -256,7 +260,7 @@ def _related(
         severity: of what is across parts; the rest is a warning where parts are still to be made, else a note.
         facts: what to add to each group's entry.
     """
-    found, parts = [], {case.part for case in cases}
+    findings, parts = [], {case.part for case in cases}
     for kind, remedy, crossing in zip(kinds, remedies, (True, False)):
         chosen = [n for n, group in enumerate(groups) if _across(cases, group) == crossing]
         if not chosen:
@@ -267,8 +271,8 @@ def _related(
         ]
         touched = f"{_touched(cases, [groups[g] for g in chosen])}; " if crossing else ""
         weight = severity if crossing else WARNING if len(parts) == 1 else NOTE
-        found.append(Finding(weight, kind, touched + remedy, entries, [groups[g] for g in chosen]))
-    return found
+        findings.append(Finding(weight, kind, touched + remedy, entries, [groups[g] for g in chosen]))
+    return findings
 
 
 _PARTING = "keep them in one part when the set is cut"
@@ -283,12 +287,12 @@ def of_copies(cases: Sequence[Case]) -> list[Finding]:
     groups = [group for group in by_digest.values() if len(group) > 1]
     kinds = ("copies across parts", "copies")
     remedies = ("remove them from one of the parts", "the same pixels; keep one of each")
-    found = _related(kinds, remedies, ERROR, cases, groups, [{}] * len(groups))
+    findings = _related(kinds, remedies, ERROR, cases, groups, [{}] * len(groups))
     unlike = [g for g in groups if len({cases[n].look.mask_digest for n in g} - {None}) > 1]
     if unlike:
         entries = [{"images": [cases[n].path for n in group]} for group in unlike]
-        found.append(Finding(WARNING, "contradicting masks", "the same image, another mask", entries, unlike))
-    return found
+        findings.append(Finding(WARNING, "contradicting masks", "the same image, another mask", entries, unlike))
+    return findings
 
 
 def of_links(cases: Sequence[Case], links: Links) -> list[Finding]:
@@ -333,14 +337,14 @@ def tally(part: Part, cases: Sequence[Case]) -> dict[str, Any]:
     """The figures of one part, for doctor.json."""
     mine = [case for case in cases if case.part == part.name]
     seen = [case.look for case in mine if case.look.size]
-    found = {
+    figures = {
         "images": len(mine),
         "compared_only": part.compared,
         "sizes": _counts(f"{look.size[0]}x{look.size[1]}" for look in seen),
         "modes": _counts(look.mode for look in seen),
     }
     masks = [case for case in mine if case.crack and case.crack.share is not None]
-    return {**found, "masks": _of_masks(part, masks) if masks else None}
+    return {**figures, "masks": _of_masks(part, masks) if masks else None}
 
 
 def _counts(values: Any) -> dict[str, int]:
@@ -372,16 +376,17 @@ def _values(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
 def _percentiles(values: np.ndarray, digits: int = 6) -> dict[str, float]:
     if not len(values):
         return {}
-    found = np.percentile(values, _PERCENTILES)
-    return {f"p{p}": round(float(value), digits) for p, value in zip(_PERCENTILES, found)}
+    percentiles = np.percentile(values, _PERCENTILES)
+    return {f"p{p}": round(float(value), digits) for p, value in zip(_PERCENTILES, percentiles)}
 
 
-def lines(name: str, found: dict[str, Any]) -> list[str]:
+def lines(name: str, figures: dict[str, Any]) -> list[str]:
     """The figures of a part for people."""
-    first = f"{name or 'all'}: {found['images']} images; sizes {_short(found['sizes'])}; modes {_short(found['modes'])}"
-    if found["compared_only"]:
+    sizes, modes = _short(figures["sizes"]), _short(figures["modes"])
+    first = f"{name or 'all'}: {figures['images']} images; sizes {sizes}; modes {modes}"
+    if figures["compared_only"]:
         return [f"{first} (for comparison)"]
-    return [first, *(_mask_lines(found["masks"]) if found["masks"] else ["  no masks that could be read"])]
+    return [first, *(_mask_lines(figures["masks"]) if figures["masks"] else ["  no masks that could be read"])]
 
 
 def _short(counts: dict[str, int], shown: int = 4) -> str:

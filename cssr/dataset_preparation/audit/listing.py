@@ -1,4 +1,4 @@
-"""What a source lists, part by part; what stops it is a finding, and the rest is examined all the same."""
+"""Items of a source, part by part; what stops it is a finding, and the rest is examined all the same."""
 
 import inspect
 import re
@@ -28,11 +28,11 @@ def list_parts(name: str, options: dict[str, Any], against: str | None) -> tuple
     chosen.pop(against, None)
     parts, findings = [], []
     for label, taken in chosen.items():
-        source, found = _open(name, taken)
-        findings += found
+        source, faults = _open(name, taken)
+        findings += faults
         if source:
             parts.append(_part(label or options.get("split") or "", source, "", taken))
-            findings += _unused(parts[-1], taken) if found else []
+            findings += _unused(parts[-1], taken) if faults else []
     return parts + (_compared(name, options, against) if against else []), findings
 
 
@@ -59,14 +59,14 @@ def _open(name: str, options: dict[str, Any]) -> tuple[Source | None, list[Findi
     except ValueError as problem:
         if not _FAULT.search(str(problem)):
             raise
-        found = [Finding(ERROR, "listing", _words(problem, options))]
+        findings = [Finding(ERROR, "listing", _words(problem, options))]
     if options.get("skip_unpaired") is not False:
-        return None, found
+        return None, findings
     try:
         source = SOURCES.build({"name": name, **options, "skip_unpaired": True})
     except ValueError:
-        return None, found
-    return source, found + _notes(source)
+        return None, findings
+    return source, findings + _notes(source)
 
 
 def _notes(source: Source) -> list[Finding]:
@@ -78,7 +78,7 @@ def _words(problem: Exception, options: dict[str, Any]) -> str:
 
 
 def root_prefix(options: dict[str, Any]) -> str:
-    """What stands before the paths in messages; something that does not occur where there is no root."""
+    """The prefix of paths in messages; something that does not occur where there is no root."""
     return f"{options['root']}/" if options.get("root") else "\0"
 
 
@@ -98,18 +98,18 @@ def _compared(name: str, options: dict[str, Any], against: str) -> list[Part]:
         options, before = {**options, "split": against}, ""
     else:
         raise ValueError(f"--against {against} is no folder, and {name} has no parts; give a folder")
-    found = []
+    parts = []
     for part in _parts_of(name, options) or [None]:
         source, faults = _open(name, {**options, "split": part} if part else options)
         if not source:
             raise ValueError(f"--against {against}: {faults[0].message}")
         label = "/".join(filter(None, (against, part)))
-        found.append(_part(label, source, before, options, compared=True))
-    return found
+        parts.append(_part(label, source, before, options, compared=True))
+    return parts
 
 
 def _unused(part: Part, options: dict[str, Any]) -> list[Finding]:
-    """Which files beside those of the samples belong to none: where pairs were missed, it is these."""
+    """Files beside those of the samples that belong to none: where pairs were missed, it is these."""
     root = options.get("root")
     if not root:
         return []

@@ -16,15 +16,11 @@ on the command line or no way to finish, 130 interrupted.
 import argparse
 import inspect
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cssr import __version__
 from cssr.dataset_preparation.audit import contact_sheet
@@ -48,51 +44,26 @@ from cssr.dataset_preparation.audit.findings import (
 )
 from cssr.dataset_preparation.audit.listing import check_keys, list_parts
 from cssr.dataset_preparation.audit.similarity import BITS, check_library, find_links, find_overlaps, groups_of
-from cssr.dataset_preparation.options import add_from_signature, add_imports, check_source
-from cssr.dataset_preparation.parallel import in_order
+from cssr.dataset_preparation.options import build_parser, check_source
+from cssr.dataset_preparation.parallel import in_order, watch
 from cssr.dataset_preparation.sources import SOURCES, MaskRule
 from cssr.dataset_preparation.split import DOCTOR_FORMAT
-from cssr.utils.cli import Parser, check_bits, program, run_command
+from cssr.utils.cli import check_bits, program, run_command
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.machine import check_processes, cores
 
-NEAR = (
-    40  # bits of 256: recompressed, resized, brightened copies differ in 25 at most, other photographs in 90 and more
-)
+NEAR = 40  # bits of 256: recompressed, resized, brightened copies differ in 25 at most, other photographs in 90 or more
 MOST = 12_000  # images among which overlaps are looked for unless told otherwise: 5 GB
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """One sub-command per source; its own options come from the signature of the source's function."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog=program("doctor.py"), description=__doc__, formatter_class=raw, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
-    for name in SOURCES.names():
-        about = inspect.getdoc(SOURCES.get(name)).splitlines()[0]
-        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        _add_common(command)
-        add_imports(command)
-        add_from_signature(command, name)
-    return parser
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--out", type=Path, metavar="DIR", help="folder for doctor.json and doctor.png; none are written without it")
-    add(
-        "--against",
-        metavar="DIR_OR_SPLIT",
-        help="compare with the images of another part, or of a folder laid out alike",
-    )
+    about = "compare with the images of another part, or of a folder laid out alike"
+    add("--against", metavar="DIR_OR_SPLIT", help=about)
     add("--near", type=int, default=NEAR, metavar="N", help=f"near-duplicates differ in N of {BITS} bits (%(default)s)")
     about = f"look for images of the same spot (as a rule among up to {MOST} images)"
     add("--overlaps", action=argparse.BooleanOptionalAction, help=about)
-    add(
-        "--bits",
-        type=int,
-        metavar="N",
-        help="of image values stored in 16 bits (without it, as each file says or shows)",
-    )
     add("--workers", type=int, default=cores(), help="processes (%(default)s)")
     add("--seed", type=int, default=0, help="of drawn pictures (%(default)s)")
 
@@ -100,7 +71,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Parse and check the command line; ValueError with a remedy for what makes no sense."""
     check_source(argv, program("doctor.py"))
-    args = build_parser().parse_args(argv)
+    args = build_parser("doctor.py", __doc__, _add_common).parse_args(argv)
     check_processes(args.workers, "--workers", gib=0.2, least=1)
     if not -1 <= args.near <= BITS // 4:
         raise ValueError(f"--near is {args.near}; give 0 to {BITS // 4} bits, or -1 to look for none")
@@ -127,17 +98,7 @@ def examine(args: argparse.Namespace) -> tuple[list[Part], list[Case], list[Find
         findings += of_masks(part, cases, f" ({part.name})" if len(parts) > 1 else "")
     findings += _relate(cases, args.near, overlaps, args.workers)
     findings += _unseen(args, overlaps, len(cases))
-    return parts, cases, sorted(findings, key=lambda found: (ERROR, WARNING, NOTE).index(found.severity))
-
-
-def _watch(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
-    """Pass results on under a progress bar; elsewhere than on a terminal, silently."""
-    with closing(results):
-        yield from tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty())
-
-
-def _do(work: Callable[[int], Any], count: int, workers: int, what: str) -> Iterator[Any]:
-    return _watch(in_order(work, count, workers), count, what)
+    return parts, cases, sorted(findings, key=lambda finding: (ERROR, WARNING, NOTE).index(finding.severity))
 
 
 def _look(
@@ -149,8 +110,8 @@ def _look(
     def work(n: int) -> Look:
         return look(cases[n].item, owner[n].prefix, near, overlaps, owner[n].compared, bits)
 
-    for case, found in zip(cases, _do(work, len(cases), workers, "reading")):
-        case.look = found
+    for case, state in zip(cases, watch(in_order(work, len(cases), workers), len(cases), "reading")):
+        case.look = state
     return [finding for part in parts if part.source.decide and not part.compared for finding in _decide(part)]
 
 
@@ -178,49 +139,49 @@ def _measure(parts: list[Part], cases: list[Case], workers: int) -> list[Finding
         part = rules[chosen[n].part]
         return measure(chosen[n].item, part.rule, part.prefix)
 
-    for case, crack in zip(chosen, _do(work, len(chosen), workers, "measuring")):
+    for case, crack in zip(chosen, watch(in_order(work, len(chosen), workers), len(chosen), "measuring")):
         case.crack = crack
     sentences = {part.rule.sentence: name for name, part in rules.items()}
     if len(sentences) < 2:
         return []
-    told = "; ".join(f"{name}: {sentence}" for sentence, name in sentences.items())
-    return [Finding(WARNING, "mask rules of the parts", f"they differ: {told}")]
+    rules_of_parts = "; ".join(f"{name}: {sentence}" for sentence, name in sentences.items())
+    return [Finding(WARNING, "mask rules of the parts", f"they differ: {rules_of_parts}")]
 
 
 def _relate(cases: list[Case], near: int, overlaps: bool, workers: int) -> list[Finding]:
     """Copies, near-duplicates, overlaps. Of copies, and of near-duplicates, one is looked at further."""
-    found = of_copies(cases)
+    findings = of_copies(cases)
     first = {case.look.digest: n for n, case in reversed(list(enumerate(cases))) if case.look.digest}
     alone = sorted(first.values())
     if near >= 0:
         chosen = np.array([n for n in alone if cases[n].look.hashes is not None], np.int64)
         hashes = np.array([cases[n].look.hashes for n in chosen]).reshape(-1, 8, BITS // 8)
-        links = find_links(hashes, near, workers, _watch)
+        links = find_links(hashes, near, workers)
         links = links._replace(first=chosen[links.first], second=chosen[links.second])
-        found += of_links(cases, links)
+        findings += of_links(cases, links)
         alone = sorted(set(alone) - set(links.second.tolist()))
     if overlaps:
         chosen = [n for n in alone if cases[n].look.features is not None]
-        pairs = find_overlaps([cases[n].look.features for n in chosen], workers, _watch)
+        pairs = find_overlaps([cases[n].look.features for n in chosen], workers)
         pairs = [pair._replace(first=chosen[pair.first], second=chosen[pair.second]) for pair in pairs]
-        found += of_overlaps(cases, pairs)
-    return found + of_groups(cases)
+        findings += of_overlaps(cases, pairs)
+    return findings + of_groups(cases)
 
 
 def _unseen(args: argparse.Namespace, overlaps: bool, count: int) -> list[Finding]:
-    """What was not looked for."""
-    found = []
+    """Notes about checks that were skipped."""
+    skipped = []
     if args.near < 0:
-        found.append("near-duplicates (--near)")
+        skipped.append("near-duplicates (--near)")
     if not overlaps:
-        found.append(f"images of the same spot (--overlaps; {0.4 * count / 1000:.1f} GB of memory)")
+        skipped.append(f"images of the same spot (--overlaps; {0.4 * count / 1000:.1f} GB of memory)")
     if simplejpeg is None:
-        found.append("damage within JPEG data that decoders gloss over (pip install simplejpeg)")
-    return [Finding(NOTE, "not looked for", what) for what in found]
+        skipped.append("damage within JPEG data that decoders gloss over (pip install simplejpeg)")
+    return [Finding(NOTE, "not looked for", what) for what in skipped]
 
 
 def to_json(args: argparse.Namespace, parts: list[Part], cases: list[Case], findings: list[Finding]) -> dict[str, Any]:
-    """What goes into doctor.json; paths are relative to the root."""
+    """Contents of doctor.json; paths are relative to the root."""
     options = {name: getattr(args, name) for name in inspect.signature(SOURCES.get(args.source)).parameters}
     return {
         "format": DOCTOR_FORMAT,
@@ -229,16 +190,16 @@ def to_json(args: argparse.Namespace, parts: list[Part], cases: list[Case], find
         "options": {name: value for name, value in options.items() if name != "root"},
         "against": args.against,
         "near": args.near,
-        "may_be_sharded": not any(found.severity == ERROR for found in findings),
+        "may_be_sharded": not any(finding.severity == ERROR for finding in findings),
         "findings": [
             {
-                "severity": found.severity,
-                "kind": found.kind,
-                "message": found.message,
-                "count": len(found.entries),
-                "entries": found.entries,
+                "severity": finding.severity,
+                "kind": finding.kind,
+                "message": finding.message,
+                "count": len(finding.entries),
+                "entries": finding.entries,
             }
-            for found in findings
+            for finding in findings
         ],
         "related": _related(cases, findings),
         "parts": {part.name: tally(part, cases) for part in parts},
@@ -246,8 +207,13 @@ def to_json(args: argparse.Namespace, parts: list[Part], cases: list[Case], find
 
 
 def _related(cases: list[Case], findings: list[Finding]) -> list[list[dict[str, str]]]:
-    """Which samples belong together, by pixels, hash or spot: a cut that is to be fair keeps each group in one part."""
-    groups = [group for found in findings if found.entries and "images" in found.entries[0] for group in found.pictures]
+    """Groups of samples related by pixels, hash or spot: a fair split keeps each in one part."""
+    groups = [
+        group
+        for finding in findings
+        if finding.entries and "images" in finding.entries[0]
+        for group in finding.pictures
+    ]
     links = np.array([pair for group in groups for pair in zip(group, group[1:])], np.int64).reshape(-1, 2)
     together = groups_of(links[:, 0], links[:, 1], len(cases))
     return [[{"part": cases[n].part, "key": cases[n].item.key, "image": cases[n].path} for n in g] for g in together]
@@ -255,20 +221,20 @@ def _related(cases: list[Case], findings: list[Finding]) -> list[list[dict[str, 
 
 def report(args: argparse.Namespace, parts: list[Part], cases: list[Case], findings: list[Finding]) -> bool:
     """Print the findings, write what --out asks for. Returns whether the set may be sharded."""
-    found = to_json(args, parts, cases, findings)
-    for name, figures in found["parts"].items():
+    facts = to_json(args, parts, cases, findings)
+    for name, figures in facts["parts"].items():
         print(*lines(name, figures), sep="\n")
     print(*(finding.line() for finding in findings), sep="\n")
     if args.out:
         with naming(args.out):
             args.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(args.out / "doctor.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            write_atomic(args.out / "doctor.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
             contact_sheet.draw(cases, findings, {part.name: part for part in parts}).save(args.out / "doctor.png")
         print(f"all of it: {args.out / 'doctor.json'}; pictures: {args.out / 'doctor.png'}")
     errors, warnings = (sum(f.severity == severity for f in findings) for severity in (ERROR, WARNING))
-    told = f"{errors} kinds of errors, {warnings} of warnings"
-    print(f"{'may' if found['may_be_sharded'] else 'must not'} be sharded: {told}")
-    return found["may_be_sharded"]
+    summary = f"{errors} kinds of errors, {warnings} of warnings"
+    print(f"{'may' if facts['may_be_sharded'] else 'must not'} be sharded: {summary}")
+    return facts["may_be_sharded"]
 
 
 def main(argv: list[str] | None = None) -> int:

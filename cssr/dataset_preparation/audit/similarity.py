@@ -10,9 +10,8 @@ their points agree on one shift, turn and scale.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,14 +19,13 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from cssr.dataset_preparation.parallel import in_order
+from cssr.dataset_preparation.parallel import in_order, watch
 
 BITS = 256
 _FREQUENCIES, _SIDE = 16, 64  # of a hash; of the grey image that it is computed from
 _ROWS = 256  # images that a task compares with all that follow them
 _HELD = 1_000_000  # links held before all but those of a spanning forest are dropped
 
-Watch = Callable[[Iterator[Any], int, str], Iterator[Any]]
 LEAST = 10  # points that must agree
 _POINTS, _OVERLAP_SIDE = 300, 320  # of an image; pixels of its longer side when they are looked for
 _CONTRAST = 0.01  # below OpenCV's 0.04: concrete is dull
@@ -67,25 +65,25 @@ def hashes_of(pixels: np.ndarray) -> np.ndarray:
     return np.stack([np.packbits(imagehash.phash(way, hash_size=_FREQUENCIES).hash) for way in ways])
 
 
-def find_links(hashes: np.ndarray, limit: int, workers: int, watch: Watch) -> Links:
-    """Which images differ in at most `limit` bits.
+def find_links(hashes: np.ndarray, limit: int, workers: int) -> Links:
+    """Pairs of images that differ in at most `limit` bits.
 
     Of images that are all alike, the closest pairs that hold them together are kept: a spanning forest, so that there
     are fewer links than images.
 
     Args:
         hashes: N 8 32 uint8, as `hashes_of` gives them.
-        workers: processes; `watch` shows their progress.
+        workers: processes.
     """
-    count, found, held = len(hashes), [Links(*np.zeros((4, 0), np.int64))], 0
+    count, parts, held = len(hashes), [Links(*np.zeros((4, 0), np.int64))], 0
     tasks = -(-count // _ROWS)
     for links in watch(in_order(lambda task: _links_of(hashes, task, limit), tasks, workers), tasks, "comparing"):
-        found.append(links)
+        parts.append(links)
         held += len(links.first)
         if held > _HELD:
-            found = [forest(_joined(found), count)]
-            held = len(found[0].first)
-    return forest(_joined(found), count)
+            parts = [forest(_joined(parts), count)]
+            held = len(parts[0].first)
+    return forest(_joined(parts), count)
 
 
 def _links_of(hashes: np.ndarray, task: int, limit: int) -> Links:
@@ -165,8 +163,8 @@ def features_of(pixels: np.ndarray) -> Features:
     return Features(places[:_POINTS], np.rint(codes[:_POINTS] * 255).astype(np.uint8))
 
 
-def find_overlaps(features: list[Features], workers: int, watch: Watch) -> list[Overlap]:
-    """Which images show the same spot, by their numbers. Memory: about 0.4 MB an image."""
+def find_overlaps(features: list[Features], workers: int) -> list[Overlap]:
+    """Pairs of images that show the same spot. Memory: about 0.4 MB an image."""
     owners = np.repeat(np.arange(len(features)), [len(one.places) for one in features])
     if len(owners) <= _NEIGHBOURS:
         return []
@@ -175,8 +173,8 @@ def find_overlaps(features: list[Features], workers: int, watch: Watch) -> list[
     cv2.setRNGSeed(0)
     index = cv2.flann_Index(codes, {"algorithm": 1, "trees": _TREES})
     tasks, votes = -(-len(codes) // _QUERIES), defaultdict(set)
-    found = in_order(lambda task: _like(index, codes, owners, task), tasks, workers)
-    for pairs in watch(found, tasks, "overlaps"):
+    alike = in_order(lambda task: _like(index, codes, owners, task), tasks, workers)
+    for pairs in watch(alike, tasks, "overlaps"):
         for one, other in pairs.tolist():
             one, other = (one, other) if owners[one] < owners[other] else (other, one)
             votes[owners[one], owners[other]].add((one, other))
@@ -195,7 +193,7 @@ def _like(index: cv2.flann_Index, codes: np.ndarray, owners: np.ndarray, task: i
 
 
 def _agree(first: int, second: int, pairs: np.ndarray, places: np.ndarray) -> Overlap | None:
-    """What the pairs of points of two images (M 2) agree on, if enough do."""
+    """The transform on which the pairs of points of two images (M 2) agree, if enough do."""
     if len(pairs) < LEAST:
         return None
     one, other = places[pairs[:, 0]], places[pairs[:, 1]]

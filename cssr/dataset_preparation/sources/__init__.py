@@ -55,7 +55,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """What a layout holds.
+    """Items of a dataset, as its layout lists them.
 
     `decide(items)` gives one mask rule for the whole set; it may read every mask, and refuse with ValueError. It is
     None where the set has no masks: such shards train super-resolution alone. `notes` are sentences that people should

@@ -49,7 +49,7 @@ _FOLDERS = ("images/{split}", "{split}/images", "{split}", "images", "")
 
 @dataclass(frozen=True)
 class Shapes:
-    """What is crack in one image of `height` x `width`: outlines (each N 2, x and y) and run lengths, checked."""
+    """Cracks of one image of `height` x `width`: outlines (each N 2, x and y) and run lengths, checked."""
 
     height: int
     width: int
@@ -89,12 +89,12 @@ def coco(
         if given and Path(given).is_absolute():
             raise ValueError(f"{option} {given} is an absolute path; give it relative to --root, as the index keeps it")
     path = _find_json(root, split, annotations)
-    found = _load(path)
-    crack, notes = _crack(path, found, categories)
-    paths, absent = _find_images(root, path, split, images, found["images"], skip_unpaired)
-    shapes, cut = _shapes(path, found, set(crack), set(paths))
+    contents = _load(path)
+    crack, notes = _crack(path, contents, categories)
+    paths, absent = _find_images(root, path, split, images, contents["images"], skip_unpaired)
+    shapes, cut = _shapes(path, contents, set(crack), set(paths))
     items = []
-    for number, key in _keys(path, found["images"], paths):
+    for number, key in _keys(path, contents["images"], paths):
         image = paths[number]
         origin = image.relative_to(root).as_posix()
         mask = partial(_draw, shapes[number], image, path)
@@ -132,41 +132,41 @@ def _find_json(root: Path, split: str | None, given: str | None) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     """The annotations, all ids as text; ValueError where one is of an image or category that is not there."""
-    found = read_json(path, _SHAPE, "export it again as COCO annotations")
-    if not found["images"]:
+    contents = read_json(path, _SHAPE, "export it again as COCO annotations")
+    if not contents["images"]:
         raise ValueError(f"{path} lists no images; export it again as COCO annotations")
-    outside = next((one["file_name"] for one in found["images"] if _is_outside(one["file_name"])), None)
+    outside = next((one["file_name"] for one in contents["images"] if _is_outside(one["file_name"])), None)
     if outside is not None:
         raise ValueError(
             f"{path}: file_name {outside!r} leads out of the folder of the images; write it relative to it"
         )
-    for kind in found:
-        for one in found[kind] if kind in _SHAPE else ():
+    for kind in contents:
+        for one in contents[kind] if kind in _SHAPE else ():
             one.update({name: str(one[name]).strip() for name in ("id", "image_id", "category_id") if name in one})
     for kind, what in (("images", "images"), ("categories", "categories")):
-        ids = Counter(one["id"] for one in found[kind])
+        ids = Counter(one["id"] for one in contents[kind])
         twice = [number for number, count in ids.items() if count > 1]
         if twice:
             raise ValueError(f"{path} gives two {what} the same id, {twice[0]}; export it again")
     for name, kind in (("image_id", "images"), ("category_id", "categories")):
-        known = {one["id"] for one in found[kind]}
-        strange = [one for one in found["annotations"] if one[name] not in known] if known else []
+        known = {one["id"] for one in contents[kind]}
+        strange = [one for one in contents["annotations"] if one[name] not in known] if known else []
         if strange:
             raise ValueError(
-                f"{path}: {len(strange)} of {len(found['annotations'])} annotations are of {kind} that it does not "
+                f"{path}: {len(strange)} of {len(contents['annotations'])} annotations are of {kind} that it does not "
                 f"list, the first is annotation {strange[0].get('id')} with {name} {strange[0][name]}; export it again"
             )
-    return found
+    return contents
 
 
 def _is_outside(name: str) -> bool:
     return Path(name).is_absolute() or ".." in Path(name).parts
 
 
-def _crack(path: Path, found: dict[str, Any], wanted: str | None) -> tuple[dict[str, str], tuple[str, ...]]:
+def _crack(path: Path, contents: dict[str, Any], wanted: str | None) -> tuple[dict[str, str], tuple[str, ...]]:
     """id -> name of the categories that are crack, and notes: the only one in use, or those that --categories names."""
-    names = {category["id"]: str(category["name"]).strip() for category in found["categories"]}
-    used = Counter(one["category_id"] for one in found["annotations"])
+    names = {category["id"]: str(category["name"]).strip() for category in contents["categories"]}
+    used = Counter(one["category_id"] for one in contents["annotations"])
     names |= {number: number for number in used if number not in names}  # of a file without categories
     there = ", ".join(sorted({names[number] for number in used or names}))
     if wanted is None:
@@ -217,12 +217,12 @@ def _find_images(
 
 
 def _shapes(
-    path: Path, found: dict[str, Any], crack: set[str], images: set[str]
+    path: Path, contents: dict[str, Any], crack: set[str], images: set[str]
 ) -> tuple[dict[str, Shapes], tuple[str, ...]]:
     """id -> what is crack in an image, and notes; an image without annotation has none. ValueError for no shape."""
-    shapes = {one["id"]: Shapes(one["height"], one["width"]) for one in found["images"] if one["id"] in images}
+    shapes = {one["id"]: Shapes(one["height"], one["width"]) for one in contents["images"] if one["id"] in images}
     cut = []
-    for one in found["annotations"]:
+    for one in contents["annotations"]:
         if one["category_id"] in crack and one["image_id"] in shapes:
             where = f"{path}: annotation {one.get('id')} of image {one['image_id']}"
             try:

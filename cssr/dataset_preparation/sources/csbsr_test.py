@@ -37,18 +37,18 @@ def csbsr_test(root: Root, blur: Blur = "02_40", threshold: Threshold = None) ->
 def _beside(root: Path, blur: str, kind: str, pictures: dict[str, Path]) -> dict[str, Path]:
     """The files of a degradation by key; ValueError unless there is one for each picture."""
     files = image_files(root, (".png",))
-    found = match(files, root, f"{blur}/{kind}/{{stem}}.png")
-    if not found:
+    paths = match(files, root, f"{blur}/{kind}/{{stem}}.png")
+    if not paths:
         blurs = sorted({name.split("/")[0] for name in files if name.split("/")[1:2] == [kind]})
         choices = f"choose with --blur from: {', '.join(blurs)}" if blurs else "point --root at the folder above gt/"
         raise ValueError(f"there is no {root / blur / kind} with PNGs; {choices}")
-    absent = sorted(pictures.keys() - found.keys())
+    absent = sorted(pictures.keys() - paths.keys())
     if absent:
         raise ValueError(
             f"missing file: {len(absent)} of {len(pictures)} pictures have none in {blur}/{kind}, the first is "
             f"{pictures[absent[0]]}; download the set again"
         )
-    return found
+    return paths
 
 
 def _item(item: Item, beside: dict[str, dict[str, Path]], blur: str) -> Item:

@@ -108,9 +108,9 @@ def _list_of(name_list: str | None, split: str | None) -> tuple[str | None, str 
 
 def _check_pattern(option: str, pattern: str | None, split: str | None) -> None:
     if not pattern or "{stem}" not in pattern:
-        found = f"is {pattern!r}" if pattern else "is missing"
+        fault = f"is {pattern!r}" if pattern else "is missing"
         raise ValueError(
-            f"{option} {found}; say where these files lie below --root, with {{stem}} for what pairs share"
+            f"{option} {fault}; say where these files lie below --root, with {{stem}} for what pairs share"
         )
     if split is not None and "{split}" not in pattern:
         raise ValueError(f"--split {split} has no place in {option} {pattern!r}; write {{split}} where it belongs")

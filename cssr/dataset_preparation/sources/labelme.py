@@ -94,15 +94,15 @@ def _item(
 
 
 def _decide(jsons: dict[str, Path], pictures: dict[str, Path], chosen: set[str] | None) -> MaskRule:
-    """What is crack, from the labels of the whole set; ValueError where that is not clear."""
+    """The mask rule, from the labels of the whole set; ValueError where it is not clear which are crack."""
     used: Counter[str] = Counter()
     renamed, cut = [], []
     for key, path in jsons.items():
-        found = _load(path)
-        used.update(shape["label"] for shape in found["shapes"])
-        name = Path((found.get("imagePath") or "").replace("\\", "/")).stem
+        contents = _load(path)
+        used.update(shape["label"] for shape in contents["shapes"])
+        name = Path((contents.get("imagePath") or "").replace("\\", "/")).stem
         renamed += [f"{path} of {name}"] if name and composed(name) != composed(path.stem) else []
-        cut += _cut_off(path, found, _size(found, path, pictures[key]), chosen)
+        cut += _cut_off(path, contents, _size(contents, path, pictures[key]), chosen)
     there = ", ".join(f"{label} ({count})" for label, count in used.most_common(8))
     if chosen is None:
         if len(used) > 1:
@@ -118,10 +118,10 @@ def _decide(jsons: dict[str, Path], pictures: dict[str, Path], chosen: set[str] 
     return MaskRule(sentence, lambda values: values, (*notes, *cut_off(cut)))
 
 
-def _size(found: dict[str, Any], path: Path, image: Path) -> tuple[int, int]:
+def _size(contents: dict[str, Any], path: Path, image: Path) -> tuple[int, int]:
     """(height, width) of the image; ValueError where its JSON says another."""
     height, width = upright_size(image)
-    said = found.get("imageHeight"), found.get("imageWidth")
+    said = contents.get("imageHeight"), contents.get("imageWidth")
     if all(said) and said != (height, width):
         raise ValueError(
             f"{image} is {width}x{height}, but {path} says {said[1]}x{said[0]} of it; correct that, or take the image "
@@ -130,10 +130,10 @@ def _size(found: dict[str, Any], path: Path, image: Path) -> tuple[int, int]:
     return height, width
 
 
-def _cut_off(path: Path, found: dict[str, Any], size: tuple[int, int], labels: set[str] | None) -> list[str]:
+def _cut_off(path: Path, contents: dict[str, Any], size: tuple[int, int], labels: set[str] | None) -> list[str]:
     """The shapes that go on beyond their image; ValueError for points that cannot be meant."""
     cut = []
-    for number, shape in enumerate(found["shapes"]):
+    for number, shape in enumerate(contents["shapes"]):
         if labels is None or shape["label"] in labels:
             points = _points(shape, number, path)
             if shape.get("shape_type") == "circle" and len(points) == 2:
@@ -163,19 +163,19 @@ def _points(shape: dict[str, Any], number: int, path: Path) -> np.ndarray:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    found = read_json(path, _SHAPE, "save it again as a LabelMe annotation")
-    for shape in found["shapes"]:
+    contents = read_json(path, _SHAPE, "save it again as a LabelMe annotation")
+    for shape in contents["shapes"]:
         shape["label"] = str(shape["label"]).strip()
-    return found
+    return contents
 
 
 def _draw(json_path: Path | None, image: Path, labels: set[str] | None, line_width: int) -> np.ndarray:
     """The mask of one image, bool H W."""
     if json_path is None:
         return np.zeros(upright_size(image), bool)
-    found = _load(json_path)
-    mask = np.zeros(_size(found, json_path, image), bool)
-    for number, shape in enumerate(found["shapes"]):
+    contents = _load(json_path)
+    mask = np.zeros(_size(contents, json_path, image), bool)
+    for number, shape in enumerate(contents["shapes"]):
         if labels is None or shape["label"] in labels:
             points = _points(shape, number, json_path)
             mask |= _shape(shape, points, *mask.shape, line_width, json_path)

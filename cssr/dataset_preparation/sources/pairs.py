@@ -32,13 +32,15 @@ def pairs(
     """ROOT/hr and ROOT/lq (or ROOT/SPLIT/hr, ...), and masks/ and kernels/ where there are any; or by patterns."""
     patterns = {"hr": hr_pattern, "lq": lq_pattern, "mask": mask_pattern, "kernel": kernel_pattern}
     files = image_files(root, (*IMAGE_SUFFIXES, *KERNEL_SUFFIXES))
-    found = {kind: match(files, root, _checked(kind, pattern, split), split) for kind, pattern in patterns.items()}
-    _check(root, split, patterns, found)
+    paths = {kind: match(files, root, _checked(kind, pattern, split), split) for kind, pattern in patterns.items()}
+    _check(root, split, patterns, paths)
     group = by_expression(group_pattern)
-    items = [_item(root, key, {kind: found[kind].get(key) for kind in found}, group) for key in sorted(found["hr"])]
-    if not found["mask"]:
+    items = [
+        _item(root, key, {kind: files.get(key) for kind, files in paths.items()}, group) for key in sorted(paths["hr"])
+    ]
+    if not paths["mask"]:
         return Source("pairs", None, items, None)
-    lossy = Pairs(root, found["hr"], found["mask"]).lossy
+    lossy = Pairs(root, paths["hr"], paths["mask"]).lossy
     return Source("pairs", None, items, partial(decide_by_levels, threshold=check_threshold(threshold), lossy=lossy))
 
 
@@ -54,24 +56,24 @@ def _checked(kind: str, pattern: str, split: str | None) -> str:
     return pattern
 
 
-def _check(root: Path, split: str | None, patterns: dict[str, str], found: dict[str, dict[str, Path]]) -> None:
+def _check(root: Path, split: str | None, patterns: dict[str, str], paths: dict[str, dict[str, Path]]) -> None:
     """ValueError unless each HR image has its LQ image and, where there are any, mask and kernel, and the reverse."""
     for kind in ("hr", "lq"):
-        if not found[kind]:
+        if not paths[kind]:
             place = filled(_checked(kind, patterns[kind], split), split, "NAME")
             raise ValueError(f"{root} holds no {place}; point --root at it, or say --{kind}-pattern")
     for kind in ("lq", "mask", "kernel"):
-        if not found[kind]:
+        if not paths[kind]:
             usual = inspect.signature(pairs).parameters[f"{kind}_pattern"].default
             if patterns[kind] != usual:
                 raise ValueError(f"no file below {root} fits --{kind}-pattern {patterns[kind]!r}; correct or omit it")
             continue
         for one, other in ((kind, "hr"), ("hr", kind)):
-            alone = sorted(found[one].keys() - found[other].keys())
+            alone = sorted(paths[one].keys() - paths[other].keys())
             if alone:
                 raise ValueError(
-                    f"missing {other} file: {len(alone)} of {len(found[one])} {one} files have none, the first is "
-                    f"{found[one][alone[0]]}; add it or remove this one"
+                    f"missing {other} file: {len(alone)} of {len(paths[one])} {one} files have none, the first is "
+                    f"{paths[one][alone[0]]}; add it or remove this one"
                 )
 
 
