@@ -81,9 +81,10 @@ def rates(device: str, clock: str, threads: int) -> dict[str, float]:
     key = (device, clock, threads)
     if key not in _measured:
         reached = {"copy": 2 * COPIED / fastest(copying(device), clock)}
+        conv = 2 * IMAGES * 64 * 64 * CHANNELS**2 * 9
         for precision in PRECISIONS:
             reached[f"matmul {precision}"] = 2 * SIDE**3 / fastest(multiplying(device, precision), clock)
-            reached[f"conv {precision}"] = conv_flops() / fastest(convolving(device, precision), clock)
+            reached[f"conv {precision}"] = conv / fastest(convolving(device, precision), clock)
         _measured[key] = reached
     return _measured[key]
 
@@ -129,11 +130,6 @@ def convolving(device: str, precision: str) -> Callable[[], object]:
 def drawn(*shape: int) -> torch.Tensor:
     """Normal numbers, always the same."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def conv_flops() -> int:
-    """Of `convolving`."""
-    return 2 * IMAGES * 64 * 64 * CHANNELS**2 * 9
 
 
 def copying(device: str) -> Callable[[], object]:

@@ -134,7 +134,8 @@ class Workplace:
             paths = [f"data.train={self.shards}", f"train.run_dir={folder}/run"]
             length = [f"train.steps={steps}", f"train.batch_size={batch}"]
             words = [*self._launcher(case), str(ROOT / script), *self.settings, *paths, *length, *more]
-            done = subprocess.run(words, env=self._environment(), capture_output=True, text=True, timeout=PATIENCE)
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "CSSR_TRAFFIC": str(self.scratch / "traffic.json")}
+            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=PATIENCE)
             log = Path(folder) / "run/metrics.jsonl"
             lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         if len(lines) < steps:
@@ -150,9 +151,6 @@ class Workplace:
         words = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
         words += ["--config_file", str(ROOT / "launch" / case.file), "--num_processes", str(case.ranks)]
         return words if self.on_device else [*words, "--mixed_precision", "no"]
-
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, "OMP_NUM_THREADS": "1", "CSSR_TRAFFIC": str(self.scratch / "traffic.json")}
 
 
 def reason(said: str) -> str:

@@ -194,11 +194,8 @@ def _check_bounds(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         low, high = _BOUNDS.get(key, (None, None))
         if low is not None and value is not None and not low <= value <= high:
-            raise ValueError(f"{key} must be {_bounded(low, high)}, found {value}")
-
-
-def _bounded(low: float, high: float) -> str:
-    return f"{low} to {high}" if isinstance(high, int) and high < 10**7 else f"{low} to {high:g}"
+            limit = str(high) if isinstance(high, int) and high < 10**7 else f"{high:g}"
+            raise ValueError(f"{key} must be {low} to {limit}, found {value}")
 
 
 # what can be meant: smallest and largest value; null is fine where it is allowed

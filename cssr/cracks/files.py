@@ -228,8 +228,9 @@ def _resized(image: np.ndarray, factor: float) -> np.ndarray:
 def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: float, size: int) -> None:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
     taken = np.zeros((picture.height + 1, picture.width + 1), bool)
+    per, unit = (1, "px") if units.mm_per_pixel is None else (units.mm_per_pixel, "mm")
     for crack in cracks:
-        text = _caption(crack, units)
+        text = f"{crack.number}: {crack.max_width * per / units.scale:.3g} {unit}"
         width, height = draw.textlength(text, font) + size / 2, 1.4 * size
         x, y = (value * factor for value in crack.widest)
         left = max(0, min(x + size, picture.width - width))
@@ -241,11 +242,6 @@ def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: 
         taken[inside] = True
         draw.rectangle(box, fill="white", outline=_POINT)
         draw.text((left + size / 4, top + 0.15 * size), text, fill="black", font=font)
-
-
-def _caption(crack: Crack, units: Units) -> str:
-    per, unit = (1, "px") if units.mm_per_pixel is None else (units.mm_per_pixel, "mm")
-    return f"{crack.number}: {crack.max_width * per / units.scale:.3g} {unit}"
 
 
 def write_picture(image: np.ndarray, cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:

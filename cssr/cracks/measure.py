@@ -75,7 +75,9 @@ def measure_cracks(
     if np.ndim(mask) != 2:
         raise ValueError(f"a mask of height x width is needed, found an array of shape {np.shape(mask)}")
     components, cracks, branches, measured = Components(mask), [], 0, 0
-    order = _largest_first(components, least_length)
+    # A centre line has no more pixels than its crack, each step being 1.42 at most.
+    order = np.flatnonzero(1.42 * components.areas + 2 >= least_length)
+    order = order[np.argsort(-components.areas[order], kind="stable")]  # the largest first
     _check(components, order[:most], 2 * most)
     for number in tqdm(order[:most], "measuring", leave=False, unit="crack", delay=_PATIENCE, disable=not progress):
         try:
@@ -98,13 +100,6 @@ def check_most(most: int) -> None:
     """ValueError unless it is a number of cracks that can be measured."""
     if most < 1:
         raise ValueError(f"--most-cracks must be 1 or more, found {most}")
-
-
-def _largest_first(components: Components, least_length: float) -> np.ndarray:
-    """The numbers of the components that may be so long."""
-    # A centre line has no more pixels than its crack, each step being 1.42 at most.
-    long_enough = np.flatnonzero(1.42 * components.areas + 2 >= least_length)
-    return long_enough[np.argsort(-components.areas[long_enough], kind="stable")]
 
 
 def _check(components: Components, chosen: np.ndarray, most_branches: int) -> None:
@@ -161,7 +156,8 @@ def _measure_lines(piece: Piece, most_nodes: float = float("inf")) -> Crack:
     lines, length, spread, widths, widest = measured
     mean = float(len(piece) / spread)
     p95, greatest = (max(width, mean) for width in widths)
-    return Crack(0, length, mean, p95, greatest, _degrees(axis), (0, 0, 0, 0), 0, lines, widest)
+    degrees = float(np.degrees(np.arctan2(-axis[1], axis[0])) % 180)  # y runs down
+    return Crack(0, length, mean, p95, greatest, degrees, (0, 0, 0, 0), 0, lines, widest)
 
 
 def _along(piece: Piece, paths: list[Path], meeting: list[int], outside: cKDTree) -> tuple:
@@ -188,10 +184,6 @@ def _main_axis(points: np.ndarray) -> np.ndarray:
         return np.array([1.0, 0.0])
     values, vectors = np.linalg.eigh(np.cov(points.T))
     return vectors[:, 1] if values[1] - values[0] > 1e-9 * values[1] else np.array([1.0, 0.0])
-
-
-def _degrees(axis: np.ndarray) -> float:
-    return float(np.degrees(np.arctan2(-axis[1], axis[0])) % 180)  # y runs down
 
 
 # ---- ends ----

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +105,12 @@ def measure_file(
     if mask.mean() > MOSTLY:
         remedy = "if it is inverted, name the cracks with --crack-values 0"
         tqdm.write(one_line(f"warning: {path} is crack by {mask.mean():.0%}; {remedy}"), file=sys.stderr)
+
+    def warn(sentence: str) -> None:
+        tqdm.write(one_line(f"warning: {path}: {sentence}; raise --most-cracks for more"), file=sys.stderr)
+
     try:
-        cracks = measure_cracks(mask, least_length * units.scale, None, most, partial(_tell, path), sys.stderr.isatty())
+        cracks = measure_cracks(mask, least_length * units.scale, None, most, warn, sys.stderr.isatty())
     except TooRagged as error:
         raise ValueError(f"{path}: {error}, or raise --most-cracks {most}") from None
     target = stem.with_name(stem.name + _PICTURE)
@@ -116,10 +119,6 @@ def measure_file(
         write_geojson(cracks, target.with_name(f"{target.name}.geojson"), units, place)
         write_picture(mask, cracks, target.with_name(f"{target.name}.png"), units)
     return cracks
-
-
-def _tell(path: Path, sentence: str) -> None:
-    tqdm.write(one_line(f"warning: {path}: {sentence}; raise --most-cracks for more"), file=sys.stderr)
 
 
 def summary(cracks: Sequence[Crack], units: Units) -> str:

@@ -336,11 +336,6 @@ def eval_stream(
 
 def _batched_by_form(size: int, samples: Iterator[_Loaded]) -> Iterator[Batch]:
     """Batches of at most `size` samples that follow each other and have one form."""
-    for _, alike in groupby(samples, _form):
+    for _, alike in groupby(samples, lambda s: [None if x is None else x.shape for x in (s.hr, s.lq, s.kernel)]):
         while part := [*islice(alike, size)]:
             yield _collate(part)
-
-
-def _form(sample: _Loaded) -> tuple:
-    """The form that samples of one batch share."""
-    return tuple(None if part is None else part.shape for part in (sample.hr, sample.lq, sample.kernel))

@@ -202,7 +202,7 @@ class ShardSet:
     def _check_files(self, setting: str) -> None:
         for shard in self.index["shards"]:
             if self.cache:
-                if not _is_sha256(shard.get("sha256")):
+                if not re.fullmatch("[0-9a-f]{64}", str(shard.get("sha256"))):
                     raise DataError(f"{setting}: the index of {self.root} has no sha256 of {shard['name']}; {_REMEDY}")
                 continue
             path = self.root / shard["name"]
@@ -210,10 +210,6 @@ class ShardSet:
             if size != shard["bytes"]:
                 fault = "is missing" if size is None else f"has {size} bytes, its index says {shard['bytes']}"
                 raise DataError(f"{setting}: {path} {fault}; {_REMEDY}")
-
-
-def _is_sha256(text: Any) -> bool:
-    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 @lru_cache(maxsize=64)

@@ -196,7 +196,9 @@ class Files:
     def __init__(self, file: BinaryIO, places: np.ndarray, limit: int):
         self._file, self._limit = file, limit
         self._places = dict(zip(SLOTS, places.tolist()))
-        self._checksums = self._read_checksums()
+        facts = json.loads(self._bytes("json", _SMALL)) if self._places["json"][1] else None
+        checksums = facts.get("crc32") if isinstance(facts, dict) else None
+        self._checksums: dict[str, int] = checksums if isinstance(checksums, dict) else {}
 
     def read(self, *extensions: str) -> bytes:
         """The first of these files that there is. ValueError if there is none, or it is not what was written."""
@@ -228,10 +230,3 @@ class Files:
         if len(data) < size:
             raise ValueError(f"its {extension} is cut off")
         return data
-
-    def _read_checksums(self) -> dict[str, int]:
-        if not self._places["json"][1]:
-            return {}
-        facts = json.loads(self._bytes("json", _SMALL))
-        checksums = facts.get("crc32") if isinstance(facts, dict) else None
-        return checksums if isinstance(checksums, dict) else {}

@@ -58,16 +58,6 @@ def list_samples(shards: ShardSet) -> Iterator[Stored]:
                 yield stored
 
 
-def image_file(shards: ShardSet, stored: Stored) -> bytes | None:
-    """The bytes of a sample's image file; None if it is not as ours are, an upright 8-bit RGB JPEG or PNG.
-
-    Raises: DataError if it is damaged, even where evaluation would warn and go on.
-    """
-    with _opened(shards, stored.shard) as files, _naming(shards, stored.shard, f"key {stored.key}"):
-        data = files(stored.index)[1].read("jpg", "png")
-        return data if open_picture(data).reason is None else None
-
-
 def decoded(shards: ShardSet, stored: Stored) -> Sample:
     """A sample as training and evaluation see it, without what it stores beside. DataError if it is damaged."""
     try:
@@ -210,12 +200,13 @@ def frozen_source(shards: ShardSet, benchmark: Benchmark, degrade: Callable) -> 
     items = [_item(shards, stored, partial(make, number), kernel) for number, stored in enumerate(listed)]
     rule = MaskRule(shards.index.get("mask_rule") or "as stored: 1 is crack", lambda values: values)
     decide = (lambda _: rule) if shards.masks else None
-    return Source(_name(shards), shards.index.get("licence"), items, decide, _notes(shards, benchmark.scale))
-
-
-def _name(shards: ShardSet) -> str:
-    """Of the dataset that a set was made of."""
-    return str(shards.index.get("source", "unknown"))
+    return Source(
+        str(shards.index.get("source", "unknown")),
+        shards.index.get("licence"),
+        items,
+        decide,
+        _notes(shards, benchmark.scale),
+    )
 
 
 def header_of(shards: ShardSet, benchmark: Benchmark, resampler: str) -> dict[str, Any]:
@@ -224,7 +215,7 @@ def header_of(shards: ShardSet, benchmark: Benchmark, resampler: str) -> dict[st
     about = {"benchmark": benchmark.name, "degradation": benchmark.degradation, "degradation_seed": benchmark.seed}
     return {
         "tool_version": __version__,
-        "source": _name(shards),
+        "source": str(shards.index.get("source", "unknown")),
         **inherited,
         **about,
         "resampler": resampler,
@@ -273,8 +264,12 @@ def _item(shards: ShardSet, stored: Stored, make: Callable[[], Degraded], kernel
 
 def _image(shards: ShardSet, stored: Stored, made: Degraded) -> bytes:
     """The HR image: the very file of the original where nothing is cut off and a set of ours may hold it, or a PNG."""
-    data = image_file(shards, stored)
-    return data if data and made.whole else png(Image.fromarray(np.ascontiguousarray(made.hr)))
+    if made.whole:
+        with _opened(shards, stored.shard) as files, _naming(shards, stored.shard, f"key {stored.key}"):
+            data = files(stored.index)[1].read("jpg", "png")
+            if open_picture(data).reason is None:
+                return data
+    return png(Image.fromarray(np.ascontiguousarray(made.hr)))
 
 
 def _notes(shards: ShardSet, scale: int) -> tuple[str, ...]:

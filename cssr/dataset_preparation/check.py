@@ -30,7 +30,7 @@ from cssr.dataset_preparation.decoding import wrong_contents
 from cssr.dataset_preparation.parallel import share
 from cssr.dataset_preparation.split import FILE, read_split
 from cssr.dataset_preparation.writer import FORMAT, wids_fields
-from cssr.utils.files import identity
+from cssr.utils.files import PARTIAL, identity
 from cssr.utils.json_files import read_json
 
 _DIFFERS = "sha256 differs from its index"
@@ -86,8 +86,11 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
     faults = [f"{entry['name']}: {fault}" for entry, one in zip(entries, ordered) for fault in one.faults]
     groups = set().union(*(one.groups for one in ordered))
     faults += _check_sum(index, ordered, groups) if not faults else []
-    strangers = [] if tars else _strangers(root, entries)
-    faults += [f"{name} is not in index.json" for name in strangers]
+    if not tars:
+        strangers = {p.name for p in root.iterdir() if p.suffix in (".tar", PARTIAL)} - {
+            entry["name"] for entry in entries
+        }
+        faults += [f"{name} is not in index.json" for name in sorted(strangers)]
     return faults, f"{sum(len(one.keys) for one in ordered)} samples in {len(entries)} shards", groups
 
 
@@ -250,11 +253,6 @@ def _check_sum(index: dict[str, Any], ordered: list[ShardReport], groups: set[st
         if index.get(name, value) != value
     ]
     return faults
-
-
-def _strangers(root: Path, entries: list[dict[str, Any]]) -> list[str]:
-    names = {entry["name"] for entry in entries}
-    return sorted(p.name for p in root.iterdir() if p.suffix in (".tar", ".partial") and p.name not in names)
 
 
 def _check_split(root: Path, groups: dict[str, set[str]], blank: set[str]) -> list[str]:

@@ -34,7 +34,10 @@ def wrong_contents(members: dict[str, bytes], facts: dict[str, Any], index: dict
     if "valid.png" in decoded:
         faults += _check_valid(decoded["valid.png"], facts)
     if "kernel.npy" in members and index.get("kernel"):
-        faults += _check_kernel(members["kernel.npy"], index["kernel"])
+        try:
+            decode_kernel(members["kernel.npy"], index["kernel"])
+        except ValueError as problem:
+            faults.append(f"kernel.npy: {problem}")
     return faults
 
 
@@ -43,19 +46,14 @@ def _decode(name: str, data: bytes) -> np.ndarray:
         with open_image(io.BytesIO(data)) as image:
             image.verify()  # checksums of the chunks
     else:
-        _check_scan(data)
+        try:  # Pillow and OpenCV pass over damage within a scan
+            simplejpeg.decode_jpeg(data)
+        except ValueError as problem:
+            if "subsampling" not in str(problem):  # a kind that it does not know, nothing wrong
+                raise
     with warnings.catch_warnings(), any_size(), open_image(io.BytesIO(data)) as image:
         warnings.simplefilter("ignore")
         return np.asarray(image)
-
-
-def _check_scan(data: bytes) -> None:
-    """ValueError for what libjpeg warns of: Pillow and OpenCV pass over damage within a scan."""
-    try:
-        simplejpeg.decode_jpeg(data)
-    except ValueError as problem:
-        if "subsampling" not in str(problem):  # a kind that it does not know, nothing wrong
-            raise
 
 
 def _shape(what: str, array: np.ndarray, shape: tuple[int, ...]) -> list[str]:
@@ -79,11 +77,3 @@ def _check_valid(valid: np.ndarray, facts: dict[str, Any]) -> list[str]:
     if abs(share - facts.get("valid_share", share)) > 1e-9:
         faults.append(f"valid.png has a share of {share:.6f}, its json says {facts['valid_share']}")
     return faults
-
-
-def _check_kernel(data: bytes, side: int) -> list[str]:
-    try:
-        decode_kernel(data, side)
-    except ValueError as problem:
-        return [f"kernel.npy: {problem}"]
-    return []

@@ -93,7 +93,8 @@ def make(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     """Do what the command line asks. Returns the folders made and their indexes."""
     check_free(args.out)
     source, taken = open_source(args)
-    split = _split(args, source.items)
+    split = deal(source.items, args.ratio, args.seed) if args.ratio else None
+    split = read_split(args.split_file) if args.split_file else split
     parts = apply(split, source.items) if split else {"": source.items}
     plan = _plan(args, source, taken, split, parts)
     return write_set(source, parts, plan, _header(args, source, taken, split), args, split)
@@ -157,12 +158,6 @@ def _warn_of_depths(reasons: set[str]) -> None:
         print(
             f"warning: values of {listed} bits in one set, by each file; if all have N, say --bits N", file=sys.stderr
         )
-
-
-def _split(args: argparse.Namespace, items: list[Item]) -> Split | None:
-    if args.split_file:
-        return read_split(args.split_file)
-    return deal(items, args.ratio, args.seed) if args.ratio else None
 
 
 def _plan(

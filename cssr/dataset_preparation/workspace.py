@@ -36,7 +36,7 @@ class Workspace:
     """
 
     def __init__(self, out: Path):
-        self.out, self.path = out, _beside(out)
+        self.out, self.path = out, out.with_name(f"{out.name}{PARTIAL}")
         self.tree, self.finished, self.precious = self.path / "tree", {}, False
         self._missing = [parent for parent in out.parents if not parent.exists()]  # nearest first
         with naming(out):
@@ -141,7 +141,7 @@ def refuse_another(out: Path, plan: dict[str, Any]) -> None:
 
     `plan` may be a part of the whole plan: what it lacks is not compared.
     """
-    path = _beside(out)
+    path = out.with_name(f"{out.name}{PARTIAL}")
     if not path.exists():
         return
     remedy = f"give the command that was begun, or remove {path} to start anew"
@@ -162,10 +162,6 @@ def refuse_another(out: Path, plan: dict[str, Any]) -> None:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _beside(out: Path) -> Path:
-    return out.with_name(f"{out.name}{PARTIAL}")
 
 
 def _lock(path: Path) -> int:

@@ -250,13 +250,8 @@ def motion_kernel(parameters: Tensor, size: int) -> Tensor:
     points = 16 * size  # at most 1/16 pixel apart
     way = ((torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5) * length  # B points
     x, y = way * torch.cos(degrees), -way * torch.sin(degrees)
-    across, down = (_interpolation(position, size) for position in (x, y))
+    across, down = ((1 - (p[..., None] - axis(size)).abs()).clamp(min=0) for p in (x, y))  # bilinear: B points size
     return normalized(einsum(down, across, "b point y, b point x -> b y x"))
-
-
-def _interpolation(position: Tensor, size: int) -> Tensor:
-    """The weight of each pixel of an axis in the value at `position` (B points): B points size."""
-    return (1 - (position[..., None] - axis(size)).abs()).clamp(min=0)
 
 
 @blur_kind

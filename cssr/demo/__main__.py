@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
         _check(options)
         app = _app(options)
         listener = listen(options.host, options.port)
-    address = f"http://{_in_url(options.host)}:{listener.getsockname()[1]}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     if not is_loopback(options.host):
         print(
             f"warning: --host {options.host}: whoever reaches this machine can send photographs, without a password "
@@ -117,11 +118,6 @@ def serve(app: Any, listener: socket.socket) -> None:
     finally:
         app.state.turns.close()
         listener.close()
-
-
-def _in_url(host: str) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,10 +33,11 @@ def _measure(pred: np.ndarray, true: np.ndarray) -> dict[str, float]:
     if not (pred.any() and true.any()):
         return dict.fromkeys(("cldice", "cliou", "boundary_f1"), float(pred.any() == true.any()))
     lines = centre_line(pred), centre_line(true)
+    edges = _boundary(pred), _boundary(true)
     return {
         "cldice": _harmonic(true[lines[0] > 0].mean(), pred[lines[1] > 0].mean()),
         "cliou": _line_iou(*lines),
-        "boundary_f1": _boundary_f1(_boundary(pred), _boundary(true)),
+        "boundary_f1": _harmonic(*(_near(*pair, BOUNDARY_TOLERANCE).mean() for pair in (edges, edges[::-1]))),
     }
 
 
@@ -58,11 +59,6 @@ def _line_iou(pred: np.ndarray, true: np.ndarray) -> float:
 def _boundary(mask: np.ndarray) -> np.ndarray:
     """Crack pixels with a neighbour by side that is none; beyond the image is none."""
     return mask - cv2.erode(mask, _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-
-
-def _boundary_f1(pred: np.ndarray, true: np.ndarray) -> float:
-    precision, recall = (_near(a, b, BOUNDARY_TOLERANCE).mean() for a, b in ((pred, true), (true, pred)))
-    return _harmonic(precision, recall)
 
 
 def inspection(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float | None]]:

@@ -112,7 +112,9 @@ class Result:
             return True
         sets = [result.data.get("per_image") for result in (self, other)]
         counted = all("tp" in row for rows in sets for row in rows or ())
-        first, second = (frozenset(_identity(row, counted) for row in rows or ()) for rows in sets)
+        first, second = (
+            {(r["key"], r["pixels"], r["tp"][0] + r["fn"][0] if counted else None) for r in rows or ()} for rows in sets
+        )
         return not all(sets) or first == second
 
     def interval(self, aggregation: str, measure: str) -> list[float] | None:
@@ -127,10 +129,6 @@ class Result:
         values = self.data["metrics"][aggregation]
         reference = base.data["metrics"][aggregation]["iou_max"] if base and self.of_same_images(base) else None
         return {**values, "share": 100 * values["iou_max"] / reference if reference and self.segmented else None}
-
-
-def _identity(row: dict[str, Any], counted: bool) -> tuple[Any, ...]:
-    return row["key"], row["pixels"], row["tp"][0] + row["fn"][0] if counted else None
 
 
 def component_name(data: dict[str, Any], part: str) -> str:

@@ -317,12 +317,12 @@ class _Cracks:
         if self.crack_prob is not None:
             self.crack_prob[self._top : self._top + len(mask)] = np.where(mask, (prob * 255).round().clip(1), 0)
         for name, rows in self._rows.items():
-            values = {"prob": self._shown, "mask": lambda *_: mask, "overlay": self._overlaid}[name](prob, mask)
+            if name == "prob":
+                values = prob if self._wanted.as_float else (prob * 255).round().astype(np.uint8)
+            else:
+                values = mask if name == "mask" else self._overlaid(prob, mask)
             rows.write(values, valid)
         self._top += len(mask)
-
-    def _shown(self, prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return prob if self._wanted.as_float else (prob * 255).round().astype(np.uint8)
 
     def _overlaid(self, prob: np.ndarray, mask: np.ndarray) -> np.ndarray:
         window = (self._top, 0, *mask.shape)

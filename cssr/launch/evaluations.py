@@ -122,7 +122,8 @@ def find_checkpoints(texts: Sequence[str]) -> list[Checkpoint]:
     """
     checkpoints = [_find_checkpoint(text) for text in texts]
     _refuse_twice("checkpoint", texts, [(_home(c.path), c.which) for c in checkpoints])
-    parts = [(*_home(c.path).parts[:-1], _home(c.path).name + _suffix(c.which)) for c in checkpoints]
+    homes = [(_home(c.path), "" if c.which == "export" else f"@{c.which}") for c in checkpoints]
+    parts = [(*home.parts[:-1], home.name + suffix) for home, suffix in homes]
     names = [f"{name}-run" if name in _RESERVED else name for name in distinct_names(parts)]
     return [Checkpoint(c.path, c.which, name) for c, name in zip(checkpoints, names)]
 
@@ -144,10 +145,6 @@ def _home(path: Path) -> Path:
     """The directory that a checkpoint is called after: a run's for its export."""
     path = Path(os.path.realpath(path))
     return path.parent if path.name == "export" else path
-
-
-def _suffix(which: str) -> str:
-    return "" if which == "export" else f"@{which}"
 
 
 def _refuse_twice(what: str, texts: Sequence[str], items: Sequence[Any]) -> None:

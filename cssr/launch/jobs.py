@@ -221,7 +221,9 @@ def crew(processes: int | None, jobs: int | None, file: str | None, threads: int
     check_processes(processes * jobs, f"--processes {processes} x --jobs {jobs}", gib=1, per_core=2)
     given = int(os.environ["OMP_NUM_THREADS"]) if os.environ.get("OMP_NUM_THREADS", "").isdigit() else None
     threads = given or threads or max(1, cores // (jobs * processes))
-    return Crew(processes, chosen or _default_file(bool(there), processes), threads, _places(there, processes, jobs))
+    one, several = ("single_gpu", "multi_gpu") if there else ("cpu", "cpu_2proc")
+    usual = folder("launch") / f"{one if processes == 1 else several}.yaml"
+    return Crew(processes, chosen or usual, threads, _places(there, processes, jobs))
 
 
 def _places(there: Sequence[str], processes: int, jobs: int) -> tuple[dict[str, str], ...]:
@@ -230,11 +232,6 @@ def _places(there: Sequence[str], processes: int, jobs: int) -> tuple[dict[str, 
         return ({},) * jobs
     turns = [[there[(job * processes + n) % len(there)] for n in range(processes)] for job in range(jobs)]
     return tuple({variable: ",".join(turn)} for turn in turns)
-
-
-def _default_file(accelerated: bool, processes: int) -> Path:
-    one, several = ("single_gpu", "multi_gpu") if accelerated else ("cpu", "cpu_2proc")
-    return folder("launch") / f"{one if processes == 1 else several}.yaml"
 
 
 def find_launch_file(text: str) -> Path:

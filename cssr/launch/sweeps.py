@@ -208,7 +208,10 @@ def launch(argv: list[str]) -> int:
         return 0
     measured.check_writable(options.out)
     if options.task is not None:
-        return _do_task(runs[pick_task(options, len(runs))], benchmarks, options)
+        run, options.jobs = runs[pick_task(options, len(runs))], 1
+        train([run], options)
+        evaluate_runs([run], benchmarks, options)
+        return int(_left(run, benchmarks, options))
     tasks = [n for n, run in enumerate(runs) if _left(run, benchmarks, options)]
     if tasks and not options.collect:
         write_atomic(options.out / "sweep.json", json.dumps({"runs": record}, indent=1))
@@ -221,14 +224,6 @@ def launch(argv: list[str]) -> int:
 
 def _left(run: Run, benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> bool:
     return bool(run.missing()) or any(run.evaluation(benchmark, options).missing() for benchmark in benchmarks)
-
-
-def _do_task(run: Run, benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> int:
-    """One run with its evaluations."""
-    options.jobs = 1
-    train([run], options)
-    evaluate_runs([run], benchmarks, options)
-    return int(_left(run, benchmarks, options))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,12 +35,11 @@ def task_perceptual(levels: int | None = None) -> Callable:
         if not outputs.sr_features:
             raise ValueError("loss 'task_perceptual' needs features of the segmentation network's encoder")
         pairs = list(zip(outputs.sr_features, outputs.hr_features))[-(levels or 0) :]
-        return torch.stack([_relative_difference(of_sr, of_hr) for of_sr, of_hr in pairs]).mean(0)
+        terms = []
+        for of_sr, of_hr in pairs:  # B C h w each
+            others = tuple(range(1, of_hr.dim()))
+            terms.append((of_sr - of_hr).abs().mean(others) / (of_hr.abs().mean(others) + _EPSILON))
+        return torch.stack(terms).mean(0)
 
     loss.needs_features = True
     return loss
-
-
-def _relative_difference(of_sr: Tensor, of_hr: Tensor) -> Tensor:
-    others = tuple(range(1, of_hr.dim()))
-    return (of_sr - of_hr).abs().mean(others) / (of_hr.abs().mean(others) + _EPSILON)

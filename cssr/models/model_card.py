@@ -45,7 +45,8 @@ def write_card(
         results: further `results.json` files, or directories that hold some.
     """
     measured = evaluations(export, run, results)
-    training = _recipe(run)
+    settings = run / "config.yaml" if run else None
+    training = (yaml.safe_load(settings.read_text(encoding="utf-8")) if settings and settings.is_file() else None) or {}
     sections = {
         "Use": _use(name, export),
         "Training": _training(export, training),
@@ -88,11 +89,6 @@ def _read_result(path: Path) -> dict[str, Any]:
     if not data["format"].startswith("cssr-results-") or not data["metrics"]["image"]:
         raise ValueError(f"{path} is no results file of cssr, or damaged: evaluate again")
     return data
-
-
-def _recipe(run: Path | None) -> dict[str, Any]:
-    path = run / "config.yaml" if run else None
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path and path.is_file() else {}
 
 
 def segments(export: Mapping[str, Any]) -> bool:

@@ -134,14 +134,14 @@ def _data(results: Sequence[Result], samples: Sequence[Any], uris: dict[str, str
 
 def _described(result: Result, samples: Any) -> dict[str, Any]:
     curves = curves_of(result) if result.segmented else {}
-    kept = {kind: {k: _rounded(v) for k, v in curves[kind].items()} for kind in ("image", "pooled") if kind in curves}
+    kept = {
+        kind: {k: [None if x is None else round(x, 5) for x in v] for k, v in curves[kind].items()}
+        for kind in ("image", "pooled")
+        if kind in curves
+    }
     threshold = result.data["metrics"]["image"]["iou_max_threshold"]
     level = None if threshold is None else min(len(metrics.THRESHOLDS), max(1, round(threshold * 100)))
     return {"name": result.name, "curves": kept, "level": level, "samples": samples}
-
-
-def _rounded(curve: Sequence[float | None]) -> list[float | None]:
-    return [None if value is None else round(value, 5) for value in curve]
 
 
 @cache

@@ -125,10 +125,7 @@ class Hold:
         optimizer.register_step_post_hook(self._show)
 
     def _watch(self, parameter: nn.Parameter, group: str) -> None:
-        parameter.register_hook(lambda gradient: self._still(gradient, group))
-
-    def _still(self, gradient: Tensor, group: str) -> Tensor | None:
-        return torch.zeros_like(gradient) if group in self.groups else None
+        parameter.register_hook(lambda gradient: torch.zeros_like(gradient) if group in self.groups else None)
 
     def _hide(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:

@@ -117,12 +117,11 @@ def _unused(part: Part, options: dict[str, Any]) -> list[Finding]:
     suffixes = {*IMAGE_SUFFIXES, *(path.suffix.lower() for path in used)}
     beside = (path for directory in sorted({path.parent for path in used}) for path in sorted(directory.iterdir()))
     beside = (path for path in beside if path.is_file() and not is_litter(path.name) and path not in used)
-    entries = [{"file": _relative(path, root)} for path in beside if path.suffix.lower() in {*suffixes, *LIKE_IMAGES}]
+    beside = (path for path in beside if path.suffix.lower() in {*suffixes, *LIKE_IMAGES})
+    entries = [
+        {"file": path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)} for path in beside
+    ]
     return [Finding(NOTE, "files of no sample", "beside the others, left out", entries)] if entries else []
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def check_keys(part: Part) -> list[Finding]:

@@ -135,11 +135,11 @@ def _load(path: Path) -> dict[str, Any]:
     contents = read_json(path, _SHAPE, "export it again as COCO annotations")
     if not contents["images"]:
         raise ValueError(f"{path} lists no images; export it again as COCO annotations")
-    outside = next((one["file_name"] for one in contents["images"] if _is_outside(one["file_name"])), None)
-    if outside is not None:
-        raise ValueError(
-            f"{path}: file_name {outside!r} leads out of the folder of the images; write it relative to it"
-        )
+    for name in (one["file_name"] for one in contents["images"]):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(
+                f"{path}: file_name {name!r} leads out of the folder of the images; write it relative to it"
+            )
     for kind in contents:
         for one in contents[kind] if kind in _SHAPE else ():
             one.update({name: str(one[name]).strip() for name in ("id", "image_id", "category_id") if name in one})
@@ -157,10 +157,6 @@ def _load(path: Path) -> dict[str, Any]:
                 f"list, the first is annotation {strange[0].get('id')} with {name} {strange[0][name]}; export it again"
             )
     return contents
-
-
-def _is_outside(name: str) -> bool:
-    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _crack(path: Path, contents: dict[str, Any], wanted: str | None) -> tuple[dict[str, str], tuple[str, ...]]:

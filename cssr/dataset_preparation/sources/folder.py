@@ -51,20 +51,15 @@ def folder(
     """ROOT/images and ROOT/masks, or ROOT/SPLIT/images and ROOT/SPLIT/masks; same names, any suffix; or by patterns."""
     group = by_expression(group_pattern)
     if images_only:
-        _refuse_masks(
-            threshold=threshold, mask_pattern=mask_pattern, crack_colors=crack_colors, crack_values=crack_values
-        )
+        of_masks = {"threshold": threshold, "mask-pattern": mask_pattern}
+        of_masks |= {"crack-colors": crack_colors, "crack-values": crack_values}
+        for flag, value in of_masks.items():
+            if value is not None:
+                raise ValueError(f"--{flag} {value} is about masks, of which --images-only takes none; leave one out")
         return without_masks(root, "folder", _pictures(root, split, image_pattern, name_list), group)
     pairs = _pairs(root, split, image_pattern, mask_pattern, name_list, skip_unpaired)
     read, decide = choose(threshold, crack_colors, crack_values, pairs.lossy)
     return Source("folder", None, pairs.items(read, resize_masks, group), dilated(decide, dilate), pairs.notes)
-
-
-def _refuse_masks(**options: int | str | None) -> None:
-    for name, value in options.items():
-        if value is not None:
-            flag = f"--{name.replace('_', '-')} {value}"
-            raise ValueError(f"{flag} is about masks, of which --images-only takes none; leave one out")
 
 
 def _pictures(root: Path, split: str | None, pattern: str | None, name_list: str | None) -> dict[str, Path]:

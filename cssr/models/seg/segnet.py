@@ -69,16 +69,11 @@ def segnet(encoder: str = "vgg16_bn", pretrained: bool | str = False) -> SegNet:
             f"{did_you_mean(encoder, _ENCODERS)}"
         )
     vgg = timm_encoder(encoder, 5, pretrained, {})
-    if not pretrained:
-        _start_as_published(vgg)
+    if not pretrained:  # PyTorch's own initial weights in place of VGG's, as published
+        for layer in vgg.modules():
+            if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
+                layer.reset_parameters()
     return SegNet(_stages(vgg))
-
-
-def _start_as_published(vgg: nn.Module) -> None:
-    """PyTorch's own initial weights in place of VGG's."""
-    for layer in vgg.modules():
-        if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
-            layer.reset_parameters()
 
 
 def _stages(vgg: nn.Module) -> list[nn.Sequential]:
