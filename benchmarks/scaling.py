@@ -74,14 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(markdown(predict(options.step_seconds, options.batch, options.parameters))))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        workplace = Workplace(Path(scratch), options)
+        workspace = Workspace(Path(scratch), options)
         measure = compare_losses if options.batch_norm else count_traffic if options.traffic else time_steps
         try:
-            measured = measure(workplace, options)
+            measured = measure(workspace, options)
         except RuntimeError as error:
             sys.exit(f"error: {error}")
     if options.json:
-        write({"measured": measured, "settings": workplace.settings, "machine": facts()}, options.json)
+        write({"measured": measured, "settings": workspace.settings, "machine": facts()}, options.json)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
 # ---- runs ----
 
 
-class Workplace:
+class Workspace:
     """Shards of drawn photographs, and runs over them in `scratch`."""
 
     def __init__(self, scratch: Path, options: argparse.Namespace):
@@ -178,13 +178,13 @@ def cases(on_device: bool, strategies: bool) -> list[Case]:
 # ---- throughput ----
 
 
-def time_steps(workplace: Workplace, options: argparse.Namespace) -> list[dict[str, Any]]:
+def time_steps(workspace: Workspace, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds of a step, in turns, as conditions change; prints the table."""
-    measured = cases(workplace.on_device, options.strategies)
+    measured = cases(workspace.on_device, options.strategies)
     for turn in range(options.rounds):
         for case in measured[:: -1 if turn % 2 else 1]:
             batch = case.ranks * options.batch
-            lines = workplace.run(case, options.steps, batch)
+            lines = workspace.run(case, options.steps, batch)
             case.rounds.append([batch / line["images_per_s"] for line in lines[SKIP:]])
             case.memory = max(case.memory, lines[-1]["memory_gib"])
     rows = [summary(case, measured[0], options.batch) for case in measured]
@@ -215,19 +215,19 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
 # ---- traffic ----
 
 
-def count_traffic(workplace: Workplace, options: argparse.Namespace) -> list[dict[str, Any]]:
+def count_traffic(workspace: Workspace, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Bytes that each of two processes sends in a step, counted and on paper; prints the table."""
-    parameters = parameters_of(workplace)
+    parameters = parameters_of(workspace)
     print(f"{parameters:,} parameters, {4 * parameters:,} bytes; MB that a rank of two sends in a step\n")
     print(f"{'':<12}{'counted':>10}{'on paper':>10}{'of it':>7}  payloads, MB")
     two = [case for case in cases(False, True) if case.ranks == 2]
-    return [counted(case, workplace.traffic(case, 4, 2 * options.batch)[-1], parameters) for case in two]
+    return [counted(case, workspace.traffic(case, 4, 2 * options.batch)[-1], parameters) for case in two]
 
 
-def parameters_of(workplace: Workplace) -> int:
+def parameters_of(workspace: Workspace) -> int:
     """Elements, of what is trained."""
-    overrides = workplace.settings[workplace.recipe is not None :]
-    return sum(sizes(load_config(workplace.recipe, overrides).model)[0].values())
+    overrides = workspace.settings[workspace.recipe is not None :]
+    return sum(sizes(load_config(workspace.recipe, overrides).model)[0].values())
 
 
 def counted(case: Case, payloads: dict[str, int], parameters: int) -> dict[str, Any]:
@@ -242,15 +242,15 @@ def counted(case: Case, payloads: dict[str, int], parameters: int) -> dict[str, 
 # ---- BatchNorm ----
 
 
-def compare_losses(workplace: Workplace, options: argparse.Namespace) -> list[dict[str, Any]]:
+def compare_losses(workspace: Workspace, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Losses of 60 steps of 8 crops, by one process and two, with the same samples; prints the differences."""
     one, two = cases(False, False)
-    return [differences(way, *(losses(workplace, case, way) for case in (one, two))) for way in ("rank", "held")]
+    return [differences(way, *(losses(workspace, case, way) for case in (one, two))) for way in ("rank", "held")]
 
 
-def losses(workplace: Workplace, case: Case, way: str) -> list[float]:
+def losses(workspace: Workspace, case: Case, way: str) -> list[float]:
     """Of each step."""
-    lines = workplace.run(case, 60, 8, "data.crop=32", f"optim.batch_norm={way}")
+    lines = workspace.run(case, 60, 8, "data.crop=32", f"optim.batch_norm={way}")
     return [line["loss"] for line in lines]
 
 

@@ -1,6 +1,6 @@
 """Registries: a component's name is the name of the function that builds it.
 
-Every zoo (SR networks, segmentation networks, losses, degradations, schedules, dataset sources) keeps one registry.
+Each kind of component (SR networks, segmentation networks, losses, degradations, schedules, dataset sources) has one.
 A component in a configuration is a mapping `{name: dbpn, stages: 6}`: the name chooses the function, the rest are its
 keyword arguments, whose defaults live in the function's signature and nowhere else.
 """
@@ -129,6 +129,6 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def import_siblings(package: str, path: Iterable[str]) -> None:
-    """Import every module beside a zoo's `__init__`, so that each registers what it defines."""
+    """Import every module beside a registry's `__init__`, so that each registers what it defines."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")

@@ -3,7 +3,7 @@
 A recipe (YAML) holds differences from these defaults only, or from those of the recipe beside it that its `base` names;
 `a.b=c` on the command line differs from the recipe. A string is taken as it stands (`train.run_dir=out #2`, `007`),
 numbers are decimal, and a `~` that begins a path is the home.
-Components of a zoo (a network, a loss, a degradation, a schedule) are written `{name: dbpn, stages: 6}` or just `dbpn`;
+Components (a network, a loss, a degradation, a schedule) are written `{name: dbpn, stages: 6}` or just `dbpn`;
 their arguments and defaults are those of the function of that name. Naming another component than the layer below
 drops that layer's arguments.
 """
@@ -58,7 +58,7 @@ class DataConfig:
     photometric: bool = False  # CSSR's photometric distortion: brightness, contrast, saturation, hue, channel order
     stages: list[str] = field(default_factory=list)  # functions of yours before the crop: [my_lab.stages.clahe]
     suffixes: dict[str, Any] = field(default_factory=dict)  # of foreign shards, if unclear: {image: jpg, mask: seg.png}
-    lanes: int = 32  # pieces a pass is cut into; ranks x workers must divide it; a property of the run
+    lanes: int = 32  # equal parts that a pass is cut into; ranks x workers must divide it; a property of the run
     shuffle_window: int = 16384  # samples; a set that fits is permuted whole, a larger one within shards and windows
     workers: int = 2  # loader processes per rank; 0 loads in the training process
     max_damaged: float = 0.01  # share of damaged samples above which the run stops

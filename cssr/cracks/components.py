@@ -1,7 +1,6 @@
-"""The connected pieces of a mask as runs and as lists of pixels: memory grows with what is set, not with the image."""
+"""Connected components of a mask, as runs and as lists of pixels: memory grows with the crack, not with the image."""
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +8,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 _STRIP = 1 << 24  # pixels looked at once
-_AT_ONCE = 1 << 20  # pixels of a piece that are listed at once to look them up
+_AT_ONCE = 1 << 20  # pixels of a component that are listed at once to look them up
 _BITS = 32
 _ROW = 1 << _BITS  # more than a row has pixels
 AROUND = ((0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1))  # x, y; clockwise from above
 
 
 @dataclass(frozen=True)
-class Piece:
+class Pixels:
     """Pixels of a mask: x and y, N int64 each, sorted by row, then by column."""
 
     x: np.ndarray
@@ -30,18 +29,18 @@ class Piece:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, chosen: np.ndarray) -> "Piece":
-        return Piece(self.x[chosen], self.y[chosen])
+    def __getitem__(self, chosen: np.ndarray) -> "Pixels":
+        return Pixels(self.x[chosen], self.y[chosen])
 
     def find(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The numbers of these pixels (whole numbers, any shape) in this piece; len(self) for those not in it."""
+        """The numbers of these pixels (whole numbers, any shape) in this component; len(self) for those not in it."""
         wanted, own = _key(x, y), self._own
         number = np.searchsorted(own, wanted)
         hit = own[np.minimum(number, len(own) - 1)] == wanted
         return np.where(hit, number, len(own))
 
     def holds(self, points: np.ndarray) -> np.ndarray:
-        """Return whether points (..., 2; x, y) lie in a pixel of this piece."""
+        """Return whether points (..., 2; x, y) lie in a pixel of this component."""
         x, y = np.floor(points).astype(np.int64).T
         return (self.find(x, y) < len(self)).T
 
@@ -105,7 +104,9 @@ class Runs:
 
     def mean_of(self, image: np.ndarray) -> float:
         """The mean of an image (H W, whole numbers) over these pixels."""
-        last = np.cumsum(self.ends - self.starts)  # parts of so many pixels, as a piece of them takes 16 bytes a pixel
+        last = np.cumsum(
+            self.ends - self.starts
+        )  # parts of so many pixels, as a component of them takes 16 bytes a pixel
         cuts = [0, *np.unique(np.searchsorted(last, np.arange(_AT_ONCE, last[-1], _AT_ONCE))), len(last)]
         total = 0
         for part in map(slice, cuts, cuts[1:]):
@@ -122,11 +123,11 @@ class Runs:
         kept, base = end > begin, y[rows] // times * self.stride
         return Runs((base + begin)[kept], (base + end)[kept], self.stride)
 
-    def pixels(self) -> Piece:
+    def pixels(self) -> Pixels:
         """The pixels of the runs."""
         length = self.ends - self.starts
         positions = np.arange(length.sum()) + np.repeat(self.starts - np.cumsum(length) + length, length)
-        return Piece(positions % self.stride, positions // self.stride)
+        return Pixels(positions % self.stride, positions // self.stride)
 
 
 class Components:
@@ -164,11 +165,6 @@ class Components:
             raise IndexError(number)
         chosen = self._order[self._cuts[number] : self._cuts[number + 1]]
         return Runs(self._starts[chosen], self._ends[chosen], self._stride)
-
-
-def pieces(mask: np.ndarray) -> Iterator[Runs]:
-    """The components of a mask, one by one."""
-    yield from Components(mask)
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

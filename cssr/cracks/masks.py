@@ -26,7 +26,7 @@ NO_DATA = -1  # value of pixels that a mask file marks as missing: never crack
 MOSTLY = 0.5  # share of crack pixels above which a mask looks inverted
 SHOWN = 6  # colours, values or levels that a message lists
 _TRACE = 0.002  # share of a mask's pixels below which dim values are the rim of a crack, or noise of compression
-_PIECE = 1 << 22  # pixels counted at once: numpy takes 8 bytes for each
+_CHUNK = 1 << 22  # pixels counted at once: numpy takes 8 bytes for each
 _NODATA_TAG = 42113  # of TIFF, by GDAL
 _PLAIN_MODES = {"CMYK", "YCbCr", "LAB", "HSV"}  # of Pillow: colours without alpha
 
@@ -234,8 +234,8 @@ def decide_by_levels(items: Iterable[Mask], threshold: int | None = None, lossy:
 def _counts(values: np.ndarray) -> np.ndarray:
     """Pixels of each value 0..255, int64; missing data are of none."""
     values = np.asarray(values).ravel()
-    pieces = (values[start : start + _PIECE] for start in range(0, max(values.size, 1), _PIECE))
-    return sum(np.bincount(piece[piece >= 0].astype(np.int64), minlength=256) for piece in pieces)
+    components = (values[start : start + _CHUNK] for start in range(0, max(values.size, 1), _CHUNK))
+    return sum(np.bincount(component[component >= 0].astype(np.int64), minlength=256) for component in components)
 
 
 def _seen(levels: list[int]) -> str:

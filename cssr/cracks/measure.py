@@ -15,7 +15,7 @@ from scipy.ndimage import uniform_filter1d
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from cssr.cracks.components import Components, Piece, Runs
+from cssr.cracks.components import Components, Pixels, Runs
 from cssr.cracks.skeleton import Path, TooRagged, centre_paths
 
 MOST_CRACKS = 10_000  # components of a mask that are measured; some tens of seconds
@@ -29,7 +29,7 @@ _LARGE = 1 << 20  # pixels above which a thick crack is reduced
 _PATIENCE = 2  # seconds before a bar is shown
 _RAW = 8  # ends and junctions before spurs are removed, for each branch that may be left
 _FORKS = 20  # runs that fork, for each branch: rough edges make some
-_FEW = 12  # pixels of a piece up to which its measures are kept for the next of its shape
+_FEW = 12  # pixels of a component up to which its measures are kept for the next of its shape
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _measure(runs: Runs, prob: np.ndarray | None, most_nodes: float) -> Crack:
     pixels = (runs.every(times) if times > 1 else runs).pixels()
     corner = np.array([left // times, top // times])
     x, y = pixels.x - corner[0], pixels.y - corner[1]
-    crack = _of_few(x.tobytes(), y.tobytes()) if len(x) <= _FEW else _measure_lines(Piece(x, y), most_nodes)
+    crack = _of_few(x.tobytes(), y.tobytes()) if len(x) <= _FEW else _measure_lines(Pixels(x, y), most_nodes)
     lines = tuple((line + corner) * times for line in crack.lines)
     measures = {name: getattr(crack, name) * times for name in ("length", "mean_width", "p95_width", "max_width")}
     widest = tuple(((crack.widest + corner) * times).tolist())
@@ -136,46 +136,46 @@ def _measure(runs: Runs, prob: np.ndarray | None, most_nodes: float) -> Crack:
 @functools.lru_cache(maxsize=1 << 14)
 def _of_few(x: bytes, y: bytes) -> Crack:
     """Specks come in few shapes, and in thousands in the masks of a model that has learned little."""
-    return _measure_lines(Piece(np.frombuffer(x, np.int64), np.frombuffer(y, np.int64)))
+    return _measure_lines(Pixels(np.frombuffer(x, np.int64), np.frombuffer(y, np.int64)))
 
 
 def _reduction(runs: Runs) -> int:
-    """By how much a piece is reduced that is both thick and large; else 1."""
+    """By how much a component is reduced that is both thick and large; else 1."""
     if runs.area <= _LARGE:
         return 1
     return max(1, min(int(runs.mean_width() / _THICK), int(np.ceil((runs.area / _LARGE) ** 0.5))))
 
 
-def _measure_lines(piece: Piece, most_nodes: float = float("inf")) -> Crack:
+def _measure_lines(component: Pixels, most_nodes: float = float("inf")) -> Crack:
     """But for the number, the box and the area."""
-    outside = cKDTree(piece.rim())
-    paths, meeting = centre_paths(piece, outside, most_nodes)
-    axis = _main_axis(piece.points)
+    outside = cKDTree(component.rim())
+    paths, meeting = centre_paths(component, outside, most_nodes)
+    axis = _main_axis(component.points)
     stout = len(paths) == 1 and paths[0].loose == (True, True) and paths[0].length < 5 * paths[0].radius
-    measured = _as_a_spot(piece, axis, paths[0], outside) if stout else _along(piece, paths, meeting, outside)
+    measured = _as_a_spot(component, axis, paths[0], outside) if stout else _along(component, paths, meeting, outside)
     lines, length, spread, widths, widest = measured
-    mean = float(len(piece) / spread)
+    mean = float(len(component) / spread)
     p95, greatest = (max(width, mean) for width in widths)
     degrees = float(np.degrees(np.arctan2(-axis[1], axis[0])) % 180)  # y runs down
     return Crack(0, length, mean, p95, greatest, degrees, (0, 0, 0, 0), 0, lines, widest)
 
 
-def _along(piece: Piece, paths: list[Path], meeting: list[int], outside: cKDTree) -> tuple:
+def _along(component: Pixels, paths: list[Path], meeting: list[int], outside: cKDTree) -> tuple:
     """Lines, length, the length that the area spreads over, and what `_widest` returns."""
-    lines = tuple(_to_its_ends(path, piece) for path in paths)
+    lines = tuple(_to_its_ends(path, component) for path in paths)
     length = sum(np.linalg.norm(np.diff(line, axis=0), axis=1).sum() for line in lines)
     inside = sum((number - 2) for number in meeting) * np.median([path.radius for path in paths])
-    return lines, float(length), max(length - inside, length / 2), *_widest(piece, paths, outside)
+    return lines, float(length), max(length - inside, length / 2), *_widest(component, paths, outside)
 
 
-def _as_a_spot(piece: Piece, axis: np.ndarray, path: Path, outside: cKDTree) -> tuple:
-    """The same of a piece not thrice as long as wide: as long as it is along its main axis."""
-    points = piece.points
+def _as_a_spot(component: Pixels, axis: np.ndarray, path: Path, outside: cKDTree) -> tuple:
+    """The same of a component not thrice as long as wide: as long as it is along its main axis."""
+    points = component.points
     middle, pixel = points.mean(0), np.abs(axis).max()
     along = (points - middle) @ axis
     low, high = along.min() - pixel / 2, along.max() + pixel / 2
     straight = replace(path, points=middle + np.array([[low], [high]]) * axis)
-    return (straight.points,), straight.length, straight.length, *_widest(piece, [straight], outside)
+    return (straight.points,), straight.length, straight.length, *_widest(component, [straight], outside)
 
 
 def _main_axis(points: np.ndarray) -> np.ndarray:
@@ -189,15 +189,15 @@ def _main_axis(points: np.ndarray) -> np.ndarray:
 # ---- ends ----
 
 
-def _to_its_ends(path: Path, piece: Piece) -> np.ndarray:
+def _to_its_ends(path: Path, component: Pixels) -> np.ndarray:
     points = path.points
     for loose in path.loose:
         points = points[::-1]  # its first point comes last, then its last
-        points = _prolonged(points, path.radius, piece) if loose else points
+        points = _prolonged(points, path.radius, component) if loose else points
     return points
 
 
-def _prolonged(points: np.ndarray, radius: float, piece: Piece) -> np.ndarray:
+def _prolonged(points: np.ndarray, radius: float, component: Pixels) -> np.ndarray:
     """A line whose last stretch, three quarters of the width, is set straight and continued to the end of the crack."""
     # Thinning stops short of the end by about half the width, or turns towards one of its corners.
     left = _arc(points[::-1])[::-1]  # pixels to the last point
@@ -208,15 +208,15 @@ def _prolonged(points: np.ndarray, radius: float, piece: Piece) -> np.ndarray:
         return points
     step /= np.linalg.norm(step)
     dropped = ((points[last:] - points[last]) @ step).max() + np.abs(step).max() / 2
-    end = points[last] + max(dropped, _ahead(points[last], step, radius, piece)) * step
+    end = points[last] + max(dropped, _ahead(points[last], step, radius, component)) * step
     return np.concatenate([points[: last + 1], [end]])
 
 
-def _ahead(point: np.ndarray, step: np.ndarray, radius: float, piece: Piece) -> float:
+def _ahead(point: np.ndarray, step: np.ndarray, radius: float, component: Pixels) -> float:
     """Length of the crack onwards in a direction: mean of three lines beside each other."""
     beside = np.array([[-step[1], step[0]]]) * radius / 2
     reach = np.arange(_STEP, 4 * radius + 2, _STEP)
-    seen = piece.holds(point + beside * np.array([[[-1]], [[0]], [[1]]]) + reach[:, None] * step)
+    seen = component.holds(point + beside * np.array([[[-1]], [[0]], [[1]]]) + reach[:, None] * step)
     return float(_STEP * np.cumprod(seen, 1).sum(1).mean() + _STEP / 2)
 
 
@@ -228,12 +228,12 @@ def _arc(points: np.ndarray) -> np.ndarray:
 # ---- widths ----
 
 
-def _widest(piece: Piece, paths: list[Path], outside: cKDTree) -> tuple[tuple[float, float], tuple[float, float]]:
+def _widest(component: Pixels, paths: list[Path], outside: cKDTree) -> tuple[tuple[float, float], tuple[float, float]]:
     """95th percentile and greatest of the widths across the paths, means over a short stretch, and where that is."""
     lines = [_finer(path.points) for path in paths]
     points, cuts = np.concatenate(lines), np.cumsum([len(line) for line in lines])[:-1]
     inner = outside.query(points)[0]
-    across = _across(points, np.concatenate([_normals(line) for line in lines]), inner, piece)
+    across = _across(points, np.concatenate([_normals(line) for line in lines]), inner, component)
     middles, widths = [], []
     for path, line, width, near in zip(paths, lines, np.split(across, cuts), np.split(inner, cuts)):
         kept = _away_from_junctions(path, line, near)
@@ -271,16 +271,16 @@ def _normals(points: np.ndarray) -> np.ndarray:
     return np.stack([-along[:, 1], along[:, 0]], 1)
 
 
-def _across(points: np.ndarray, normal: np.ndarray, inner: np.ndarray, piece: Piece) -> np.ndarray:
+def _across(points: np.ndarray, normal: np.ndarray, inner: np.ndarray, component: Pixels) -> np.ndarray:
     """The width at each point to both sides along its normal, N; `inner`: the distance to the nearest pixel outside."""
     parts = [np.array_split(values, len(points) // _AT_ONCE + 1) for values in (points, normal, inner)]
-    return np.concatenate([_reach(p, n, r, piece) + _reach(p, -n, r, piece) for p, n, r in zip(*parts)])
+    return np.concatenate([_reach(p, n, r, component) + _reach(p, -n, r, component) for p, n, r in zip(*parts)])
 
 
-def _reach(points: np.ndarray, direction: np.ndarray, inner: np.ndarray, piece: Piece) -> np.ndarray:
+def _reach(points: np.ndarray, direction: np.ndarray, inner: np.ndarray, component: Pixels) -> np.ndarray:
     """Length of the crack onwards from each point in its direction, but little more than to its nearest side."""
     # All is inside that is nearer than the nearest pixel outside, less half of that pixel's diagonal.
     begin = np.maximum(inner - 1, 0)[:, None]
     reach = begin + np.arange(0, 1.8, _STEP)
-    seen = piece.holds(points[:, None] + reach[..., None] * direction[:, None])
+    seen = component.holds(points[:, None] + reach[..., None] * direction[:, None])
     return begin[:, 0] + _STEP * np.cumprod(seen, 1).sum(1) - _STEP / 2

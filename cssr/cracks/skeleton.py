@@ -1,4 +1,4 @@
-"""The centre line of a piece of a mask: paths between ends and junctions, without the spurs that thinning leaves."""
+"""Skeleton of a component: the paths of its centre line between ends and junctions, without spurs of thinning."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from cssr.cracks.components import Piece
+from cssr.cracks.components import Pixels
 
 _LEAST_SIGMA = 2.0  # pixels along the path; smooths the steps of the pixel grid
 _AROUND = np.array([[128, 1, 2], [64, 0, 4], [32, 16, 8]], dtype=np.float32)  # p9 p2 p3 / p8 . p4 / p7 p6 p5 as bits
@@ -38,7 +38,7 @@ class Path:
 class _Graph:
     """Pixels of a centre line, which of them are joined, and the paths between nodes as pixel numbers."""
 
-    pixels: Piece
+    pixels: Pixels
     degree: np.ndarray  # N; not 2 at nodes
     junction: np.ndarray  # N: number of the junction that a pixel is of, -1 elsewhere
     chains: list[list[int]]
@@ -48,17 +48,17 @@ class TooRagged(ValueError):
     """A mask of more branches than can be measured."""
 
 
-def centre_paths(piece: Piece, outside: cKDTree, most_nodes: float = float("inf")) -> tuple[list[Path], list[int]]:
-    """The paths of a piece's centre line, and how many of them meet at each junction.
+def centre_paths(component: Pixels, outside: cKDTree, most_nodes: float = float("inf")) -> tuple[list[Path], list[int]]:
+    """The paths of a component's centre line, and how many of them meet at each junction.
 
-    outside: of the pixels outside along its rim. A spur is a path to an end that reaches less beyond the piece's side
-    than half the width there: it is the piece's roughness, no branch.
+    outside: of the pixels outside along its rim. A spur is a path to an end that reaches less beyond the side of the
+    component than half the width there: it is roughness, no branch.
     Raises: TooRagged where the line has more ends and junctions than `most_nodes` before spurs are removed.
     """
-    line = piece[stays_when_thinned(piece.neighbours())]
+    line = component[stays_when_thinned(component.neighbours())]
     nodes = int(((_links(line) < len(line)).sum(1) != 2).sum())
     if nodes > most_nodes:
-        raise TooRagged(f"one of its components, of {len(piece)} pixels, has {nodes} ends and junctions")
+        raise TooRagged(f"one of its components, of {len(component)} pixels, has {nodes} ends and junctions")
     radius = outside.query(line.points)[0] - 0.5
     while True:
         graph = _graph(line)
@@ -69,7 +69,7 @@ def centre_paths(piece: Piece, outside: cKDTree, most_nodes: float = float("inf"
         line, radius = line[kept], radius[kept]
 
 
-def _links(line: Piece) -> np.ndarray:
+def _links(line: Pixels) -> np.ndarray:
     """N 8: the pixels joined to each; across a corner only where no way by sides is as short."""
     links, none = line.neighbours(), len(line)
     there = links < none
@@ -78,7 +78,7 @@ def _links(line: Piece) -> np.ndarray:
     return links
 
 
-def _graph(line: Piece) -> _Graph:
+def _graph(line: Pixels) -> _Graph:
     links = _links(line)
     degree = (links < len(line)).sum(1)
     junction = _junctions(links, degree)
@@ -182,7 +182,7 @@ _STAYS = _tables()
 def centre_line(mask: np.ndarray) -> np.ndarray:
     """Lines about a pixel wide in the middle of a mask: (H, W) in {0, 1} -> (H, W) uint8, a part of it.
 
-    As many pieces (joined by sides or corners) and holes as the mask has; beyond the image is background. Each
+    As many components (joined by sides or corners) and holes as the mask has; beyond the image is background. Each
     iteration takes a pixel off the rim: about 0.1 ms of a 448x448 image.
     """
     line = (np.asarray(mask) > 0).astype(np.uint8)

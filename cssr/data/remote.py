@@ -124,7 +124,7 @@ class Remote:
         Args:
             size, sha256: that the file must have; None: nobody knows.
         Returns: its size and sha256.
-        Raises: Unreachable, as well if what comes is not what was promised, however often.
+        Raises: Unreachable, as well if what comes is not what was announced, however often.
         """
 
         def attempt() -> tuple[int, str]:

@@ -23,7 +23,7 @@ class LanePlan:
 
     Args:
         counts: samples in each shard.
-        lanes: equal pieces of a pass; at most `lanes - 1` samples sit out a pass.
+        lanes: equal parts of a pass; at most `lanes - 1` samples sit out a pass.
         seed: of the order.
         window: samples among which the order is random.
     """

@@ -123,7 +123,7 @@ class Contents(NamedTuple):
 
     keys: list[str]
     places: np.ndarray  # samples x slots x 2 int64: offset and size, bytes; 0 where there is none
-    trouble: str  # why there are not the samples that the index promises; "" if there are
+    trouble: str  # why there are not the samples that the index states; "" if there are
     twice: dict[int, str]  # samples that have a file twice, and which
 
     def check(self, index: int) -> None:
@@ -146,7 +146,7 @@ def contents(name: tuple, file: BinaryIO, count: int, naming: Naming) -> Content
 
     Args:
         name: of the tar; another one when it changes.
-        count: samples that its index promises. A tar of fewer gives those that it has, one of more gives none.
+        count: samples that its index states. A tar of fewer gives those that it has, one of more gives none.
         naming: of its members.
     """
     size = os.fstat(file.fileno()).st_size

@@ -34,15 +34,15 @@ def _add_polygon(mask: np.ndarray, polygon: np.ndarray) -> None:
 
 def _whole(inside: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     """`inside` in one piece: with what of the polygon's border bridges gaps, or lies where it is a sliver."""
-    pieces, labels = cv2.connectedComponents(inside.astype(np.uint8))
-    if pieces == 2:  # background and one piece
+    count, labels = cv2.connectedComponents(inside.astype(np.uint8))
+    if count == 2:  # background and one component
         return inside
     drawn = np.zeros(inside.shape, np.uint8)
     cv2.fillPoly(drawn, [_fixed_point(polygon)], 1, shift=_SHIFT)
     border = drawn.astype(bool) & ~inside
     sliver = border & (_spread(inside, 1) == 0)
-    greatest = _spread(labels, 2)  # of the pieces within two pixels, 0 where there is none
-    least = pieces - _spread(np.where(inside, pieces - labels, 0), 2)
+    greatest = _spread(labels, 2)  # of the components within two pixels, 0 where there is none
+    least = count - _spread(np.where(inside, count - labels, 0), 2)
     bridge = (greatest > 0) & (least < greatest)
     return inside | border & (_spread(sliver, 1).astype(bool) | bridge)
 

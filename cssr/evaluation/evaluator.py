@@ -37,7 +37,7 @@ def evaluate(
 
     Args:
         model: in evaluation mode, on `device`.
-        degrade: HR to (LQ, kernel), from the zoo.
+        degrade: HR to (LQ, kernel), from the registry.
         distances: whether HD95, MSD, clDice, clIoU, boundary F1 and the errors of cracks are computed (slow).
         tile: side, LQ pixels, of the tiles in which larger images are evaluated; 0: never.
         show: called with every batch and its outputs.

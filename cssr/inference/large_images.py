@@ -111,7 +111,7 @@ class Summary:
     crack_prob: np.ndarray | None = field(
         default=None, repr=False
     )  # H W uint8, where kept: 0 no crack, else prob x 255
-    cracks: int | None = None  # pieces, where they are measured
+    cracks: int | None = None  # components, where they are measured
     warnings: list[str] = field(default_factory=list)  # how the photograph differs from what the model was trained on
 
     def facts(self) -> dict[str, Any]:

@@ -319,7 +319,7 @@ class _Run:
     def _say(self, source: Source, photograph: Photograph, predicted: Summary) -> None:
         height, width = photograph.shape
         crack = "" if predicted.crack is None else f", crack {predicted.crack:.2%}"
-        crack += "" if predicted.cracks is None else f" in {predicted.cracks} pieces"
+        crack += "" if predicted.cracks is None else f" in {predicted.cracks} components"
         note = f" ({photograph.note})" if photograph.note else ""
         name = one_line(source.name)
         tqdm.write(f"{name}: {width}x{height}{note} -> {predicted.width}x{predicted.height}{crack}")

@@ -165,12 +165,12 @@ def count(paths: dict[str, Path], every: int) -> int:
 def _frames(path: Path, every: int) -> int:
     capture = cv2.VideoCapture(str(path))
     try:
-        return max(1, -(-_promised(capture) // every))
+        return max(1, -(-_stated_frames(capture) // every))
     finally:
         capture.release()
 
 
-def _promised(capture: cv2.VideoCapture) -> int:
+def _stated_frames(capture: cv2.VideoCapture) -> int:
     """Approximate count of frames, as a video says."""
     return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
@@ -187,7 +187,7 @@ def each(paths: dict[str, Path], every: int) -> Iterator[Source]:
 def frames(stem: str, path: Path, every: int) -> Iterator[Source]:
     """The frames of a video; if it has none or breaks off, last itself, which cannot be opened as a photograph."""
     capture = cv2.VideoCapture(str(path))
-    promised, number = _promised(capture), 0
+    stated, number = _stated_frames(capture), 0
     try:
         while capture.grab():
             if number % every == 0:
@@ -200,8 +200,8 @@ def frames(stem: str, path: Path, every: int) -> Iterator[Source]:
         capture.release()
     if not number:
         yield Source(stem, path)
-    elif number < _WHOLE * promised:
-        yield Source(stem, path, problem=f"{path}: it breaks off after {number} of {promised} frames")
+    elif number < _WHOLE * stated:
+        yield Source(stem, path, problem=f"{path}: it breaks off after {number} of {stated} frames")
 
 
 def _first(sources: Path | Sequence[Path]) -> str:

@@ -78,50 +78,50 @@ def library_fault(load: Callable[[str], Any] = __import__) -> str | None:
 def examine(options: argparse.Namespace) -> list[str]:
     """Print what would run; returns the faults."""
     from cssr.launch.jobs import find_launch_file
-    from cssr.launch.launch_file import Machine, faults, notes, read_promise
+    from cssr.launch.launch_file import Machine, faults, notes, read_launch_file
 
     try:
         path = find_launch_file(options.config_file)
-        promise = read_promise(path, vars(options))
+        launch = read_launch_file(path, vars(options))
     except ValueError as error:
         return [str(error)]
     machine = Machine.here()
-    problems = faults(promise, machine)
-    show(str(path), [*launch_rows(promise, machine), *(("note", note) for note in notes(promise, machine))])
-    if options.settings and promise.processes:
-        from cssr.launch.dry_run import rehearse
+    problems = faults(launch, machine)
+    show(str(path), [*launch_rows(launch, machine), *(("note", note) for note in notes(launch, machine))])
+    if options.settings and launch.processes:
+        from cssr.launch.dry_run import run_dry
 
-        sections, more = rehearse(options.settings, promise, machine)
+        sections, more = run_dry(options.settings, launch, machine)
         for title, rows in sections:
             show(title, rows)
         problems += more
     return problems
 
 
-def launch_rows(promise: Any, machine: Any) -> list[Row]:
+def launch_rows(launch: Any, machine: Any) -> list[Row]:
     """Content of the launch file, in words."""
-    device = machine.device if machine.devices and not promise.use_cpu and not promise.cpu else "cpu"
+    device = machine.device if machine.devices and not launch.use_cpu and not launch.cpu else "cpu"
     here = f"{machine.devices} x {machine.name or machine.device} here" if machine.devices else "no accelerator here"
-    rows = [("type", f"{promise.kind}: {_strategy(promise)}")]
-    on_each = f" = {promise.per_machine} on each of {promise.machines} machines" if promise.machines > 1 else ""
-    rows.append(("world size", f"{promise.world}{on_each}"))
-    return [*rows, ("device", f"{device} ({here})"), ("precision", _precision(promise))]
+    rows = [("type", f"{launch.kind}: {_strategy(launch)}")]
+    on_each = f" = {launch.per_machine} on each of {launch.machines} machines" if launch.machines > 1 else ""
+    rows.append(("world size", f"{launch.world}{on_each}"))
+    return [*rows, ("device", f"{device} ({here})"), ("precision", _precision(launch))]
 
 
-def _strategy(promise: Any) -> str:
-    if promise.strategy == "zero":
+def _strategy(launch: Any) -> str:
+    if launch.strategy == "zero":
         parts = {1: "optimizer state", 2: "optimizer state and gradients", 3: "optimizer state, gradients and weights"}
-        offload = ", the optimizer on the CPU" if promise.offloads else ""
-        return f"DeepSpeed ZeRO-{promise.zero_stage}, {parts.get(promise.zero_stage, '')} in parts{offload}"
+        offload = ", the optimizer on the CPU" if launch.offloads else ""
+        return f"DeepSpeed ZeRO-{launch.zero_stage}, {parts.get(launch.zero_stage, '')} in parts{offload}"
     names = {"simple": "one process", "ddp": "DDP", "fsdp": "FSDP, optimizer state, gradients and weights in parts"}
-    return names[promise.strategy]
+    return names[launch.strategy]
 
 
-def _precision(promise: Any) -> str:
-    if promise.precision == "no":
+def _precision(launch: Any) -> str:
+    if launch.precision == "no":
         return "float32"
     how = {"zero": "DeepSpeed's autocast over float32 weights", "fsdp": "weights are cast as they are gathered"}
-    return f"{promise.precision}, {how.get(promise.strategy, 'autocast over float32 weights')}"
+    return f"{launch.precision}, {how.get(launch.strategy, 'autocast over float32 weights')}"
 
 
 def show(title: str, rows: Sequence[Row]) -> None:

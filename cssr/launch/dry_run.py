@@ -15,7 +15,7 @@ from cssr.data.sampler import check_split
 from cssr.data.shards import ShardSet, open_sets, parse_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluation.evaluator import measures_segmentation
-from cssr.launch.launch_file import Machine, Promise
+from cssr.launch.launch_file import LaunchFile, Machine
 from cssr.launch.memory import Need, Sketch, largest_micro_batch, make_optimizer, needs, on_cpu
 from cssr.training.checks import check_best, check_degradation, check_strategy, check_training
 from cssr.utils.distributed import OFFLOADED
@@ -25,26 +25,26 @@ Row = tuple[str, str]
 Section = tuple[str, list[Row]]
 
 
-def rehearse(settings: Sequence[str], promise: Promise, machine: Machine) -> tuple[list[Section], list[str]]:
+def run_dry(settings: Sequence[str], launch: LaunchFile, machine: Machine) -> tuple[list[Section], list[str]]:
     """Dry run of these settings: sections to print, and the reasons for which it would not run."""
     recipe = None if "=" in settings[0] else settings[0]
     try:
         config = load_config(recipe, settings[recipe is not None :])
     except ValueError as error:
         return [], [str(error)]
-    rehearsal = Rehearsal(config, promise, machine)
-    return [(recipe or "settings", rehearsal.rows()), *rehearsal.memory()], rehearsal.faults
+    dry_run = DryRun(config, launch, machine)
+    return [(recipe or "settings", dry_run.rows()), *dry_run.memory()], dry_run.faults
 
 
-class Rehearsal:
+class DryRun:
     """Checks of train.py without an engine and without memory; each that fails is a fault."""
 
-    def __init__(self, config: Config, promise: Promise, machine: Machine):
-        self.config, self.promise, self.machine = config, promise, machine
+    def __init__(self, config: Config, launch: LaunchFile, machine: Machine):
+        self.config, self.launch, self.machine = config, launch, machine
         self.faults: list[str] = []
-        self.micro_batch = config.train.micro_batch or max(config.train.batch_size // promise.world, 1)
-        self.accumulation = max(config.train.batch_size // (promise.world * self.micro_batch), 1)
-        self.on_cpu = not machine.devices or promise.use_cpu or promise.cpu
+        self.micro_batch = config.train.micro_batch or max(config.train.batch_size // launch.world, 1)
+        self.accumulation = max(config.train.batch_size // (launch.world * self.micro_batch), 1)
+        self.on_cpu = not machine.devices or launch.use_cpu or launch.cpu
         self.sets: list[ShardSet] = []
         self.sketch: Sketch | None = None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -61,7 +61,7 @@ class Rehearsal:
         """Batch, lanes, data and parameters."""
         self._check_split()
         with self._checking():
-            check_strategy(self.config, self.promise.in_parts, "cpu" if self.on_cpu else self.machine.device)
+            check_strategy(self.config, self.launch.in_parts, "cpu" if self.on_cpu else self.machine.device)
         data = self._data()
         with self._checking():
             self.sketch = Sketch(self.config)
@@ -73,12 +73,12 @@ class Rehearsal:
 
     def _check_split(self) -> None:
         config = self.config
-        sizes = config.train.batch_size, self.promise.world, config.data.workers, self.micro_batch
+        sizes = config.train.batch_size, self.launch.world, config.data.workers, self.micro_batch
         with self._checking():
             check_split(config.data.lanes, *sizes)
 
     def _sizes(self) -> list[Row]:
-        config, world = self.config, self.promise.world
+        config, world = self.config, self.launch.world
         workers = max(config.data.workers, 1)
         split = f"ranks x micro-batch x accumulation = {world} x {self.micro_batch} x {self.accumulation}"
         each = config.data.lanes / world / workers
@@ -116,7 +116,7 @@ class Rehearsal:
 
     def _check_optimizer(self) -> None:
         self.optimizer = make_optimizer(self.config)
-        if self.promise.offloads and type(self.optimizer) not in OFFLOADED:
+        if self.launch.offloads and type(self.optimizer) not in OFFLOADED:
             raise ValueError(
                 f"optim.optimizer={self.config.optim.optimizer} would silently become DeepSpeed's Adam, whose step is "
                 "the one on the CPU: set adam, adamw or adagrad, or use launch/zero2.yaml"
@@ -152,11 +152,11 @@ class Rehearsal:
             return []
         title = "memory of a rank, GiB, estimated"
         try:
-            activations = self.sketch.activations(self.micro_batch, self.kernel, self.promise.precision != "no")
+            activations = self.sketch.activations(self.micro_batch, self.kernel, self.launch.precision != "no")
         except Exception as error:  # networks of one's own may look at the values that these tensors do not have
             reason = " ".join(str(error).split())[:160]
             return [(title, [("unknown", f"the model needs true tensors: {type(error).__name__}: {reason}")])]
-        needed = needs(self.promise, self.sketch, self.optimizer, activations)
+        needed = needs(self.launch, self.sketch, self.optimizer, activations)
         self._check_memory(needed)
         return [(title, [*map(_row, needed), *self._together(needed)])]
 
@@ -165,14 +165,14 @@ class Rehearsal:
         of = f"of {there / GIB:.2f}, the device's" if there and not self.on_cpu else ""
         of = f"of {there / GIB:.2f}, this machine's for each of its processes" if there and self.on_cpu else of
         rows = [_row(Need("together", sum(need.bytes for need in needed), of))]
-        beside = on_cpu(self.promise, self.sketch, self.optimizer)
+        beside = on_cpu(self.launch, self.sketch, self.optimizer)
         return [*rows, _row(Need("on the CPU", beside, "weights, gradients and state of the part"))] if beside else rows
 
     def _there(self) -> float | None:
         """Bytes that a rank may use; None where that is not known."""
         if self.on_cpu and self.machine.devices:
             return None
-        shared = self.promise.per_machine if self.on_cpu else 1
+        shared = self.launch.per_machine if self.on_cpu else 1
         return self.machine.memory / shared if self.machine.memory else None
 
     def _check_memory(self, needed: list[Need]) -> None:
@@ -181,7 +181,7 @@ class Rehearsal:
         if not there or together <= there:
             return
         fits = largest_micro_batch(sizes, there, self.micro_batch)
-        each = max(self.config.train.batch_size // self.promise.world, 1)
+        each = max(self.config.train.batch_size // self.launch.world, 1)
         fitting = [n for n in range(1, min(fits, each) + 1) if each % n == 0]
         remedy = f"train.micro_batch={fitting[-1]}" if fitting else "a smaller data.crop, or mixed_precision: bf16"
         self.faults.append(f"a rank would need about {together / GIB:.1f} GiB, and has {there / GIB:.1f}: set {remedy}")

@@ -213,7 +213,7 @@ def crew(processes: int | None, jobs: int | None, file: str | None, threads: int
     Raises: ValueError, one line, for an unknown launch file and for more processes than devices.
     """
     chosen = find_launch_file(file) if file else None
-    processes = processes or (_promised(chosen) if chosen else 1)
+    processes = processes or (_processes_of(chosen) if chosen else 1)
     there, cores = devices(), len(os.sched_getaffinity(0))
     if there and processes > len(there):
         raise ValueError(f"--processes {processes}: there are {len(there)} devices")
@@ -243,7 +243,7 @@ def find_launch_file(text: str) -> Path:
     raise ValueError(f"--config-file {text}: no such file; in launch/ there are {known}")
 
 
-def _promised(path: Path) -> int:
+def _processes_of(path: Path) -> int:
     try:
         return int(yaml.safe_load(path.read_text(encoding="utf-8"))["num_processes"])
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):

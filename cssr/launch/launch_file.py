@@ -22,7 +22,7 @@ _PACKAGES = ("deepspeed", "transformers")
 
 
 @dataclass(frozen=True)
-class Promise:
+class LaunchFile:
     """A launch file under accelerate's options; None is what neither says."""
 
     kind: str  # accelerate's distributed_type
@@ -100,7 +100,7 @@ class Machine:
         return cls(device.type, torch.accelerator.device_count(), name, memory, **known)
 
 
-def read_promise(path: Path, options: Mapping[str, Any]) -> Promise:
+def read_launch_file(path: Path, options: Mapping[str, Any]) -> LaunchFile:
     """A launch file by accelerate's own reader, under options of `accelerate launch` (None: not given).
 
     Raises: ValueError, one line, for a file that accelerate cannot read.
@@ -115,7 +115,7 @@ def read_promise(path: Path, options: Mapping[str, Any]) -> Promise:
         if isinstance(getattr(file, name), bool):
             raise ValueError(f'--config_file {path}: {name}: {word} is false in YAML, write {name}: "{word}"')
     given = {name: value for name, value in options.items() if value is not None}
-    return Promise(
+    return LaunchFile(
         kind=file.distributed_type.value,
         processes=max(given.get("num_processes", file.num_processes) or 0, 0) or None,
         machines=max(given.get("num_machines", file.num_machines), 1),
@@ -135,131 +135,131 @@ def read_promise(path: Path, options: Mapping[str, Any]) -> Promise:
 # ---- what would not come true ----
 
 
-def faults(promise: Promise, machine: Machine) -> list[str]:
+def faults(launch: LaunchFile, machine: Machine) -> list[str]:
     """Faults by which a launch would silently do something else, or fail late; one line each, with the remedy."""
-    if promise.processes is None:
+    if launch.processes is None:
         return ["num_processes is neither in the launch file nor given: add --num_processes N"]
     general = [
-        *_of_kind(promise),
-        *_of_dynamo(promise),
-        *_of_cpu(promise, machine),
-        *_of_devices(promise, machine),
-        *_of_machines(promise),
+        *_of_kind(launch),
+        *_of_dynamo(launch),
+        *_of_cpu(launch, machine),
+        *_of_devices(launch, machine),
+        *_of_machines(launch),
     ]
-    return [*general, *_of_precision(promise, machine), *_of_deepspeed(promise, machine), *_of_fsdp(promise, machine)]
+    return [*general, *_of_precision(launch, machine), *_of_deepspeed(launch, machine), *_of_fsdp(launch, machine)]
 
 
-def _of_kind(promise: Promise) -> Iterator[str]:
-    if promise.kind == "MULTI_CPU":
+def _of_kind(launch: LaunchFile) -> Iterator[str]:
+    if launch.kind == "MULTI_CPU":
         yield (
-            f"distributed_type: MULTI_CPU silently runs one process, not {promise.processes}: "
+            f"distributed_type: MULTI_CPU silently runs one process, not {launch.processes}: "
             "use launch/cpu_2proc.yaml, with --num_processes N"
         )
-    elif promise.kind not in ("NO", "DEEPSPEED", "FSDP", *DDP):
-        yield f"distributed_type: {promise.kind} is not supported: use one of the files in launch/"
-    elif promise.strategy == "simple" and (promise.processes > 1 or promise.machines > 1):
-        why = "--cpu" if promise.cpu else f'distributed_type: "{promise.kind}"'
+    elif launch.kind not in ("NO", "DEEPSPEED", "FSDP", *DDP):
+        yield f"distributed_type: {launch.kind} is not supported: use one of the files in launch/"
+    elif launch.strategy == "simple" and (launch.processes > 1 or launch.machines > 1):
+        why = "--cpu" if launch.cpu else f'distributed_type: "{launch.kind}"'
         yield (
-            f"{why} silently runs one process on each machine, not {promise.processes} together: "
+            f"{why} silently runs one process on each machine, not {launch.processes} together: "
             "use launch/cpu_2proc.yaml or launch/multi_gpu.yaml, or num_processes: 1"
         )
 
 
-def _of_dynamo(promise: Promise) -> Iterator[str]:
-    if promise.dynamo not in ("no", "none"):
+def _of_dynamo(launch: LaunchFile) -> Iterator[str]:
+    if launch.dynamo not in ("no", "none"):
         yield (
-            f"dynamo_backend: {promise.dynamo} renames the weights, with which no checkpoint can be written: "
+            f"dynamo_backend: {launch.dynamo} renames the weights, with which no checkpoint can be written: "
             'set dynamo_config: {dynamo_backend: "NO"}, and train.compile=true'
         )
 
 
-def _of_cpu(promise: Promise, machine: Machine) -> Iterator[str]:
+def _of_cpu(launch: LaunchFile, machine: Machine) -> Iterator[str]:
     forced = machine.environment.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    if promise.strategy == "zero" and forced:
+    if launch.strategy == "zero" and forced:
         yield "ACCELERATE_USE_CPU in the environment silently turns DeepSpeed into DDP: unset it (ZeRO runs on CPUs)"
-    if promise.use_cpu and promise.strategy != "simple" and machine.devices and not forced:
+    if launch.use_cpu and launch.strategy != "simple" and machine.devices and not forced:
         yield (
-            f"use_cpu: true does not reach the processes of {promise.kind}, which would use the {machine.device} "
+            f"use_cpu: true does not reach the processes of {launch.kind}, which would use the {machine.device} "
             "devices: remove it, and for CPUs set ACCELERATE_USE_CPU=true in the environment"
         )
 
 
-def _of_devices(promise: Promise, machine: Machine) -> Iterator[str]:
+def _of_devices(launch: LaunchFile, machine: Machine) -> Iterator[str]:
     seen = machine.devices
-    if seen and promise.gpu_ids != "all":
-        seen = min(len(promise.gpu_ids.split(",")), seen)
-    on_cpu = promise.strategy == "simple" or machine.environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if seen and promise.per_machine > seen and not on_cpu:
+    if seen and launch.gpu_ids != "all":
+        seen = min(len(launch.gpu_ids.split(",")), seen)
+    on_cpu = launch.strategy == "simple" or machine.environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if seen and launch.per_machine > seen and not on_cpu:
         yield (
-            f"{promise.per_machine} processes on a machine with {seen} {machine.device} devices: "
-            f"set --num_processes to at most {seen * promise.machines}"
+            f"{launch.per_machine} processes on a machine with {seen} {machine.device} devices: "
+            f"set --num_processes to at most {seen * launch.machines}"
         )
 
 
-def _of_machines(promise: Promise) -> Iterator[str]:
-    if promise.machines == 1 or promise.strategy == "simple":
+def _of_machines(launch: LaunchFile) -> Iterator[str]:
+    if launch.machines == 1 or launch.strategy == "simple":
         return
-    if promise.processes % promise.machines:
+    if launch.processes % launch.machines:
         yield (
-            f"num_processes: {promise.processes} is no multiple of num_machines: {promise.machines}; accelerate would "
-            f"silently run {promise.world}: num_processes counts the processes of all machines"
+            f"num_processes: {launch.processes} is no multiple of num_machines: {launch.machines}; accelerate would "
+            f"silently run {launch.world}: num_processes counts the processes of all machines"
         )
-    if not promise.main_ip:
+    if not launch.main_ip:
         yield "several machines need the address of machine 0: add --main_process_ip ADDRESS"
-    if promise.machine_rank is None:
-        last = promise.machines - 1
+    if launch.machine_rank is None:
+        last = launch.machines - 1
         yield f"every machine would take itself for machine 0, and wait: add --machine_rank R, 0 to {last}, on each"
-    elif not 0 <= promise.machine_rank < promise.machines:
-        yield f"--machine_rank {promise.machine_rank} with num_machines: {promise.machines}: ranks begin at 0"
-    if promise.rendezvous != "static":
-        yield f"rdzv_backend: {promise.rendezvous} does not bring several machines together here: use static"
-    if promise.strategy == "zero" and promise.deepspeed.get("deepspeed_multinode_launcher") != "standard":
+    elif not 0 <= launch.machine_rank < launch.machines:
+        yield f"--machine_rank {launch.machine_rank} with num_machines: {launch.machines}: ranks begin at 0"
+    if launch.rendezvous != "static":
+        yield f"rdzv_backend: {launch.rendezvous} does not bring several machines together here: use static"
+    if launch.strategy == "zero" and launch.deepspeed.get("deepspeed_multinode_launcher") != "standard":
         yield (
             "DeepSpeed's launcher would go to the other machines by ssh: "
             "add deepspeed_multinode_launcher: standard to deepspeed_config"
         )
 
 
-def _of_precision(promise: Promise, machine: Machine) -> Iterator[str]:
-    if promise.precision == "fp16" and promise.strategy == "zero":
+def _of_precision(launch: LaunchFile, machine: Machine) -> Iterator[str]:
+    if launch.precision == "fp16" and launch.strategy == "zero":
         yield "mixed_precision: fp16 does not go with DeepSpeed here: use bf16 or no"
-    elif promise.precision == "fp16" and not machine.devices:
+    elif launch.precision == "fp16" and not machine.devices:
         yield "mixed_precision: fp16 needs a GPU: use bf16 or no"
-    elif promise.precision not in ("no", "bf16", "fp16"):
-        yield f"mixed_precision: {promise.precision} is not supported: use bf16 or no"
+    elif launch.precision not in ("no", "bf16", "fp16"):
+        yield f"mixed_precision: {launch.precision} is not supported: use bf16 or no"
 
 
-def _of_deepspeed(promise: Promise, machine: Machine) -> Iterator[str]:
-    if promise.strategy != "zero":
+def _of_deepspeed(launch: LaunchFile, machine: Machine) -> Iterator[str]:
+    if launch.strategy != "zero":
         return
     missing = [name for name in _PACKAGES if name not in machine.packages]
     if missing:
         yield f"DeepSpeed under accelerate needs {' and '.join(missing)}: pip install 'cssr[deepspeed]'"
-    if not machine.compiles and (promise.offloads or not machine.devices):
+    if not machine.compiles and (launch.offloads or not machine.devices):
         yield "DeepSpeed compiles C++ for the CPU when it first runs: install g++ and ninja, and have both on PATH"
-    if "deepspeed_config_file" in promise.deepspeed:
+    if "deepspeed_config_file" in launch.deepspeed:
         yield (
             "deepspeed_config_file does not go with mixed_precision in the launch file, and training sets its sizes "
             "itself: give zero_stage and the like in deepspeed_config, as launch/zero2.yaml does"
         )
-    if promise.zero_stage not in (1, 2, 3):
-        yield f"zero_stage: {promise.zero_stage} is not supported: 1, 2 or 3; launch/multi_gpu.yaml without ZeRO"
+    if launch.zero_stage not in (1, 2, 3):
+        yield f"zero_stage: {launch.zero_stage} is not supported: 1, 2 or 3; launch/multi_gpu.yaml without ZeRO"
 
 
-def _of_fsdp(promise: Promise, machine: Machine) -> Iterator[str]:
-    if promise.strategy != "fsdp":
+def _of_fsdp(launch: LaunchFile, machine: Machine) -> Iterator[str]:
+    if launch.strategy != "fsdp":
         return
     if not machine.devices:
         yield "FSDP without a GPU silently becomes something else: use launch/cpu_2proc.yaml or launch/zero2.yaml"
-    if int(promise.fsdp.get("fsdp_version", 1)) != 2:
+    if int(launch.fsdp.get("fsdp_version", 1)) != 2:
         yield "fsdp_version: 1 is not supported: use launch/fsdp2.yaml"
 
 
-def notes(promise: Promise, machine: Machine) -> list[str]:
+def notes(launch: LaunchFile, machine: Machine) -> list[str]:
     """Notes on what works, but perhaps not as meant."""
     lines = []
-    if not machine.devices and (promise.strategy == "ddp" or (promise.strategy == "simple" and not promise.use_cpu)):
+    if not machine.devices and (launch.strategy == "ddp" or (launch.strategy == "simple" and not launch.use_cpu)):
         lines.append("there is no GPU here: the processes would run on the CPU")
-    if promise.use_cpu and promise.strategy != "simple" and not machine.devices:
-        lines.append(f"use_cpu: true does not reach the processes of {promise.kind}; without GPUs that is all the same")
+    if launch.use_cpu and launch.strategy != "simple" and not machine.devices:
+        lines.append(f"use_cpu: true does not reach the processes of {launch.kind}; without GPUs that is all the same")
     return lines

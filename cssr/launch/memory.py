@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.data.batch import Batch
-from cssr.launch.launch_file import Promise
+from cssr.launch.launch_file import LaunchFile
 from cssr.models.joint import JointModel, build_model
 from cssr.training.activation_checkpointing import recompute_blocks
 from cssr.training.task import Task
@@ -160,72 +160,72 @@ def values_each(optimizer: torch.optim.Optimizer) -> float:
     return _bytes(value for value in kept if value.numel() > 1) / _bytes(parameters)
 
 
-def needs(promise: Promise, sketch: Sketch, optimizer: torch.optim.Optimizer, activations: int) -> list[Need]:
+def needs(launch: LaunchFile, sketch: Sketch, optimizer: torch.optim.Optimizer, activations: int) -> list[Need]:
     """All that a rank keeps on its device during a step."""
     each = values_each(optimizer)
-    of_strategy = {1: _zero, 2: _zero, 3: _zero3}.get(promise.zero_stage, _plain)
-    of_strategy = _fsdp if promise.strategy == "fsdp" else of_strategy
-    needed = of_strategy(promise, sketch, each)
+    of_strategy = {1: _zero, 2: _zero, 3: _zero3}.get(launch.zero_stage, _plain)
+    of_strategy = _fsdp if launch.strategy == "fsdp" else of_strategy
+    needed = of_strategy(launch, sketch, each)
     if sketch.config.optim.ema:
         needed.append(Need("average", sketch.bytes, "optim.ema"))
     return [*needed, Need("activations", activations, "with the batch and what the losses need")]
 
 
-def on_cpu(promise: Promise, sketch: Sketch, optimizer: torch.optim.Optimizer) -> float:
+def on_cpu(launch: LaunchFile, sketch: Sketch, optimizer: torch.optim.Optimizer) -> float:
     """Bytes of a rank that the strategy has put into the CPU's memory: weights, gradients and state of its part."""
-    part = FLOAT * sketch.parameters / promise.world
-    return part * (2 + values_each(optimizer)) if promise.offloads else 0.0
+    part = FLOAT * sketch.parameters / launch.world
+    return part * (2 + values_each(optimizer)) if launch.offloads else 0.0
 
 
-def _plain(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
+def _plain(launch: LaunchFile, sketch: Sketch, each: float) -> list[Need]:
     size = FLOAT * sketch.parameters
     needed = [Need("model", sketch.bytes), Need("gradients", size), _state(size * each, each)]
-    return [*needed, Need("exchange", size, "DDP's buckets")] if promise.strategy == "ddp" else needed
+    return [*needed, Need("exchange", size, "DDP's buckets")] if launch.strategy == "ddp" else needed
 
 
-def _zero(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
+def _zero(launch: LaunchFile, sketch: Sketch, each: float) -> list[Need]:
     """ZeRO-1 and 2 keep a second float32 copy of a rank's part of the weights beside the state."""
-    size, stage = FLOAT * sketch.parameters, promise.zero_stage
-    part = size / promise.world
-    gradients = Need("gradients", size if stage == 1 else 0 if promise.offloads else part, _part(promise, stage > 1))
-    state = Need("optimizer", 0, "on the CPU") if promise.offloads else _state(part * (each + 1), each, promise)
+    size, stage = FLOAT * sketch.parameters, launch.zero_stage
+    part = size / launch.world
+    gradients = Need("gradients", size if stage == 1 else 0 if launch.offloads else part, _part(launch, stage > 1))
+    state = Need("optimizer", 0, "on the CPU") if launch.offloads else _state(part * (each + 1), each, launch)
     return [Need("model", sketch.bytes), gradients, state, Need("exchange", size, "DeepSpeed's bucket")]
 
 
-def _zero3(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
+def _zero3(launch: LaunchFile, sketch: Sketch, each: float) -> list[Need]:
     """DeepSpeed lets up to a thousand million gathered weights live, which is all of such networks."""
     size = FLOAT * sketch.parameters
-    part = size / promise.world
-    state = Need("optimizer", 0, "on the CPU") if promise.offloads else _state(part * (each + 1), each, promise)
+    part = size / launch.world
+    state = Need("optimizer", 0, "on the CPU") if launch.offloads else _state(part * (each + 1), each, launch)
     return [
-        Need("model", sketch.bytes - size + part, _part(promise)),
+        Need("model", sketch.bytes - size + part, _part(launch)),
         Need("gathered", size, "weights, whole while they are used"),
-        Need("gradients", 0 if promise.offloads else part, _part(promise)),
+        Need("gradients", 0 if launch.offloads else part, _part(launch)),
         state,
         Need("exchange", size, "DeepSpeed's bucket"),
     ]
 
 
-def _fsdp(promise: Promise, sketch: Sketch, each: float) -> list[Need]:
+def _fsdp(launch: LaunchFile, sketch: Sketch, each: float) -> list[Need]:
     """The file wraps the network as a whole: all weights and gradients are there at once, in the lower precision."""
     size = FLOAT * sketch.parameters
-    part, gathered = size / promise.world, size / (1 if promise.precision == "no" else 2)
+    part, gathered = size / launch.world, size / (1 if launch.precision == "no" else 2)
     return [
-        Need("model", sketch.bytes - size + part, _part(promise)),
+        Need("model", sketch.bytes - size + part, _part(launch)),
         Need("gathered", 2 * gathered, "weights and gradients, whole while they are used"),
-        Need("gradients", part, _part(promise)),
-        _state(part * each, each, promise),
+        Need("gradients", part, _part(launch)),
+        _state(part * each, each, launch),
     ]
 
 
-def _state(size: float, each: float, promise: Promise | None = None) -> Need:
-    copy = " and its own float32 weights" if promise and promise.zero_stage else ""
-    where = f", {_part(promise)}" if promise else ""
+def _state(size: float, each: float, launch: LaunchFile | None = None) -> Need:
+    copy = " and its own float32 weights" if launch and launch.zero_stage else ""
+    where = f", {_part(launch)}" if launch else ""
     return Need("optimizer", size, f"{each:.3g} values a parameter{copy}{where}")
 
 
-def _part(promise: Promise, in_parts: bool = True) -> str:
-    return f"1/{promise.world} of them" if in_parts else ""
+def _part(launch: LaunchFile, in_parts: bool = True) -> str:
+    return f"1/{launch.world} of them" if in_parts else ""
 
 
 def largest_micro_batch(needed: Mapping[str, float], memory: float, micro_batch: int) -> int:

@@ -1,1 +1,1 @@
-"""Networks: the two zoos and the joint model."""
+"""Networks: both registries, and the joint model."""

@@ -48,7 +48,7 @@ class JointModel(nn.Module):
 
     Args:
         config: the `model` settings, kept as `self.config` and written beside the weights.
-        sr, seg: networks that keep the zoos' contracts.
+        sr, seg: networks that keep the contracts of the registries.
     Attributes:
         orientations: how many flips and quarter turns (1..8) segmentation is averaged over in evaluation mode. 8 is
             test-time augmentation; it is no setting of the model, and exports do not keep it.

@@ -32,7 +32,7 @@ def convert_state(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor
 
     Args:
         state: its tensors; keys may begin with `module.`.
-        network: the zoo name of the network they belong to.
+        network: the registered name of the network they belong to.
     Raises: ValueError for a network without rules, or naming the keys that no rule knows.
     """
     if network not in RULES:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from cssr import __version__
-from cssr.cracks.components import pieces
+from cssr.cracks.components import Components
 from cssr.cracks.outline import outline
 
 LABEL = "crack"
@@ -110,7 +110,7 @@ def _filled(rings: list[np.ndarray], height: int, width: int) -> np.ndarray:
 
 
 def _without_holes(mask: np.ndarray) -> Iterator[np.ndarray]:
-    for runs in pieces(mask):
+    for runs in Components(mask):
         for exterior, *holes in outline(runs):
             if not holes:
                 yield exterior

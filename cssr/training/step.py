@@ -35,7 +35,7 @@ class Stepper:
 
     Args:
         task: with the weights with which training begins or resumes.
-        degrade: HR to (LQ, kernel), from the zoo.
+        degrade: HR to (LQ, kernel), from the registry.
         micro_batch, accumulation: samples of a forward pass on this rank, and how many of them make a step.
         any_rank: to agree with the other ranks.
     """

@@ -27,7 +27,7 @@ def start_engine(timeout: float = 1800, **arguments: Any) -> Accelerator:
     Args:
         timeout: seconds after which ranks that wait for another give up.
         arguments: of `Accelerator`.
-    Raises: ValueError where the world is not the one that the launcher promised, or cannot be had here.
+    Raises: ValueError where the world is not the one that the launcher has asked for, or cannot be had here.
     """
     has_device, deepspeed = torch.accelerator.is_available(), _asked_for("DEEPSPEED")
     if deepspeed:
@@ -85,12 +85,12 @@ def _check_deepspeed() -> None:
 
 
 def _check_world(world: int) -> None:
-    """`CSSR_WORLD_SIZE` is the promise of a script above the launcher, which sets `WORLD_SIZE`."""
-    for promise in ("CSSR_WORLD_SIZE", "WORLD_SIZE"):
-        promised = int(os.environ.get(promise, world if promise == "CSSR_WORLD_SIZE" else 1))
-        if world != promised:
+    """`CSSR_WORLD_SIZE` comes from a script above the launcher, which sets `WORLD_SIZE`."""
+    for variable in ("CSSR_WORLD_SIZE", "WORLD_SIZE"):
+        expected = int(os.environ.get(variable, world if variable == "CSSR_WORLD_SIZE" else 1))
+        if world != expected:
             raise ValueError(
-                f"the launcher promised {promised} processes ({promise}), accelerate runs {world}: "
+                f"the launcher asked for {expected} processes ({variable}), accelerate runs {world}: "
                 "use one of the launch files in launch/; `python launch/doctor.py --config_file X` explains a file"
             )
 

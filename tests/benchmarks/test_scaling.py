@@ -166,9 +166,9 @@ def test_a_report_is_written_whole(tmp_path):
 @pytest.mark.slow
 def test_two_processes_exchange_what_is_on_paper(tmp_path):
     options = scaling.parser().parse_args(["--crop", "32"])
-    workplace = scaling.Workplace(tmp_path, options)
+    workspace = scaling.Workspace(tmp_path, options)
     two = scaling.cases(False, False)[1]
-    found = workplace.traffic(two, 4, 4)
+    found = workspace.traffic(two, 4, 4)
     assert len(found) == 2 and found[0] == found[1]
-    paper = exchanged("ddp", scaling.parameters_of(workplace), 2)
+    paper = exchanged("ddp", scaling.parameters_of(workspace), 2)
     assert sent(found[0], 2) == pytest.approx(paper, rel=0.05) and sent(found[0], 2) > paper

@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from cssr.cracks import measure
-from cssr.cracks.components import Components, Runs, _runs, pieces
+from cssr.cracks.components import Components, Runs, _runs
 from cssr.cracks.measure import Crack, TooRagged, measure_cracks
 from cssr.cracks.skeleton import centre_line, stays_when_thinned
 
@@ -157,7 +157,7 @@ def test_the_smallest_masks():
 
 
 def test_a_speck_measures_the_same_wherever_it_lies():
-    """Measures of small pieces are kept by their shape, and moved to where the next of it is."""
+    """Measures of small components are kept by their shape, and moved to where the next of it is."""
     speck = np.array([[0, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
     mask = np.zeros((20, 30), bool)
     for left, top in ((0, 0), (7, 3), (27, 17)):
@@ -278,11 +278,11 @@ def test_pieces_are_those_of_opencv():
     for _ in range(30):
         mask = rng.random((30, 40)) < rng.uniform(0.05, 0.7)
         count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-        found = [(runs, runs.pixels()) for runs in pieces(mask)]
+        found = [(runs, runs.pixels()) for runs in Components(mask)]
         assert len(found) == count - 1
-        for runs, piece in found:
-            left, top, width, height, area = stats[labels[piece.y[0], piece.x[0]]]
-            assert len(set(labels[piece.y, piece.x])) == 1 and len(piece) == area == runs.area
+        for runs, component in found:
+            left, top, width, height, area = stats[labels[component.y[0], component.x[0]]]
+            assert len(set(labels[component.y, component.x])) == 1 and len(component) == area == runs.area
             assert runs.box == (left, top, left + width, top + height)
 
 
@@ -305,8 +305,8 @@ def test_lists_of_pixels_are_thinned_like_images():
     for _ in range(15):
         mask = ndimage.gaussian_filter(rng.random((60, 70)), rng.uniform(0.5, 4)) > 0.5
         line = np.zeros(mask.shape, np.uint8)
-        for runs in pieces(mask):
-            piece = runs.pixels()
-            kept = piece[stays_when_thinned(piece.neighbours())]
+        for runs in Components(mask):
+            component = runs.pixels()
+            kept = component[stays_when_thinned(component.neighbours())]
             line[kept.y, kept.x] = 1
         assert np.array_equal(line, centre_line(mask))

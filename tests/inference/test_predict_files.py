@@ -108,7 +108,7 @@ def test_cracks_are_measured_in_pixels_and_millimetres_of_the_photograph(export,
     length = float(rows[0]["length_px"])
     assert length == pytest.approx(85, rel=0.05) and float(rows[0]["length_mm"]) == pytest.approx(length / 2, abs=1e-3)
     assert 2 < float(rows[0]["mean_width_px"]) < 5
-    assert f"in {len(rows)} pieces" in capsys.readouterr().out
+    assert f"in {len(rows)} components" in capsys.readouterr().out
     prob = predict(JointModel.from_pretrained(export), photos / "a.png", tile=65).prob
     prob = prob if size == "sr" else F.avg_pool2d(torch.from_numpy(prob)[None], 2)[0].numpy()
     labels, count = ndimage.label(prob > 0.5, np.ones((3, 3)))
@@ -120,9 +120,9 @@ def test_cracks_are_measured_in_pixels_and_millimetres_of_the_photograph(export,
 
 def test_short_cracks_are_left_out(export, photos, tmp_path, capsys):
     """85 pixels of the photograph are longer than 70, though not than 100."""
-    for least, pieces in ((70, 1), (100, 0)):
+    for least, components in ((70, 1), (100, 0)):
         run(export, photos / "a.png", "--out", tmp_path / "out", "--measure", "--least-length", str(least))
-        assert f"in {pieces} pieces" in capsys.readouterr().out
+        assert f"in {components} components" in capsys.readouterr().out
 
 
 def test_masks_are_written_of_photographs_too_ragged_to_measure(export, photos, tmp_path, capsys, monkeypatch):

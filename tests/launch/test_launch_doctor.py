@@ -16,9 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch
-from cssr.launch import dry_run as rehearsal
+from cssr.launch import dry_run as dry_run
 from cssr.launch import memory as estimate
-from cssr.launch.launch_file import Machine, Promise, faults, notes, read_promise
+from cssr.launch.launch_file import LaunchFile, Machine, faults, notes, read_launch_file
 from cssr.launch.memory import Living, Sketch, make_optimizer, needs, on_cpu, values_each
 from cssr.models.joint import build_model
 from cssr.training.task import Task
@@ -31,12 +31,12 @@ PLACE = {"machine_rank": 1, "main_process_ip": "10.0.0.1"}
 FILES = sorted(path.stem for path in (ROOT / "launch").glob("*.yaml"))
 
 
-def promised(folder: Path, name: str, changes: dict, options: dict | None = None) -> Promise:
+def promised(folder: Path, name: str, changes: dict, options: dict | None = None) -> LaunchFile:
     """A launch file with other values, as accelerate's options leave it."""
     fields = {**yaml.safe_load((ROOT / "launch" / f"{name}.yaml").read_text()), **changes}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in fields.items() if value is not None}))
-    return read_promise(path, options or {})
+    return read_launch_file(path, options or {})
 
 
 # ---- what is refused ----
@@ -119,17 +119,17 @@ def test_a_file_that_accelerate_cannot_read_is_one_line(text, said, tmp_path):
     path = tmp_path / "file.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match="--config_file") as caught:
-        read_promise(path, {})
+        read_launch_file(path, {})
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 # ---- a recipe under a launch ----
 
 
-def rehearse(*settings: str, machine: Machine = CPU, **promise) -> tuple[dict[str, str], list[str]]:
+def run_dry(*settings: str, machine: Machine = CPU, **launch) -> tuple[dict[str, str], list[str]]:
     """Rows by name, and faults."""
-    found = Promise(**{"kind": "MULTI_GPU", "processes": 2, **promise})
-    sections, wrong = rehearsal.rehearse([TINY, *settings], found, machine)
+    found = LaunchFile(**{"kind": "MULTI_GPU", "processes": 2, **launch})
+    sections, wrong = dry_run.run_dry([TINY, *settings], found, machine)
     return {name: text for _, rows in sections for name, text in rows}, wrong
 
 
@@ -151,18 +151,18 @@ SETTINGS = {
 
 @pytest.mark.parametrize("case", SETTINGS.values(), ids=SETTINGS)
 def test_settings_that_do_not_go_with_the_launch_are_refused(case):
-    promise, settings, said = case
-    (fault,) = rehearse(*settings, **promise)[1]
+    launch, settings, said = case
+    (fault,) = run_dry(*settings, **launch)[1]
     assert said in fault and "\n" not in fault
 
 
 def test_an_optimizer_that_deepspeed_has_is_offloaded():
-    rows, wrong = rehearse("optim.ema=null", **OFFLOAD)
+    rows, wrong = run_dry("optim.ema=null", **OFFLOAD)
     assert wrong == [] and "on the CPU" in rows and rows["optimizer"].endswith("on the CPU")
 
 
 def test_it_says_how_the_batch_is_split():
-    rows, wrong = rehearse("train.batch_size=32", "train.micro_batch=4", "data.workers=4", processes=4, machines=2)
+    rows, wrong = run_dry("train.batch_size=32", "train.micro_batch=4", "data.workers=4", processes=4, machines=2)
     assert wrong == []
     assert rows["batch"] == "32: ranks x micro-batch x accumulation = 4 x 4 x 2"
     assert rows["lanes"] == "32: ranks x workers x lanes of each = 4 x 4 x 2"
@@ -170,20 +170,20 @@ def test_it_says_how_the_batch_is_split():
 
 def test_data_are_looked_at_where_they_are(tmp_path):
     shards = draw_shards(tmp_path / "set", 4, 64)
-    assert "not set" in rehearse()[0]["data"]
-    rows, wrong = rehearse(f"data.train={tmp_path / 'elsewhere'}")
+    assert "not set" in run_dry()[0]["data"]
+    rows, wrong = run_dry(f"data.train={tmp_path / 'elsewhere'}")
     assert wrong == [] and "is not here" in rows["data"]
-    assert "data.crop=96 exceeds the smallest image" in rehearse(f"data.train={shards}")[1][0]
-    rows, wrong = rehearse(f"data.train={shards}", "data.crop=64", "data.lanes=4")
+    assert "data.crop=96 exceeds the smallest image" in run_dry(f"data.train={shards}")[1][0]
+    rows, wrong = run_dry(f"data.train={shards}", "data.crop=64", "data.lanes=4")
     assert wrong == [] and rows["data"].startswith("4 samples")
 
 
 def test_what_does_not_fit_is_refused_with_the_micro_batch_that_would():
-    whole = {name: float(text.split()[0]) for name, text in rehearse()[0].items() if text[:1] == " "}
+    whole = {name: float(text.split()[0]) for name, text in run_dry()[0].items() if text[:1] == " "}
     small = Machine("cuda", 2, "small", int((whole["together"] - whole["activations"] / 3) * GIB))
-    (fault,) = rehearse(machine=small)[1]
+    (fault,) = run_dry(machine=small)[1]
     assert fault.endswith("set train.micro_batch=2")
-    assert rehearse("train.micro_batch=2", machine=small)[1] == []
+    assert run_dry("train.micro_batch=2", machine=small)[1] == []
 
 
 # ---- memory ----
@@ -213,8 +213,8 @@ def parameters() -> int:
 ])  # fmt: skip
 def test_memory_of_a_rank_of_four_by_closed_form(kind, more, expected, sketch, parameters):
     """In multiples of the weights; the average of the weights is whole on every rank."""
-    promise = Promise(kind, more.get("processes", 4), deepspeed=more if kind == "DEEPSPEED" else {})
-    found = {need.name: need.bytes for need in needs(promise, sketch, make_optimizer(sketch.config), 77)}
+    launch = LaunchFile(kind, more.get("processes", 4), deepspeed=more if kind == "DEEPSPEED" else {})
+    found = {need.name: need.bytes for need in needs(launch, sketch, make_optimizer(sketch.config), 77)}
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in sketch.model.buffers())
     assert found.pop("activations") == 77 and found.pop("average") == 4 * parameters + buffers
     found["model"] -= buffers
@@ -222,10 +222,10 @@ def test_memory_of_a_rank_of_four_by_closed_form(kind, more, expected, sketch, p
 
 
 def test_what_is_offloaded_is_counted_for_the_cpu(sketch, parameters):
-    promise = Promise("DEEPSPEED", 4, deepspeed={"zero_stage": 2, "offload_optimizer_device": "cpu"})
+    launch = LaunchFile("DEEPSPEED", 4, deepspeed={"zero_stage": 2, "offload_optimizer_device": "cpu"})
     optimizer = make_optimizer(sketch.config)
-    assert on_cpu(promise, sketch, optimizer) == pytest.approx(4 * parameters)  # (1 + 1 + 2) / 4 of the weights
-    assert on_cpu(Promise("MULTI_GPU", 4), sketch, optimizer) == 0
+    assert on_cpu(launch, sketch, optimizer) == pytest.approx(4 * parameters)  # (1 + 1 + 2) / 4 of the weights
+    assert on_cpu(LaunchFile("MULTI_GPU", 4), sketch, optimizer) == 0
 
 
 @pytest.mark.parametrize("optimizer, each", [("adamw", 2), ("sgd", 1), ("momentum", 1), ("lion", 1), ("adagrad", 1)])
@@ -308,7 +308,7 @@ def test_a_network_that_looks_at_its_values_is_left_out(monkeypatch):
         raise RuntimeError("no value is here")
 
     monkeypatch.setattr(estimate.Sketch, "activations", look)
-    rows, wrong = rehearse()
+    rows, wrong = run_dry()
     assert wrong == [] and "no value is here" in rows["unknown"] and "together" not in rows
 
 

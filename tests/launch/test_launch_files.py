@@ -13,7 +13,7 @@ from accelerate.commands import launch as accelerate_launch
 from helpers import draw_shards
 from running import ROOT, environment, losses, settings
 
-from cssr.launch.launch_file import read_promise
+from cssr.launch.launch_file import read_launch_file
 
 LAUNCHERS = {
     "simple_launcher": "simple",
@@ -47,7 +47,7 @@ def started(monkeypatch):
 
 
 def options(words: list[str]) -> dict:
-    """The options that `read_promise` takes, of an `accelerate launch` command."""
+    """The options that `read_launch_file` takes, of an `accelerate launch` command."""
     pairs = dict(zip(words[::2], words[1::2]))
     kinds = {"--num_processes": int, "--num_machines": int, "--machine_rank": int}
     return {name.lstrip("-"): kinds.get(name, str)(value) for name, value in pairs.items()}
@@ -61,18 +61,18 @@ def bare_file(folder: Path, **differences) -> Path:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.name)
 @pytest.mark.parametrize("more", [[], ["--mixed_precision", "no", "--num_processes", "4"], MACHINES])
-def test_a_promise_is_what_accelerate_would_start(path, more, started):
+def test_a_launch_file_is_what_accelerate_would_start(path, more, started):
     """The launcher, its processes and precision: as in accelerate, whose decision is taken with its own code."""
     parser = accelerate_launch.launch_command_parser()
     accelerate_launch.launch_command(parser.parse_args(["--config_file", str(path), *more, "train.py"]))
     ((launcher, arguments),) = started
-    promise = read_promise(path, options(more))
-    assert promise.strategy in LAUNCHERS[launcher]
-    if promise.strategy != "simple":
-        assert promise.per_machine == arguments.num_processes // arguments.num_machines
-    assert promise.precision == arguments.mixed_precision and promise.machines == arguments.num_machines
-    assert promise.main_ip == arguments.main_process_ip
-    assert promise.zero_stage == (int(arguments.zero_stage) if launcher == "deepspeed_launcher" else 0)
+    launch = read_launch_file(path, options(more))
+    assert launch.strategy in LAUNCHERS[launcher]
+    if launch.strategy != "simple":
+        assert launch.per_machine == arguments.num_processes // arguments.num_machines
+    assert launch.precision == arguments.mixed_precision and launch.machines == arguments.num_machines
+    assert launch.main_ip == arguments.main_process_ip
+    assert launch.zero_stage == (int(arguments.zero_stage) if launcher == "deepspeed_launcher" else 0)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -81,9 +81,9 @@ def test_so_it_is_for_files_of_others(name, more, started, tmp_path):
     path = bare_file(tmp_path, **ODD[name])
     parser = accelerate_launch.launch_command_parser()
     accelerate_launch.launch_command(parser.parse_args(["--config_file", str(path), *more, "train.py"]))
-    promise = read_promise(path, {"cpu": bool(more)})
-    assert promise.strategy in LAUNCHERS[started[0][0]]
-    assert promise.world == (1 if promise.strategy == "simple" else 2)
+    launch = read_launch_file(path, {"cpu": bool(more)})
+    assert launch.strategy in LAUNCHERS[started[0][0]]
+    assert launch.world == (1 if launch.strategy == "simple" else 2)
 
 
 def run(tmp_path: Path, *words: str) -> list[str]:

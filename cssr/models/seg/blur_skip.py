@@ -120,7 +120,7 @@ def blur_skip(
     and 270 MiB.
 
     Args:
-        net: a segmentation network of the zoo, by name or with settings.
+        net: a segmentation registered network, by name or with settings.
         pretrained: that network's weights, as it takes them.
         kernel_size: side k of the kernels that the SR network gives, odd.
         reduce: side to which they are reduced first (bicubic, corners aligned), odd and below `kernel_size`; None: not.
