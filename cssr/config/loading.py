@@ -384,7 +384,11 @@ def nested(cls: type | None, base: Any, keys: list[str], value: Any) -> Any:
 
 
 def merge(cls: type, base: dict[str, Any], layer: Any, path: str = "") -> dict[str, Any]:
-    """`layer` over `base`: settings classes by name, any other value whole."""
+    """`layer` over `base`: settings classes by name, any other value whole.
+
+    OmegaConf's own merge would keep the arguments of a component that is replaced by another name, and the shard sets
+    of a mapping that is given anew.
+    """
     if not isinstance(layer, dict):
         raise ValueError(f"config: {path.rstrip('.') or 'a recipe'} must hold settings by name, found {layer!r}")
     merged = dict(base)

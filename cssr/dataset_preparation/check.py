@@ -7,10 +7,12 @@ and counts may be missing, members that no reader looks at may be there. WebData
 reads them.
 """
 
+import io
 import json
 import re
 import sys
 import tarfile
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +21,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import simplejpeg
 from tqdm import tqdm
 
 from cssr.data.dataset import read_sample
-from cssr.data.decode import image_size
+from cssr.data.decode import decode_kernel, image_size
 from cssr.data.foreign import find_tars
 from cssr.data.shards import ShardSet
 from cssr.data.tar_reader import Files, contents
-from cssr.dataset_preparation.decoding import wrong_contents
+from cssr.dataset_preparation.images import BROKEN
 from cssr.dataset_preparation.parallel import share
 from cssr.dataset_preparation.split import FILE, read_split
 from cssr.dataset_preparation.writer import FORMAT, wids_fields
 from cssr.utils.files import PARTIAL, identity
+from cssr.utils.images import any_size, open_image
 from cssr.utils.json_files import read_json
 
 _DIFFERS = "sha256 differs from its index"
@@ -203,7 +208,7 @@ def _check_sample(
         report.sizes[f"{facts['width']}x{facts['height']}"] += 1
         report.groups.add(facts.get("group", key))
         sums = dict(facts.get("crc32", {}))
-        contents = wrong_contents(members, facts, index) if decode else []
+        contents = _wrong_contents(members, facts, index) if decode else []
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as problem:
         return ["json is missing or damaged" if _is_ours(index) else f"image or json: {problem}"]
     faults = [] if facts.get("key") == key else [f"json is of {facts.get('key')!r}"]
@@ -269,6 +274,73 @@ def _check_split(root: Path, groups: dict[str, set[str]], blank: set[str]) -> li
         differing = (set(split.parts.get(name, ())) ^ groups.get(name, set())) - blank
         if differing:
             faults.append(f"{FILE}: {len(differing)} groups of {name} differ, the first is {min(differing)!r}")
+    return faults
+
+
+def _wrong_contents(members: dict[str, bytes], facts: dict[str, Any], index: dict[str, Any]) -> list[str]:
+    """Faults of the decoded members, one line each."""
+    decoded, faults = {}, []
+    for name, data in members.items():
+        if not name.endswith(("jpg", "png")):
+            continue
+        try:
+            decoded[name] = _decode(name, data)
+        except (*BROKEN, EOFError) as problem:
+            faults.append(f"{name}: {problem or type(problem).__name__}")
+    size = facts["height"], facts["width"]
+    for name in ("jpg", "png"):
+        if name in decoded:
+            faults += _shape(name, decoded[name], (*size, 3))
+    for name in ("lq.png", "lq.jpg"):
+        if name in decoded and index.get("scale"):
+            faults += _shape(name, decoded[name], (*(side // index["scale"] for side in size), 3))
+    if "mask.png" in decoded:
+        faults += _check_mask(decoded["mask.png"], facts)
+    if "valid.png" in decoded:
+        faults += _check_valid(decoded["valid.png"], facts)
+    if "kernel.npy" in members and index.get("kernel"):
+        try:
+            decode_kernel(members["kernel.npy"], index["kernel"])
+        except ValueError as problem:
+            faults.append(f"kernel.npy: {problem}")
+    return faults
+
+
+def _decode(name: str, data: bytes) -> np.ndarray:
+    if name.endswith("png"):
+        with open_image(io.BytesIO(data)) as image:
+            image.verify()  # checksums of the chunks
+    else:
+        try:  # Pillow and OpenCV pass over damage within a scan
+            simplejpeg.decode_jpeg(data)
+        except ValueError as problem:
+            if "subsampling" not in str(problem):  # a kind that it does not know, nothing wrong
+                raise
+    with warnings.catch_warnings(), any_size(), open_image(io.BytesIO(data)) as image:
+        warnings.simplefilter("ignore")
+        return np.asarray(image)
+
+
+def _shape(what: str, array: np.ndarray, shape: tuple[int, ...]) -> list[str]:
+    if array.shape == shape:
+        return []
+    return [f"{what} is {'x'.join(map(str, array.shape))} (H W C), its json and index say {'x'.join(map(str, shape))}"]
+
+
+def _check_mask(mask: np.ndarray, facts: dict[str, Any]) -> list[str]:
+    faults = _shape("mask.png", mask, (facts["height"], facts["width"]))
+    if "crack_share" in facts and mask.dtype != bool and not np.isin(mask, (0, 255)).all():
+        return [*faults, "mask.png has other values than 0 and 255"]
+    share = (mask > 0).mean()
+    if "crack_share" in facts and abs(share - (facts["crack_share"] or 0)) > 1e-9:
+        faults.append(f"mask.png has a crack share of {share:.6f}, its json says {facts['crack_share']}")
+    return faults
+
+
+def _check_valid(valid: np.ndarray, facts: dict[str, Any]) -> list[str]:
+    faults, share = _shape("valid.png", valid, (facts["height"], facts["width"])), float((valid > 0).mean())
+    if abs(share - facts.get("valid_share", share)) > 1e-9:
+        faults.append(f"valid.png has a share of {share:.6f}, its json says {facts['valid_share']}")
     return faults
 
 

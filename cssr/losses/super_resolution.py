@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+import torch
+from kornia.losses import MS_SSIMLoss
 from torch import Tensor
 
 from cssr.config.schedules import Progress
@@ -32,6 +34,58 @@ def _of_error(measure: Callable[[Tensor], Tensor], pixel_weight: Mapping[str, An
         return weighted_mean(measure(outputs.sr - batch.hr), weight(outputs, batch, progress))
 
     loss.needs_distance = weight.needs_distance
+    return loss
+
+
+@LOSSES.register
+def ms_ssim(alpha: float = 0.84) -> Callable:
+    """alpha (1 - MS-SSIM) + (1 - alpha) L1 weighed by a Gaussian, of SR against HR (Zhao et al. 2017): B values.
+
+    Scales are Gaussian windows (sigma 0.5 to 8 pixels), so that images of any size go. SR is clipped to 0..1.
+
+    Args:
+        alpha: share of structural similarity, 0..1; the authors' is 0.84.
+    Raises: ValueError for an alpha outside of 0..1.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"loss 'ms_ssim': alpha must lie in 0..1, found {alpha}")
+    measure = MS_SSIMLoss(alpha=alpha, compensation=1.0, reduction="none")
+
+    def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
+        errors = measure.to(batch.hr.device)(outputs.sr.clamp(0, 1), batch.hr)  # B H W
+        return errors.flatten(1).mean(1)
+
+    return loss
+
+
+@LOSSES.register
+def task_perceptual(levels: int | None = None) -> Callable:
+    """Mean absolute difference of feature maps of SR and HR, each map's over the mean absolute value of HR's: B values.
+
+    Kim et al., "Beyond Image Super-Resolution for Image Recognition with Task-Driven Perceptual Loss" (SR4IR), CVPR
+    2024. As there, HR's maps are constants, and the task network is fixed for this loss, which trains SR alone: an
+    encoder that learnt from it would become blind to what SR lacks. There each network is updated in turn, too; a
+    phase's `alternate` does that.
+
+    Args:
+        levels: how many maps, from the deepest up; None: all.
+    Raises:
+        ValueError: levels below 1; from the loss, without features; from the task, a network without an encoder.
+    """
+    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
+        raise ValueError(f"loss 'task_perceptual': levels must be a whole number of at least 1, found {levels!r}")
+
+    def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
+        if not outputs.sr_features:
+            raise ValueError("loss 'task_perceptual' needs features of the segmentation network's encoder")
+        pairs = list(zip(outputs.sr_features, outputs.hr_features))[-(levels or 0) :]
+        terms = []
+        for of_sr, of_hr in pairs:  # B C h w each
+            others = tuple(range(1, of_hr.dim()))
+            terms.append((of_sr - of_hr).abs().mean(others) / (of_hr.abs().mean(others) + 1e-6))
+        return torch.stack(terms).mean(0)
+
+    loss.needs_features = True
     return loss
 
 

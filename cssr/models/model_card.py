@@ -1,7 +1,8 @@
 """The model card of an export: what it was trained on and how, its figures with their definitions, its limits.
 
 All of it is read from the files of the run: `export/config.json`, `config.yaml`, `evaluations/*/results.json`. Of paths
-only the last part is shown.
+only the last part is shown. huggingface_hub writes the metadata; its ModelCard is a template with fields that no run
+has (developers, hardware, emissions), and would leave them as "[More Information Needed]".
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,18 +1,19 @@
 """The task: the joint model and its losses, the one module that is trained, whatever the engine."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cssr.config.registry import did_you_mean
 from cssr.config.schedules import Progress, Schedule, bounded_schedule, phase_at
 from cssr.config.schema import Config, PhaseConfig
 from cssr.data.batch import Batch
 from cssr.losses import LOSSES
 from cssr.models.encoders import EncoderDecoder
 from cssr.models.joint import JointModel, SRThenSeg, group_of
-from cssr.training.patch_mix import build_mix
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 Loss = Callable[..., Tensor]
@@ -166,3 +167,50 @@ def _weighted(entry: Any) -> tuple[str, Schedule, Loss]:
     loss, component = LOSSES.build(entry["loss"]), entry["loss"]
     name = component if isinstance(component, str) else component["name"]
     return name, bounded_schedule(entry["weight"], 0, 1e6, f"loss.extra: the weight of {name}"), loss
+
+
+# ---- cross-quality patch mixing ----
+
+
+@dataclass(frozen=True)
+class PatchMix:
+    """Choice of patches of the segmented image that are HR's: a pure function of the samples' seeds and samples seen.
+
+    SR4IR (Kim et al., CVPR 2024) trains the task network on such images (CQMix), so that it learns to see the same in
+    both. A phase asks for it: `mix: {share: 0.5, size: 16}`.
+    """
+
+    share: Schedule  # of the patches that are HR's, 0..1
+    size: int  # side of a patch, HR pixels
+
+    def __call__(self, hr: Tensor, seeds: Tensor, progress: Progress) -> Tensor:
+        """B 1 H W, 1 on HR's pixels and 0 elsewhere, on the device and in the dtype of `hr` (B 3 H W)."""
+        rows, columns = (-(-side // self.size) for side in hr.shape[-2:])
+        draws = torch.stack([_draws(int(seed), rows, columns) for seed in seeds])
+        chosen = (draws < self.share(progress)).to(hr.device, hr.dtype)[:, None]
+        patches = chosen.repeat_interleave(self.size, 2).repeat_interleave(self.size, 3)
+        return patches[..., : hr.shape[-2], : hr.shape[-1]]
+
+
+def _draws(seed: int, rows: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed ^ 0x5A17)  # other draws than the degradation's
+    return torch.rand(rows, columns, generator=generator)
+
+
+def build_mix(setting: Any, where: str) -> PatchMix | None:
+    """The mixing that a phase's `mix` describes; None mixes nothing. `where` names the setting in errors.
+
+    Raises: ValueError, one line.
+    """
+    if setting is None:
+        return None
+    known = [f.name for f in fields(PatchMix)]
+    if not isinstance(setting, Mapping):
+        raise ValueError(f"{where} is null or a mapping of {', '.join(known)}; found {setting!r}")
+    for name in setting:
+        if name not in known:
+            raise ValueError(f"{where} takes no {name!r}{did_you_mean(str(name), known)}")
+    size, share = setting.get("size", 16), setting.get("share", 0.5)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"{where}.size must be a whole number of at least 1 (HR pixels), found {size!r}")
+    return PatchMix(bounded_schedule(share, 0, 1, f"{where}.share"), size)

@@ -10,8 +10,7 @@ from cssr.config.schema import ModelConfig
 from cssr.data.batch import Batch, Outputs
 from cssr.losses import LOSSES
 from cssr.models.joint import build_model
-from cssr.training.patch_mix import build_mix
-from cssr.training.task import Task
+from cssr.training.task import Task, build_mix
 
 START = Progress(0, 100)
 TASK_DRIVEN = "loss.extra=[{loss: task_perceptual, weight: 0.5}]"
