@@ -41,7 +41,7 @@ def step_seconds(alone: float, exchange: float, overlaps: bool) -> float:
     Args:
         alone: seconds of a step of one rank with nobody to wait for.
         exchange: seconds that the bytes take.
-        overlaps: whether the backward pass goes on meanwhile; the forward pass and the update cannot.
+        overlaps: whether the backward pass continues meanwhile; the forward pass and the update cannot.
     """
     return alone + max(0.0, exchange - BACKWARD * alone * overlaps)
 
@@ -88,6 +88,6 @@ def markdown(predictions: Sequence[Prediction]) -> list[str]:
     return markdown_table(headings, [*map(_cells, predictions)], right=(0, 2, 3, 4, 5)).splitlines()
 
 
-def _cells(found: Prediction) -> list[str]:
-    both = [f"{found.images(overlaps):,.0f} ({100 * found.share(overlaps):.0f} %)" for overlaps in (False, True)]
-    return [str(found.gpus), found.link, f"{1e3 * found.alone:.1f}", f"{1e3 * found.exchange:.1f}", *both]
+def _cells(forecast: Prediction) -> list[str]:
+    both = [f"{forecast.images(overlaps):,.0f} ({100 * forecast.share(overlaps):.0f} %)" for overlaps in (False, True)]
+    return [str(forecast.gpus), forecast.link, f"{1e3 * forecast.alone:.1f}", f"{1e3 * forecast.exchange:.1f}", *both]

@@ -66,7 +66,7 @@ def words(options: argparse.Namespace) -> list[str]:
 def run(part: str, words: Sequence[str]) -> dict[str, Any]:
     """The report of a part; where it left none, one with that failure."""
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "found.json"
+        path = Path(scratch) / "report.json"
         command = [sys.executable, str(HERE / f"{part}.py"), *words, "--json", str(path)]
         try:
             status = f"exit status {subprocess.run(command, timeout=PATIENCE).returncode}"

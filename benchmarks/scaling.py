@@ -233,10 +233,10 @@ def parameters_of(workspace: Workspace) -> int:
 def counted(case: Case, payloads: dict[str, int], parameters: int) -> dict[str, Any]:
     """A line of the table, printed."""
     strategy = "ddp" if case.file == "cpu_2proc.yaml" else Path(case.file).stem
-    found, paper = sent(payloads, case.ranks), exchanged(strategy, parameters, case.ranks)
+    sent_bytes, paper = sent(payloads, case.ranks), exchanged(strategy, parameters, case.ranks)
     parts = ", ".join(f"{kind} {size / 1e6:.3f}" for kind, size in payloads.items())
-    print(f"{case.name:<12}{found / 1e6:>10.3f}{paper / 1e6:>10.3f}{found / paper:>7.2f}  {parts}")
-    return {"case": case.name, "payloads": payloads, "sent": found, "closed_form": paper}
+    print(f"{case.name:<12}{sent_bytes / 1e6:>10.3f}{paper / 1e6:>10.3f}{sent_bytes / paper:>7.2f}  {parts}")
+    return {"case": case.name, "payloads": payloads, "sent": sent_bytes, "closed_form": paper}
 
 
 # ---- BatchNorm ----

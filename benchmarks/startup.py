@@ -33,9 +33,9 @@ def pairs(quick: bool) -> Iterable[Result]:
         yield result("first training step of tiny", 15, first_step(Path(scratch)))
 
 
-def result(name: str, allowed: float, found: float) -> Result:
+def result(name: str, allowed: float, seconds: float) -> Result:
     """A line of the table."""
-    return Result(name, "what is allowed", plain=allowed, ours=found, asked=1, item="")
+    return Result(name, "what is allowed", plain=allowed, ours=seconds, asked=1, item="")
 
 
 def least(words: Sequence[str], turns: int) -> float:

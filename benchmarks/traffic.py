@@ -71,18 +71,18 @@ class CountedStepper(Stepper):
     def step(self, *arguments: Any) -> Any:
         """A step, counted."""
         with Payloads() as payloads:
-            found = super().step(*arguments)
+            losses = super().step(*arguments)
         self.traffic.append(dict(payloads.bytes))
-        return found
+        return losses
 
 
 def main() -> None:
     """Train, and have rank 0 write what was counted."""
     trainer.Stepper = CountedStepper
     train.main()
-    found = {"ranks": int(os.environ.get("WORLD_SIZE", "1")), "steps": CountedStepper.traffic}
+    traffic = {"ranks": int(os.environ.get("WORLD_SIZE", "1")), "steps": CountedStepper.traffic}
     if os.environ.get("RANK", "0") == "0":
-        write(found, Path(os.environ["CSSR_TRAFFIC"]))
+        write(traffic, Path(os.environ["CSSR_TRAFFIC"]))
 
 
 if __name__ == "__main__":

@@ -44,10 +44,10 @@ def main(arguments: list[str] | None = None) -> None:
         if "onnx" in options.format:
             check_onnx()
         if not options.tolerance > 0:
-            raise ValueError(f"--tolerance must be above 0, found {options.tolerance}")
+            raise ValueError(f"--tolerance must be above 0, facts {options.tolerance}")
         model = load_model(options.model, options.checkpoint)
-        found = deploy(model, list(dict.fromkeys(options.format)), options.out, options.tolerance)
-    for entry in found["files"]:
+        facts = deploy(model, list(dict.fromkeys(options.format)), options.out, options.tolerance)
+    for entry in facts["files"]:
         differences = ", ".join(f"{name} {value:.1e}" for name, value in entry["largest_difference"].items())
         print(f"{options.out / entry['file']}: largest difference from PyTorch {differences}")
     print(f"{options.out / 'model.json'}: what goes in and comes out, with an example")

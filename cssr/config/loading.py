@@ -20,7 +20,7 @@ from cssr.config.schema import ADDRESSES, Config, ModelConfig, PhaseConfig, chec
 from cssr.utils.installed import find_file
 
 _LARGEST = 1 << 20  # bytes of a recipe
-_DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, what an alias stands for included
+_DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, those behind aliases included
 _LONGEST_CHAIN = 32  # recipes, each the base of the one before
 _PATHS = (("data", "train"), ("data", "val"), ("data", "cache"), ("train", "run_dir"), ("train", "init_from"))
 
@@ -283,7 +283,7 @@ class Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if alias and not hasattr(node, "count"):
-            raise yaml.YAMLError("an alias stands within what it names")
+            raise yaml.YAMLError("an alias is within what it names")
         if not alias:
             parts = [n for pair in node.value for n in pair] if isinstance(node, yaml.MappingNode) else node.value
             node.count = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(part.count for part in parts)

@@ -123,4 +123,4 @@ def _share(samples: int, begin: Samples, until: Samples) -> float:
 
 def _check_window(begin: Samples, until: Samples) -> None:
     if until <= begin:
-        raise ValueError(f"a schedule's until ({until}) must lie beyond its begin ({begin}), in samples")
+        raise ValueError(f"a schedule's until ({until}) must be beyond its begin ({begin}), in samples")

@@ -123,7 +123,7 @@ class TrainConfig:
     micro_batch: int | None = None  # samples a forward pass per process; null: batch_size / processes (no accumulation)
     recompute: bool = False  # blocks compute their activations again in the backward pass: less memory, a third slower
     compile: bool = False  # torch.compile of the network in training steps: minutes at the start; needs a compiler
-    channels_last: bool = True  # weights and images lie in memory with a pixel's channels side by side; it is faster
+    channels_last: bool = True  # weights and images are kept with a pixel's channels side by side; it is faster
     seed: int = 0  # of the weights, the order, the crops, the degradations
     init_from: str | None = None  # run, export or .safetensors file to start from (fine-tuning)
     log_every: int = 10  # steps

@@ -40,7 +40,7 @@ class Pixels:
         return np.where(hit, number, len(own))
 
     def holds(self, points: np.ndarray) -> np.ndarray:
-        """Return whether points (..., 2; x, y) lie in a pixel of this component."""
+        """Return whether points (..., 2; x, y) are in a pixel of this component."""
         x, y = np.floor(points).astype(np.int64).T
         return (self.find(x, y) < len(self)).T
 
@@ -61,7 +61,7 @@ class Pixels:
         return np.stack([(keys & _ROW - 1) - 1, keys >> _BITS], 1) + 0.5
 
     def _beside(self, dx: int, dy: int) -> np.ndarray:
-        """Keys of the pixels outside that lie so from one inside."""
+        """Keys of the pixels outside that are this step from one inside."""
         outside = self.find(self.x + dx, self.y + dy) == len(self)
         return _key(self.x[outside] + dx, self.y[outside] + dy)
 
@@ -90,7 +90,7 @@ class Runs:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom; right and bottom lie outside."""
+        """Left, top, right, bottom; right and bottom are outside."""
         left, right = (self.starts % self.stride).min(), ((self.ends - 1) % self.stride).max() + 1
         return int(left), int(self.starts[0] // self.stride), int(right), int(self.starts[-1] // self.stride) + 1
 

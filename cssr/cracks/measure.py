@@ -42,7 +42,7 @@ class Crack:
     p95_width: float  # 95th percentile of the widths across the centre line, away from junctions
     max_width: float  # the greatest of them
     orientation: float  # degrees, 0..180, of the axis along which its pixels spread most: 0 along rows, 90 upright
-    box: tuple[int, int, int, int]  # left, top, right, bottom; right and bottom lie outside
+    box: tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are outside
     area: int  # pixels
     lines: tuple[np.ndarray, ...]  # the centre line's parts: N 2 float64 each
     widest: tuple[float, float]  # position of max_width
@@ -112,9 +112,9 @@ def _check(components: Components, chosen: np.ndarray, most_branches: int) -> No
             raise TooRagged(_refusal(f"its components have {count[chosen].sum()} {kind}", most_branches))
 
 
-def _refusal(found: str, most_branches: int) -> str:
+def _refusal(reason: str, most_branches: int) -> str:
     return (
-        f"too ragged to measure: {found}, and {most_branches} branches are measured at most; take a higher threshold, "
+        f"too ragged to measure: {reason}, and {most_branches} branches are measured at most; take a higher threshold, "
         "or smooth it"
     )
 

@@ -209,7 +209,7 @@ def _remove(path: str | Path) -> bool:
 
 
 class Ahead:
-    """Downloads, in a thread, files that will be wanted soon; what goes wrong here will be told when they are used."""
+    """Downloads, in a thread, files that will be wanted soon; an error here is reported when they are used."""
 
     def __init__(self, notify: Notify):
         self._wanted: queue.Queue = queue.Queue(8)

@@ -120,17 +120,17 @@ def _tars_in(folder: Path) -> Tars | None:
     index = folder / "index.json"
     if index.is_file() and not _is_of_others(index):
         return None
-    found = sorted(path.name for path in folder.iterdir() if _TAR.fullmatch(path.name) and path.is_file())
-    return Tars(folder, tuple(found)) if found else None
+    names = sorted(path.name for path in folder.iterdir() if _TAR.fullmatch(path.name) and path.is_file())
+    return Tars(folder, tuple(names)) if names else None
 
 
 def _is_of_others(index: Path) -> bool:
     """Tell an index.json of another program, such as that of wids, from ours."""
     try:
-        found = json.loads(index.read_bytes()) if index.stat().st_size <= _LARGEST else None
+        content = json.loads(index.read_bytes()) if index.stat().st_size <= _LARGEST else None
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and "format" not in found
+    return isinstance(content, dict) and "format" not in content
 
 
 def _expanded(pattern: str) -> tuple[str, ...]:
@@ -298,7 +298,7 @@ def _entries(tars: Tars, cache: Cache | None, say: Notify) -> tuple[list[dict[st
     """Facts of each tar for the index, without its samples, and a function that opens one. Fetch remote tars."""
     if cache is None:
         paths = [tars.root / name for name in tars.names]
-        stats = [path.stat() for path in paths]  # the time stands for a sha256, which takes reading all of it
+        stats = [path.stat() for path in paths]  # the time in place of a sha256, which takes reading all of it
         facts = [{"name": p.name, "bytes": s.st_size, "modified": s.st_mtime_ns} for p, s in zip(paths, stats)]
         return facts, lambda number: open(paths[number], "rb")
     entries = [cache.add(name, say) for name in _watch(tars.names, "fetching tars")]

@@ -219,7 +219,7 @@ def _subtract_thin(distance: np.ndarray, mask: np.ndarray) -> bool:
 def _distance(mask: np.ndarray) -> np.ndarray:
     """The distance of each pixel to the nearest 0.
 
-    Without IPP, which is slower here, and in which the last bit hangs on where the arrays lie in memory.
+    Without IPP, which is slower here, and in which the last bit depends on the arrays' alignment in memory.
     """
     used = cv2.ipp.useIPP()
     cv2.ipp.setUseIPP(False)  # of this thread

@@ -146,7 +146,7 @@ def _translated(error: RuntimeError) -> Exception:
     end = re.sub(r"^DataLoader worker ", "a loader worker ", text.split(". ")[0].rstrip("."))
     return DataError(
         f"{end}; if memory ran out, lower data.workers or train.batch_size, or set data.workers=0 to see why; "
-        "the same command goes on from the last checkpoint"
+        "the same command continues from the last checkpoint"
     )
 
 

@@ -9,8 +9,8 @@
     python shards/make_shards.py --check data/demo --decode
 
 Plain `webdataset.WebDataset` reads the result too. A mistake stops with one line that says what to do, and leaves
-nothing behind; the output folder appears only once it is whole. After a kill or on a full disk the same command goes on
-from the shards that were finished. `make_shards.py SOURCE --help` lists a source's options.
+nothing behind; the output folder appears only once it is whole. After a kill or on a full disk the same command
+continues from the shards that were finished. `make_shards.py SOURCE --help` lists a source's options.
 """
 
 import argparse
@@ -108,10 +108,10 @@ def write_set(
     args: argparse.Namespace,
     split: Split | None = None,
 ) -> list[tuple[Path, dict[str, Any]]]:
-    """Write the items of each part, "" where there is one only, or go on with what was begun by the same plan.
+    """Write the items of each part, "" where there is one only, or continue what was begun by the same plan.
 
     Args:
-        plan: what must be the same for an unfinished set to be gone on with: names for people, values for JSON.
+        plan: what must be the same for an unfinished set to be continued: names for people, values for JSON.
         header: what the index says about the whole.
         args: `out`, `tiling`, `shard_size`, `workers`, `keep`, as on the command line.
     Returns: the folders made and their indexes.

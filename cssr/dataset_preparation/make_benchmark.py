@@ -9,8 +9,8 @@ The LQ images are those that evaluation would make of --data by itself with the 
 rounding to 8 bits. The same input gives the same bytes, for any number of --workers: all is computed on the CPU.
 
 A mistake stops with one line that says what to do, and leaves nothing behind; after a kill or on a full disk the same
-command goes on from the shards that were finished. `make_shards.py --check DIR` checks the result, `show.py DIR` shows
-it.
+command continues from the shards that were finished. `make_shards.py --check DIR` checks the result, `show.py DIR`
+shows it.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from cssr.utils.annotations import Within
 from cssr.utils.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from cssr.utils.images import open_image
 
-ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture lies on its side
+ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture is on its side
 
 ResizeMasks = Annotated[bool, "enlarge or reduce masks of another size than their image to it (nearest neighbour)"]
 _MOST_PIXELS = 1 << 20

@@ -38,7 +38,7 @@ def share(work: Work, count: int, workers: int, step: Callable[[], None] = lambd
     Args:
         work: work(task, tell) -> result; it may call tell() now and then, upon which `step` is called here.
         ahead: how far beyond the earliest unfinished task others may be begun (None: any).
-    Raises: what `work` raised, if a ValueError or OSError; Lost if a process died; KeyboardInterrupt if it was told to.
+    Raises: what `work` raised, if a ValueError or OSError; Lost if a process died; KeyboardInterrupt on a signal.
     """
     with _worker_pool(work, min(workers, count)) as free:
         busy: dict[Connection, int] = {}

@@ -33,7 +33,7 @@ def _add_polygon(mask: np.ndarray, polygon: np.ndarray) -> None:
 
 
 def _whole(inside: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """`inside` in one piece: with what of the polygon's border bridges gaps, or lies where it is a sliver."""
+    """`inside` in one piece: with what of the polygon's border bridges gaps, or is a sliver."""
     count, labels = cv2.connectedComponents(inside.astype(np.uint8))
     if count == 2:  # background and one component
         return inside
@@ -53,7 +53,7 @@ def _spread(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _centres_inside(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The pixels whose centres lie inside, bool H W: each crossing of a row's middle flips all that is right of it."""
+    """The pixels with their centre inside, bool H W: each crossing of a row's middle flips all that is right of it."""
     start, end = polygon, np.roll(polygon, -1, axis=0)
     upper, lower = np.where((start[:, 1] <= end[:, 1])[:, None], (start, end), (end, start))
     first = np.clip(np.ceil(upper[:, 1] - 0.5), 0, height).astype(int)  # rows whose middle the edge crosses
@@ -91,7 +91,7 @@ def _add_segment(mask: np.ndarray, start: np.ndarray, end: np.ndarray, radius: f
 
 
 def disc_to_mask(centre: Sequence[float], radius: float, height: int, width: int) -> np.ndarray:
-    """The pixels whose centres lie in a disc: bool H W."""
+    """The pixels with their centre in a disc: bool H W."""
     rows, columns = np.ogrid[:height, :width]
     return (columns + 0.5 - centre[0]) ** 2 + (rows + 0.5 - centre[1]) ** 2 <= radius**2
 
@@ -154,7 +154,7 @@ def unpacked(text: str) -> list[int]:
 def check_points(points: np.ndarray, height: int, width: int) -> bool:
     """Return whether points N 2 (x, y) of an outline are more than two pixels beyond its image, to be cut off there.
 
-    Raises: ValueError where all of it lies outside, or its coordinates are shares of the image's sides.
+    Raises: ValueError where all of it is outside, or its coordinates are shares of the image's sides.
     """
     low, high, end = points.min(0), points.max(0), np.array([width, height])
     extent = f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
@@ -166,7 +166,7 @@ def check_points(points: np.ndarray, height: int, width: int) -> bool:
 
 
 def cut_off(places: Sequence[str]) -> tuple[str, ...]:
-    """A note about outlines that go on beyond their image."""
+    """A note about outlines that extend beyond their image."""
     return (f"cut {len(places)} outlines off at the image's border, the first is {places[0]}",) if places else ()
 
 

@@ -105,7 +105,7 @@ def parse_ratio(words: list[str]) -> dict[str, float]:
 def deal(items: list[Item], ratio: dict[str, float], seed: int) -> Split:
     """Draw parts: the groups, in a seeded order, fill one part after the other up to its share of the items.
 
-    A group goes where its middle lies, so that a part misses its share by half a group at most.
+    A group goes to the part that holds its middle, so that a part misses its share by half a group at most.
     Raises: ValueError if a part gets none.
     """
     sizes = Counter(map(group_of, items))

@@ -1,6 +1,6 @@
 """Draws photographs of concrete and asphalt, with or without cracks, and the exact mask of each.
 
-A picture is built the way a scene is: a surface, what lies on it (stains, joints, scratches), the cracks, the light,
+A picture is built the way a scene is: a surface, what is on it (stains, joints, scratches), the cracks, the light,
 the camera. Luminance is a float32 H W plane where 1 is white; geometry is in pixels of the finished picture, x first.
 Joints, scratches and shadow edges are dark and long as cracks are, but never in the mask: a network has to learn that.
 """
@@ -33,7 +33,7 @@ def render(seed: int, index: int, size: int = 256, empty_share: float = 0.15) ->
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
     empty = rng.random() < empty_share
     asphalt = rng.random() < 0.45
-    light = rng.uniform(0, 2 * np.pi)  # where the sun stands, for rims of cracks and pores
+    light = rng.uniform(0, 2 * np.pi)  # the direction of the sun, for rims of cracks and pores
     plane = _asphalt(rng, size) if asphalt else _concrete(rng, size, light)
     plane = _weather(rng, plane)
     plane = _lookalikes(rng, plane, light, likely=0.75 if empty else 0.35)

@@ -1,4 +1,4 @@
-"""Large photographs in tiles: where they lie, and what they are called."""
+"""Large photographs in tiles: their places and names."""
 
 import re
 from collections.abc import Iterable

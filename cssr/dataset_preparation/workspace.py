@@ -22,7 +22,7 @@ from cssr.utils.json_files import parse_json, read_json
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 10  # seconds that a lock is waited for: the processes of a run that was killed end within moments
 _OURS = {"lock", "plan.json", "journal.jsonl", "tree"}
-_AGAIN = "run the same command again to go on"
+_AGAIN = "run the same command again to continue"
 
 
 class Stopped(KeyboardInterrupt):
@@ -93,7 +93,7 @@ def open_workspace(out: Path, plan: dict[str, Any], keep: bool) -> Iterator[Work
     """A workspace to write `out` in, which becomes `out` at the end.
 
     A mistake or an interruption lets it vanish, unless `keep` is set or something was kept before. Else, and when the
-    disk is full or a process was killed, its finished shards stay, for the same command to go on from.
+    disk is full or a process was killed, its finished shards stay, for the same command to continue from.
     Raises: ValueError (disk full included) or Stopped, saying what is left.
     """
     workspace = Workspace(out)

@@ -2,7 +2,7 @@
 
 A sample is `key.jpg` or `key.png` (8-bit RGB), `key.mask.png` (8-bit, 255 = crack; none in a set without masks, whose
 index says "masks": false), `key.lq.png` or `.jpg` and `key.kernel.npy` in a set that has them, and `key.json`. Beside
-the shards lies index.json. Neither holds a time or an absolute path, so that the same input gives the same bytes.
+the shards is index.json. Neither holds a time or an absolute path, so that the same input gives the same bytes.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from cssr.dataset_preparation.split import group_of
 from cssr.utils.files import PARTIAL, identity, replace_file
 
 FORMAT = "cssr-shards-1"
-LARGEST_SHARD = 256  # samples, unless told otherwise
+LARGEST_SHARD = 256  # samples, by default
 _FACTS = ("samples", "bytes", "sha256")  # of a shard, beside its name
-_LEAST_SHARDS = 16  # of a part that has as many samples, unless told otherwise: one or more for each loader worker
+_LEAST_SHARDS = 16  # of a part that has as many samples, by default: one or more for each loader worker
 
 
 @dataclass

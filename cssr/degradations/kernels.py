@@ -49,7 +49,7 @@ def generalized_gaussian(
     Args:
         sigma, theta, isotropic, size: as for `gaussian`.
         shape: range of the exponent, 1 within it: below 1 long tails, 1 the Gaussian, above 1 a flat top. One half of
-            the draws lies below 1, the other above.
+            the draws is below 1, the other above.
     """
     return _shaped("generalized_gaussian", lambda q, s: torch.exp(-(q**s) / 2), sigma, shape, theta, isotropic, size)
 

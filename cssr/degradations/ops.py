@@ -149,7 +149,7 @@ def blurring(scale: int, reduce: Reduce, padding: Padding) -> Callable[[Tensor, 
 
 
 def _taps(scale: int, reduce: Reduce) -> tuple[Tensor, int]:
-    """A resampler's weights far from the border (n), float32; how many lie beyond the `scale` pixels on either side."""
+    """A resampler's weights far from the border (n), float32; how many are beyond the `scale` pixels on either side."""
     side, middle, width = 16 * scale, 8, 2 * scale  # torch 2.14 gets results of a single column wrong
     unit = repeat(torch.eye(side), "c h -> 1 c h w", w=width)
     row = reduce(unit)[0, :, middle, 0]  # what each pixel gives to this one of the result

@@ -51,7 +51,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.waiting < 0:
         raise ValueError(f"--waiting must be 0 or more, found {options.waiting}")
     if not 0 <= options.port < 65536:
-        raise ValueError(f"--port must lie in 0..65535, found {options.port}")
+        raise ValueError(f"--port must be in 0..65535, found {options.port}")
 
 
 def _app(options: argparse.Namespace) -> Any:

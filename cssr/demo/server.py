@@ -1,6 +1,6 @@
 """The server behind the page: its files, the facts of the model, predictions and measurements.
 
-    GET  /            the page; its style and scripts lie beside it (/demo.css, ...), and nothing else is served
+    GET  /            the page; its style and scripts are beside it (/demo.css, ...), and nothing else is served
     GET  /facts       the model and the limits, as JSON
     POST /predict     a photograph's bytes -> lines of JSON, and behind the last one the pictures that it lists
     POST /measure     the probability PNG of a prediction -> cracks, their files and the mask at ?threshold=, as JSON

@@ -174,7 +174,7 @@ def _draws(images: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _interval(values: np.ndarray) -> list[float]:
-    """The percentiles between which LEVEL percent lie, of the resamples in which the measure is defined."""
+    """The bounds of the middle LEVEL percent of the resamples in which the measure is defined."""
     tail = (100 - LEVEL) / 2
     return np.nanpercentile(values, (tail, 100 - tail)).tolist()
 

@@ -37,7 +37,7 @@ class Counts(NamedTuple):
 
 def thresholds_below(prob: torch.Tensor) -> torch.Tensor:
     """Count of thresholds strictly below each value, 0..99 as int32: crack at threshold i where this exceeds i."""
-    # A comparison with NaN is false, so NaN is background. Thresholds lie so evenly that the nearest one follows from
+    # A comparison with NaN is false, so NaN is background. Thresholds are so even that the nearest one follows from
     # the value, and one comparison with it decides: a third of a binary search's time.
     prob = prob.detach().float().contiguous().nan_to_num(nan=0.0).clamp_(0, 1)
     position = torch.add(0.5, prob, alpha=100)

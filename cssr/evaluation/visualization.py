@@ -2,7 +2,7 @@
 
 `samples/NN-KEY/` holds `lq.png`, `sr.webp`, `hr.webp` and, where cracks are sought, `prob.png` and `mask.png`; a large
 photograph is cut to the window that shows most crack. `prob.png` has the probability in 100 levels: how many of the 99
-thresholds lie below it, so that what is crack at a threshold is read from it exactly as it was evaluated.
+thresholds are below it, so that what is crack at a threshold is read from it exactly as it was evaluated.
 `index.json` names the samples, their kinds (best, median, worst), their kernels, and where the window lay.
 """
 

@@ -172,7 +172,7 @@ def _look(photograph: Photograph) -> tuple[float, float]:
     windows = [photograph.window(top, left, height, width) for top in {*tops} for left in {*lefts}]
     seen = [(rgb if valid is None else rgb[valid]).reshape(-1, 3) for rgb, valid in windows]
     values = np.concatenate(seen).astype(np.float32) / 255
-    if not len(values):  # all of them lie where there are no data
+    if not len(values):  # all of them are where there are no data
         values = photograph.read(*photograph.extent()[:2], 1, 1).numpy() / 255
     return float(values.mean()), float(values.std())
 

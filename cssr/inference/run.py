@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
             if limits:
                 _survey(work, options, limits)
     except KeyboardInterrupt:
-        sys.exit("stopped: give the same command again to go on")
+        sys.exit("stopped: give the same command again to continue")
     if left:
         print(left, file=sys.stderr)
     again = f" ({work.skipped} of them were there already)" if work.skipped else ""
@@ -102,7 +102,7 @@ def _choose_model(options: argparse.Namespace) -> None:
 
 
 def _return_memory() -> None:
-    """Have glibc give large blocks back when they are freed: kept for later use, they lie between small ones that stay,
+    """Have glibc give large blocks back when they are freed: kept for later use, they are between small ones that stay,
     and a process grows with every row of tiles.
     """
     with suppress(OSError, AttributeError):  # another C library
@@ -112,7 +112,7 @@ def _return_memory() -> None:
 def _check(options: argparse.Namespace) -> None:
     """Refuse options that cannot be meant; ValueError names the option."""
     if not 0 <= options.threshold <= 1:
-        raise ValueError(f"--threshold must lie in 0..1, found {options.threshold}")
+        raise ValueError(f"--threshold must be in 0..1, found {options.threshold}")
     check_tile(options.tile, "--tile")
     check_bits(options.bits)
     for name in ("batch", "every"):
@@ -284,8 +284,8 @@ class _Run:
         try:
             return write_measures(files, crack_prob, photograph, how, size, facts, tell, sys.stderr.isatty())
         except TooRagged as error:
-            told = f"{source.name}: {error}, or raise --most-cracks {how.most}; its other results are written"
-            tqdm.write(one_line(told), file=sys.stderr)
+            message = f"{source.name}: {error}, or raise --most-cracks {how.most}; its other results are written"
+            tqdm.write(one_line(message), file=sys.stderr)
             self.unmeasured.append(source.path.name)
             return None
 

@@ -93,7 +93,7 @@ class Files:
                 self._publish()
         finally:
             for rows in self._open:
-                with suppress(OSError):  # of a full disk, which has been told of
+                with suppress(OSError):  # of a full disk, which has been reported
                     rows.close()
             self.discard()
 

@@ -134,7 +134,7 @@ def _find_checkpoint(text: str) -> Checkpoint:
         path, which = text, "export"
     which = str(int(which)) if which.isdigit() else which
     try:
-        degradation_of(path, which)  # reads what the weights lie beside
+        degradation_of(path, which)  # reads the settings beside the weights
     except ValueError as error:
         reason = str(error).replace("--checkpoint last or best", f"{path}@last or {path}@best")
         raise ValueError(f"checkpoint {text}: {reason}") from None

@@ -27,7 +27,7 @@ from cssr.utils.interrupts import ENDING
 from cssr.utils.machine import check_processes
 
 _POLL = 0.1  # seconds
-_PATIENCE = 120  # seconds that a job which was told to end may take to write what it has
+_PATIENCE = 120  # seconds that a job that was asked to end may take to write what it has
 
 
 class Stopped(KeyboardInterrupt):
@@ -88,7 +88,7 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[dict[str, str]]) -> list[Job
             _end(working, arrived)
         if arrived:
             left = [job.name for job in (*(running.job for running in working), *waiting) if job.missing()]
-            raise Stopped(f"interrupted; {_listed(left)} left of {len(jobs)}: the same command goes on")
+            raise Stopped(f"interrupted; {_listed(left)} left of {len(jobs)}: the same command continues")
     return failed
 
 

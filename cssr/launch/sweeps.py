@@ -52,7 +52,7 @@ class Run:
         there, steps = checkpoints(self.dir), self.config.train.steps
         done = int(there[-1].name.split("_")[-1]) if there else 0
         if done < steps:
-            return f"it stands at step {done} of {steps}" if done else "not begun"
+            return f"it is at step {done} of {steps}" if done else "not begun"
         return "" if (self.dir / "export").is_dir() else "it has no export yet"
 
     def job(self, team: Crew, logs: Path) -> Job:

@@ -48,7 +48,7 @@ def ms_ssim(alpha: float = 0.84) -> Callable:
     Raises: ValueError for an alpha outside of 0..1.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"loss 'ms_ssim': alpha must lie in 0..1, found {alpha}")
+        raise ValueError(f"loss 'ms_ssim': alpha must be in 0..1, found {alpha}")
     measure = MS_SSIMLoss(alpha=alpha, compensation=1.0, reduction="none")
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:

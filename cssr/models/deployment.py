@@ -36,10 +36,10 @@ from PIL import Image
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 photograph = np.asarray(Image.open("photograph.jpg").convert("RGB"), np.float32) / 255  # height width 3, 0..1
 lq = photograph.transpose(2, 0, 1)[None]  # 1 3 height width
-found = dict(zip([output.name for output in session.get_outputs()], session.run(None, {"lq": lq})))
-sr = (found["sr"][0].transpose(1, 2, 0).clip(0, 1) * 255).round().astype(np.uint8)
+outputs = dict(zip([output.name for output in session.get_outputs()], session.run(None, {"lq": lq})))
+sr = (outputs["sr"][0].transpose(1, 2, 0).clip(0, 1) * 255).round().astype(np.uint8)
 """
-_OF_CRACKS = 'mask = found["prob"][0, 0] > 0.5\n'
+_OF_CRACKS = 'mask = outputs["prob"][0, 0] > 0.5\n'
 
 
 class Deployed(nn.Module):

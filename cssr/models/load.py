@@ -38,7 +38,7 @@ def read_state(path: Path) -> dict[str, Any]:
     except ValueError:
         sound = False
     if not sound:
-        raise ValueError(f"checkpoint {path} is damaged: delete it to go on from the one before")
+        raise ValueError(f"checkpoint {path} is damaged: delete it to continue from the one before")
     return state
 
 

@@ -22,7 +22,7 @@ _FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 def escape_latex(words: str) -> str:
     """Words as LaTeX sets them literally, on one line."""
-    return re.sub(r'[&%$#_{}\\~^<>|"`*[]', lambda found: _SPECIAL[found[0]], " ".join(words.split()))
+    return re.sub(r'[&%$#_{}\\~^<>|"`*[]', lambda match: _SPECIAL[match[0]], " ".join(words.split()))
 
 
 def latex_tables(results: Sequence[Result], base: Result | None, title: str) -> str:

@@ -241,7 +241,7 @@ class Gallery(NamedTuple):
 
 
 def gallery(results: Sequence[Result], budget: int = BUDGET) -> Gallery:
-    """The samples that lie beside the results; ValueError, one line, where some are damaged."""
+    """The samples beside the results; ValueError, one line, where some are damaged."""
     sampled = [read_samples(result.path.parent / "pictures" / "samples") for result in results]
     uris: dict[str, str] = {}
     kept: list[set[str]] = [set() for _ in results]

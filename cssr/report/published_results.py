@@ -21,7 +21,7 @@ APART = (
     "CSSR's own paper (Kondo and Ukita, MVA 2021) reports 97.3 % of the HR IoU: bicubic x4 without blur, U-Net, "
     "another setting again, which is why it is not in this table."
 )
-_BLUR = {  # of the paper, which is what `gaussian` does unless told otherwise
+_BLUR = {  # of the paper, which is what `gaussian` does by default
     "sigma": [0.2, 4.0],
     "theta": [0.0, 180.0],
     "isotropic": False,
@@ -70,7 +70,7 @@ def same_protocol(results: Sequence[Result]) -> list[Result]:
 
 
 def _of_its_test_set(result: Result) -> bool:
-    """By its path, all that a file tells of it."""
+    """Return whether it is of khanhha's test set, by its path, all that a file says of it."""
     path = str(result.data["data"]).lower().rstrip("/")
     return "khanhha" in path and not path.endswith(("train", "val")) and result.data.get("limit") is None
 

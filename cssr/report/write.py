@@ -57,7 +57,7 @@ def _curve(result: Result) -> Curve:
 
 
 def _pictures(result: Result, out: Path) -> list[str]:
-    """Copy the pictures that lie beside a result; returns the blocks of Markdown that show them."""
+    """Copy the pictures beside a result; returns the blocks of Markdown that show them."""
     blocks, name, measure = [], MARKDOWN.text(result.name), "IoU" if result.segmented else "PSNR"
     for kind in _PICTURES:
         source, copy = result.path.parent / "pictures" / f"{kind}.png", f"pictures/{result.slug}/{kind}.png"

@@ -172,7 +172,7 @@ def write(run_dir: Path, snapshot: Snapshot) -> Path:
     if not finite(snapshot.tensors.values()):
         raise ValueError(
             f"the weights are not finite at step {snapshot.step}, no checkpoint is written of them: lower optim.lr, or "
-            f"set optim.clip_norm, and run the same command again, which goes on from {run_dir}'s last checkpoint"
+            f"set optim.clip_norm, and run the same command again, which continues from {run_dir}'s last checkpoint"
         )
     partial = final.with_name(f"{final.name}{PARTIAL}")
     try:

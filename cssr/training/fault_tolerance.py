@@ -53,7 +53,7 @@ class StopSignal:
 
     def _note(self, number: int, _: Any) -> None:
         if number == signal.SIGINT == self.number:
-            os.write(2, b"interrupted again: the same command goes on from the last checkpoint\n")
+            os.write(2, b"interrupted again: the same command continues from the last checkpoint\n")
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.number = number
@@ -97,7 +97,7 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
         print(
             f"error: {self._stacks.stem} has made no progress for {self._seconds:g} s (train.hang_timeout): "
-            f"{self._stacks} shows where it stands; the same command goes on from the last checkpoint",
+            f"{self._stacks} shows where it is; the same command continues from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -174,8 +174,8 @@ def _of_ranks(error: BaseException) -> ValueError | None:
     if not (gone and torch.distributed.is_initialized()):
         return None
     return ValueError(
-        f"rank {torch.distributed.get_rank()} has lost another rank, whose own message says why; the same command goes "
-        f"on from the last checkpoint ({text[:160]})"
+        f"rank {torch.distributed.get_rank()} has lost another rank, whose own message says why; the same command "
+        f"continues from the last checkpoint ({text[:160]})"
     )
 
 

@@ -91,7 +91,7 @@ class Run:
             self._export()
         else:
             self.console.line(
-                f"stopped at step {self.step} on a signal, checkpoint written; the same command goes on from here"
+                f"stopped at step {self.step} on a signal, checkpoint written; the same command continues from here"
             )
         self.console.close()
         self.engine.end_training()

@@ -49,7 +49,7 @@ def errors_end() -> Iterator[None]:
 
 
 def run_command(
-    command: Callable[[list[str]], int], arguments: list[str] | None, interrupted: str = "the same command goes on"
+    command: Callable[[list[str]], int], arguments: list[str] | None, interrupted: str = "the same command continues"
 ) -> int:
     """Exit status of a command: what `command` returns, 2 for a mistake of the user, 130 when interrupted.
 

@@ -57,7 +57,7 @@ def one_line(text: str) -> str:
 
 
 class Stream:
-    """A text stream that goes on to nowhere once its reader has gone, as in `| head`: no work is lost by it."""
+    """A text stream that leads to nowhere once its reader has gone, as in `| head`: no work is lost by it."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -93,7 +93,7 @@ class Terminal(Stream):
 
     def write(self, text: str) -> int:
         """Write text, as a text stream does."""
-        return super().write(self._CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
+        return super().write(self._CONTROL.sub(lambda match: repr(match[0])[1:-1], text))
 
 
 @contextmanager

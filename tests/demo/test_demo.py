@@ -319,7 +319,7 @@ def test_nothing_is_written_and_nothing_stays_in_memory(page, tmp_path, monkeypa
 
 @pytest.mark.parametrize("arguments, message", [
     (["nowhere"], "no run or export at nowhere"),
-    (["EXPORT", "--port", "70000"], "--port must lie in 0..65535"),
+    (["EXPORT", "--port", "70000"], "--port must be in 0..65535"),
     (["EXPORT", "--seconds", "0"], "--seconds must be a number above 0"),
     (["EXPORT", "--max-megapixels", "-1"], "--max-megapixels must be a number above 0"),
     (["EXPORT", "--max-megabytes", "inf"], "--max-megabytes must be a number above 0"),

@@ -107,7 +107,7 @@ def test_equal_stems_do_not_overwrite_each_other(tmp_path):
     (["nowhere", "."], "no run or export at nowhere|no photograph"),
     (["EXPORT", "nowhere.jpg"], "no photograph or folder at nowhere.jpg"),
     (["EXPORT", "EMPTY"], "no photograph in"),
-    (["EXPORT", "PICTURE", "--threshold", "2"], "--threshold must lie in 0..1"),
+    (["EXPORT", "PICTURE", "--threshold", "2"], "--threshold must be in 0..1"),
     (["EXPORT", "PICTURE", "--tile", "3"], "--tile must be"),
     (["EXPORT", "PICTURE", "--device", "abacus"], "--device abacus"),
 ])  # fmt: skip

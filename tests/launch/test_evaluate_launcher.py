@@ -416,7 +416,7 @@ def test_a_signal_lets_jobs_save_ends_them_and_says_what_is_left(tmp_path, numbe
         process.send_signal(number)
         told = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert told == "error: interrupted; 4 (job 0, job 1, job 2, job 3) left of 4: the same command goes on\n"
+    assert told == "error: interrupted; 4 (job 0, job 1, job 2, job 3) left of 4: the same command continues\n"
     assert (tmp_path / "saved").read_text() == "saved\nsaved\n" and len(list(tmp_path.glob("began_*"))) == 2
     assert not any(jobs._locked(tmp_path / f"{n}.log") for n in range(2))
 

@@ -277,7 +277,7 @@ def test_an_interrupted_training_is_not_finished(tmp_path):
     run = sweep.Run(point, tmp_path, load_config(None, ["train.steps=10"]), ())
     assert run.missing() == "not begun"
     (tmp_path / "checkpoints" / "step_00000004").mkdir(parents=True)
-    assert run.missing() == "it stands at step 4 of 10"
+    assert run.missing() == "it is at step 4 of 10"
     (tmp_path / "checkpoints" / "step_00000010").mkdir()
     assert run.missing() == "it has no export yet"
     (tmp_path / "export").mkdir()

@@ -1,4 +1,4 @@
-"""What happens to runs, for real, on two processes: after each, the same command goes on as if nothing had happened."""
+"""What happens to runs, for real, on two processes: after each, the same command continues as if nothing had been."""
 
 import json
 import os

@@ -106,7 +106,7 @@ def test_a_second_ctrl_c_ends_at_once(shards, tmp_path):
     began = time.monotonic()
     _, err = told(process, signal.SIGINT)
     assert time.monotonic() - began < 20 and process.returncode == -signal.SIGINT
-    assert err == "interrupted again: the same command goes on from the last checkpoint\n"
+    assert err == "interrupted again: the same command continues from the last checkpoint\n"
 
 
 def test_a_closed_terminal_costs_no_checkpoint(shards, tmp_path):

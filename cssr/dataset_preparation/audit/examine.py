@@ -16,7 +16,7 @@ from cssr.utils.images import open_image
 
 try:
     import simplejpeg
-except ImportError:  # optional: it alone tells of damage that decoders gloss over
+except ImportError:  # optional: it alone reports damage that decoders gloss over
     simplejpeg = None
 
 MOST_VALUES = 4096  # different values kept of one mask; more is a photograph in a mask's place

@@ -53,7 +53,7 @@ from cssr.utils.files import naming, write_atomic
 from cssr.utils.machine import check_processes, cores
 
 NEAR = 40  # bits of 256: recompressed, resized, brightened copies differ in 25 at most, other photographs in 90 or more
-MOST = 12_000  # images among which overlaps are looked for unless told otherwise: 5 GB
+MOST = 12_000  # images among which overlaps are looked for by default: 5 GB
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

@@ -230,7 +230,7 @@ def _shapes(
 
 
 def _add(shapes: Shapes, segmentation: Any) -> bool:
-    """Add a segmentation, checked. Returns whether a part of it lies beyond the image."""
+    """Add a segmentation, checked. Returns whether a part of it is beyond the image."""
     if isinstance(segmentation, dict):
         shapes.runs.append(_lengths(segmentation, shapes.height, shapes.width))
         return False

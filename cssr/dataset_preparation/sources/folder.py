@@ -27,9 +27,9 @@ from cssr.dataset_preparation.pairing import (
 )
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
-ImagesOnly = Annotated[bool, "no masks, for super-resolution alone; the images may also lie in ROOT itself"]
-ImagePattern = Annotated[str | None, "where the images lie below ROOT, as 'photos/{stem}.jpg'; also {split}, *, ?, **/"]
-MaskPattern = Annotated[str | None, "where the mask of each lies, as 'photos/{stem}_mask.png'"]
+ImagesOnly = Annotated[bool, "no masks, for super-resolution alone; the images may also be in ROOT itself"]
+ImagePattern = Annotated[str | None, "paths of the images below ROOT, as 'photos/{stem}.jpg'; also {split}, *, ?, **/"]
+MaskPattern = Annotated[str | None, "path of the mask of each, as 'photos/{stem}_mask.png'"]
 
 
 @SOURCES.register

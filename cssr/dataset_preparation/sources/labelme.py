@@ -131,7 +131,7 @@ def _size(contents: dict[str, Any], path: Path, image: Path) -> tuple[int, int]:
 
 
 def _cut_off(path: Path, contents: dict[str, Any], size: tuple[int, int], labels: set[str] | None) -> list[str]:
-    """The shapes that go on beyond their image; ValueError for points that cannot be meant."""
+    """The shapes that extend beyond their image; ValueError for points that cannot be meant."""
     cut = []
     for number, shape in enumerate(contents["shapes"]):
         if labels is None or shape["label"] in labels:

@@ -12,10 +12,10 @@ from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, KERNEL_SUFFIXES, Thre
 from cssr.dataset_preparation.pairing import Pairs, filled, image_files, match
 from cssr.dataset_preparation.sources import SOURCES, Item, Root, Source, Split
 
-HrPattern = Annotated[str, "where the high-resolution images lie below ROOT"]
-LqPattern = Annotated[str, "where the low-resolution image of each lies"]
-MasksPattern = Annotated[str, "where its mask lies, of the high resolution; without any, for super-resolution alone"]
-KernelPattern = Annotated[str, "where its blur kernel lies (.npy, or a picture), if there are any"]
+HrPattern = Annotated[str, "paths of the high-resolution images below ROOT"]
+LqPattern = Annotated[str, "path of the low-resolution image of each"]
+MasksPattern = Annotated[str, "path of its mask, of the high resolution; without any, for super-resolution alone"]
+KernelPattern = Annotated[str, "path of its blur kernel (.npy, or a picture), if there are any"]
 
 
 @SOURCES.register
