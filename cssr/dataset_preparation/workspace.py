@@ -25,10 +25,6 @@ _OURS = {"lock", "plan.json", "journal.jsonl", "tree"}
 _AGAIN = "run the same command again to continue"
 
 
-class Stopped(KeyboardInterrupt):
-    """Interrupted; the message says what is left."""
-
-
 class Workspace:
     """The folder beside `out`, locked. `finished` has the records of the journal by (part, shard number).
 
@@ -94,7 +90,7 @@ def open_workspace(out: Path, plan: dict[str, Any], keep: bool) -> Iterator[Work
 
     A mistake or an interruption lets it vanish, unless `keep` is set or something was kept before. Else, and when the
     disk is full or a process was killed, its finished shards stay, for the same command to continue from.
-    Raises: ValueError (disk full included) or Stopped, saying what is left.
+    Raises: ValueError (disk full included) or KeyboardInterrupt, saying what is left.
     """
     workspace = Workspace(out)
     try:
@@ -117,7 +113,7 @@ def _clearing_up(workspace: Workspace, keep: bool) -> Iterator[None]:
         mistake = isinstance(problem, (ValueError, OSError, KeyboardInterrupt)) and not isinstance(problem, Lost)
         left = _left(workspace, keep or full or workspace.precious or not mistake)
         if isinstance(problem, KeyboardInterrupt):
-            raise Stopped(f"interrupted; {left or 'nothing was written, run the command again'}") from None
+            raise KeyboardInterrupt(f"interrupted; {left or 'nothing was written, run the command again'}") from None
         if full:
             left = left or "nothing was written"
             raise ValueError(f"{problem.strerror} while writing {workspace.out}: make room; {left}") from problem

@@ -212,14 +212,10 @@ async def _measure(options: list[str], body: bytes) -> Response:
         done = await anyio.run_process(command, input=body, check=False, stderr=None)
     if limit.cancelled_caught:
         sentence = f"The mask is too ragged to be measured within {MEASURE:g} seconds: raise the threshold."
-        return _refusal(sentence, 422)
+        return JSONResponse({"error": sentence}, 422)
     if done.returncode:
-        return _refusal("The cracks could not be measured; the server's log says why.", 500)
+        return JSONResponse({"error": "The cracks could not be measured; the server's log says why."}, 500)
     return Response(done.stdout, 422 if done.stdout.startswith(b'{"error"') else 200, media_type="application/json")
-
-
-def _refusal(sentence: str, status: int) -> Response:
-    return Response(json.dumps({"error": sentence}), status, media_type="application/json")
 
 
 class Access:

@@ -15,7 +15,7 @@ from cssr.data.shards import open_sets
 from cssr.evaluate import add_options
 from cssr.evaluation import run as measured
 from cssr.evaluation.results import load
-from cssr.launch.jobs import Crew, Job, crew, pick_task, run_jobs, submit
+from cssr.launch.jobs import Job, Launcher, make_launcher, pick_task, run_jobs, submit
 from cssr.launch.options import check_options, distinct_names, evaluation_parser
 from cssr.models.load import degradation_of
 from cssr.report import caveats, find_reference, image_table, report
@@ -83,9 +83,9 @@ class Evaluation:
         model = [str(self.checkpoint.path), "--checkpoint", self.checkpoint.which, "--name", self.checkpoint.name]
         return [*model, "--data", self.benchmark.data, "--out", str(self.folder), *_option_words(self.options)]
 
-    def job(self, team: Crew, logs: Path) -> Job:
+    def job(self, launcher: Launcher, logs: Path) -> Job:
         log = logs / f"{self.checkpoint.name}__{self.benchmark.name}.log"
-        return Job(self.name, team.command("cssr/evaluate.py", *self.arguments()), log, self.missing)
+        return Job(self.name, launcher.command("cssr/evaluate.py", *self.arguments()), log, self.missing)
 
 
 def _difference(origin: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -184,7 +184,7 @@ def _find_benchmark(text: str, root: Path) -> str:
 # ---- the work ----
 
 
-def run_evaluations(evaluations: Sequence[Evaluation], team: Crew, out: Path) -> int:
+def run_evaluations(evaluations: Sequence[Evaluation], launcher: Launcher, out: Path) -> int:
     """Compute those that are missing; returns how many still are."""
     jobs = []
     for evaluation in evaluations:
@@ -192,10 +192,10 @@ def run_evaluations(evaluations: Sequence[Evaluation], team: Crew, out: Path) ->
         if reason and reason != _NEW:
             print(f"{evaluation.name}: computed anew: {reason}")
         if reason:
-            jobs.append(evaluation.job(team, out / "logs"))
+            jobs.append(evaluation.job(launcher, out / "logs"))
     if len(jobs) < len(evaluations):
         print(f"{len(evaluations) - len(jobs)} of {len(evaluations)} evaluations are done")
-    return len(run_jobs(jobs, team.places))
+    return len(run_jobs(jobs, launcher.places))
 
 
 def collect(evaluations: Sequence[Evaluation], out: Path) -> int:
@@ -223,13 +223,13 @@ def _report(done: Sequence[Evaluation], folder: Path, title: str, shown: bool = 
     print(f"\nwritten to {path}")
 
 
-def print_commands(evaluations: Iterable[Evaluation], team: Crew) -> None:
+def print_commands(evaluations: Iterable[Evaluation], launcher: Launcher) -> None:
     """Print the commands that would be run, and what is done."""
     for evaluation in evaluations:
         reason = evaluation.missing()
         print(f"# {evaluation.name}: {reason or 'done'}")
         if reason:
-            print(shlex.join(team.command("cssr/evaluate.py", *evaluation.arguments())))
+            print(shlex.join(launcher.command("cssr/evaluate.py", *evaluation.arguments())))
 
 
 # ---- the command line ----
@@ -259,22 +259,22 @@ def launch(argv: list[str]) -> int:
     options = read_arguments(argv)
     evaluations = plan(options)
     if options.dry_run:
-        print_commands(evaluations, _team(options))
+        print_commands(evaluations, _launcher(options))
         return 0
     measured.check_writable(options.out)
     if options.task is not None:
         task = evaluations[pick_task(options, len(evaluations))]
-        return min(1, run_evaluations([task], _team(options), options.out))
+        return min(1, run_evaluations([task], _launcher(options), options.out))
     tasks = [n for n, evaluation in enumerate(evaluations) if evaluation.missing()]
     if tasks and options.slurm and not options.collect:
         return submit("evaluations", argv, options.out, tasks, options)
     if tasks and not options.collect:
-        run_evaluations(evaluations, _team(options), options.out)
+        run_evaluations(evaluations, _launcher(options), options.out)
     return min(1, collect(evaluations, options.out))
 
 
-def _team(options: argparse.Namespace) -> Crew:
-    return crew(options.processes, options.jobs, options.config_file, threads=1)
+def _launcher(options: argparse.Namespace) -> Launcher:
+    return make_launcher(options.processes, options.jobs, options.config_file, threads=1)
 
 
 def main(arguments: list[str] | None = None) -> int:

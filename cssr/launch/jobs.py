@@ -30,10 +30,6 @@ _POLL = 0.1  # seconds
 _PATIENCE = 120  # seconds that a job that was asked to end may take to write what it has
 
 
-class Stopped(KeyboardInterrupt):
-    """Interrupted; the message says what is left."""
-
-
 @dataclass(frozen=True)
 class Job:
     """A command that is to be run; `missing` says why, and "" once there is nothing left to do."""
@@ -68,7 +64,7 @@ class _Running:
 def run_jobs(jobs: Sequence[Job], devices: Sequence[dict[str, str]]) -> list[Job]:
     """Run all, one in each place at a time; a line for each. Returns those that failed.
 
-    Raises: Stopped on SIGINT, SIGTERM or SIGHUP, when the jobs at work have ended; a second signal kills them.
+    Raises: KeyboardInterrupt on SIGINT, SIGTERM or SIGHUP, once the jobs at work have ended; a second one kills them.
     """
     waiting, working, failed, free = deque(jobs), [], [], list(devices)
     with _signals() as arrived:
@@ -88,7 +84,7 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[dict[str, str]]) -> list[Job
             _end(working, arrived)
         if arrived:
             left = [job.name for job in (*(running.job for running in working), *waiting) if job.missing()]
-            raise Stopped(f"interrupted; {_listed(left)} left of {len(jobs)}: the same command continues")
+            raise KeyboardInterrupt(f"interrupted; {_listed(left)} left of {len(jobs)}: the same command continues")
     return failed
 
 
@@ -191,8 +187,8 @@ def _visible() -> str | None:
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Processes of a job, its launch file, and the environments of the jobs that run at a time."""
+class Launcher:
+    """Launch command of a job: its processes, its launch file, and the environments of the jobs that run at a time."""
 
     processes: int
     file: Path
@@ -207,8 +203,8 @@ class Crew:
         return [*launch, str(_PACKAGE.parent / script), *arguments]
 
 
-def crew(processes: int | None, jobs: int | None, file: str | None, threads: int | None = None) -> Crew:
-    """A share of the devices, or of the cores, for each job. `threads`: None shares the cores out.
+def make_launcher(processes: int | None, jobs: int | None, file: str | None, threads: int | None = None) -> Launcher:
+    """Share the devices, or the cores, among jobs. `threads`: None shares the cores out.
 
     Raises: ValueError, one line, for an unknown launch file and for more processes than devices.
     """
@@ -223,7 +219,7 @@ def crew(processes: int | None, jobs: int | None, file: str | None, threads: int
     threads = given or threads or max(1, cores // (jobs * processes))
     one, several = ("single_gpu", "multi_gpu") if there else ("cpu", "cpu_2proc")
     usual = folder("launch") / f"{one if processes == 1 else several}.yaml"
-    return Crew(processes, chosen or usual, threads, _places(there, processes, jobs))
+    return Launcher(processes, chosen or usual, threads, _places(there, processes, jobs))
 
 
 def _places(there: Sequence[str], processes: int, jobs: int) -> tuple[dict[str, str], ...]:

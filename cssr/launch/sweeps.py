@@ -14,7 +14,7 @@ from cssr.data.shards import parse_sets
 from cssr.evaluation import run as measured
 from cssr.launch.evaluations import Benchmark, Checkpoint, Evaluation, find_benchmarks, print_commands, run_evaluations
 from cssr.launch.grid import Axis, Point, points, read_grid
-from cssr.launch.jobs import Crew, Job, crew, pick_task, run_jobs, submit
+from cssr.launch.jobs import Job, Launcher, make_launcher, pick_task, run_jobs, submit
 from cssr.launch.options import check_options, sweep_parser
 from cssr.launch.sweep_table import Entry, write_tables
 from cssr.models.load import checkpoints
@@ -55,8 +55,10 @@ class Run:
             return f"it is at step {done} of {steps}" if done else "not begun"
         return "" if (self.dir / "export").is_dir() else "it has no export yet"
 
-    def job(self, team: Crew, logs: Path) -> Job:
-        return Job(f"training {self.name}", team.command("cssr/train.py", *self.words), logs / self.log, self.missing)
+    def job(self, launcher: Launcher, logs: Path) -> Job:
+        return Job(
+            f"training {self.name}", launcher.command("cssr/train.py", *self.words), logs / self.log, self.missing
+        )
 
     @property
     def log(self) -> str:
@@ -133,11 +135,11 @@ def _read_record(path: Path) -> dict[str, dict]:
 
 def train(runs: Sequence[Run], options: argparse.Namespace) -> None:
     """Train those that are not finished."""
-    team = crew(options.processes, options.jobs, options.config_file)
-    jobs = [run.job(team, options.out / "logs") for run in runs if run.missing()]
+    launcher = make_launcher(options.processes, options.jobs, options.config_file)
+    jobs = [run.job(launcher, options.out / "logs") for run in runs if run.missing()]
     if len(jobs) < len(runs):
         print(f"{len(runs) - len(jobs)} of {len(runs)} runs are trained")
-    run_jobs(jobs, team.places)
+    run_jobs(jobs, launcher.places)
 
 
 def evaluate_runs(runs: Sequence[Run], benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> None:
@@ -147,10 +149,10 @@ def evaluate_runs(runs: Sequence[Run], benchmarks: Sequence[Benchmark], options:
     run_evaluations(evaluations, _evaluators(options), options.out)
 
 
-def _evaluators(options: argparse.Namespace) -> Crew:
+def _evaluators(options: argparse.Namespace) -> Launcher:
     """Processes for evaluation, as many as for training, by a plain launch file: it has no use for ZeRO."""
-    processes = crew(options.processes, options.jobs, options.config_file).processes
-    return crew(processes, options.jobs, None, threads=1)
+    processes = make_launcher(options.processes, options.jobs, options.config_file).processes
+    return make_launcher(processes, options.jobs, None, threads=1)
 
 
 def collect(runs: Sequence[Run], benchmarks: Sequence[Benchmark], note: str, options: argparse.Namespace) -> int:
@@ -174,12 +176,12 @@ def collect(runs: Sequence[Run], benchmarks: Sequence[Benchmark], note: str, opt
 
 def print_plan(runs: Sequence[Run], benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> None:
     """Print the commands that would be run, and what is done."""
-    team, evaluators = crew(options.processes, options.jobs, options.config_file), _evaluators(options)
+    launcher, evaluators = make_launcher(options.processes, options.jobs, options.config_file), _evaluators(options)
     for run in runs:
         reason = run.missing()
         print(f"# training {run.name}: {reason or 'done'}")
         if reason:
-            print(shlex.join(team.command("cssr/train.py", *run.words)))
+            print(shlex.join(launcher.command("cssr/train.py", *run.words)))
         print_commands([run.evaluation(benchmark, options) for benchmark in benchmarks], evaluators)
 
 

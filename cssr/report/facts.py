@@ -1,8 +1,8 @@
 """Facts of evaluations, reasons not to compare results, and definitions of the numbers; in any style."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import yaml
 from markupsafe import escape
@@ -15,43 +15,22 @@ _SEEN = ("scale", "degradation", "resampler")  # facts in which an HR upper boun
 _QUOTED = ("model", "data", "degradation")  # facts shown as code: paths and YAML
 
 
-class Style(Protocol):
-    """Renderer of words: `text` shows them literally, `code` as paths are set, `strong` in bold."""
+class Style(NamedTuple):
+    """Rendering of words: `text` shows them literally, `code` as paths are set, `strong` in bold."""
 
-    def text(self, words: str) -> str: ...
-
-    def code(self, words: str) -> str: ...
-
-    def strong(self, words: str) -> str: ...
+    text: Callable[[str], str]
+    code: Callable[[str], str]
+    strong: Callable[[str], str]
 
 
-class Markdown:
-    """Words in Markdown, in a table too."""
-
-    def text(self, words: str) -> str:
-        return re.sub(r"([\\|*<`])", r"\\\1", " ".join(words.split()))
-
-    def code(self, words: str) -> str:
-        return "`{}`".format(words.replace("|", r"\|"))
-
-    def strong(self, words: str) -> str:
-        return f"**{words}**"
-
-
-class Html:
-    """Words in HTML, in text and in quoted attributes."""
-
-    def text(self, words: str) -> str:
-        return str(escape(words))
-
-    def code(self, words: str) -> str:
-        return f"<code>{escape(words)}</code>"
-
-    def strong(self, words: str) -> str:
-        return f"<strong>{words}</strong>"
-
-
-MARKDOWN, HTML = Markdown(), Html()
+MARKDOWN = Style(  # in a table too
+    lambda words: re.sub(r"([\\|*<`])", r"\\\1", " ".join(words.split())),
+    lambda words: "`{}`".format(words.replace("|", r"\|")),
+    "**{}**".format,
+)
+HTML = Style(  # in text and in quoted attributes
+    lambda words: str(escape(words)), lambda words: f"<code>{escape(words)}</code>", "<strong>{}</strong>".format
+)
 
 
 class Definition(NamedTuple):

@@ -311,7 +311,7 @@ def test_what_another_plan_left_in_the_tree_is_not_delivered(tmp_path, whole):
     assert same_bytes(tmp_path / "out", whole)
 
 
-# ---- the crew
+# ---- the worker pool
 
 
 def test_results_in_order_whatever_takes_long():

@@ -20,7 +20,7 @@ from cssr.evaluate import main as evaluate_main
 from cssr.launch import evaluations as launcher
 from cssr.launch import jobs
 from cssr.launch import jobs as slurm_array
-from cssr.launch.jobs import Job, crew, devices, run_jobs
+from cssr.launch.jobs import Job, devices, make_launcher, run_jobs
 from cssr.launch.options import distinct_names
 from cssr.models.joint import build_model
 from cssr.models.load import choose
@@ -297,41 +297,44 @@ def lend(monkeypatch, names: list[str], variable: str | None = "CUDA_VISIBLE_DEV
 
 def test_each_job_has_devices_of_its_own(monkeypatch):
     lend(monkeypatch, ["2", "5", "7", "GPU-x"])
-    seen = [place["CUDA_VISIBLE_DEVICES"] for place in crew(None, None, None).places]
+    seen = [place["CUDA_VISIBLE_DEVICES"] for place in make_launcher(None, None, None).places]
     assert seen == ["2", "5", "7", "GPU-x"]
-    seen = [place["CUDA_VISIBLE_DEVICES"] for place in crew(2, None, None).places]
+    seen = [place["CUDA_VISIBLE_DEVICES"] for place in make_launcher(2, None, None).places]
     assert seen == ["2,5", "7,GPU-x"]
-    assert crew(1, None, None).file.name == "single_gpu.yaml" and crew(2, None, None).file.name == "multi_gpu.yaml"
+    assert (
+        make_launcher(1, None, None).file.name == "single_gpu.yaml"
+        and make_launcher(2, None, None).file.name == "multi_gpu.yaml"
+    )
 
 
 def test_more_jobs_than_devices_share_them(monkeypatch):
     lend(monkeypatch, ["0", "1"])
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in crew(1, 3, None).places] == ["0", "1", "0"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in make_launcher(1, 3, None).places] == ["0", "1", "0"]
     with pytest.raises(ValueError, match="--processes 3: there are 2 devices"):
-        crew(3, None, None)
+        make_launcher(3, None, None)
 
 
 def test_a_kind_without_a_variable_has_one_job_a_device(monkeypatch):
     lend(monkeypatch, ["0"], None)
-    assert crew(None, None, None).places == ({},)
+    assert make_launcher(None, None, None).places == ({},)
 
 
 def test_cores_are_shared_out_where_there_are_no_devices(monkeypatch):
     lend(monkeypatch, [])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert len(crew(None, None, None).places) == 8 and crew(None, None, None).threads == 1
-    assert len(crew(3, None, None).places) == 2 and crew(1, 2, None).threads == 4
-    assert crew(1, 2, None, threads=1).threads == 1
+    assert len(make_launcher(None, None, None).places) == 8 and make_launcher(None, None, None).threads == 1
+    assert len(make_launcher(3, None, None).places) == 2 and make_launcher(1, 2, None).threads == 4
+    assert make_launcher(1, 2, None, threads=1).threads == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert crew(1, 2, None, threads=1).threads == 3
+    assert make_launcher(1, 2, None, threads=1).threads == 3
 
 
 def test_a_launch_file_says_how_many_processes(monkeypatch):
     lend(monkeypatch, [])
-    team = crew(None, 1, "cpu_2proc")
-    assert team.processes == 2 and "--main_process_port" in team.command("cssr/evaluate.py")
-    assert crew(3, 1, str(ROOT / "launch/cpu_2proc.yaml")).processes == 3
+    launcher = make_launcher(None, 1, "cpu_2proc")
+    assert launcher.processes == 2 and "--main_process_port" in launcher.command("cssr/evaluate.py")
+    assert make_launcher(3, 1, str(ROOT / "launch/cpu_2proc.yaml")).processes == 3
 
 
 def test_devices_are_those_that_the_environment_allows(monkeypatch):

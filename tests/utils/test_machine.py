@@ -50,4 +50,4 @@ def test_launchers_check_processes_times_jobs(monkeypatch):
     monkeypatch.setattr(devices, "devices", lambda: [])
     for processes, jobs in ((100, None), (1, 100), (10, 10)):
         with pytest.raises(ValueError, match="--processes .* x --jobs .*: 100 processes are more"):
-            devices.crew(processes, jobs, None)
+            devices.make_launcher(processes, jobs, None)
