@@ -114,11 +114,6 @@ def largest_difference(plain: Any, ours: Any) -> float:
     return float(np.abs(a - b).max(initial=0.0)) if a.shape == b.shape else math.inf
 
 
-def relative_difference(plain: Any, ours: Any) -> float:
-    """The largest difference of two tensors, relative to the largest value of the plain one."""
-    return largest_difference(plain, ours) / float(plain.abs().max())
-
-
 # ---- measuring ----
 
 

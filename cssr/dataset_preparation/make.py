@@ -161,11 +161,7 @@ def _warn_of_depths(reasons: set[str]) -> None:
 
 
 def _plan(
-    args: argparse.Namespace,
-    source: Source,
-    taken: dict[str, Any],
-    split: Split | None,
-    parts: dict[str, list[Item]],
+    args: argparse.Namespace, source: Source, taken: dict[str, Any], split: Split | None, parts: dict[str, list[Item]]
 ) -> dict[str, Any]:
     names = ("seed", "tile", "overlap", "refuse_small", "bits", "keep_blank", "shard_size", "licence")
     options = {**taken, **{name: getattr(args, name) for name in names}}

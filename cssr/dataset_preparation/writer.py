@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cssr.dataset_preparation.encode import Facts, Form, encode, form_of, to_json
-from cssr.dataset_preparation.sources import Item, MaskRule
+from cssr.dataset_preparation.encode import Facts, Form, encode, to_json
+from cssr.dataset_preparation.sources import Item
 from cssr.dataset_preparation.split import group_of
 from cssr.utils.files import PARTIAL, identity, replace_file
 
@@ -98,20 +98,6 @@ def pack(part: str, items: Sequence[Item], counts: Sequence[int], size: int | No
             first, held = place, 0
         held += count
     return shards
-
-
-def write_part(
-    directory: Path, items: list[Item], rule: MaskRule | None, shard_size: int, header: dict[str, Any]
-) -> dict[str, Any]:
-    """Write the shards of one part and its index.json into `directory`, in this process. Returns the index.
-
-    `header` is what the index says about the whole: source, split, of LQ images that were made also `degradation`,
-    `degradation_seed`, `resampler` and `benchmark`. Without a `rule` there are no masks.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    form = form_of(items, header["source"], rule)
-    shards = pack("", items, [1] * len(items), shard_size)
-    return write_index(directory, [write_shard(directory, shard, form) for shard in shards], items, form, header)
 
 
 def write_shard(directory: Path, shard: Shard, form: Form, step: Callable[[], None] = lambda: None) -> dict[str, Any]:

@@ -42,11 +42,7 @@ def sample_panels(batch: Batch, outputs: Outputs, index: int, segmentation: bool
     size = batch.hr.shape[-2:]
     lq = F.interpolate(batch.lq[index : index + 1].float(), size=size, mode="nearest")[0]
     height, width = batch.lq.shape[-2:]
-    panels = {
-        f"LQ {width}x{height}": to_image(lq),
-        "SR": to_image(outputs.sr[index]),
-        "HR": to_image(batch.hr[index]),
-    }
+    panels = {f"LQ {width}x{height}": to_image(lq), "SR": to_image(outputs.sr[index]), "HR": to_image(batch.hr[index])}
     if segmentation:
         panels |= {"probability": to_image(outputs.logits[index].sigmoid()), "mask": to_image(batch.mask[index])}
     return panels

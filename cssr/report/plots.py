@@ -129,12 +129,7 @@ def _places(results: Sequence[Result]) -> list[int | None]:
 
 
 def _series(
-    result: Result,
-    number: int | None,
-    kinds: dict[str, Iterable],
-    top: float,
-    peak: bool = False,
-    dots: bool = False,
+    result: Result, number: int | None, kinds: dict[str, Iterable], top: float, peak: bool = False, dots: bool = False
 ) -> Series:
     drawn = {kind: [_at(x, y / top) for x, y in points if y is not None] for kind, points in kinds.items()}
     lines = [Line(kind, " ".join(_points(points))) for kind, points in drawn.items()]

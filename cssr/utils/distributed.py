@@ -136,11 +136,7 @@ def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
 
 
 def configure_deepspeed(
-    engine: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    micro_batch: int,
-    accumulation: int,
-    clip_norm: float | None,
+    engine: Accelerator, optimizer: torch.optim.Optimizer, micro_batch: int, accumulation: int, clip_norm: float | None
 ) -> None:
     """Give DeepSpeed the sizes of a step, as numbers, before anything is prepared; without it, do nothing.
 

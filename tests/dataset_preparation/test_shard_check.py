@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from helpers import png
 from PIL import Image
-from shard_helpers import SCRIPT, draw, draw_mask, make_tree, run, shard
+from shard_helpers import SCRIPT, draw, draw_mask, make_tree, run, shard, write_part
 
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation import show
 from cssr.dataset_preparation.sources import Item, MaskRule
-from cssr.dataset_preparation.writer import write_part
 from cssr.utils.files import sha256_of
 
 DOCS = SCRIPT.parents[1] / "docs/shards.md"

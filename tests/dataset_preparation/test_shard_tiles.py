@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from helpers import png
 from PIL import Image
-from shard_helpers import draw, draw_mask, make_tree, read, refused, run, same_bytes
+from shard_helpers import draw, draw_mask, make_tree, read, refused, run, same_bytes, write_part
 
 from cssr.dataset_preparation import encode as samples
 from cssr.dataset_preparation.encode import encode, form_of
 from cssr.dataset_preparation.sources import Item, MaskRule
 from cssr.dataset_preparation.split import deal, group_of, parse_ratio
 from cssr.dataset_preparation.tiles import Tiling
-from cssr.dataset_preparation.writer import write_part
 
 RULE = MaskRule("as drawn", lambda values: values > 0)
 

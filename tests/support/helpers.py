@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from shard_helpers import write_part
 
 from cssr.dataset_preparation.make import main as make_shards
 from cssr.dataset_preparation.sources import Item, MaskRule
-from cssr.dataset_preparation.writer import write_part
 
 SMALL_MODEL = {
     "scale": 2,

@@ -8,6 +8,9 @@ from paths import ROOT
 from PIL import Image
 
 from cssr.dataset_preparation import make as make_shards
+from cssr.dataset_preparation.encode import form_of
+from cssr.dataset_preparation.sources import Item, MaskRule
+from cssr.dataset_preparation.writer import pack, write_index, write_shard
 
 SCRIPT = ROOT / "shards" / "make_shards.py"
 
@@ -65,3 +68,11 @@ def same_bytes(first: Path, second: Path) -> bool:
     """Whether two folders hold the same files, byte for byte."""
     held = [{p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()} for d in (first, second)]
     return bool(held[0]) and held[0] == held[1]
+
+
+def write_part(directory: Path, items: list[Item], rule: MaskRule | None, shard_size: int, header: dict) -> dict:
+    """Write items as shards with an index.json into `directory`, in this process. Returns the index."""
+    directory.mkdir(parents=True, exist_ok=True)
+    form = form_of(items, header["source"], rule)
+    shards = pack("", items, [1] * len(items), shard_size)
+    return write_index(directory, [write_shard(directory, shard, form) for shard in shards], items, form, header)

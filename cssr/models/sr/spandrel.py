@@ -65,10 +65,7 @@ class Spandrel(nn.Module):
 
 @SR.register
 def spandrel(
-    scale: int,
-    weights: str | None = None,
-    architecture: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
+    scale: int, weights: str | None = None, architecture: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> Spandrel:
     """A network of the library spandrel (an optional extra: `pip install 'cssr[spandrel]'`).
 
