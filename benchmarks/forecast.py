@@ -56,7 +56,7 @@ def arithmetic_seconds(macs: float, batch: int, peak: float, share: float) -> fl
 
 @dataclass(frozen=True)
 class Prediction:
-    """Images a second of so many GPUs whose ring goes over a link; seconds are of a step."""
+    """Images a second of so many GPUs in a ring over a link; seconds are of a step."""
 
     gpus: int
     link: str

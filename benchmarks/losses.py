@@ -1,6 +1,6 @@
 """Distance maps for the boundary loss: `python benchmarks/losses.py`.
 
-Against scipy's, of masks of drawn cracks, a thread each; and a boundary loss whose maps come with the batch, as the
+Against scipy's, of masks of drawn cracks, a thread each; and a boundary loss with maps from the batch, as the
 loader makes them, against making them within the step, as published code does.
 """
 

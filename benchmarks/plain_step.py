@@ -23,7 +23,7 @@ SLOPE = 0.01  # of the predictor's leaky ReLU
 
 
 class PlainStep:
-    """Takes steps on a task, whose network it makes work on full-size maps."""
+    """Steps on a task with a network that is made to work on full-size maps."""
 
     def __init__(self, task: Task, degrade, lr: float, device: torch.device):
         self.task, self.degrade, self.device = with_full_maps(task).to(device), degrade, device

@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     """The options; settings may stand among them: `parse_intermixed_args`."""
     parser = argparse.ArgumentParser(prog=program("python -m cssr.convert"), description=__doc__)
     parser.add_argument("file", type=Path, help="checkpoint of the authors (.pth)")
-    parser.add_argument("--recipe", required=True, help="recipe whose model settings it has")
+    parser.add_argument("--recipe", required=True, help="recipe with the model settings of the file")
     parser.add_argument("--out", type=Path, required=True, help="export directory to write")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that differ from the recipe's")
     return parser

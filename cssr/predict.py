@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", choices=("sr", "photo"), default="sr", help="of probability, mask and overlay: the SR image's or the "
         "photograph's own, probabilities averaged (sr)")  # fmt: skip
     add("--format", choices=("auto", "png", "tiff"), default="auto", help="auto: PNG; TIFF above 64 megapixels and for "
-        "georeferenced photographs, whose georeference they keep (extra `large`)")  # fmt: skip
+        "georeferenced photographs, with their georeference (extra `large`)")  # fmt: skip
     add("--threshold", type=float, default=0.5, help="probability above which a pixel is crack (0.5)")
     add("--float", action="store_true", help="probabilities as float32 (.npy, or TIFF) instead of 8 bit")
     add("--tta", action="store_true", help="test-time augmentation: probabilities averaged over flips and quarter "

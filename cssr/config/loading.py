@@ -253,7 +253,7 @@ def with_texts(kind: Any, value: Any, text: Any) -> Any:
 
 
 def setting_kinds(cls: type) -> dict[str, Any]:
-    """The annotation of each setting of a settings class; ADDRESSES for those whose metadata says so."""
+    """The annotation of each setting of a settings class; ADDRESSES for those with such metadata."""
     return {f.name: ADDRESSES if f.metadata.get(ADDRESSES) else f.type for f in dataclasses.fields(cls)}
 
 

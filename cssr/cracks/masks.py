@@ -171,7 +171,7 @@ def choose(
     """Choose how masks are read and what in them is crack: options --threshold, --crack-colors and --crack-values.
 
     Args:
-        lossy: the masks are JPEGs or the like, whose values are not exact.
+        lossy: the masks are JPEGs or the like, with inexact values.
     Raises: ValueError where two of them are given, or one cannot be meant.
     """
     given = {"--threshold": threshold, "--crack-colors": colors, "--crack-values": values}
@@ -204,7 +204,7 @@ def decide_by_levels(items: Iterable[Mask], threshold: int | None = None, lossy:
     """Decide one rule for a whole set from the grey levels that its masks use; reads every mask once.
 
     {0, 1}: crack = 1. {0, 255}: crack = 255. Otherwise crack = value > 127, or > `threshold` where one is given.
-    `lossy`: the masks are JPEGs, whose few levels between come from the compression.
+    `lossy`: the masks are JPEGs; few levels between come from the compression.
     Raises: ValueError where no threshold is given and the levels may mean something else (labels, none above 127), or
         the rule would empty masks in which something is drawn (such as one of {0, 1} among others of 0..255).
     """

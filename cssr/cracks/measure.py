@@ -198,7 +198,7 @@ def _to_its_ends(path: Path, component: Pixels) -> np.ndarray:
 
 
 def _prolonged(points: np.ndarray, radius: float, component: Pixels) -> np.ndarray:
-    """A line whose last stretch, three quarters of the width, is set straight and continued to the end of the crack."""
+    """A line with its last stretch, three quarters of the width, set straight and continued to the end of the crack."""
     # Thinning stops short of the end by about half the width, or turns towards one of its corners.
     left = _arc(points[::-1])[::-1]  # pixels to the last point
     last = int(np.flatnonzero(left >= min(1.5 * radius, left[0] / 3))[-1])

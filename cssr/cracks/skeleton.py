@@ -200,7 +200,7 @@ def stays_when_thinned(neighbours: np.ndarray) -> np.ndarray:
     """The same thinning of pixels in a list: which of them are in the centre line, N bool.
 
     neighbours: N 8 whole numbers, the pixels above, above to the right and so on clockwise; N where there is none.
-    Only pixels whose neighbours have changed are looked at again, so that time grows with the pixels' number.
+    Only pixels with changed neighbours are looked at again, so that time grows with the pixels' number.
     """
     there, number_of = np.ones(len(neighbours) + 1, bool), np.empty(len(neighbours) + 1, np.int64)
     there[-1] = False

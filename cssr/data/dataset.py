@@ -1,7 +1,7 @@
 """Samples of shards: read, decoded, checked, and made ready for a batch of training or evaluation.
 
 A sample is `key.jpg|png`, `key.mask.png`, `key.json`, where some pixels hold no data `key.valid.png` and, in a set of
-degraded images, `key.lq.png|jpg` and perhaps `key.kernel.npy`. A set whose index says `"masks": false` has no
+degraded images, `key.lq.png|jpg` and perhaps `key.kernel.npy`. A set with `"masks": false` in its index has no
 `key.mask.png`; its samples come with masks of 0.
 """
 

@@ -79,7 +79,7 @@ def _say(message: str) -> None:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A set of shards whose index has been read; those on this machine are there, whole by size."""
+    """A set of shards with its index read; those on this machine are there, whole by size."""
 
     root: Path | str  # directory; address where it is elsewhere
     names: tuple[str, ...]

@@ -29,7 +29,7 @@ SLOTS = (
     "json",
 )  # what of a sample is looked at
 _SMALL = 1 << 21  # bytes that a json may have
-_REMEMBERED = 200_000  # samples whose places are remembered, some 200 bytes each
+_REMEMBERED = 200_000  # samples with remembered places, some 200 bytes each
 _BLOCK = 512
 _EXTENSION = 1 << 16  # bytes that an extended header may have
 

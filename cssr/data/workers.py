@@ -66,7 +66,7 @@ def load(pipeline: Sequence[Any], workers: int, prefetch: int, stages: Sequence[
 
 
 class _Loader(wds.WebLoader):
-    """A `WebLoader` whose workers leave a terminal's signals to this process, and send through wide pipes."""
+    """A `WebLoader` with workers that leave a terminal's signals to this process, and send through wide pipes."""
 
     def iterator1(self) -> Iterator[Any]:
         stages = iter(self.pipeline)

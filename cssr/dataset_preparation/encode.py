@@ -85,7 +85,7 @@ def encode(item: Item, form: Form) -> Iterator[tuple[str, Members, Facts]]:
 
 
 def _count(data: bytes, tiling: Tiling | None) -> int:
-    """Number of samples of an item whose image file is `data`, which is not decoded."""
+    """Number of samples of an item with the image file `data`, which is not decoded."""
     return tiling.count(*size_of(data)) if tiling else 1
 
 

@@ -21,7 +21,7 @@ def without_numbers(key: str, count: int) -> str:
 
 
 def merged(key: str) -> str:
-    """The photograph of a picture in the sets that were merged from others, whose name begins with the set's."""
+    """The photograph of a picture in sets merged from others; its name begins with that of its set."""
     name = key.rsplit("/", 1)[-1]
     for head, count in _COORDINATES.items():
         if name.lower().startswith(head.lower()):

@@ -87,7 +87,7 @@ def grey_source(
     group: Callable[[str], str] | None = None,
     read: Read = read_mask,
 ) -> Source:
-    """A source whose masks are grey images, by the levels that the whole set uses (`masks.decide_by_levels`)."""
+    """A source with grey masks, by the levels that the whole set uses (`masks.decide_by_levels`)."""
     decide = partial(decide_by_levels, threshold=check_threshold(threshold), lossy=pairs.lossy)
     return Source(name, licence, pairs.items(read, resize, group), decide, pairs.notes)
 

@@ -151,7 +151,7 @@ def _warn_of_masks(shares: list[float]) -> None:
 
 
 def _warn_of_depths(reasons: set[str]) -> None:
-    """Tell of a set whose images seem to differ in bits: a dark one of 12 bits may show but 10."""
+    """Warn of a set with images that seem to differ in bits: a dark one of 12 bits may show but 10."""
     depths = sorted({int(bits[1]) for why in reasons if (bits := re.match(r"(\d+)-bit", why)) and int(bits[1]) > 8})
     if len(depths) > 1:
         listed = " and ".join(map(str, depths))
@@ -253,7 +253,7 @@ def _write(shards: list[Shard], form: Form, workspace: Workspace, workers: int) 
 
 
 def _still_valid(shards: list[Shard], workspace: Workspace) -> dict[tuple[str, int], dict[str, Any]]:
-    """The records of finished shards whose inputs are as they were; the tars of the others are removed."""
+    """The records of finished shards with unchanged inputs; the tars of the others are removed."""
     valid, changed, anew = dict(workspace.finished), [], 0
     for shard in shards:
         record = valid.get((shard.part, shard.number))

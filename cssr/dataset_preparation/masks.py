@@ -106,7 +106,7 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def decide_by_classes(items: Iterable[Item], crack: int, others: dict[int, str]) -> MaskRule:
-    """The rule of a set whose grey values are known: one is crack, each of the `others` has a name.
+    """The rule of a set with known grey values: one is crack, each of the `others` has a name.
 
     Raises: ValueError where a mask holds any other value.
     """

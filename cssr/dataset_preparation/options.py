@@ -38,7 +38,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--tile", type=int, metavar="N", help="cut large images into tiles of N x N pixels")
     add("--overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (0)")
     add("--refuse-small", action="store_true", help="refuse images smaller than a tile, which are kept whole otherwise")
-    add("--keep-blank", action="store_true", help="keep images and tiles none of whose pixels holds data")
+    add("--keep-blank", action="store_true", help="keep images and tiles without any pixel that holds data")
     add("--shard-size", type=int, help="samples per tar (256, less where a part would have fewer than 16 tars)")
     add("--seed", type=int, default=0, help="of the cut, and of drawn pictures (%(default)s)")
     add("--licence", metavar="TEXT", help="of the images, kept in the index")

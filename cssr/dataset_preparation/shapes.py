@@ -56,7 +56,7 @@ def _centres_inside(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
     """The pixels with their centre inside, bool H W: each crossing of a row's middle flips all that is right of it."""
     start, end = polygon, np.roll(polygon, -1, axis=0)
     upper, lower = np.where((start[:, 1] <= end[:, 1])[:, None], (start, end), (end, start))
-    first = np.clip(np.ceil(upper[:, 1] - 0.5), 0, height).astype(int)  # rows whose middle the edge crosses
+    first = np.clip(np.ceil(upper[:, 1] - 0.5), 0, height).astype(int)  # rows with their middle crossed by the edge
     count = np.clip(np.ceil(lower[:, 1] - 0.5), 0, height).astype(int) - first
     edge = np.repeat(np.arange(len(count)), count)
     row = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[edge]
@@ -79,7 +79,7 @@ def lines_to_mask(lines: Iterable[np.ndarray], height: int, width: int, thicknes
 
 
 def _add_segment(mask: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> None:
-    """The pixels whose centres are no farther than `radius` from a segment."""
+    """The pixels with centres no farther than `radius` from a segment."""
     height, width = mask.shape
     left, top = np.clip(np.floor(np.minimum(start, end) - radius).astype(int), 0, (width, height))
     right, bottom = np.clip(np.ceil(np.maximum(start, end) + radius).astype(int), 0, (width, height))

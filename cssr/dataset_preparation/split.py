@@ -47,7 +47,7 @@ def read_related(path: Path, source: str, part: str) -> list[list[str]]:
 
     Args:
         source: what it must be about.
-        part: whose images are wanted; others only connect them.
+        part: of the wanted images; others only connect them.
     Raises: ValueError if it is none, or about another source or other parts.
     """
     shape = {"format": str, "source": str, "parts": dict | list, "related": [[{"key": str, "part": str}]]}

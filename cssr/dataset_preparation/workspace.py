@@ -3,7 +3,7 @@
 It holds `plan.json` (what was asked for), `journal.jsonl` (one line for each shard that is finished, with its sha256),
 `tree/` (what becomes OUT) and `lock`. A shard is written under another name, renamed when it is on the disk, and then
 entered into the journal, with sizes and times of the files that it is made of. When the same command runs again, shards
-of the journal whose bytes are right and whose files have not changed are kept.
+of the journal with the right bytes and unchanged files are kept.
 """
 
 import errno

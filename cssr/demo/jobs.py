@@ -61,7 +61,7 @@ class Job:
 
 
 class Places:
-    """A queue's places: one for whose turn it is, and `waiting` others."""
+    """A queue's places: one for the request being served, and `waiting` others."""
 
     def __init__(self, waiting: int):
         self.waiting, self.taken = waiting, 0

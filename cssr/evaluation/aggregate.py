@@ -251,7 +251,7 @@ def _source(row: dict[str, Any]) -> str:
 
 
 def _blur(row: dict[str, Any]) -> str:
-    """`1-2 px` of 1.7; a kernel whose sum is 0 has no width."""
+    """`1-2 px` of 1.7; a kernel of sum 0 has no width."""
     sigma = row.get("blur_sigma")
     if sigma is None or not math.isfinite(sigma):
         return "unknown"

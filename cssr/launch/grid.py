@@ -137,7 +137,7 @@ def split_values(text: str) -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """The setting of that name, or the one whose last part is that; `eval.*` does not train, and gives way.
+    """The setting of that name, or the one that ends in it; `eval.*` does not train, and gives way.
 
     A name with a dot is taken as it is: it may continue into a component (`model.sr.stages`), which the settings check.
     Raises: ValueError, one line, with the candidates.

@@ -278,7 +278,7 @@ def submit(command: str, arguments: Sequence[str], out: Path, tasks: Sequence[in
 
 
 def _script(path: Path, command: Sequence[str]) -> Path:
-    """A batch script whose process is the command: a signal for the script is one for the launcher."""
+    """A batch script that becomes the command: a signal for the script is one for the launcher."""
     words = [f'"{_TASK}"' if word == _TASK else shlex.quote(word) for word in command]
     text = f"#!/usr/bin/env bash\ncd {shlex.quote(os.getcwd())} && exec {' '.join(words)}\n"
     write_atomic(path, text)

@@ -22,7 +22,7 @@ from cssr.utils.cli import run_command
 from cssr.utils.files import write_atomic
 from cssr.utils.json_files import read_json
 
-# Settings whose change does not make it another run, by how their names begin.
+# Settings that may change without making it another run, by how their names begin.
 _FREE = (
     "train.run_dir",
     "train.log_every",

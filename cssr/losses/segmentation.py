@@ -6,7 +6,7 @@ probability vanishes too); the boundary loss is 0. `aux_weight` adds the same lo
 `pixel_weight` (`cssr/losses/pixel_weights.py`) weighs the pixels of all heads, by the errors of the main one: maps of
 B 1 H W each. Cross-entropy and the boundary term are means over pixels, weighted pixel by pixel; Dice is a ratio of
 sums, not a mean, and is multiplied by the mean weight of its sample. The published code does that for Dice alone;
-within Boundary Combo it takes the mean of a map whose sum is Dice, which divides Dice by the number of pixels: Dice
+within Boundary Combo it takes the mean of a map with the sum Dice, which divides Dice by the number of pixels: Dice
 vanishes, a slip that is not repeated here.
 """
 

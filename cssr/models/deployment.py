@@ -85,7 +85,7 @@ def _shares(side: int, cells: int, like: Tensor) -> Tensor:
 def capture(deployed: Deployed) -> torch.export.ExportedProgram:
     """The model as torch.export follows it, for any number of images of any size.
 
-    Raises: ValueError, one line, for a model whose course depends on the size.
+    Raises: ValueError, one line, for a model that computes otherwise at other sizes.
     """
     deployed = _with_grids(copy.deepcopy(deployed))
     any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)

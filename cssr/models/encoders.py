@@ -89,7 +89,7 @@ def load_encoder(encoder: nn.Module, name: str, pretrained: str) -> None:
     """Fill an encoder that another library has built with the weights of a local file or of an installed package.
 
     Args:
-        encoder: whose parameters have the names in the file (a classifier there is left out).
+        encoder: with parameters named as in the file (a classifier there is left out).
         name: of the timm model, for `pretrained="package"`.
     Raises: ValueError, one line: no such file or package, weights that are missing or of another shape.
     """
@@ -143,7 +143,7 @@ def _as_in_the_whole(name: str) -> str:
 
 @torch.no_grad()
 def check_pyramid(encoder: nn.Module, name: str) -> None:
-    """Refuse an encoder whose feature maps are not each half as large as the one before, or of fixed image size."""
+    """Refuse an encoder with feature maps that are not each half as large as the one before, or of fixed image size."""
     strides = encoder.feature_info.reduction()
     uneven = any(deep != 2 * shallow for shallow, deep in pairwise(strides))
     if not strides or uneven or strides[0].bit_count() != 1:

@@ -263,7 +263,7 @@ def _features_of(x: Tensor, encoder: nn.Module) -> tuple[Tensor, ...]:
 
 
 class _GradientOfInput(torch.autograd.Function):
-    """A function of a tensor and of weights, whose gradient reaches the tensor alone.
+    """A function of a tensor and of weights with a gradient for the tensor alone.
 
     Weights stay the modules' own, which engines that shard them gather, and no `requires_grad` is switched.
     """
@@ -296,7 +296,7 @@ def group_of(name: str) -> str:
 
 
 def parent_of(group: str) -> str:
-    """The group whose learning-rate factor holds for `group` where a phase gives it none of its own."""
+    """The group with the learning-rate factor for `group` where a phase gives it none of its own."""
     return "seg" if group == "encoder" else group
 
 

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "survey that cssr.predict --measure has written")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="directory for the report's files")
     parser.add_argument("--title", help="heading of the report")
-    parser.add_argument("--reference", help="result whose IoU_max is 100 %% (default: the only HR upper bound)")
+    parser.add_argument("--reference", help="result with the IoU_max that is 100 %% (default: the only HR upper bound)")
     return parser
 
 

@@ -186,7 +186,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(results: Sequence[Result]) -> list[Parts]:
-    """The groups by source and by blur of those results whose files have them."""
+    """The groups by source and by blur of those results that have them in their files."""
     all_parts = []
     for kind, title in _GROUPS.items():
         having = [result for result in results if (result.data.get("groups") or {}).get(kind)]

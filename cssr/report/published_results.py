@@ -65,7 +65,7 @@ FIGURES = (
 
 
 def same_protocol(results: Sequence[Result]) -> list[Result]:
-    """The results whose files say the paper's degradation and scale, on all of what may be khanhha's test set."""
+    """The results with files that state the paper's degradation and scale, on all of what may be khanhha's test set."""
     return [result for result in results if _degraded_alike(result) and _of_its_test_set(result)]
 
 

@@ -207,7 +207,7 @@ def _is_zero(setting: Any, first: int, phase: PhaseConfig, config: Config) -> bo
 
 
 def _pixel_weights(config: Config) -> Iterator[str]:
-    """The losses of SR whose pixels are weighed by the mask or by the error of segmentation."""
+    """The losses of SR with pixels weighed by the mask or by the error of segmentation."""
     of_phases = {f"{phase.name}.sr": phase.sr for phase in config.phases if phase.sr}
     everywhere = {"loss.sr": config.loss.sr, **of_phases} | {
         f"loss.extra={loss['name']}": loss for loss in _extra(config)

@@ -157,7 +157,7 @@ def _set_moment(parameter: nn.Parameter, key: str, value: Tensor) -> None:
 
 
 def _link(zero: Any) -> None:
-    """Have ZeRO-1 and 2 know which part of their state is whose: they note it once, groups may come to life later."""
+    """Have ZeRO-1 and 2 know the owner of each part of their state: it is noted once, groups may come to life later."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
     if hasattr(zero, "bit16_groups"):

@@ -147,7 +147,7 @@ class Run:
         if value is None or not is_better(self.config.train.best, value, self.best):
             return
         self.best = value
-        if self.engine.is_main_process:  # whose checkpoint is written already, or being written
+        if self.engine.is_main_process:  # the checkpoint is written already, or being written
             store.write_best(self.dir, self.step, self.config.train.best, value, self.validation.measured_on)
 
     def _save(self) -> None:

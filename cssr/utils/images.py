@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cssr.utils.machine import memory
 
-if TYPE_CHECKING:  # images are read without torch, whose import takes seconds
+if TYPE_CHECKING:  # images are read without torch: its import takes seconds
     from torch import Tensor
 
 PIXELS = min(10**9, memory() // 8)  # that are decoded as a whole, at 8 bytes each: more are taken for a bomb

@@ -31,7 +31,7 @@ _ORIENTATION = 0x0112  # EXIF and TIFF tag
 _DEPTH, _TOP, _NODATA, _SUBFILE = 258, 281, 42113, 254  # TIFF tags: bits, greatest value, GDAL's nodata, kind of frame
 # What makes a photograph upright, by the tag: rows and columns exchanged, then rows reversed, columns reversed.
 _TURNS = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}
-_STACKS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # formats whose further frames are not previews of the first
+_STACKS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # formats with further frames that are no previews of the first
 BESIDE = ".msk"  # what GDAL adds to the name of a file for that of a mask of its pixels
 _PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -93,7 +93,7 @@ def _example(entry: dict[str, Any]) -> str:
 def _about(
     severity: str, kind: str, message: str, cases: Sequence[Case], chosen: Iterable[int], what: Callable | None = None
 ) -> list[Finding]:
-    """A finding about single samples, if there are any: those whose numbers are `chosen`."""
+    """A finding about single samples, if there are any: those with the numbers `chosen`."""
     chosen = list(chosen)
     entries = [
         {"image": cases[n].path, "key": cases[n].item.key, **({"what": what(cases[n])} if what else {})} for n in chosen
@@ -279,7 +279,7 @@ _PARTING = "keep them in one part when the set is cut"
 
 
 def of_copies(cases: Sequence[Case]) -> list[Finding]:
-    """Images whose pixels are the same."""
+    """Images with the same pixels."""
     by_digest = defaultdict(list)
     for n, case in enumerate(cases):
         if case.look.digest and not case.look.blank:

@@ -21,7 +21,7 @@ def list_parts(name: str, options: dict[str, Any], against: str | None) -> tuple
 
     Args:
         name: of the source; `options`: its own.
-        against: a part, or another folder of the same layout, whose images the others are compared with.
+        against: a part, or another folder of the same layout, to compare the others with.
     Raises: ValueError where nothing can be listed for another reason than a fault of the dataset.
     """
     chosen = {part: {**options, "split": part} for part in _parts_of(name, options)} or {"": options}

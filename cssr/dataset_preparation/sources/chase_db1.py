@@ -9,7 +9,7 @@ from cssr.dataset_preparation.layout import grey_source
 from cssr.dataset_preparation.pairing import Layout, Pairs, find_pairs
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
-Observer = Annotated[int, "whose masks: 1, as most papers, or 2"]
+Observer = Annotated[int, "observer who drew the masks: 1, as in most papers, or 2"]
 _MARKS = {1: "1stHO", 2: "2ndHO"}
 _TRAINED = range(1, 11)  # the children of the first 20 photographs
 

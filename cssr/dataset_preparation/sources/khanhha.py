@@ -1,6 +1,6 @@
 """khanhha's collection of crack data sets (github.com/khanhha/crack_segmentation): 448 x 448 JPEGs of a dozen sets.
 
-Many pictures are tiles of larger photographs, whose names they keep. Whether the published train and test parts share
+Many pictures are tiles of larger photographs, and keep their names. Whether the published train and test parts share
 photographs is for a check of the groups to say.
 """
 

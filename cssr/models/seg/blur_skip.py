@@ -54,7 +54,7 @@ class Layer(nn.Module):
 
 
 class BlurSkip(nn.Module):
-    """A network whose features go to its head with what a kernel made of them added; auxiliary logits stay."""
+    """A network that adds to its features, before the head, what a kernel makes of them; auxiliary logits stay."""
 
     takes_kernel = True
 
@@ -129,7 +129,7 @@ def blur_skip(
             published variant does, of the kernel alone.
         layers: modulations, each with a convolution after it.
     Raises:
-        ValueError: one line: a setting out of range, or a network whose features cannot be had.
+        ValueError: one line: a setting out of range, or a network without features to modulate.
     """
     _check(net, kernel_size, reduce, modulate_by, layers)
     inner = _inner(net, pretrained)
