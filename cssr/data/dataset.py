@@ -20,9 +20,6 @@ from cssr.utils.valid_pixels import fill_missing
 _BESIDE = 1 << 25  # bytes that an image file may have beside 8 a pixel: thumbnails, colour profiles
 
 
-def _ignore(_: str) -> None: ...
-
-
 @dataclass
 class Sample:
     """One sample as stored: what a shard holds under a key."""
@@ -35,7 +32,9 @@ class Sample:
     valid: np.ndarray | None = None  # H W uint8, 1 where a pixel holds data; None: all do
 
 
-def read_sample(shards: ShardSet, shard: int, index: int, notify: Notify = _ignore, with_lq: bool = True) -> Sample:
+def read_sample(
+    shards: ShardSet, shard: int, index: int, notify: Notify = lambda _: None, with_lq: bool = True
+) -> Sample:
     """Read and decode one sample by its place in a shard.
 
     Args:

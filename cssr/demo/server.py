@@ -77,9 +77,10 @@ def create_app(model: JointModel, limits: Limits, name: str = "", names: tuple[s
         Route("/predict", Predict(model, limits, turns), methods=["POST"]),
         Route("/measure", Measure(limits, model.scale), methods=["POST"]),
     ]
+    busy = {"error": "The server is busy, and as many as may wait are waiting: try again in a minute."}
     handlers = {
         HTTPException: lambda _, e: JSONResponse({"error": e.detail}, e.status_code, headers=e.headers),
-        Full: _full,
+        Full: lambda *_: JSONResponse(busy, 503, headers={"Retry-After": "60"}),
     }
     app = Starlette(routes=routes, middleware=[Middleware(Access, names=names)], exception_handlers=handlers)
     app.state.turns = turns
@@ -90,11 +91,6 @@ def _page(file: str) -> Route:
     content, kind = files("cssr.demo").joinpath("pages", file).read_bytes(), _KINDS[Path(file).suffix]
     path = "/" if kind == "text/html" else f"/{file}"
     return Route(path, lambda request: Response(content, media_type=kind))
-
-
-def _full(request: Request, error: Full) -> Response:
-    sentence = "The server is busy, and as many as may wait are waiting: try again in a minute."
-    return JSONResponse({"error": sentence}, 503, headers={"Retry-After": "60"})
 
 
 class Refused(Exception):

@@ -143,7 +143,10 @@ def predict_rows(
             if name == "kernel":
                 blur = blur_sigma(rows.float()).item()
                 if "kernel" in wanted.results:
-                    write_kernel(files, rows[0, 0].float().cpu().numpy())
+                    kernel = rows[0, 0].float().cpu().numpy()
+                    save_array(files.new("_kernel.npy"), kernel)
+                    levels = (kernel / kernel.max() * 255).clip(0, 255).astype(np.uint8)  # its largest value white
+                    save_png(files.new("_kernel.png"), levels)
             elif name == "sr":
                 pictures(sr.write, rows)
             elif name == "logits" and mask is not None:
@@ -170,12 +173,6 @@ def _look(photograph: Photograph) -> tuple[float, float]:
     if not len(values):  # all of them are where there are no data
         values = photograph.read(*photograph.extent()[:2], 1, 1).numpy() / 255
     return float(values.mean()), float(values.std())
-
-
-def write_kernel(files: Files, kernel: np.ndarray) -> None:
-    """`_kernel.npy` (k k float32) and `_kernel.png`, its largest value white."""
-    save_array(files.new("_kernel.npy"), kernel)
-    save_png(files.new("_kernel.png"), (kernel / kernel.max() * 255).clip(0, 255).astype(np.uint8))
 
 
 def as_tiff(wanted: Wanted, photograph: Photograph, scale: int) -> bool:

@@ -339,7 +339,7 @@ class SRThenSeg(JointModel):
         if self._predicts_kernel:
             kernel = self._global_kernel(lq, tiles)
             yield "kernel", kernel
-        for rows in tiles.rows(lambda x: self._super_resolved(x, kernel), lq, self.scale):
+        for rows in tiles.rows(lambda x: self.sr(self._taken(x), _for_each_tile(kernel, x))[0], lq, self.scale):
             rows = self.clip(rows)
             valid = valid_rows(lq, top, rows.shape[-2], self.scale)
             moments.add(rows, None if valid is None else valid.to(rows.device))
@@ -358,9 +358,6 @@ class SRThenSeg(JointModel):
     @property
     def _predicts_kernel(self) -> bool:
         return getattr(self.sr, "predicts_kernel", False)
-
-    def _super_resolved(self, part: Tensor, kernel: Tensor | None) -> Tensor:
-        return self.sr(self._taken(part), _for_each_tile(kernel, part))[0]
 
     def _segmented(self, part: Tensor, moments: tuple[Tensor, Tensor], kernel: Tensor | None) -> Tensor:
         part = self._taken(part)
