@@ -10,7 +10,6 @@ that fits, beside what arithmetic alone would take.
 import argparse
 import gc
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +35,7 @@ from cssr.data.transforms import signed_distance
 from cssr.dataset_preparation.synthesis import render
 from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model
+from cssr.training.log import memory_gib
 from cssr.training.step import Stepper
 from cssr.training.task import Task
 from cssr.utils import distributed as engines
@@ -132,11 +132,11 @@ def alone(name: str, side: int) -> float:
 
 def memory(name: str, side: int) -> float:
     """GiB at most in this process during two steps, beyond the imports; on a GPU, of what is allocated there."""
-    before = 0.0 if device().type == "cuda" else peak()
+    before = 0.0 if device().type == "cuda" else memory_gib(device())
     step = Step(name, side)
     for _ in range(2):
         step()
-    return max(peak() - before, 1 / 1024)  # imports may have needed more than small networks do
+    return max(memory_gib(device()) - before, 1 / 1024)  # imports may have needed more than small networks do
 
 
 # ---- batches on a GPU ----
@@ -174,14 +174,7 @@ def timed(name: str, side: int, count: int) -> tuple[float, float]:
     step = Step(name, side, count)
     for _ in range(WARM):
         step()
-    return median(machine.seconds(step, "wall") for _ in range(STEPS)) / count, peak()
-
-
-def peak() -> float:
-    """GiB at most so far: allocated on the GPU, or in the memory of this process."""
-    if device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return median(machine.seconds(step, "wall") for _ in range(STEPS)) / count, memory_gib(device())
 
 
 def bound(name: str, side: int, seconds: float) -> dict[str, Any]:

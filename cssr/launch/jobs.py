@@ -23,7 +23,7 @@ import yaml
 
 from cssr.utils.files import lock_file, write_atomic
 from cssr.utils.installed import find_file, folder
-from cssr.utils.interrupts import ENDING
+from cssr.utils.interrupts import heeded
 from cssr.utils.machine import check_processes
 
 _POLL = 0.1  # seconds
@@ -97,8 +97,7 @@ def _listed(names: Sequence[str]) -> str:
 def _signals() -> Iterator[list[int]]:
     """The signals that ask for an end, as they arrive; one that is ignored (nohup) stays so."""
     arrived: list[int] = []
-    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in heeded}
+    before = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in heeded()}
     try:
         yield arrived
     finally:

@@ -21,7 +21,7 @@ from cssr.config.schema import Config
 from cssr.training.log import append_line
 from cssr.utils.distributed import AnyRank
 from cssr.utils.files import lock_file, naming
-from cssr.utils.interrupts import ENDING, leave_terminal
+from cssr.utils.interrupts import heeded, leave_terminal
 
 STUCK = 75  # exit status of a process that its watchdog has ended: try again
 _BACKSTOP = 30  # seconds after which C code writes the stacks, where no Python runs any more
@@ -38,9 +38,8 @@ class StopSignal:
     def __init__(self):
         self.number: int | None = None  # of the signal that came
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-        heeded.append(signal.SIGUSR1)  # launch/slurm.sh has its launcher ignore it, and processes inherit that
-        self._before = {number: signal.signal(number, self._note) for number in heeded}
+        # SIGUSR1 always: launch/slurm.sh has its launcher ignore it, and processes inherit that.
+        self._before = {number: signal.signal(number, self._note) for number in (*heeded(), signal.SIGUSR1)}
 
     def __bool__(self) -> bool:
         orphaned = self._launcher is not None and os.getppid() != self._launcher
@@ -135,7 +134,7 @@ def explain(error: BaseException, config: Config, micro_batch: int, building: bo
     Args:
         building: whether the model was being built, or tried on an image, and no batch was there yet.
     """
-    if building and _is_of_memory(error):
+    if building and is_of_memory(error):
         return ValueError(
             f"out of memory before the first batch: make the model smaller (model.sr={config.model.sr}, "
             f"model.seg={config.model.seg}: widths, stages, the encoder), or set eval.tile for large validation images "
@@ -144,12 +143,13 @@ def explain(error: BaseException, config: Config, micro_batch: int, building: bo
     return _of_memory(error, config, micro_batch) or _of_ranks(error) or _of_batch_norm(error, config, micro_batch)
 
 
-def _is_of_memory(error: BaseException) -> bool:
+def is_of_memory(error: BaseException) -> bool:
+    """Return whether an error is one of too little memory, of a device or of this machine."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _of_memory(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
-    if not _is_of_memory(error):
+    if not is_of_memory(error):
         return None
     text = " ".join(str(error).split())
     return ValueError(

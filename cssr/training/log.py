@@ -13,7 +13,7 @@ from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
 from cssr.config.schema import TrainConfig
-from cssr.utils.files import naming
+from cssr.utils.files import naming, write_atomic
 
 
 class JsonlTracker(GeneralTracker):
@@ -45,9 +45,7 @@ def truncate_lines(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, "".join(f"{line}\n" for line in kept))
 
 
 def has_step(path: Path, step: int) -> bool:

@@ -19,6 +19,7 @@ from cssr.evaluation.definitions import SLOW_KEYS
 from cssr.evaluation.evaluator import evaluate, gather_rows
 from cssr.evaluation.visualization import sample_panels, save_picture, strip
 from cssr.models.joint import JointModel, build_model
+from cssr.training.fault_tolerance import is_of_memory
 from cssr.training.log import Console, append_line
 from cssr.training.sharded_state import copied, whole_weights
 from cssr.utils.distributed import shards_parameters
@@ -92,7 +93,7 @@ class Validation:
             slow = config.train.best in SLOW_KEYS
             rows = evaluate(model, stream, self._degrade, device, slow, config.eval.tile, None, self._segmentation)
         except (AssertionError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            if is_of_memory(error):
                 raise
             raise ValueError(
                 "validation and prediction would fail, as the model does not take images of every size: choose "

@@ -20,9 +20,13 @@ def answer() -> None:
     To be called first of all in a command. A signal that is ignored (under nohup) stays so; the exit status is 130.
     """
     sys.excepthook = _show
-    for number in ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    for number in heeded():
+        signal.signal(number, _interrupt)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that ask for an end, but for those that are ignored (under nohup)."""
+    return [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def run(main: Callable[[], Any]) -> Any:
@@ -46,9 +50,8 @@ def run(main: Callable[[], Any]) -> Any:
         end.code = one_line(end.code)[:_LONGEST] if isinstance(end.code, str) else end.code
         raise
     finally:
-        for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+        for number in heeded():
+            signal.signal(number, signal.SIG_DFL)
 
 
 def one_line(text: str) -> str:
