@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cssr.cracks.measure import Crack
 from cssr.cracks.outline import outline
 from cssr.utils.files import write_atomic
+from cssr.utils.images import encoded
 
 _PLACES = 3  # decimals of pixels and millimetres
 _TOLERANCE = 0.2  # pixels by which lines in files may differ from those measured
@@ -246,6 +247,4 @@ def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: 
 
 def write_picture(image: np.ndarray, cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:
     """The picture of `annotated` as a PNG."""
-    buffer = io.BytesIO()
-    annotated(image, cracks, units).save(buffer, "PNG")
-    return _write(path, buffer.getvalue())
+    return _write(path, encoded(annotated(image, cracks, units)))

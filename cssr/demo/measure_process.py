@@ -12,11 +12,10 @@ import sys
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cssr.cracks.files import Units, geojson, table
 from cssr.cracks.measure import Crack, measure_cracks
-from cssr.utils.images import open_image
+from cssr.utils.images import encoded, open_image
 
 _LENGTHS = ("length", "mean_width", "max_width")
 
@@ -51,7 +50,7 @@ def measured(prob: np.ndarray, threshold: float, scale: int, mm: float | None) -
         "widest": unit * max((crack.max_width for crack in cracks), default=0.0),
         "notes": notes,
         "cracks": [_row(crack, unit) for crack in cracks],
-        "mask": base64.b64encode(_mask_png(mask)).decode(),
+        "mask": base64.b64encode(encoded(mask)).decode(),
         "csv": table(cracks, units),
         "geojson": geojson(cracks, "cracks", units),
     }
@@ -61,12 +60,6 @@ def _row(crack: Crack, unit: float) -> dict[str, Any]:
     lengths = {name: unit * getattr(crack, name) for name in _LENGTHS}
     facts = {"orientation": crack.orientation, "confidence": crack.confidence, "box": list(crack.box)}
     return {"number": crack.number, **lengths, **facts}
-
-
-def _mask_png(mask: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def main(arguments: list[str] | None = None) -> None:

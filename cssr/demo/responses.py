@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cssr.inference.predictor import Prediction, predict
 from cssr.models.joint import JointModel
+from cssr.utils.images import encoded
 from cssr.utils.photographs import read_with_valid
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
@@ -91,7 +92,4 @@ def _parts(prediction: Prediction) -> list[Part]:
 
 def _encode(image: np.ndarray, kind: str = "PNG") -> bytes:
     """A picture's bytes; little compression, as most answers stay on this machine."""
-    buffer = io.BytesIO()
-    options = {"compress_level": 1} if kind == "PNG" else {"quality": 95, "subsampling": 0}
-    Image.fromarray(image).save(buffer, kind, **options)
-    return buffer.getvalue()
+    return encoded(image, kind, **({"compress_level": 1} if kind == "PNG" else {"quality": 95, "subsampling": 0}))

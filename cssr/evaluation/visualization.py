@@ -6,7 +6,6 @@ thresholds are below it, so that what is crack at a threshold is read from it ex
 `index.json` names the samples, their kinds (best, median, worst), their kernels, and where the window lay.
 """
 
-import io
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from torch import Tensor
 from cssr.data.batch import Batch, Outputs
 from cssr.evaluation.metrics import THRESHOLDS, thresholds_below
 from cssr.utils.files import PARTIAL, safe_name
-from cssr.utils.images import joined, to_image
+from cssr.utils.images import encoded, joined, to_image
 from cssr.utils.json_files import read_json
 
 _GAP = 4  # pixels between panels
@@ -130,9 +129,7 @@ def _cut(x: Tensor, window: Sequence[int]) -> Tensor:
 
 
 def _encoded(pixels: np.ndarray, form: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form, **({"quality": _QUALITY} if form == "webp" else {"optimize": True}))
-    return buffer.getvalue()
+    return encoded(pixels, form, **({"quality": _QUALITY} if form == "webp" else {"optimize": True}))
 
 
 def _numbers(kernels: Tensor | None, index: int) -> list[list[float]] | None:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import repeat
@@ -104,6 +104,13 @@ def to_image(x: "Tensor") -> np.ndarray:
     """C H W float (0..1; C 3 or 1) as H W 3 uint8, clipped and rounded."""
     levels = (x.detach().float().cpu().clamp(0, 1) * 255).round().byte()
     return repeat(levels, "c h w -> h w (n c)", n=3 // len(levels)).numpy()
+
+
+def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options: Any) -> bytes:
+    """The bytes of an image as a file; `form` and `options` as Pillow takes them."""
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def joined(pictures: Sequence[Image.Image], down: bool = False, gap: int = 0, ground: str = "white") -> Image.Image:
