@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from cssr.config.schema import DataConfig
 from cssr.data.remote import DataError, Notify, Remote, Unreachable
+from cssr.utils.files import PARTIAL
 
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|partial)")  # anything else in the directory is left alone
 _TRIES = 100  # to have a file before another process has removed it
@@ -69,7 +70,7 @@ class Cache:
 
         Raises: Unreachable, as `use`.
         """
-        partial = self.directory / f"{hashlib.sha256(self.remote.address(name).encode()).hexdigest()}.partial"
+        partial = self.directory / f"{hashlib.sha256(self.remote.address(name).encode()).hexdigest()}{PARTIAL}"
         with self._partial(partial) as file:
             os.truncate(file.fileno(), 0)
             try:
@@ -103,7 +104,7 @@ class Cache:
 
     def _fill(self, entry: Entry, path: Path, notify: Notify) -> None:
         """Download to a partial file, unless another process has done so in the meantime."""
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(PARTIAL)
         with self._partial(partial) as file:
             if path.exists() or not _is(file, partial):
                 return

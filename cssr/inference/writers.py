@@ -14,9 +14,9 @@ import psutil
 from PIL import Image
 
 from cssr.utils import geotiff
+from cssr.utils.files import PARTIAL
 
 PNG_PIXELS = 64_000_000  # of a PNG, which is in memory until it is written; larger results are TIFFs
-PARTIAL = ".partial"
 
 
 class Rows(Protocol):
