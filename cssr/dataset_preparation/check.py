@@ -92,9 +92,8 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
     groups = set().union(*(one.groups for one in ordered))
     faults += _check_sum(index, ordered, groups) if not faults else []
     if not tars:
-        strangers = {p.name for p in root.iterdir() if p.suffix in (".tar", PARTIAL)} - {
-            entry["name"] for entry in entries
-        }
+        strangers = {p.name for p in root.iterdir() if p.suffix == ".tar" or PARTIAL in p.name}
+        strangers -= {entry["name"] for entry in entries}
         faults += [f"{name} is not in index.json" for name in sorted(strangers)]
     return faults, f"{sum(len(one.keys) for one in ordered)} samples in {len(entries)} shards", groups
 
