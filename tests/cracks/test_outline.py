@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cssr.cracks.components import pieces
+from cssr.cracks.components import Components
 from cssr.cracks.outline import outline
 
 shapely = pytest.importorskip("shapely", reason="needs shapely: pip install 'cssr[survey]'")
 
 
 def polygons_of(mask: np.ndarray) -> list:
-    return [[shapely.Polygon(rings[0], rings[1:]) for rings in outline(runs)] for runs in pieces(mask)]
+    return [[shapely.Polygon(rings[0], rings[1:]) for rings in outline(runs)] for runs in Components(mask)]
 
 
 MASKS = {
@@ -49,5 +49,5 @@ def same(mask: np.ndarray) -> None:
 
 
 def test_a_straight_side_has_two_corners():
-    (((ring,),),) = [outline(runs) for runs in pieces(np.ones((3, 50), bool))]
+    (((ring,),),) = [outline(runs) for runs in Components(np.ones((3, 50), bool))]
     assert ring.tolist() == [[0, 0], [50, 0], [50, 3], [0, 3], [0, 0]]
