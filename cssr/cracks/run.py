@@ -50,6 +50,7 @@ def read_mask(path: Path, what: What = What()) -> tuple[np.ndarray, Georeference
 
 
 def _georeference(tags: dict) -> Georeference | None:
+    """Georeference by the tags that Pillow reads: measuring masks goes without rasterio, which is an extra."""
     keys = tags.get(_GEO_KEYS) or ()
     values = {keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0}  # (key, 0, 1, value)
     code = values.get(_PROJECTED, values.get(_GEOGRAPHIC, _OWN))
