@@ -106,7 +106,7 @@ def step() -> dict[str, int]:
 
 
 def stepping(task: Task, config: Config) -> Stepper:
-    """On the CPU, in float32, alone."""
+    """A stepper on the CPU, in float32, alone."""
     degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
     return Stepper(task, config, Accelerator(cpu=True, mixed_precision="no"), degrade, BATCH, 1, lambda value: value)
 

@@ -120,7 +120,7 @@ def pair(
     tolerance: float = 0.0,
     **rest: object,
 ) -> Pair:
-    """Of two ways to do something with each sample."""
+    """A pair of two ways to do something with each sample."""
     calls = [lambda work=work: [work(n) for n in numbers] for work in (plain, ours)]
     return Pair(name, formulation, *calls, tolerance=tolerance, items=len(numbers), item="sample", threads=1, **rest)
 
@@ -177,7 +177,7 @@ def by_pil_and_scipy(image: Path, mask: Path, seed: int) -> tuple[np.ndarray, ..
 
 
 def loaded(shards: Path, scratch: Path, quick: bool) -> Iterable[Result]:
-    """By workers, then by recipes."""
+    """Pairs by workers, then by recipes."""
     batches, steps, recipes = (20, 6, RECIPES[:1]) if quick else (150, 30, RECIPES)
     none, one, two = (1 / limit(shards, workers, batches) for workers in (0, 1, 2))
     for name, seconds in (("one worker", one), ("two workers", two)):

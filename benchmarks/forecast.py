@@ -69,12 +69,12 @@ class Prediction:
         return self.gpus * self.batch / step_seconds(self.alone, self.exchange, overlaps)
 
     def share(self, overlaps: bool) -> float:
-        """Of what as many GPUs would do with nobody to wait for, 0..1."""
+        """Share of what as many GPUs would do with nobody to wait for, 0..1."""
         return self.alone / step_seconds(self.alone, self.exchange, overlaps)
 
 
 def predict(alone: Sequence[float], batch: int, parameters: float, strategy: str = "ddp") -> list[Prediction]:
-    """For each place and each step time (seconds, of a micro-batch of `batch` samples on one GPU)."""
+    """Predictions for each place and each step time (seconds, of a micro-batch of `batch` samples on one GPU)."""
     return [
         Prediction(gpus, link, seconds, exchanged(strategy, parameters, gpus) / LINKS[link], batch)
         for link, gpus in PLACES

@@ -95,7 +95,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a measurement."""
+    """Settings of a measurement."""
 
     threads: int
     clock: str = "wall"
@@ -136,7 +136,7 @@ def measure(pair: Pair, settings: Settings) -> Result:
 
 
 def use_threads(count: int) -> None:
-    """Of torch and OpenCV; 0 would be OpenCV's way to say none beside the caller."""
+    """Set the threads of torch and OpenCV; 0 would be OpenCV's way to say none beside the caller."""
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 
@@ -155,7 +155,7 @@ def in_turn(calls: Sequence[Callable[[], Any]], clock: str, rounds: int) -> list
 
 
 def bounded(pair: Pair, ours: float, bare: float | None, clock: str, threads: int) -> dict[str, Any]:
-    """By what a pair is bound, what ours achieves of which rate, and the share of the bound, 0..1.
+    """The bound of a pair, what ours achieves of which rate, and the share of the bound, 0..1.
 
     `ours` and `bare` are seconds of an item. `achieved` and `rate` are FLOP/s or bytes/s; where a bare call is the
     bound, seconds of an item by ours and by it.
@@ -235,7 +235,7 @@ def gather(
 
 
 def report(results: Sequence[Result], failures: Sequence[dict[str, str]], settings: Settings) -> dict[str, Any]:
-    """For JSON."""
+    """Contents of the JSON."""
     lines = [{**dataclasses.asdict(result), "ratio": result.ratio, "met": result.met} for result in results]
     return {
         "machine": machine.facts(),

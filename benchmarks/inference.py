@@ -90,7 +90,7 @@ def bare(model: JointModel, path: Path, tile: int, batch: int) -> None:
 
 
 def plain(model: JointModel, path: Path, tile: int) -> np.ndarray:
-    """One thing after the other, all in memory; the mask."""
+    """Predict one thing after the other, all in memory; the mask."""
     prediction = predict(model, path, tile)
     with tempfile.TemporaryDirectory() as out:
         for name, pixels in (("sr", prediction.sr), ("mask", prediction.mask().astype(np.uint8) * 255)):
@@ -102,7 +102,7 @@ def plain(model: JointModel, path: Path, tile: int) -> np.ndarray:
 
 
 def ours(model: JointModel, path: Path, tile: int, batch: int) -> np.ndarray:
-    """By rows, as the command does it; the mask."""
+    """Predict by rows, as the command does; the mask."""
     tiles = Tiles(tile, TILE_OVERLAP, batch, ahead=2)
     with (
         tempfile.TemporaryDirectory() as out,
@@ -144,7 +144,7 @@ def table(seconds_of: dict[str, list[float]], side: int, where: str) -> list[str
 
 
 def report(name: str, seconds: dict[str, list[float]], share: float, options: argparse.Namespace) -> dict[str, Any]:
-    """For JSON: settings, rates, results and failures, as the other benchmarks write them."""
+    """Contents of the JSON: settings, rates, results and failures, as the other benchmarks write them."""
     bare, plain, ours = (statistics.median(seconds[way]) for way in ("bare", "plain", "ours"))
     line = {
         "name": name, "formulation": "whole image, tile by tile", "plain": plain, "ours": ours, "asked": None,

@@ -20,7 +20,7 @@ from cssr.losses import LOSSES
 
 
 def pairs(quick: bool) -> Iterable[Pair]:
-    """Of whole images, of crops, and of a batch of crops."""
+    """Pairs of whole images, of crops, and of a batch of crops."""
     for side, asked in ((64, None),) if quick else ((448, 4), (224, 4)):
         masks = [drawn(seed, side)[1].astype(np.uint8) for seed in range(8)]
         yield Pair(

@@ -41,7 +41,7 @@ def processor() -> str:
 
 
 def memory_gib() -> float:
-    """Of the whole machine."""
+    """Memory of the whole machine."""
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
@@ -103,7 +103,7 @@ def fastest(work: Callable[[], object], clock: str, turns: int = 5) -> float:
 
 
 def seconds(work: Callable[[], object], clock: str) -> float:
-    """Of one turn, an accelerator's work included."""
+    """Seconds of one turn, an accelerator's work included."""
     now = CLOCKS[clock]
     finish()
     began = now()

@@ -58,7 +58,7 @@ class Case:
 
     @property
     def seconds(self) -> float:
-        """Of a step, the median of all rounds."""
+        """Seconds of a step, the median of all rounds."""
         return median(second for steps in self.rounds for second in steps)
 
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
+    """Parser of the command line."""
     how = argparse.RawDescriptionHelpFormatter
     words = argparse.ArgumentParser(description=__doc__, formatter_class=how)
     what = words.add_mutually_exclusive_group()
@@ -249,7 +249,7 @@ def compare_losses(workspace: Workspace, options: argparse.Namespace) -> list[di
 
 
 def losses(workspace: Workspace, case: Case, way: str) -> list[float]:
-    """Of each step."""
+    """Loss of each step."""
     lines = workspace.run(case, 60, 8, "data.crop=32", f"optim.batch_norm={way}")
     return [line["loss"] for line in lines]
 

@@ -44,7 +44,7 @@ def least(words: Sequence[str], turns: int) -> float:
 
 
 def cpu_seconds(words: Sequence[str]) -> float:
-    """Of a command and its own processes; RuntimeError with what it says where it fails."""
+    """CPU seconds of a command and its own processes; RuntimeError with what it says where it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
@@ -54,7 +54,7 @@ def cpu_seconds(words: Sequence[str]) -> float:
 
 
 def first_step(scratch: Path) -> float:
-    """Of a run of one step of configs/tiny.yaml on a few drawn photographs."""
+    """CPU seconds of a run of one step of configs/tiny.yaml on a few drawn photographs."""
     make = [ROOT / "shards" / "make_shards.py", "synthetic", "--out", scratch / "shards", "--count", 32, "--size", 128]
     cpu_seconds([str(word) for word in make])
     settings = [f"data.train={scratch}/shards", f"train.run_dir={scratch}/run", "train.steps=1", "train.val_every=0"]

@@ -34,7 +34,7 @@ def circumstances(report: dict[str, Any]) -> str:
 
 
 def cells(line: dict[str, Any]) -> tuple[str, ...]:
-    """Of a result."""
+    """Cells of a result."""
     per = "" if line["item"] == "" else f"/{line['item']}"
     figures = [figure(line[way], line["unit"]) + per for way in ("plain", "ours")]
     rounds = f"{min(line['rounds']):.1f}..{max(line['rounds']):.1f}" if line["rounds"] else ""
@@ -56,7 +56,7 @@ def cells(line: dict[str, Any]) -> tuple[str, ...]:
 
 
 def figure(value: float, unit: str) -> str:
-    """With three digits, in the largest unit in which it is 1 at least, or in the smallest."""
+    """A value with three digits, in the largest unit in which it is 1 at least, or in the smallest."""
     units = UNITS.get(unit, ((1, unit),))
     size, name = next((u for u in units if value >= u[0]), units[-1])
     return f"{value / size:.3g} {name}"
@@ -69,7 +69,7 @@ def reached(bound: dict[str, Any]) -> str:
 
 
 def speed(value: float, kind: str) -> str:
-    """Of memory or arithmetic."""
+    """Speed of memory or arithmetic."""
     return f"{value / 1e9:.3g} {'GB/s' if kind == 'memory' else 'GFLOP/s'}"
 
 

@@ -59,7 +59,7 @@ class Payloads(TorchDispatchMode):
 
 
 def _bytes(argument: Any) -> int:
-    """Of all tensors in an argument of a collective."""
+    """Bytes of all tensors in an argument of a collective."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(argument) if isinstance(leaf, Tensor))
 
 

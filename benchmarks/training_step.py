@@ -189,7 +189,7 @@ def bound(name: str, side: int, seconds: float) -> dict[str, Any]:
 
 
 def settings(side: int, *overrides: str) -> Config:
-    """Those of the recipe, the encoder from scratch; narrow networks for small images."""
+    """Settings of the recipe, the encoder from scratch; narrow networks for small images."""
     narrow = ["model.sr.width=16", "model.sr.features=16", "model.seg.encoder=resnet18"] if side == SMALL else []
     words = [f"data.crop={side}", "model.seg.pretrained=false", *narrow, *overrides]
     return load_config(ROOT / "configs" / "csbsr_pspnet.yaml", words)

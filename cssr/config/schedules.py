@@ -63,7 +63,7 @@ def constant(value: float = 1.0) -> Schedule:
 
 @SCHEDULES.register
 def linear(until: Samples, begin: Samples = 0, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """From `start` at `begin` samples to `end` at `until`, constant outside (CSBSR's rising beta)."""
+    """Ramp from `start` at `begin` samples to `end` at `until`, constant outside (CSBSR's rising beta)."""
     _check_window(begin, until)
     return lambda progress: start + (end - start) * _share(progress.samples, begin, until)
 

@@ -115,7 +115,7 @@ class Runs:
         return total / self.area
 
     def every(self, times: int) -> "Runs":
-        """Of each square of so many pixels a side the middle one, as one pixel."""
+        """The middle pixel of each square of so many pixels a side, as one pixel."""
         y, middle = self.starts // self.stride, times // 2
         rows = y % times == middle
         begin = -((middle - self.starts[rows] % self.stride) // times)

@@ -176,7 +176,7 @@ def _placed(line: np.ndarray, units: Units, georeference: Georeference | None) -
 
 
 def _simplified(line: np.ndarray) -> np.ndarray:
-    """With fewer points, but two at least."""
+    """A line with fewer points, but two at least."""
     middle = len(line) // 2 if np.array_equal(line[0], line[-1]) else 0  # a closed line in two parts
     if not middle:
         return _fewer(line)

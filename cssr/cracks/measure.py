@@ -140,14 +140,14 @@ def _of_few(x: bytes, y: bytes) -> Crack:
 
 
 def _reduction(runs: Runs) -> int:
-    """By how much a component is reduced that is both thick and large; else 1."""
+    """Reduction of a component that is both thick and large; else 1."""
     if runs.area <= _LARGE:
         return 1
     return max(1, min(int(runs.mean_width() / _THICK), int(np.ceil((runs.area / _LARGE) ** 0.5))))
 
 
 def _measure_lines(component: Pixels, most_nodes: float = float("inf")) -> Crack:
-    """But for the number, the box and the area."""
+    """Measure a component, but for the number, the box and the area."""
     outside = cKDTree(component.rim())
     paths, meeting = centre_paths(component, outside, most_nodes)
     axis = _main_axis(component.points)

@@ -90,7 +90,7 @@ def _closed(ring: list[tuple[int, int]]) -> Ring:
 
 
 def _area(ring: Ring) -> float:
-    """Of what the ring encloses, pixels; below 0 where it runs counterclockwise as seen."""
+    """Area that the ring encloses, pixels; below 0 where it runs counterclockwise as seen."""
     x, y = ring.T
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 

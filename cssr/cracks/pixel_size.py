@@ -68,7 +68,7 @@ def typed(text: str) -> PixelSize:
 
 
 def of_points(first: Sequence[float], second: Sequence[float], mm: float) -> PixelSize:
-    """From the distance of two points (x, y) of the photograph; ValueError where they (almost) coincide."""
+    """Size from the distance of two points (x, y) of the photograph; ValueError where they (almost) coincide."""
     pixels = math.dist(first, second)
     if not pixels >= 10 * _POINT or not 0 < mm < math.inf:
         raise ValueError(
@@ -106,7 +106,7 @@ def markers(image: np.ndarray, family: str | None = None) -> list[Marker]:
 
 
 def of_markers(seen: Sequence[Marker], side: float) -> PixelSize:
-    """From markers of a known side (mm): their mean, weighed by their areas.
+    """Size from markers of a known side (mm): their mean, weighed by their areas.
 
     The uncertainty holds that of the corners, the tilt, along whose direction pixels are larger, and how much markers
     differ among each other. Raises: ValueError without markers, or for a side that cannot be.
@@ -175,7 +175,7 @@ def rectified(image: np.ndarray, marker: Marker, most_pixels: int = 100_000_000)
 
 
 def of_georeference(place: Place | None) -> PixelSize | None:
-    """From a map in metres or feet; None without one."""
+    """Size from a map in metres or feet; None without one."""
     if place is None or place.crs is None or not place.crs.is_projected:
         return None
     t, metres = place.transform, float(place.crs.linear_units_factor[1])
@@ -184,7 +184,7 @@ def of_georeference(place: Place | None) -> PixelSize | None:
 
 
 def of_file(path: Path, distance: float | None = None) -> PixelSize | None:
-    """From the focal length, sensor and distance in a photograph's EXIF and XMP; None where one of them is missing.
+    """Size from focal length, sensor and distance in a photograph's EXIF and XMP; None where one is missing.
 
     Args:
         distance: metres from the camera to the surface, where it is known better than the file says.

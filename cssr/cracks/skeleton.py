@@ -113,7 +113,7 @@ def _chains(links: list[list[int]], degree: list[int], junction: list[int]) -> l
 
 
 def _walk(start: int, first: int, links: list[list[int]], used: list[bool], degree: list[int]) -> list[int]:
-    """From a pixel by way of another to the next node, or back."""
+    """The path from a pixel by way of another to the next node, or back."""
     chain = [start, first]
     while degree[first] == 2 and first != start:
         used[first] = True
@@ -167,7 +167,7 @@ def _smoothed(points: np.ndarray, sigma: float, closed: bool) -> np.ndarray:
 
 
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """For either pass, by the code of its eight neighbours, whether a pixel stays: 256 uint8 each, 0 or 1."""
+    """Tables of either pass: whether a pixel stays, by the code of its eight neighbours: 256 uint8 each, 0 or 1."""
     p2, p3, p4, p5, p6, p7, p8, p9 = (np.arange(256)[:, None] >> np.arange(8) & 1).T
     runs = (1 - p2) * (p3 | p4) + (1 - p4) * (p5 | p6) + (1 - p6) * (p7 | p8) + (1 - p8) * (p9 | p2)
     pairs = np.minimum((p9 | p2) + (p3 | p4) + (p5 | p6) + (p7 | p8), (p2 | p3) + (p4 | p5) + (p6 | p7) + (p8 | p9))

@@ -87,7 +87,7 @@ class Tars:
 
     @property
     def packed(self) -> list[str]:
-        """Those that are compressed, by their names."""
+        """Compressed tars, by their names."""
         return [name for name in self.names if _PACKED.fullmatch(name)]
 
     def remedy(self, option: str = "") -> str:

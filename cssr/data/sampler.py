@@ -57,7 +57,7 @@ class LanePlan:
         return rng(self.seed, number).permutation(len(self.counts))
 
     def _of_pass(self, number: int) -> Any:
-        """Of a set that is permuted whole, the order of its samples; else that of its shards, and where each begins."""
+        """Order of the samples of a set that is permuted whole; else of its shards, and where each begins."""
         if number not in self._passes:
             order = self._sample_order(number) if self.whole else self.shard_order(number)
             self._passes = dict([*self._passes.items()][-1:])

@@ -145,7 +145,7 @@ class ShardSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the index, as JSON with sorted keys; the index has the sha256 of every shard."""
+        """Digest of the index, as JSON with sorted keys; the index has the sha256 of every shard."""
         return digest(self.index)
 
     @cached_property

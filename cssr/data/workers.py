@@ -32,7 +32,7 @@ _GRACE = 30  # seconds that a worker outlives a SIGTERM, for the training proces
 
 
 def worker_share(indices: range) -> range:
-    """Those of `indices` that are the turn of this worker process; all of them in the main process."""
+    """The share of `indices` of this worker process; all of them in the main process."""
     worker = torch.utils.data.get_worker_info()
     return indices[worker.id :: worker.num_workers] if worker else indices
 

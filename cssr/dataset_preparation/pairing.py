@@ -315,7 +315,7 @@ class _Names:
 
 
 def _enter(known: dict[str, set[str]], name: str, key: str) -> None:
-    """Under the name as it is, and in small letters, which are marked so as not to be taken for the former."""
+    """Enter a key under its name, and in small letters, which are marked so as not to be taken for the former."""
     for form in (name, f"\0{name.lower()}"):
         known.setdefault(form, set()).add(key)
 

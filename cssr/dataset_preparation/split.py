@@ -33,7 +33,7 @@ class Split:
 
     @property
     def sha256(self) -> str:
-        """Of split.json."""
+        """Digest of split.json."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
 

@@ -81,7 +81,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Of the tar, until `write_index` names it after its set."""
+        """Name of the tar, until `write_index` names it after its set."""
         return f"shard-{self.number:06d}.tar"
 
 

@@ -198,7 +198,7 @@ def _measured(rows: Sequence[dict[str, Any]], draws: np.ndarray) -> dict[str, Sa
 
 
 def _curve_measures(ious: np.ndarray, f1s: np.ndarray) -> Samples:
-    """Of curves (resamples, 99); F1 at the threshold that is best for the IoU in that resample."""
+    """Measures of curves (resamples, 99); F1 at the threshold that is best for the IoU in that resample."""
     best = ious.argmax(1)[:, None]
     at_best = {key: np.take_along_axis(curve, best, 1)[:, 0] for key, curve in (("iou_max", ious), ("f1", f1s))}
     return {**at_best, "aiu": ious.mean(1), "ods": f1s.max(1)}

@@ -51,7 +51,7 @@ def logit_histogram(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 class Reliability(NamedTuple):
-    """By bin of probability, (..., BINS) float64 each."""
+    """Values by bin of probability, (..., BINS) float64 each."""
 
     prob: np.ndarray  # mean probability; NaN of an empty bin
     crack: np.ndarray  # share of crack pixels; NaN of an empty bin

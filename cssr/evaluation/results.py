@@ -175,7 +175,7 @@ def _require(data: dict[str, Any], fields: Iterable[str], path: Path) -> None:
 
 
 def _named(results: Sequence[Result]) -> list[Result]:
-    """With names that differ: equal ones get their data, or else their path, added."""
+    """Results with names that differ: equal ones get their data, or else their path, added."""
     named: list[Result] = []
     for result in results:
         equal = [other for other in results if other.data["name"] == result.data["name"]]

@@ -24,7 +24,7 @@ def model_digest(model: JointModel) -> str:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """By which a photograph is known again: size and time of change."""
+    """Facts by which a photograph is known again: size and time of change."""
     stat = path.stat()
     return {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
 
@@ -61,7 +61,7 @@ def begin(record: Path) -> dict[str, Any] | None:
 
 
 def remove_others(record: Path, old: dict[str, Any] | None, files: dict[str, int]) -> None:
-    """Of what an earlier record names, remove the files that have not been written anew."""
+    """Remove the files of an earlier record that have not been written anew."""
     for name in (old or {"files": {}})["files"].keys() - files.keys():
         record.with_name(Path(name).name).unlink(missing_ok=True)
 

@@ -45,7 +45,7 @@ class Source:
         return open_photograph(self.path if self.image is None else self.image, bits=bits)
 
     def facts(self) -> dict[str, Any]:
-        """By which it is known again."""
+        """Facts by which it is known again."""
         return {**done.file_facts(self.path), "frame": self.frame}
 
 
@@ -153,7 +153,7 @@ def _root(source: Path) -> Path:
 
 
 def is_video(path: Path) -> bool:
-    """By its suffix."""
+    """Return whether a file is a video, by its suffix."""
     return path.suffix.lower() in VIDEOS
 
 

@@ -79,7 +79,7 @@ class Evaluation:
         return measured.origin(argparse.Namespace(**options), open_sets(self.benchmark.data, "--benchmarks"))
 
     def arguments(self) -> list[str]:
-        """Those of cssr/evaluate.py."""
+        """Arguments of cssr/evaluate.py."""
         model = [str(self.checkpoint.path), "--checkpoint", self.checkpoint.which, "--name", self.checkpoint.name]
         return [*model, "--data", self.benchmark.data, "--out", str(self.folder), *_option_words(self.options)]
 

@@ -91,7 +91,7 @@ class Sketch:
 
     @property
     def bytes(self) -> int:
-        """Of parameters and buffers."""
+        """Bytes of parameters and buffers."""
         return _bytes([*self.model.parameters(), *self.model.buffers()])
 
     def groups(self) -> dict[str, int]:

@@ -67,7 +67,7 @@ def sweep(arguments: list[str] | None = None) -> int:
 
 
 def evaluation_parser() -> Parser:
-    """Of launch/evaluate.py."""
+    """Parser of launch/evaluate.py."""
     parser = Parser(prog=program("launch/evaluate.py"), description=EVALUATE, **_HOW)
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="run, export, or RUN@best, @last, @STEP")
     parser.add_argument("--out", type=Path, default=Path("evaluations"), metavar="DIR", help="(%(default)s)")
@@ -77,7 +77,7 @@ def evaluation_parser() -> Parser:
 
 
 def sweep_parser() -> Parser:
-    """Of launch/sweep.py, with settings among the options: `parse_intermixed_args`."""
+    """Parser of launch/sweep.py, with settings among the options: `parse_intermixed_args`."""
     parser = Parser(prog=program("launch/sweep.py"), description=SWEEP, **_HOW)
     parser.add_argument("recipe", metavar="RECIPE", help="what is trained, a YAML of configs/")
     parser.add_argument("settings", nargs="+", metavar="KEY=V1,V2,...", help="what is swept")

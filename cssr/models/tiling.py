@@ -203,7 +203,7 @@ class _Shares:
         }
 
     def of(self, start: int, like: Tensor) -> Tensor:
-        """Of the tile that begins at a pixel, in the precision and on the device of a tensor."""
+        """Weights of the tile that begins at a pixel, in the precision and on the device of a tensor."""
         share = self._shares[start]
         if share.device != like.device or share.dtype != like.dtype:
             share = self._shares[start] = share.to(like.dtype).to(like.device)
@@ -241,7 +241,7 @@ def moments_of(image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tens
 
 
 class Moments:
-    """Of each image and channel, over all pixels that count: parts are B C n W each.
+    """Moments of each image and channel, over all pixels that count: parts are B C n W each.
 
     Nothing is kept of a part: thousands of small tensors between large ones would keep the allocator from using the
     large ones' memory again.

@@ -37,7 +37,7 @@ def training_range(images: Iterable[np.ndarray], degradation: Mapping[str, Any],
 def outside(
     trained_on: Mapping[str, Any], brightness: float, contrast: float, shape: Sequence[int], blur: float | None
 ) -> list[str]:
-    """In words, each way in which a photograph differs from what the model was trained on; [] if in none.
+    """Sentences on how a photograph differs from what the model was trained on; [] if in nothing.
 
     Args:
         trained_on: as `training_range` gives it; empty for exports without.
@@ -76,7 +76,7 @@ def blur_sigma(kernel: torch.Tensor) -> torch.Tensor:
 
 
 def _variance(weight: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
-    """Of weights (B, k) along an axis (k)."""
+    """Variance of weights (B, k) along an axis (k)."""
     weight = weight / weight.sum(1, keepdim=True)
     centre = (weight @ axis)[:, None]
     return (weight * (axis - centre) ** 2).sum(1)

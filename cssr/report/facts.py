@@ -122,7 +122,7 @@ def definitions(
 
 
 def _defined(results: Sequence[Result], more: Mapping[str, str] | None = None) -> dict[str, dict[str, list[str]]]:
-    """By what is shown: its definitions, and the names of the results that have each."""
+    """Definitions by what is shown, and the names of the results that have each."""
     labels = {key: key.replace("image", "per image") for key in ("image", "pooled", "thresholds")}
     labels |= {
         column.key: column.label.split(" (")[0].split(" [")[0]

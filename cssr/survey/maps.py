@@ -113,7 +113,7 @@ def write_dxf(survey: Survey, path: Path) -> None:
 
 
 def _side_by_side(survey: Survey, space: Any) -> dict[str, tuple[float, float, float, float]]:
-    """Of photographs without a map: left, top, and size of a pixel along x and y; their frames and names are drawn."""
+    """Draw frames and names of photographs without a map: left, top, and size of a pixel along x and y of each."""
     places, left = {}, 0.0
     for photograph in survey.photographs:
         if "affine" in photograph:

@@ -100,7 +100,7 @@ class Console:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def step(self) -> None:
-        """One step is done."""
+        """Count a step."""
         if self.bar:
             self.bar.update()
 

@@ -92,7 +92,7 @@ def factor_of(group: str, phase: PhaseConfig) -> float:
 
 
 def held_groups(groups: Iterable[str], phase: PhaseConfig, step: int) -> frozenset[str]:
-    """Those of the parameter groups that a phase holds still at a step of the run, its turns included."""
+    """The parameter groups that a phase holds still at a step of the run, its turns included."""
     trained = turn = None
     if phase.alternate:
         trained = {group for turn in phase.alternate for group in turn}

@@ -54,7 +54,7 @@ class Validation:
         return digest({"sets": [shards.sha256 for shards in self._sets], **how})
 
     def __call__(self, model: JointModel, watched: Callable[[Iterable[Batch]], Iterator[Batch]]) -> Validated:
-        """All ranks must ask. `model` is left in evaluation mode; `watched` may end its batches early."""
+        """Validate `model`; all ranks must ask. It is left in evaluation mode; `watched` may end its batches early."""
         began, engine, panels = time.monotonic(), self._engine, []
         model = self._whole(model) if shards_parameters(engine) else model
         model.eval()

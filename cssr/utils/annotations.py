@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 @dataclass(frozen=True)
 class Within:
-    """In an annotation: the numbers that can be meant, `low` and `high` among them."""
+    """Bounds in an annotation: the numbers that can be meant, `low` and `high` among them."""
 
     low: float
     high: float

@@ -30,7 +30,7 @@ class Place:
     transform: Any  # affine, pixel (column, row) to map coordinates
 
     def enlarged(self, scale: float) -> "Place":
-        """Of the same area in smaller pixels."""
+        """Place of the same area in smaller pixels."""
         return Place(self.crs, self.transform * self.transform.scale(1 / scale))
 
 
@@ -40,7 +40,7 @@ def there() -> bool:
 
 
 def is_tiff(image: bytes | str | Path) -> bool:
-    """By the first bytes of a file; classic or BigTIFF."""
+    """Return whether a file is a TIFF, classic or Big, by its first bytes."""
     if isinstance(image, bytes):
         return image[:4] in _MAGIC
     with open(image, "rb") as file:
@@ -142,7 +142,7 @@ class TiffFile:
         return values, None if valid is None or valid.all() else valid
 
     def _bands(self) -> list[int]:
-        """Those that make a picture: of a file with many, the first three."""
+        """Bands that make a picture: of a file with many, the first three."""
         count = self._file.count
         if count == 2 and "alpha" not in self._colours:
             return [1]

@@ -49,7 +49,7 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
 
 
 def with_suffix(paths: Iterable[Path], suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Those of the paths that end with one of the suffixes, in any case."""
+    """Select the paths that end with one of the suffixes, in any case."""
     return [path for path in paths if path.suffix.lower() in {*suffixes}]
 
 

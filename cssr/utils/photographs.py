@@ -219,7 +219,7 @@ def read_with_valid(
 
 
 def _open_tiff(image: bytes | str | Path, pixels: int, bits: int | None) -> Photograph:
-    """By windows where it is large, deep, masked or georeferenced, or Pillow does not know its kind."""
+    """Open a TIFF by windows where it is large, deep, masked or georeferenced, or unknown to Pillow."""
     try:
         file = geotiff.TiffFile(image, bits)
     except ValueError:

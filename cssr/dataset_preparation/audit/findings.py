@@ -74,7 +74,7 @@ class Finding:
     pictures: list[list[int]] = field(default_factory=list)
 
     def line(self, examples: int = 3) -> str:
-        """For people."""
+        """A line for people."""
         shown = "; ".join(map(_example, self.entries[:examples]))
         more = f"; and {len(self.entries) - examples} more" if len(self.entries) > examples else ""
         return one_line(

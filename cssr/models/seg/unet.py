@@ -34,7 +34,7 @@ _UPSAMPLE: dict[str, Callable[[int, int], nn.Sequential]] = {
 
 
 class UNet(EncoderDecoder):
-    """From the deepest features upwards: double the size, append the encoder's features, until full size."""
+    """Decoder from the deepest features upwards: double the size, append the encoder's features, until full size."""
 
     def __init__(self, encoder: nn.Module, width: int, upsample: str):
         super().__init__()

@@ -10,7 +10,7 @@ from cssr.models.sr import SR
 
 
 def _projection(width: int, scale: int, inputs: int, up: bool) -> BackProjection:
-    """From `inputs * width` channels to `width` at the other resolution."""
+    """Projection from `inputs * width` channels to `width` at the other resolution."""
     there, back = (deconv_prelu, conv_prelu) if up else (conv_prelu, deconv_prelu)
     geometry = (width, width, *PROJECTION[scale])
     squeeze = conv_prelu(inputs * width, width, 1) if inputs > 1 else nn.Identity()

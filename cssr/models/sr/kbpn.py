@@ -181,7 +181,7 @@ class Layers:
         return shuffled.append(nn.PixelShuffle(self.scale))
 
     def projection(self, inputs: int, up: bool) -> BackProjection:
-        """From `inputs * width` channels to `width` at the other resolution."""
+        """Projection from `inputs * width` channels to `width` at the other resolution."""
         there, back = (self.enlarge, self.reduce) if up else (self.reduce, self.enlarge)
         squeeze = conv_prelu(inputs * self.width, self.width, 1, slope=_SLOPE)
         return BackProjection(squeeze, there(self.width), back(self.width), there(self.width))
