@@ -31,13 +31,5 @@ def crack500(
     resize_masks: ResizeMasks = False,
 ) -> Source:
     """ROOT/traincrop, valcrop or testcrop (--split train, ...): X.jpg and X.png; or traindata, ... with --whole."""
-    return grey_set(
-        "crack500",
-        None,
-        root,
-        split,
-        *([_WHOLE] if whole else _TILES),
-        threshold=threshold,
-        resize=resize_masks,
-        group=None if whole else partial(without_numbers, count=2),
-    )
+    layouts, group = ([_WHOLE], None) if whole else (_TILES, partial(without_numbers, count=2))
+    return grey_set("crack500", None, root, split, *layouts, threshold=threshold, resize=resize_masks, group=group)

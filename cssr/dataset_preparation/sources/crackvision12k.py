@@ -13,12 +13,8 @@ def crackvision12k(
     root: Root, split: Split = None, threshold: Threshold = None, resize_masks: ResizeMasks = False
 ) -> Source:
     """ROOT/train, val or test (--split), each with IMG/ and GT/; split_dataset_final/ may stand between."""
-    return grey_set(
-        "crackvision12k",
+    licence, layout = (
         "non-commercial research and education only",
-        root,
-        split,
         ("**/{split}/IMG/{stem}.*", "**/{split}/GT/{stem}.*"),
-        threshold=threshold,
-        resize=resize_masks,
     )
+    return grey_set("crackvision12k", licence, root, split, layout, threshold=threshold, resize=resize_masks)

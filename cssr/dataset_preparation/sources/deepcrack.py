@@ -14,13 +14,9 @@ def deepcrack(
     root: Root, split: Split = None, threshold: Threshold = None, resize_masks: ResizeMasks = False
 ) -> Source:
     """ROOT/train_img and train_lab, test_img and test_lab (--split): X.jpg and X.png."""
-    return grey_set(
-        "deepcrack",
+    licence, layout = (
         "non-commercial research and education only",
-        root,
-        split,
         ("**/{split}_img/{stem}.*", "**/{split}_lab/{stem}.*"),
-        threshold=threshold,
-        resize=resize_masks,
-        group=numbered_crop,
     )
+    options = {"threshold": threshold, "resize": resize_masks, "group": numbered_crop}
+    return grey_set("deepcrack", licence, root, split, layout, **options)

@@ -11,12 +11,5 @@ from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 @SOURCES.register
 def tut(root: Root, split: Split = None, threshold: Threshold = None, resize_masks: ResizeMasks = False) -> Source:
     """ROOT/train_img and train_lab, val_img and val_lab, test_img and test_lab (--split)."""
-    return grey_set(
-        "tut",
-        None,
-        root,
-        split,
-        ("**/{split}_img/{stem}.*", "**/{split}_lab/{stem}.*"),
-        threshold=threshold,
-        resize=resize_masks,
-    )
+    layout = "**/{split}_img/{stem}.*", "**/{split}_lab/{stem}.*"
+    return grey_set("tut", None, root, split, layout, threshold=threshold, resize=resize_masks)
