@@ -42,17 +42,8 @@ def cells(line: dict[str, Any]) -> tuple[str, ...]:
     bound = line["bound"]
     share = f"{100 * bound['share']:.0f} %" if bound else ""
     by = f"{bound['by']} ({reached(bound)})" if bound else ""
-    return (
-        line["name"],
-        line["formulation"],
-        *figures,
-        f"{line['ratio']:.3g}",
-        rounds,
-        asked,
-        str(line["threads"] or ""),
-        by,
-        share,
-    )
+    ratio, threads = f"{line['ratio']:.3g}", str(line["threads"] or "")
+    return line["name"], line["formulation"], *figures, ratio, rounds, asked, threads, by, share
 
 
 def figure(value: float, unit: str) -> str:

@@ -18,16 +18,8 @@ import numpy as np
 from cssr.data.decode import image_size
 
 FORMAT = "cssr-shards-1"
-SLOTS = (
-    "jpg",
-    "png",
-    "mask.png",
-    "valid.png",
-    "lq.png",
-    "lq.jpg",
-    "kernel.npy",
-    "json",
-)  # what of a sample is looked at
+# what of a sample is looked at
+SLOTS = ("jpg", "png", "mask.png", "valid.png", "lq.png", "lq.jpg", "kernel.npy", "json")
 _SMALL = 1 << 21  # bytes that a json may have
 _REMEMBERED = 200_000  # samples with remembered places, some 200 bytes each
 _BLOCK = 512

@@ -12,15 +12,9 @@ from einops import repeat
 SUPERSAMPLE = 3  # cracks are drawn this much larger and averaged down: thin lines need the sub-pixel coverage
 MAX_WIDTH = 8.5  # pixels; a junction is a little wider than the lines that meet in it
 SUBPIXEL_BITS = 4  # fixed-point fraction of the coordinates that OpenCV draws with
+# red, green, blue of warm to cool surfaces
 CASTS = np.array(
-    [
-        [1.04, 1.0, 0.93],
-        [1.10, 0.99, 0.84],
-        [0.95, 1.0, 1.07],  # red, green, blue of warm to cool surfaces
-        [0.98, 1.02, 0.94],
-        [1, 1, 1],
-        [1.08, 0.97, 0.92],
-    ]
+    [[1.04, 1, 0.93], [1.10, 0.99, 0.84], [0.95, 1, 1.07], [0.98, 1.02, 0.94], [1, 1, 1], [1.08, 0.97, 0.92]]
 )
 
 

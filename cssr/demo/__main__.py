@@ -97,16 +97,9 @@ def server(app: Any) -> Any:
     import uvicorn
 
     quiet = {"access_log": False, "log_level": "warning", "server_header": False, "proxy_headers": False}
-    config = uvicorn.Config(
-        app,
-        **quiet,
-        http=protocol(),
-        ws="none",
-        lifespan="off",
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=2,
-    )
-    return uvicorn.Server(config)
+    bare = {"http": protocol(), "ws": "none", "lifespan": "off"}
+    limits = {"limit_concurrency": CONNECTIONS, "timeout_graceful_shutdown": 2}
+    return uvicorn.Server(uvicorn.Config(app, **quiet, **bare, **limits))
 
 
 def serve(app: Any, listener: socket.socket) -> None:

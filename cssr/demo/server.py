@@ -63,14 +63,8 @@ def create_app(model: JointModel, limits: Limits, name: str = "", names: tuple[s
         names: host names, beside `localhost`, by which a browser may reach the server.
     """
     turns = Turns(limits.waiting, limits.seconds)
-    facts = {
-        "name": name,
-        "scale": model.scale,
-        "segments": segments(model.config),
-        "bytes": limits.bytes,
-        "pixels": limits.pixels,
-        "seconds": limits.seconds,
-    }
+    facts = {"name": name, "scale": model.scale, "segments": segments(model.config)}
+    facts |= {bound: getattr(limits, bound) for bound in ("bytes", "pixels", "seconds")}
     routes = [_page(file) for file in PAGES]
     routes += [
         Route("/facts", lambda request: JSONResponse(facts)),

@@ -127,18 +127,8 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
     model.orientations = ORIENTATIONS if options.tta else 1
 
     def stream(rank: int, world: int) -> Iterable[Batch]:
-        return eval_stream(
-            sets,
-            model.scale,
-            options.batch_size,
-            options.seed,
-            rank,
-            world,
-            options.limit,
-            options.workers,
-            name="--data",
-            stored=is_stored(component),
-        )
+        how = {"limit": options.limit, "workers": options.workers, "name": "--data", "stored": is_stored(component)}
+        return eval_stream(sets, model.scale, options.batch_size, options.seed, rank, world, **how)
 
     batches = tqdm(
         stream(engine.process_index, engine.num_processes),
@@ -184,20 +174,7 @@ def _facts(
 def summary(result: dict[str, Any], out: Path) -> str:
     """The main figures on a few lines."""
     image, pooled = result["metrics"]["image"], result["metrics"]["pooled"]
-    names = (
-        "iou_max",
-        "aiu",
-        "f1",
-        "ece",
-        "hd95_min",
-        "ahd95",
-        "cldice",
-        "cliou",
-        "width_error",
-        "psnr",
-        "ssim",
-        "kernel_psnr",
-    )
+    names = "iou_max aiu f1 ece hd95_min ahd95 cldice cliou width_error psnr ssim kernel_psnr".split()
     shown = {
         label: "  ".join(f"{n} {values[n]:.4g}" for n in names if values[n] is not None)
         for label, values in (("per image", image), ("pooled", pooled))

@@ -24,13 +24,8 @@ WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 FORMAT = 1  # of config.json; higher for a change that older versions would misread
 
 _LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
-_DAMAGE = (
-    RecursionError,
-    OverflowError,
-    ValueError,
-    KeyError,
-    TypeError,
-)  # what a config.json can make its readers stumble over
+# what a config.json can make its readers stumble over
+_DAMAGE = (RecursionError, OverflowError, ValueError, KeyError, TypeError)
 
 
 def write_export(model: nn.Module, settings: Mapping[str, Any], directory: str | Path, half: bool = False) -> None:

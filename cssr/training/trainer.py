@@ -289,19 +289,10 @@ class Run:
 
     def _stream(self) -> Iterator[Batch]:
         engine, config = self.engine, self.config
-        return train_stream(
-            self.prepared.train_sets,
-            config.data,
-            config.train.seed,
-            self._progress(self.step).samples,
-            self.prepared.micro_batch,
-            engine.process_index,
-            engine.num_processes,
-            self.task.needs_distance,
-            Damage(),
-            lambda message: print(f"rank {engine.process_index}: {message}", file=sys.stderr),
-            self.prepared.lq_scale,
-        )
+        place = self._progress(self.step).samples, self.prepared.micro_batch, engine.process_index, engine.num_processes
+        how = {"distance": self.task.needs_distance, "scale": self.prepared.lq_scale, "damage": Damage()}
+        how["report"] = lambda message: print(f"rank {engine.process_index}: {message}", file=sys.stderr)
+        return train_stream(self.prepared.train_sets, config.data, config.train.seed, *place, **how)
 
     def _say_finished(self) -> None:
         if self.engine.is_main_process:

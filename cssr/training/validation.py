@@ -115,16 +115,9 @@ class Validation:
 
     def _stream(self) -> Iterator[Batch]:
         config, engine = self._config, self._engine
-        return eval_stream(
-            self._sets,
-            config.model.scale,
-            config.eval.batch_size,
-            config.eval.seed,
-            engine.process_index,
-            engine.num_processes,
-            config.eval.limit,
-            config.data.workers,
-        )
+        how = {"rank": engine.process_index, "world": engine.num_processes, "limit": config.eval.limit}
+        sizes = config.model.scale, config.eval.batch_size
+        return eval_stream(self._sets, *sizes, config.eval.seed, workers=config.data.workers, **how)
 
 
 def record(validated: Validated, step: int, samples: int, run_dir: Path, engine: Accelerator, console: Console) -> None:
