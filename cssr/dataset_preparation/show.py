@@ -17,7 +17,7 @@ from cssr.config.loading import to_inline_yaml
 from cssr.data.dataset import Sample, read_sample
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation.images import outlined
-from cssr.utils.cli import one_line, program
+from cssr.utils.cli import program
 from cssr.utils.files import naming
 from cssr.utils.images import joined
 from cssr.utils.json_files import misfit
@@ -199,6 +199,6 @@ def main() -> int:
                 sheet.save(options.out)
             print(f"{min(options.count, len(shards))} samples in {options.out}")
     except (ValueError, OSError) as problem:
-        print("error:", one_line(problem), file=sys.stderr)
+        print("error:", " ".join(str(problem).split()), file=sys.stderr)
         return 1
     return 0

@@ -174,7 +174,8 @@ def _facts(
 def summary(result: dict[str, Any], out: Path) -> str:
     """The main figures on a few lines."""
     image, pooled = result["metrics"]["image"], result["metrics"]["pooled"]
-    names = "iou_max aiu f1 ece hd95_min ahd95 cldice cliou width_error psnr ssim kernel_psnr".split()
+    names = ("iou_max", "aiu", "f1", "ece", "hd95_min", "ahd95", "cldice", "cliou")
+    names += ("width_error", "psnr", "ssim", "kernel_psnr")
     shown = {
         label: "  ".join(f"{n} {values[n]:.4g}" for n in names if values[n] is not None)
         for label, values in (("per image", image), ("pooled", pooled))

@@ -19,11 +19,6 @@ def program(script: str) -> str:
     return sys.argv[0] if sys.argv[0].startswith("cssr ") else script
 
 
-def one_line(problem: BaseException) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(problem).split())
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises its complaints, so that all mistakes end alike."""
 
@@ -45,7 +40,7 @@ def errors_end() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as problem:
-        sys.exit(f"error: {one_line(problem)}")
+        sys.exit(f"error: {' '.join(str(problem).split())}")
 
 
 def run_command(
@@ -60,7 +55,7 @@ def run_command(
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
     except (ValueError, OSError) as problem:
-        print("error:", one_line(problem), file=sys.stderr)
+        print("error:", " ".join(str(problem).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print("error:", str(stop) or f"interrupted; {interrupted}", file=sys.stderr)
