@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import program
+from cssr.utils.cli import errors_end, program
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,10 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     from cssr.survey.annotate import run
 
-    try:
+    with errors_end():
         run(options)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
