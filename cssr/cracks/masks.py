@@ -218,14 +218,14 @@ def decide_by_levels(items: Iterable[Mask], threshold: int | None = None, lossy:
     levels = np.flatnonzero(used).tolist() or [0]
     seen = f"values {_seen(levels)}"
     if threshold is not None:
-        empty = _told_empty(dim, threshold)
+        empty = _describe_empty(dim, threshold)
         return above(threshold, seen, " (as chosen by --threshold)", (empty,) if empty else ())
     if 1 in levels and levels[-1] == 1:
         return MaskRule(f"{seen}: crack = 1", lambda values: values == 1)
     if levels[-1] == 255 and set(levels) <= {0, 255}:
         return MaskRule(f"{seen}: crack = 255", lambda values: values == 255)
     _refuse_unclear(levels, lossy, seen)
-    empty = _told_empty({origin: counts for origin, counts in dim.items() if _is_drawn(counts, lossy)}, limit)
+    empty = _describe_empty({origin: counts for origin, counts in dim.items() if _is_drawn(counts, lossy)}, limit)
     if empty:
         raise ValueError(f"{empty}; say with --threshold N what is crack (crack = value > N), or correct these masks")
     return above(DEFAULT_THRESHOLD, seen)
@@ -249,7 +249,7 @@ def _is_drawn(counts: np.ndarray, lossy: bool) -> bool:
     return bool(two or counts[1:].sum() > _TRACE * counts.sum())
 
 
-def _told_empty(dim: dict[str, np.ndarray], threshold: int) -> str:
+def _describe_empty(dim: dict[str, np.ndarray], threshold: int) -> str:
     """Warning of masks that a threshold empties; "" where there are none."""
     if not dim:
         return ""

@@ -209,7 +209,7 @@ def _remove(path: str | Path) -> bool:
     return False
 
 
-class Ahead:
+class Prefetcher:
     """Downloads, in a thread, files that will be wanted soon; an error here is reported when they are used."""
 
     def __init__(self, notify: Notify):

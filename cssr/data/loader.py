@@ -22,7 +22,7 @@ import webdataset as wds
 
 from cssr.config.schema import DataConfig
 from cssr.data.batch import Batch
-from cssr.data.cache import Ahead
+from cssr.data.cache import Prefetcher
 from cssr.data.checks import check_lq
 from cssr.data.dataset import Sample, eval_seed, read_sample
 from cssr.data.remote import DataError, Unreachable
@@ -56,7 +56,7 @@ class _ShardSamples(ABC):
     def __init__(self, indices: range):
         self.indices = indices
         self.notices: list[str] = []
-        self._ahead: Ahead | None = None
+        self._prefetcher: Prefetcher | None = None
 
     def places(self) -> Iterator[int]:
         """The places of this worker, in order; shards of those to come are fetched meanwhile."""
@@ -65,9 +65,9 @@ class _ShardSamples(ABC):
                 self.soon(position)
                 yield position
         finally:
-            if self._ahead:
-                self._ahead.close()
-            self._ahead = None
+            if self._prefetcher:
+                self._prefetcher.close()
+            self._prefetcher = None
 
     @abstractmethod
     def soon(self, position: int) -> None:
@@ -79,11 +79,12 @@ class _ShardSamples(ABC):
         del self.notices[: len(notices)]  # not what the other thread has added meanwhile
         return notices
 
-    def fetch_ahead(self, shards: ShardSet, shard: int) -> None:
+    def prefetch(self, shards: ShardSet, shard: int) -> None:
         """Begin to download a shard, if it is elsewhere."""
         if shards.cache:
-            self._ahead = self._ahead or Ahead(self.notices.append)  # in the worker, where its thread is to run
-            self._ahead.want(shards.cache, shards.entry(shard))
+            # made here, in the worker, where its thread is to run
+            self._prefetcher = self._prefetcher or Prefetcher(self.notices.append)
+            self._prefetcher.want(shards.cache, shards.entry(shard))
 
 
 class _TrainSamples(_ShardSamples):
@@ -146,7 +147,7 @@ class _TrainSamples(_ShardSamples):
     def soon(self, position: int) -> None:
         if any(shards.cache for shards in self.sets):
             owner, shard, _ = self.plan.later(position)
-            self.fetch_ahead(self.sets[owner], shard)
+            self.prefetch(self.sets[owner], shard)
 
     def _augment(self, sample: Sample, draws: np.random.Generator) -> tuple:
         """Image, mask, LQ image (3 h w) and kernel (1 k k); None for the last two where they are not wanted."""
@@ -197,7 +198,7 @@ class _EvalSamples(_ShardSamples):
     def soon(self, index: int) -> None:
         position = int(np.searchsorted(self.ends, index, side="right")) + 1
         if position < len(self.shards):
-            self.fetch_ahead(self.sets[self.shards[position][0]], self.shards[position][1])
+            self.prefetch(self.sets[self.shards[position][0]], self.shards[position][1])
 
 
 class Damage:

@@ -184,7 +184,7 @@ def degrade_image(hr: np.ndarray, seed: int, degrade: Callable) -> tuple[np.ndar
     return levels, None if kernel is None else kernel[0, 0].numpy()
 
 
-def frozen_source(shards: ShardSet, benchmark: Benchmark, degrade: Callable) -> Source:
+def degraded_source(shards: ShardSet, benchmark: Benchmark, degrade: Callable) -> Source:
     """The samples of a set, each with its LQ image and kernel; `degrade`: of the benchmark.
 
     Raises: ValueError where the set stores LQ images already, has images that are too small, or is damaged.

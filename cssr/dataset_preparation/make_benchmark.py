@@ -20,7 +20,7 @@ import torch
 
 from cssr import __version__
 from cssr.data.shards import open_sets
-from cssr.dataset_preparation.benchmark import frozen_source, header_of, read_benchmark
+from cssr.dataset_preparation.benchmark import degraded_source, header_of, read_benchmark
 from cssr.dataset_preparation.make import list_of, with_safe_keys, write_set
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.workspace import check_free
@@ -55,7 +55,7 @@ def make(args: argparse.Namespace) -> str:
     benchmark = read_benchmark(find_file(args.degradation, "configs"))
     degrade = benchmark.build()
     (shards,) = open_sets(args.data, "--data")
-    source = with_safe_keys(frozen_source(shards, benchmark, degrade))
+    source = with_safe_keys(degraded_source(shards, benchmark, degrade))
     parts = {"": source.items}
     plan = {
         "the version of this tool": __version__,

@@ -223,15 +223,15 @@ class Run:
         self.validation = Validation(
             config, self.prepared.val_sets, self.engine, self.degrade, self.prepared.segmentation
         )
-        self._rehearse()
+        self._try_out()
         sizes = self.prepared.micro_batch, self.prepared.accumulation
         self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes, self.any_rank)
 
-    def _rehearse(self) -> None:
+    def _try_out(self) -> None:
         """Try what the first validation and the export will need; before the engine makes parts of the weights."""
         store.check_exportable(self.model, self.config)
         device = torch.device("cpu") if engines.shards_parameters(self.engine) else self.engine.device
-        self.validation.rehearse(self.model.to(device), device, self.prepared.validates)
+        self.validation.try_out(self.model.to(device), device, self.prepared.validates)
 
     def _check_kernel(self) -> None:
         if self.prepared.lq_scale is None:

@@ -75,7 +75,7 @@ class Validation:
         return Validated(measures, panels, time.monotonic() - began)
 
     @torch.no_grad()
-    def rehearse(self, model: JointModel, device: torch.device, validates: bool) -> None:
+    def try_out(self, model: JointModel, device: torch.device, validates: bool) -> None:
         """Run in advance what validation and prediction will need: an image of another size, then one of `data.val`.
 
         Args:

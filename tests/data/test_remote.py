@@ -21,7 +21,7 @@ from serving import serving
 import cssr.data.remote
 import cssr.data.shards
 from cssr.config.schema import DataConfig
-from cssr.data.cache import Ahead, Cache, Entry
+from cssr.data.cache import Cache, Entry, Prefetcher
 from cssr.data.checks import open_train_sets
 from cssr.data.dataset import read_sample
 from cssr.data.loader import Damage, eval_stream, train_stream
@@ -189,7 +189,7 @@ def test_a_server_that_drips_for_ever_is_given_up(root, tmp_path, fault):
     ("hang", 4, "cannot be fetched (tried 4 times)"),
 ])  # fmt: skip
 def test_after_its_retries_a_shard_stops_the_run_in_one_line(root, tmp_path, fault, tries, reason, monkeypatch):
-    monkeypatch.setattr(Ahead, "want", lambda *_: None)  # which would try for itself
+    monkeypatch.setattr(Prefetcher, "want", lambda *_: None)  # which would try for itself
     with serving(root, lambda count, name: fault if name == "s3.tar" else None) as server:
         with pytest.raises(Unreachable, match="s3.tar cannot be fetched") as caught:
             data = settings(server.address, tmp_path, timeout=0.4 if fault == "hang" else 10.0)
@@ -454,7 +454,7 @@ def read_after(begin, *arguments) -> None:
 
 def test_shards_are_fetched_before_they_are_needed(root, tmp_path):
     cache, entries = cache_of(root, tmp_path)
-    ahead, threads = Ahead(print), threading.active_count()
+    ahead, threads = Prefetcher(print), threading.active_count()
     for entry in entries[:3]:
         ahead.want(cache, entry)
     until(lambda: all(cache.holds(entry) for entry in entries[:3]))

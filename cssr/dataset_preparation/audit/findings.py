@@ -275,7 +275,7 @@ def _related(
     return findings
 
 
-_PARTING = "keep them in one part when the set is cut"
+_TOGETHER = "keep them in one part when the set is cut"
 
 
 def of_copies(cases: Sequence[Case]) -> list[Finding]:
@@ -305,7 +305,7 @@ def of_links(cases: Sequence[Case], links: Links) -> list[Finding]:
         turned[owner[first]] |= way > 0
     facts = [{"distance": max(closest[g]), "turned": turned[g]} for g in range(len(groups))]
     kinds = ("near-duplicates across parts", "near-duplicates")
-    return _related(kinds, ("remove them from one of the parts", _PARTING), WARNING, cases, groups, facts)
+    return _related(kinds, ("remove them from one of the parts", _TOGETHER), WARNING, cases, groups, facts)
 
 
 def of_overlaps(cases: Sequence[Case], overlaps: list[Overlap]) -> list[Finding]:
@@ -313,7 +313,7 @@ def of_overlaps(cases: Sequence[Case], overlaps: list[Overlap]) -> list[Finding]
     ranked = sorted(overlaps, key=lambda o: (-o.points, o.first, o.second))
     facts = [{"points": o.points, "scale": o.scale} for o in ranked]
     kinds = ("the same spot across parts", "the same spot")
-    remedies = ("cut the set by photograph or place instead", _PARTING)
+    remedies = ("cut the set by photograph or place instead", _TOGETHER)
     return _related(kinds, remedies, WARNING, cases, [[o.first, o.second] for o in ranked], facts)
 
 
