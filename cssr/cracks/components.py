@@ -104,9 +104,7 @@ class Runs:
 
     def mean_of(self, image: np.ndarray) -> float:
         """The mean of an image (H W, whole numbers) over these pixels."""
-        last = np.cumsum(
-            self.ends - self.starts
-        )  # parts of so many pixels, as a component of them takes 16 bytes a pixel
+        last = np.cumsum(self.ends - self.starts)  # for parts of so many pixels, as a list takes 16 bytes a pixel
         cuts = [0, *np.unique(np.searchsorted(last, np.arange(_AT_ONCE, last[-1], _AT_ONCE))), len(last)]
         total = 0
         for part in map(slice, cuts, cuts[1:]):

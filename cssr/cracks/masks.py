@@ -234,8 +234,8 @@ def decide_by_levels(items: Iterable[Mask], threshold: int | None = None, lossy:
 def _counts(values: np.ndarray) -> np.ndarray:
     """Pixels of each value 0..255, int64; missing data are of none."""
     values = np.asarray(values).ravel()
-    components = (values[start : start + _CHUNK] for start in range(0, max(values.size, 1), _CHUNK))
-    return sum(np.bincount(component[component >= 0].astype(np.int64), minlength=256) for component in components)
+    chunks = (values[start : start + _CHUNK] for start in range(0, max(values.size, 1), _CHUNK))
+    return sum(np.bincount(chunk[chunk >= 0].astype(np.int64), minlength=256) for chunk in chunks)
 
 
 def _seen(levels: list[int]) -> str:
