@@ -69,9 +69,7 @@ def open_picture(data: bytes, bits: int | None = None) -> Opened:
     """
     try:
         with _open(data) as stored:
-            if (
-                stored.format == "PNG"
-            ):  # cut off, or with a wrong checksum: Pillow may read it, stricter decoders do not
+            if stored.format == "PNG":  # Pillow may read one that is cut off or has a wrong checksum, others do not
                 stored.verify()
         with _open(data) as stored:
             reason = _why_convert(stored, data)

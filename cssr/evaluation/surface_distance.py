@@ -69,9 +69,7 @@ def _off(contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
 def _distances(off: np.ndarray, at: np.ndarray | slice) -> np.ndarray:
     """Distance of the corners `at` (flat indices) to the nearest zero of `off` (uint8), pixels, float64."""
     distances = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()[at].astype(np.float64)
-    return np.sqrt(
-        np.rint(distances * distances)
-    )  # squares are integers: below about 1500 px this undoes float32's rounding
+    return np.sqrt(np.rint(distances * distances))  # squares are integers: undoes float32's rounding below 1500 px
 
 
 def _to_contour(points: np.ndarray, contour: _Contour, shape: tuple[int, int]) -> np.ndarray:

@@ -108,9 +108,7 @@ class Summary:
     width: int  # of prob and mask, or of the SR image
     height: int
     crack: float | None = None  # share of the pixels; None where none are looked for
-    crack_prob: np.ndarray | None = field(
-        default=None, repr=False
-    )  # H W uint8, where kept: 0 no crack, else prob x 255
+    crack_prob: np.ndarray | None = field(default=None, repr=False)  # H W uint8: 0 no crack, else prob x 255
     cracks: int | None = None  # components, where they are measured
     warnings: list[str] = field(default_factory=list)  # how the photograph differs from what the model was trained on
 

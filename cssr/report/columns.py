@@ -64,11 +64,8 @@ POOLED_COLUMNS = (
     *DETECTION_COLUMNS,
     *(column for column in IMAGE_COLUMNS if column.key == "psnr"),
 )
-_RARE = (
-    *("ece", "hd95_min", "ahd95", "kernel_psnr", "lq_psnr"),
-    *LINE_KEYS,
-    *CRACK_KEYS,
-)  # hidden where no result has them
+# hidden where no result has them
+_RARE = (*("ece", "hd95_min", "ahd95", "kernel_psnr", "lq_psnr"), *LINE_KEYS, *CRACK_KEYS)
 
 
 def find_reference(results: Sequence[Result], name: str | None) -> Result | None:
