@@ -26,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", type=Path, help="YAML files; default: all of configs/")
-    parser.add_argument("--markdown", action="store_true", help="print a table for Markdown")
+    parser.add_argument("--markdown", action="store_true", help="print the table without blanks that align it")
     options = parser.parse_args(arguments)
     recipes = options.recipes or sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
     rows = [row(path.stem, *sizes(load_config(path).model)) for path in recipes]
-    print("\n".join(markdown(rows) if options.markdown else aligned(rows)))
+    print(markdown_table(HEADINGS, rows, right=range(1, len(HEADINGS)), aligned=not options.markdown))
 
 
 def sizes(config: ModelConfig, hr_side: int = HR_SIDE) -> tuple[dict[str, int], int]:
@@ -49,20 +49,6 @@ def row(name: str, groups: dict[str, int], macs: int) -> tuple[str, ...]:
     """A line of the table; a group without parameters is left empty."""
     millions = [groups.get(group, 0) / 1e6 for group in GROUPS]
     return name, *(f"{m:.2f}" if m else "" for m in millions), f"{sum(millions):.2f}", f"{macs / 1e9:.1f}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines in columns as wide as they need: names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows)]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))])
-        for line in (HEADINGS, *rows)
-    ]
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The same as a Markdown table."""
-    return markdown_table(HEADINGS, rows, right=range(1, len(HEADINGS))).splitlines()
 
 
 if __name__ == "__main__":
