@@ -24,14 +24,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _survey(options: argparse.Namespace) -> None:
     from cssr.survey.report import write_report
 
-    try:
+    with errors_end():
         if options.results:
             raise ValueError(
                 f"--survey takes no other results, found {options.results[0]}: compare those in another call"
             )
         written = write_report(options.survey, options.out, options.title)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(*(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in written), sep="\n")
     if len(written) == 1:
         print("no PDF: pip install 'cssr[pdf]' (and the system's Pango), or print the page", file=sys.stderr)
