@@ -32,7 +32,8 @@ def definitions() -> dict[str, str]:
     )
     cracks = (
         f"HR pixels, at threshold {LINES_THRESHOLD}; an image without cracks has width and length 0; mean over the "
-        "images it was computed for (not those as ragged as noise, or with more than 10,000 cracks); pooled: not defined"
+        "images it was computed for (not those as ragged as noise, or with more than 10,000 cracks); "
+        "pooled: not defined"
     )
     width = "mean width of an image's cracks (area / length, weighted by length, as cssr.measure gives it)"
     length = "length of all cracks of an image (centre lines with branches, as cssr.measure gives it)"
