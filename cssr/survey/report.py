@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from PIL import Image
+from PIL import Image, ImageFile
 
 from cssr import __version__
 from cssr.survey.collect import COLUMNS, Row, Survey, collect
@@ -78,10 +78,13 @@ def _again(facts: dict[str, Any], folder: Path) -> Survey:
 
 def to_pdf(page: str) -> bytes | None:
     """The page as PDF; None where WeasyPrint or the libraries that it needs are not there."""
+    strict = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         import weasyprint
     except (ImportError, OSError):  # of Pango
         return None
+    finally:  # WeasyPrint has the whole process take images that are cut off for whole ones
+        ImageFile.LOAD_TRUNCATED_IMAGES = strict
     return weasyprint.HTML(string=page).write_pdf()  # all that it shows is in it
 
 

@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from test_survey import Georeference, photograph
 
 from cssr.report.__main__ import main
@@ -52,8 +52,9 @@ def test_the_page_says_what_was_found_and_loads_nothing(results, tmp_path, capsy
 
 
 def test_it_prints_as_pdf(results, tmp_path):
-    weasyprint = pytest.importorskip("weasyprint", reason="needs WeasyPrint and Pango", exc_type=(ImportError, OSError))
     main(["--survey", str(results / "survey"), "--out", str(tmp_path / "report")])
+    weasyprint = pytest.importorskip("weasyprint", reason="needs WeasyPrint and Pango", exc_type=(ImportError, OSError))
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES  # its import would let images through that are cut off
     pdf = (tmp_path / "report" / "survey.pdf").read_bytes()
     page = (tmp_path / "report" / "survey.html").read_text(encoding="utf-8")
     pages = weasyprint.HTML(string=page).render().pages
