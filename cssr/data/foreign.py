@@ -36,6 +36,7 @@ from cssr.utils.files import write_atomic
 from cssr.utils.images import any_size
 
 _VERSION = 1  # of what is kept; another one is made again
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")  # in a brace pattern
 _TAR = re.compile(r"(?P<root>.*/)?(?P<name>[^/]*\.(?:tar|tar\.\w+|tgz|tbz2|txz))(?P<query>\?.*)?", re.IGNORECASE)
 _PACKED = re.compile(r".*\.(tar\.\w+|tgz|tbz2|txz)", re.IGNORECASE)
 _PACKERS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
@@ -137,10 +138,12 @@ def _expanded(pattern: str) -> tuple[str, ...]:
     from braceexpand import braceexpand  # of webdataset
 
     try:
-        names = tuple(islice(braceexpand(pattern), _MOST_TARS + 1))
+        ranges = [int(last) - int(first) for first, last in _RANGE.findall(pattern)]  # the library lists each whole
+        largest = max(map(abs, ranges), default=0)
+        names = tuple(islice(braceexpand(pattern), _MOST_TARS + 1)) if largest <= _MOST_TARS else ()
     except ValueError as error:
         raise DataError(f"{pattern}: {' '.join(str(error).split())}; write it as x-{{000000..000099}}.tar") from None
-    if len(names) > _MOST_TARS:
+    if max(len(names), largest) > _MOST_TARS:
         raise DataError(f"{pattern} stands for more than {_MOST_TARS} tars; give fewer")
     return names
 

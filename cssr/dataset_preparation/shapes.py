@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 _SHIFT = 4  # binary digits after the point in the coordinates that OpenCV takes
+_FAR = 10**6  # pixels beyond an image at which no outline can be meant
 
 
 def polygons_to_mask(polygons: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -154,12 +155,14 @@ def unpacked(text: str) -> list[int]:
 def check_points(points: np.ndarray, height: int, width: int) -> bool:
     """Return whether points N 2 (x, y) of an outline are more than two pixels beyond its image, to be cut off there.
 
-    Raises: ValueError where all of it is outside, or its coordinates are shares of the image's sides.
+    Raises: ValueError where all of it is outside, some far away, or its coordinates are shares of the image's sides.
     """
     low, high, end = points.min(0), points.max(0), np.array([width, height])
     extent = f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
     if (low >= 0).all() and (high <= 1).all() and min(height, width) > 2:
         raise ValueError(f"has coordinates relative to the image's sides ({extent}); multiply them by {width}x{height}")
+    if not (low >= -_FAR).all() or not (high <= end + _FAR).all():
+        raise ValueError(f"goes too far beyond its image of {width}x{height} pixels ({extent}); correct or remove it")
     if (high < 0).any() or (low > end).any():
         raise ValueError(f"lies outside of its image of {width}x{height} pixels ({extent}); correct or remove it")
     return bool((low < -2).any() or (high > end + 2).any())

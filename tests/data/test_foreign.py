@@ -128,6 +128,12 @@ def test_a_pattern_a_file_and_a_directory(place, count, tmp_path, monkeypatch):
     assert len(opened(f"file://{root}/{place}")) == count
 
 
+@pytest.mark.parametrize("name", ["x-{0..999999999}.tar", "x-{00..99}{0..99999}.tar", "x-{1..-999999999..3}.tar"])
+def test_a_pattern_of_too_many_is_refused_before_it_is_written_out(name, tmp_path):
+    with pytest.raises(DataError, match="stands for more than 200000 tars; give fewer"):
+        opened(tmp_path / name)
+
+
 def test_batches_are_those_of_the_same_tars_with_an_index_of_ours(tmp_path):
     """On any number of ranks and workers."""
     ours = write_pairs(tmp_path / "ours", [5, 1, 6])

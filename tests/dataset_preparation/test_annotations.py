@@ -255,6 +255,7 @@ def test_coco_categories_that_no_annotation_is_of(tmp_path):
         ({"segmentation": [[[1, 1], [4, 1], [4, 3]]]}, "annotation 5 .*no list of polygons"),
         ({"segmentation": [1, 1, 4, 1, 4, 3]}, "annotation 5 .*no list of polygons"),
         ({"segmentation": [[0.1, 0.2, 0.5, 0.2, 0.5, 0.9]]}, "annotation 5 .*relative .*0.1 to 0.5.*by 8x6"),
+        ({"segmentation": [[1e308, 1, -1e308, 1, 2, 3]]}, "annotation 5 .*goes too far beyond its image of 8x6"),
         ({"segmentation": [[9, 1, 12, 1, 12, 3]]}, "annotation 5 .*outside of its image of 8x6 pixels .x 9 to 12"),
     ],
 )  # fmt: skip
@@ -366,6 +367,7 @@ def test_labelme_that_cannot_be_used_is_refused(tmp_path):
         ([[1, 1], [float("nan"), 1], [4, 3]], r"a.json is damaged.*shapes\[0\].points must be"),
         ([[1, 1], [None, 1], [4, 3]], r"a.json is damaged.*shapes\[0\].points must be"),
         ([[0.1, 0.1], [0.5, 0.1], [0.5, 0.9]], "shape 0 .'crack'. has coordinates relative to the image's sides"),
+        ([[1, 1], [4, 1e300], [4, 3]], "shape 0 .'crack'. goes too far beyond its image of 8x6 pixels"),
         ([[1, 9], [4, 9], [4, 12]], "shape 0 .'crack'. lies outside of its image of 8x6 pixels"),
     ],
 )

@@ -232,3 +232,9 @@ def test_synthetic_items_pair_picture_and_mask(tmp_path):
         decoded = cv2.imdecode(np.frombuffer(item.image(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
         assert (item.mask() == mask).all() and np.abs(decoded.astype(int) - photo).mean() < 6
     assert json.dumps(source.licence)
+
+
+@pytest.mark.parametrize("size", [1, 4097, 10**9])
+def test_drawn_photographs_have_a_size_that_fits_in_memory(size):
+    with pytest.raises(ValueError, match=f"--size is {size} pixels; give 32 to 4096"):
+        SOURCES.build({"name": "synthetic", "size": size})

@@ -11,6 +11,7 @@ from cssr.dataset_preparation.synthesis import render
 
 JPEG_QUALITY = 95
 SMALLEST = 32  # pixels; below that a picture holds no more than its crack
+_LARGEST = 4096  # pixels; what is drawn is in memory
 
 
 @SOURCES.register
@@ -23,8 +24,8 @@ def synthetic(
     """Drawn photographs of cracks in concrete and asphalt; needs no dataset."""
     if count < 1:
         raise ValueError(f"--count is {count}; ask for at least 1")
-    if size < SMALLEST:
-        raise ValueError(f"--size is {size} pixels; at least {SMALLEST} are needed")
+    if not SMALLEST <= size <= _LARGEST:
+        raise ValueError(f"--size is {size} pixels; give {SMALLEST} to {_LARGEST}")
     if not 0 <= empty_share <= 1:
         raise ValueError(f"--empty-share is {empty_share}; give a share from 0 to 1")
     # a picture and its mask are asked for in turn: drawing it once serves both
