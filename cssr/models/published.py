@@ -111,8 +111,9 @@ def read_published(path: Path) -> Mapping[str, Tensor]:
             f"{path} cannot be read as a state_dict: it is damaged, or holds more than tensors, and code in it is not "
             "run; save the state_dict alone: torch.save(model.state_dict(), FILE)"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a state_dict: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of damaged pickles, of every kind
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path} cannot be read as a state_dict: {type(error).__name__}: {reason}") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state_dict (tensors by name)")
     return state

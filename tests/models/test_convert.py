@@ -149,7 +149,8 @@ def test_joint_reference_checkpoint_converts(joint_state):
 
 
 @pytest.mark.parametrize(
-    "content, message", [(b"no weights", "cannot be read"), (None, "no file at"), ([1], "holds no")]
+    "content, message",
+    [(b"no weights", "cannot be read"), (b"hello", "cannot be read"), (None, "no file at"), ([1], "holds no")],
 )
 def test_files_that_are_no_checkpoint(content, message, tmp_path):
     path = tmp_path / "a.pth"
