@@ -139,6 +139,7 @@ class TrainConfig:
     calibrate: bool = True  # whether the export has the temperature that fits its own validation best
     tensorboard: bool = True  # write TensorBoard files where it is installed
     wandb: str | None = None  # Weights & Biases project
+    trackers: list[str] = field(default_factory=list)  # more that accelerate knows: mlflow, aim, comet_ml, clearml, ...
     dry_run: bool = False  # run one batch, print sizes, write nothing
 
 

@@ -31,7 +31,8 @@ _FREE = (
     "train.sample_count",
     "train.micro_batch",
 )
-_FREE += ("train.tensorboard", "train.wandb", "data.workers", "data.cache", "data.retries", "data.timeout", "eval.")
+_FREE += ("train.tensorboard", "train.wandb", "train.trackers")
+_FREE += ("data.workers", "data.cache", "data.retries", "data.timeout", "eval.")
 
 
 @dataclass(frozen=True)

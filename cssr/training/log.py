@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl always, TensorBoard and Weights & Biases on wish, progress with the time left."""
+"""Logs of a run: metrics.jsonl always, any tracker that accelerate knows on wish, progress with the time left."""
 
 import importlib.util
 import json
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.tracking import GeneralTracker
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from tqdm import tqdm
 
+from cssr.config.registry import did_you_mean
 from cssr.config.schema import TrainConfig
 from cssr.utils.files import naming, write_atomic
 
@@ -63,15 +65,33 @@ def _step_of(line: str) -> float:
 
 
 def trackers(train: TrainConfig, run_dir: Path) -> list[Any]:
-    """Trackers for accelerate."""
+    """Trackers for accelerate. Raises: ValueError for one that it does not know, or whose package is not there."""
     chosen: list[Any] = [JsonlTracker(run_dir / "metrics.jsonl")]
+    names = ["wandb"] * (train.wandb is not None) + train.trackers
     if train.tensorboard and importlib.util.find_spec("tensorboard"):
-        chosen.append("tensorboard")
-    if train.wandb:
-        if not importlib.util.find_spec("wandb"):
-            raise ValueError("train.wandb is set, but wandb is not installed: pip install 'cssr[wandb]'")
-        chosen.append("wandb")
+        names.insert(0, "tensorboard")
+    for name in dict.fromkeys(names):
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
+            raise ValueError(f"train.trackers: unknown tracker {name!r}{did_you_mean(name, known)}: {', '.join(known)}")
+        if not importlib.util.find_spec(name):
+            raise ValueError(f"tracker {name} is not installed: pip install {name.replace('_', '-')}, or leave it out")
+        chosen.append(name)
     return chosen
+
+
+def tracker_settings(run_dir: Path, step: int) -> dict[str, dict[str, Any]]:
+    """Settings by which trackers go on from a step where the run was stopped, for `Accelerator.init_trackers`."""
+    kept = run_dir / "mlflow_run_id"
+    mlflow = {"run_id": kept.read_text()} if kept.is_file() else {"run_name": run_dir.name}
+    return {"tensorboard": {"purge_step": step + 1}, "mlflow": mlflow}
+
+
+def keep_tracker_runs(accelerator: Accelerator, run_dir: Path) -> None:
+    """Keep what `tracker_settings` needs to find a run again."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "mlflow" and accelerator.is_main_process:
+            write_atomic(run_dir / "mlflow_run_id", tracker.tracker.info.run_id)
 
 
 def memory_gib(device: torch.device) -> float:

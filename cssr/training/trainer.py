@@ -32,7 +32,15 @@ from cssr.training import checkpoint as store
 from cssr.training.checkpoint import Saver, restore, take
 from cssr.training.checks import check_degradation, prepare
 from cssr.training.fault_tolerance import LeftOut, RunLock, StopSignal, Watchdog, explain
-from cssr.training.log import Console, has_step, memory_gib, trackers, truncate_lines
+from cssr.training.log import (
+    Console,
+    has_step,
+    keep_tracker_runs,
+    memory_gib,
+    tracker_settings,
+    trackers,
+    truncate_lines,
+)
 from cssr.training.step import Refused, Stepper
 from cssr.training.task import Task
 from cssr.training.validation import Validation, is_better, record
@@ -274,8 +282,9 @@ class Run:
         engine.init_trackers(
             "cssr" if not config.train.wandb else config.train.wandb,
             config=None,
-            init_kwargs={"tensorboard": {"purge_step": self.step + 1}},
+            init_kwargs=tracker_settings(self.dir, self.step),
         )
+        keep_tracker_runs(engine, self.dir)
         self.console = Console(config.train.steps, self.step, self.dir / "log.txt", engine.is_main_process)
         self.logged_at, self.logged_step = time.monotonic(), self.step
         self.console.line(
