@@ -1,6 +1,6 @@
 """Size of a photograph's pixels on the surface, in mm: typed, from two points, markers, EXIF, or the map.
 
-Each way has a standard uncertainty (68 %), so that ways which disagree by more are told, and widths in millimetres
+Each way has a standard uncertainty (68 %), so that ways which disagree by more are reported, and widths in millimetres
 have an interval.
 """
 
@@ -266,9 +266,9 @@ def best(sizes: Sequence[PixelSize]) -> tuple[PixelSize | None, list[str]]:
     if not sizes:
         return None, []
     chosen = min(sizes, key=lambda size: (size.source != "typed", size.uncertainty / size.mm))
-    told = [
+    disagreements = [
         f"a pixel is {chosen} but {other}: they differ by more than their uncertainty"
         for other in sizes
         if abs(other.mm - chosen.mm) > 2 * math.hypot(other.uncertainty, chosen.uncertainty)
     ]
-    return chosen, told + ([chosen.note] if chosen.note else [])
+    return chosen, disagreements + ([chosen.note] if chosen.note else [])

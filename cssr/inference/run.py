@@ -131,15 +131,15 @@ def _survey(work: "_Run", options: argparse.Namespace, limits: Limits) -> None:
     survey = collect(stems, limits, options.width_uncertainty)
     facts = {"model": str(options.model), "threshold": options.threshold, "tta": options.tta, "cssr": __version__}
     facts |= {"width_uncertainty_px": options.width_uncertainty, "least_length_px": options.least_length}
-    if options.detectable and survey.photographs:
-        openings = [partial(source.open, options.bits) for source in work.measured if source.frame is None]
-        found = detectable(work.model, openings, options.threshold, options.detectable)
+    openings = [partial(source.open, options.bits) for source in work.measured if source.frame is None]
+    if options.detectable and openings:
+        least = detectable(work.model, openings, options.threshold, options.detectable)
         sizes = [photograph["mm_per_pixel"] for photograph in survey.photographs if "mm_per_pixel" in photograph]
-        facts["detectable"] = found.facts() if found else None
-        facts["detectable_says"] = found.sentence(median(sizes) if sizes else None) if found else _NO_ROOM
+        facts["detectable"] = least.facts() if least else None
+        facts["detectable_says"] = least.sentence(median(sizes) if sizes else None) if least else _NO_ROOM
         print(f"detectable: {facts['detectable_says']}")
-    told = write_survey(survey, options.out / FOLDER, facts)
-    for sentence in told:
+    notes = write_survey(survey, options.out / FOLDER, facts)
+    for sentence in notes:
         print(one_line(f"survey: {sentence}"), file=sys.stderr)
     classes = ", ".join(f"{count} {name}" for name, count in survey.severities().items() if count)
     print(f"survey of {len(stems)} photographs in {options.out / FOLDER}: {len(survey.rows)} cracks: {classes}")

@@ -59,8 +59,8 @@ def measured_stems(results: Path) -> list[Path]:
     stems = [record.with_name(record.name.removesuffix(_RECORD)) for record in records]
     stems = [stem for stem in stems if stem.with_name(stem.name + _LINES).is_file()]
     if not stems:
-        found = f"{len(records)} predicted photographs without measures" if records else "no results"
-        raise ValueError(f"{results} holds {found}: run cssr.predict PHOTOGRAPHS --measure --out {results}")
+        held = f"{len(records)} predicted photographs without measures" if records else "no results"
+        raise ValueError(f"{results} holds {held}: run cssr.predict PHOTOGRAPHS --measure --out {results}")
     for stem in stems:
         read_json(stem.with_name(stem.name + _LINES), {"photograph": {"name": str, "height": int, "width": int}})
     return stems

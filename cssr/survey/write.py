@@ -23,12 +23,12 @@ def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
     `facts`: of the model and the settings, kept in `survey.json` and on the workbook's last sheet.
     Returns: sentences on what was left out, or changed.
     """
-    room, told = out.with_name(f".{out.name}.partial-{os.getpid()}"), []
+    room, notes = out.with_name(f".{out.name}.partial-{os.getpid()}"), []
     about = [(name, str(value)) for name, value in facts.items()]
     writers: dict[str, Callable[[Path], Any]] = {
         "cracks.csv": lambda path: tables.write_csv(survey, path),
         "cracks.xlsx": lambda path: tables.write_xlsx(survey, path, about),
-        "cracks.gpkg": lambda path: told.extend(maps.write_geopackage(survey, path)),
+        "cracks.gpkg": lambda path: notes.extend(maps.write_geopackage(survey, path)),
         "cracks.dxf": lambda path: maps.write_dxf(survey, path),
         "survey.json": lambda path: path.write_text(
             json.dumps(summary(survey, facts, out), indent=1), encoding="utf-8"
@@ -36,7 +36,7 @@ def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
     }
     missing = [name for name, library in _LIBRARIES.items() if find_spec(library) is None]
     if missing:
-        told.append(f"{', '.join(missing)} not written: pip install 'cssr[survey]'")
+        notes.append(f"{', '.join(missing)} not written: pip install 'cssr[survey]'")
     with naming(out):
         shutil.rmtree(room, ignore_errors=True)
         room.mkdir(parents=True)
@@ -51,7 +51,7 @@ def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
                     (out / name).unlink(missing_ok=True)
         finally:
             shutil.rmtree(room, ignore_errors=True)
-    return told
+    return notes
 
 
 def summary(survey: Survey, facts: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -417,3 +417,13 @@ def test_a_rectified_photograph_is_kept_beside_its_results(export, tmp_path):
         assert m.size == (2 * rectified.width, 2 * rectified.height)
     (facts,) = json.loads((tmp_path / "out" / "survey" / "survey.json").read_text())["photographs"]
     assert (facts["width"], facts["height"]) == rectified.size
+
+
+def test_a_survey_of_frames_alone_says_nothing_of_what_is_detectable(export, tmp_path, capsys):
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
+    for number in range(2):
+        writer.write(np.full((48, 64, 3), 30 * number, np.uint8))
+    writer.release()
+    run(export, tmp_path / "v.avi", "--out", tmp_path / "out", "--measure", "--write", "mask")
+    told = capsys.readouterr().out
+    assert "survey of 2 photographs" in told and "detectable:" not in told
