@@ -20,6 +20,13 @@ from cssr.models.sr import SR
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests start processes, compile and deploy: on a busy machine, more than the minutes of the others."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture
 def golden():
     """The arrays of one golden file, by name."""
