@@ -171,7 +171,7 @@ def _check_measures(options: argparse.Namespace) -> None:
 
 
 def _measured(options: argparse.Namespace) -> Measured:
-    """How the command line has cracks measured."""
+    """Settings of measurement from the command line."""
     size = None if options.mm_per_pixel is None else pixel_size.typed(options.mm_per_pixel)
     if options.known_distance is not None:
         *points, mm = options.known_distance

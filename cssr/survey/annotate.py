@@ -17,6 +17,7 @@ from cssr.survey import annotations
 from cssr.survey.annotations import Annotated
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.images import open_image
+from cssr.utils.interrupts import one_line
 from cssr.utils.json_files import read_json
 
 _RECORD, _LINES = "_prediction.json", "_cracks.geojson"
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{cracks} cracks of {len(photographs)} photographs: {', '.join(contents)} in {options.out}")
     if options.rank:
         files = [stem for stem, photograph in zip(stems, everything) if photograph.is_file]
-        rank(files, [photograph.name for photograph in photographs], options.out)
+        rank(files, [one_line(photograph.name) for photograph in photographs], options.out)
 
 
 def measured_stems(results: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import numpy as np
 from cssr import __version__
 from cssr.cracks.components import Components
 from cssr.cracks.outline import outline
+from cssr.utils.interrupts import one_line
 
 LABEL = "crack"
 _GRIDS = (1, 2, 3, 4, 8)  # by which outlines are whole numbers, or as good as
@@ -50,7 +51,7 @@ class Annotated:
 
 
 def read(stem: Path, least_score: float = 0.0) -> Annotated:
-    """What prediction has measured of a photograph, as whole pixels of it; cracks below `least_score` are left out.
+    """Read the measured cracks of a photograph as whole pixels of it; cracks below `least_score` are left out.
 
     A pixel is crack where half of it is, and along the centre line, so that hairlines thinner than it are kept.
     """
@@ -61,7 +62,7 @@ def read(stem: Path, least_score: float = 0.0) -> Annotated:
     instances = []
     for line, area in zip(lines["features"], areas["features"]):
         score = line["properties"].get("confidence")
-        if (score or 1.0) >= least_score:
+        if score is None or score >= least_score:
             rings = [to_pixels(ring) for polygon in area["geometry"]["coordinates"] for ring in polygon]
             paths = line["geometry"]["coordinates"]
             paths = [paths] if line["geometry"]["type"] == "LineString" else paths
@@ -182,7 +183,12 @@ def cvat(photographs: Sequence[Annotated]) -> bytes:
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     for number, photograph in enumerate(photographs):
-        facts = {"id": number, "name": photograph.name, "width": photograph.width, "height": photograph.height}
+        facts = {
+            "id": number,
+            "name": one_line(photograph.name),
+            "width": photograph.width,
+            "height": photograph.height,
+        }
         image = ElementTree.SubElement(root, "image", {name: str(value) for name, value in facts.items()})
         for instance in photograph.instances:
             left, top, width, height = instance.box

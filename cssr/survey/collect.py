@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cssr.survey.severity import Limits
+from cssr.utils.interrupts import one_line
 
 Row = dict[str, Any]
 COVERAGE = 2.0  # standard uncertainties of an expanded one (95 %)
@@ -63,7 +64,7 @@ class Survey:
     stems: list[Path] = field(default_factory=list)
 
     def severities(self, rows: Iterable[Row] | None = None) -> dict[str, int]:
-        """How many cracks each class has, and how many cannot be classed."""
+        """Count the cracks of each class, and those that cannot be classed."""
         counts = dict.fromkeys((*self.limits.classes, "size of a pixel not known"), 0)
         for row in self.rows if rows is None else rows:
             counts[row["severity"] or "size of a pixel not known"] += 1
@@ -79,7 +80,7 @@ def collect(stems: Sequence[Path], limits: Limits, width_uncertainty: float) -> 
     for stem in stems:
         lines = json.loads(stem.with_name(f"{stem.name}_cracks.geojson").read_text(encoding="utf-8"))
         areas = json.loads(stem.with_name(f"{stem.name}_outlines.geojson").read_text(encoding="utf-8"))
-        photograph = lines["photograph"]
+        photograph = {**lines["photograph"], "name": one_line(lines["photograph"]["name"])}
         named = lines.get("crs", {}).get("properties", {}).get("name", "")
         crs = named if "affine" in photograph else None
         survey.photographs.append({**photograph, "cracks": len(lines["features"])})

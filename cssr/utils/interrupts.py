@@ -55,8 +55,8 @@ def run(main: Callable[[], Any]) -> Any:
 
 
 def one_line(text: str) -> str:
-    """The text with its line ends written out: names of files may hold some."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+    """The text with line ends, and bytes that are no text, written out: names of files may hold some."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
 
 
 class Stream:

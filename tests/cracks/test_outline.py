@@ -27,16 +27,16 @@ MASKS = {
 
 @pytest.mark.parametrize("rows", MASKS.values(), ids=MASKS)
 def test_polygons_hold_the_pixels_of_a_mask_and_no_others(rows):
-    same(np.array([[pixel == "#" for pixel in row] for row in rows]))
+    assert_same_pixels(np.array([[pixel == "#" for pixel in row] for row in rows]))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_polygons_of_noise_hold_its_pixels(seed):
     rng = np.random.default_rng(seed)
-    same(rng.random(rng.integers(1, 30, 2)) < rng.uniform(0.2, 0.9))
+    assert_same_pixels(rng.random(rng.integers(1, 30, 2)) < rng.uniform(0.2, 0.9))
 
 
-def same(mask: np.ndarray) -> None:
+def assert_same_pixels(mask: np.ndarray) -> None:
     y, x = np.indices(mask.shape)
     found = np.zeros(mask.shape, int)
     for polygons in polygons_of(mask):

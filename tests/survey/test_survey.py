@@ -139,3 +139,16 @@ def test_without_the_extra_the_table_is_written_and_the_remedy_said(survey, tmp_
     (told,) = write_survey(survey, out, {})
     assert "pip install 'cssr[survey]'" in told
     assert {path.name for path in out.iterdir()} == {"cracks.csv", "survey.json"}  # nothing of another survey
+
+
+@pytest.mark.parametrize("name, shown", [("bad\udcff", "bad\\udcff"), ("two\nlines", "two\\nlines")])
+def test_names_that_are_no_text_or_have_line_ends_lose_no_survey(name, shown, tmp_path):
+    survey = collect([photograph(tmp_path, name, [2], 0.1)], load_limits(), 0.5)
+    write_survey(survey, tmp_path / "survey", {})
+    assert survey.rows[0]["photograph"] == shown
+    with open(tmp_path / "survey" / "cracks.csv", encoding="utf-8", newline="") as file:
+        assert [row["photograph"] for row in csv.DictReader(file)] == [shown]
+    if (tmp_path / "survey" / "cracks.dxf").is_file():
+        ezdxf = pytest.importorskip("ezdxf", reason=EXTRA)
+        texts = ezdxf.readfile(tmp_path / "survey" / "cracks.dxf").modelspace().query("TEXT")
+        assert shown in [text.dxf.text for text in texts]
