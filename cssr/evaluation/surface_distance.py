@@ -9,7 +9,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from einops import rearrange
 from scipy.spatial import cKDTree
 
 from cssr.evaluation.metrics import THRESHOLDS, same_shape, thresholds_below
@@ -28,35 +27,20 @@ LENGTHS = _contour_lengths()
 _DENSE = 20  # pixels of the image for each corner, below which a distance map is faster than a search tree
 
 
-class _Corners(NamedTuple):
-    """Pixel corners through which a contour passes at some threshold; the levels of the four pixels around each."""
+class _Contour(NamedTuple):
+    """The pixel corners through which a contour passes, and how much of it passes through each."""
 
     at: np.ndarray  # N flat indices of (H+1, W+1)
-    around: np.ndarray  # 4 N uint8, 0 beyond the image
-    low: np.ndarray  # N uint8, their least
-    high: np.ndarray  # N uint8, their greatest
-
-
-class _Contour(NamedTuple):
-    """The contour of {level > i}: its corners, and how much of it passes through each."""
-
-    at: np.ndarray  # N flat indices
     length: np.ndarray  # N float64, pixels
 
 
-def _corners(level: np.ndarray) -> _Corners:
-    padded = np.pad(level, 1)
-    corners = [padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]]
-    around = rearrange(corners, "corner h w -> corner (h w)")
-    at = np.flatnonzero((around != around[0]).any(0))
-    around = around[:, at]
-    return _Corners(at, around, around.min(0), around.max(0))
-
-
-def _contour(corners: _Corners, i: int) -> _Contour:
-    on = np.flatnonzero((corners.low <= i) & (corners.high > i))  # some of the four pixels set, but not all
-    a, b, c, d = corners.around[:, on] > i
-    return _Contour(corners.at[on], LENGTHS[8 * a + 4 * b + 2 * c + d])
+def _contour(pixels: np.ndarray) -> _Contour:
+    """The contour of the pixels set, (H, W) uint8 of 0 and 1; beyond the image none is."""
+    padded = np.pad(pixels, 1)
+    upper, lower = (2 * rows[:, :-1] + rows[:, 1:] for rows in (padded[:-1], padded[1:]))
+    code = (4 * upper + lower).ravel()
+    at = np.flatnonzero((code - np.uint8(1)) < 14)  # neither 0 nor 15
+    return _Contour(at, LENGTHS[code[at]])
 
 
 def _off(contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
@@ -66,23 +50,27 @@ def _off(contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
     return off
 
 
-def _distances(off: np.ndarray, at: np.ndarray | slice) -> np.ndarray:
-    """Distance of the corners `at` (flat indices) to the nearest zero of `off` (uint8), pixels, float64."""
-    distances = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()[at].astype(np.float64)
-    return np.sqrt(np.rint(distances * distances))  # squares are integers: undoes float32's rounding below 1500 px
+def _squares(off: np.ndarray) -> np.ndarray:
+    """Squared distance of each corner to the nearest zero of `off` (uint8), flat, int32."""
+    distances = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).ravel()
+    return np.rint(distances * distances).astype(np.int32)  # exact: undoes float32's rounding below 1500 px
 
 
 def _to_contour(points: np.ndarray, contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
-    """Distance of the corners `points` (flat indices) to the nearest of a contour, pixels, float64."""
+    """Squared distance of the corners `points` (flat indices) to the nearest of a contour, int32."""
     if _DENSE * (len(points) + len(contour.at)) > shape[0] * shape[1]:
-        return _distances(_off(contour, shape), points)
+        return _squares(_off(contour, shape))[points]
     tree = cKDTree(np.stack(divmod(contour.at, shape[1]), 1), balanced_tree=False, compact_nodes=False)
-    return tree.query(np.stack(divmod(points, shape[1]), 1))[0]
+    return np.rint(tree.query(np.stack(divmod(points, shape[1]), 1))[0] ** 2).astype(np.int32)
 
 
-def _directed(distance: np.ndarray, length: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
+def _directed(squares: np.ndarray, length: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
     """Percentiles and, last, the mean of distances, each of which counts by the length of its bit of contour."""
-    order = np.argsort(distance)
+    if squares.max() < 4 * len(squares):  # as of noise: equal ones together, a fiftieth of sorting's time
+        length = np.bincount(squares, length)
+        squares = np.flatnonzero(length)
+        length = length[squares]
+    order, distance = np.argsort(squares), np.sqrt(squares)
     share = np.cumsum(length[order])
     index = np.searchsorted(share / share[-1], np.asarray(percentiles) / 100)
     return np.append(distance[order[np.minimum(index, len(order) - 1)]], distance @ length / share[-1])
@@ -95,10 +83,10 @@ def _compare(level: np.ndarray, mask: np.ndarray, steps: Iterable[int], percenti
     """
     x, y, width, height = cv2.boundingRect(((level > 0) | (mask > 0)).astype(np.uint8))
     window, columns = (slice(y, y + height), slice(x, x + width)), []  # holds both contours at every threshold
-    truth, corners, shape = _contour(_corners(mask[window]), 0), _corners(level[window]), (height + 1, width + 1)
-    to_truth = _distances(_off(truth, shape), slice(None))
+    level, truth, shape = level[window], _contour(mask[window]), (height + 1, width + 1)
+    to_truth = _squares(_off(truth, shape))
     for i in steps:
-        pred = _contour(corners, i)
+        pred = _contour((level > i).view(np.uint8))
         there = _directed(to_truth[pred.at], pred.length, percentiles)
         back = _directed(_to_contour(truth.at, pred, shape), truth.length, percentiles)
         columns.append(np.append(np.maximum(there, back)[:-1], (there[-1] + back[-1]) / 2))
@@ -128,7 +116,8 @@ def surface_distances(
     corners whose four pixels are not all alike, each counted by its length of contour; beyond the image is background.
     A percentile is taken of both directed distances, and the greater one returned; msd averages the two directed means.
     0 where mask and prediction are both empty, max(H, W) where one is. Raises ValueError where the shapes differ.
-    About 1 ms a threshold at which the prediction changes, for 448x448, on one core; runs on the CPU.
+    Exact whatever the masks. Runs on the CPU: on one core about 0.5 ms a threshold at which the prediction changes for
+    cracks on 448x448, and at most 3 s a megapixel for all of them (noise, of which each corner is on the contour).
     """
     same_shape(prob, mask)
     levels = thresholds_below(prob)[:, 0].to(torch.uint8).cpu().numpy()
