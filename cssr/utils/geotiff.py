@@ -85,6 +85,7 @@ class TiffFile:
     Attributes:
         size: width, height. place: on the map, or None. masked: whether some pixels may hold no data, by a nodata
             value, a mask or alpha. bits: of its values; `note` says so where the file does not. held: bytes in memory.
+        lab: whether its colours are CIELAB, which `part` does not convert.
     Args:
         bits: of values that are stored in 16; None: as the file says or as its greatest value shows.
     Raises: OSError if it cannot be read, ValueError for values other than 8 or 16 bit.
@@ -103,6 +104,7 @@ class TiffFile:
             self.masked = any(all_valid not in flags for flags in self._file.mask_flag_enums)
         self.size = (self._file.width, self._file.height)
         self._colours = [colour.name for colour in self._file.colorinterp]
+        self.lab = self._file.photometric is not None and self._file.photometric.name == "cielab"
         if self._file.dtypes[0] not in ("uint8", "uint16"):
             self.close()
             raise ValueError(f"its values are {self._file.dtypes[0]}: save it with 8 or 16 bit")
@@ -160,7 +162,7 @@ class TiffFile:
             for number, colour in self._file.colormap(1).items():
                 table[number] = colour
             return Image.fromarray(table[values[0]], "RGBA")
-        if self._file.photometric is not None and self._file.photometric.name == "white":
+        if self._file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES":
             values = 255 - values
         layers = values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
         return Image.frombuffer(mode, layers.shape[1::-1], layers, "raw", mode, 0, 1)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _SMALL = 16_000_000  # pixels of a TIFF without a place on the map that is decoded as a whole
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
-_DEPTH, _TOP, _NODATA, _SUBFILE = 258, 281, 42113, 254  # TIFF tags: bits, greatest value, GDAL's nodata, kind of frame
+# TIFF tags: bits, whether 0 is white, greatest value, GDAL's nodata, kind of frame.
+_DEPTH, _PHOTOMETRIC, _TOP, _NODATA, _SUBFILE = 258, 262, 281, 42113, 254
 # What makes a photograph upright, by the tag: rows and columns exchanged, then rows reversed, columns reversed.
 _TURNS = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}
 _STACKS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # formats with further frames that are no previews of the first
@@ -231,6 +232,9 @@ def _open_tiff(image: bytes | str | Path, pixels: int, bits: int | None) -> Phot
             raise error from None
         photograph.note = "; ".join(filter(None, (photograph.note, "not by GDAL, which finds faults in it")))
         return photograph
+    if file.lab:  # Pillow converts it
+        file.close()
+        return _decode(image, pixels, bits)
     if file.place is None and file.size[0] * file.size[1] <= _SMALL and file.bits == 8 and not file.masked:
         file.close()
         try:
@@ -335,6 +339,10 @@ def _deep_values(picture: Image.Image, data: object) -> np.ndarray | None:
     Pillow shows PNGs and TIFFs with colours of 16 bits as if they had 8: OpenCV decodes these.
     """
     if picture.mode.startswith("I"):
+        if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+            raise ValueError(
+                "its values of 16 bits count down from white: that needs rasterio, pip install 'cssr[large]'"
+            )
         return np.asarray(picture).clip(0, 65535)
     if data is None:
         return None

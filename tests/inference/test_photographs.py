@@ -5,7 +5,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from cssr.utils import geotiff, photographs
 from cssr.utils.photographs import open_photograph, read_photograph, read_with_valid
@@ -189,6 +189,29 @@ def test_a_mask_of_gdal_beside_the_file_counts(library, pixels, tmp_path, monkey
     Image.fromarray(valid[1:]).save(tmp_path / "b.png.msk", "TIFF")
     with pytest.raises(ValueError, match="its mask .*b.png.msk has 30 x 39 pixels"):
         open_photograph(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
+def test_a_tiff_in_which_0_is_white(depth, library, pixels, tmp_path, monkeypatch):
+    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    monkeypatch.setattr(photographs, "_SMALL", 0)
+    stored = pixels[..., 0] if depth == 8 else 65535 - pixels[..., 0] * np.uint16(257)  # of 8 bits, Pillow turns them
+    Image.fromarray(stored).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    if (depth, library) == (16, "pillow"):
+        with pytest.raises(ValueError, match="count down from white"):
+            read_photograph(tmp_path / "a.tif")
+    else:
+        assert np.array_equal(read_photograph(tmp_path / "a.tif"), np.dstack([pixels[..., 0]] * 3))
+
+
+@needs_rasterio
+def test_colours_of_cielab_are_converted(tmp_path, monkeypatch):
+    monkeypatch.setattr(photographs, "_SMALL", 0)
+    colour, lab = (200, 120, 60), [ImageCms.createProfile(space) for space in ("sRGB", "LAB")]
+    picture = ImageCms.profileToProfile(Image.new("RGB", (30, 40), colour), *lab, outputMode="LAB")
+    picture.save(tmp_path / "a.tif")
+    assert np.abs(read_photograph(tmp_path / "a.tif").astype(int) - colour).max() <= 2
 
 
 def test_cmyk(pixels, tmp_path):
