@@ -157,13 +157,13 @@ class TiffFile:
 
     def _picture(self, values: np.ndarray) -> Image.Image:
         mode = "CMYK" if self._cmyk else _MODES[len(values)]
-        if self._colours == ["palette"]:
+        if self._file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES":  # GDAL may call it a palette
+            values = 255 - values
+        elif self._colours == ["palette"]:
             table = np.zeros((256, 4), np.uint8)
             for number, colour in self._file.colormap(1).items():
                 table[number] = colour
             return Image.fromarray(table[values[0]], "RGBA")
-        if self._file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES":
-            values = 255 - values
         layers = values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
         return Image.frombuffer(mode, layers.shape[1::-1], layers, "raw", mode, 0, 1)
 
