@@ -17,30 +17,28 @@ import torch
 from tqdm import tqdm
 
 from cssr import __version__
-from cssr.config.schema import TILE_OVERLAP, check_tile, segments
-from cssr.cracks import pixel_size
-from cssr.cracks.measure import TooRagged, check_most
-from cssr.cracks.pixel_size import FAMILIES, PixelSize
+from cssr.config.schema import TILE_OVERLAP, segments
+from cssr.cracks.measure import TooRagged
+from cssr.cracks.pixel_size import PixelSize
 from cssr.inference import resume as done
 from cssr.inference import sources as inputs
 from cssr.inference.detectable import detectable
 from cssr.inference.large_images import Summary, Wanted, memory, predict_rows
 from cssr.inference.measures import Measured, write_measures
+from cssr.inference.options import check, choose_model, measuring
 from cssr.inference.predictor import device_named
 from cssr.inference.sources import Source, photographs
 from cssr.inference.writers import Files, save_png
-from cssr.models.hub import is_hub_name
 from cssr.models.joint import JointModel
-from cssr.models.load import is_model, load_model
+from cssr.models.load import load_model
 from cssr.models.orientations import ORIENTATIONS
-from cssr.models.shipped import DEFAULT
 from cssr.models.tiling import Tiles
 from cssr.survey.collect import collect
 from cssr.survey.severity import DEFAULT as DEFAULT_LIMITS
 from cssr.survey.severity import Limits, load_limits
 from cssr.survey.write import FOLDER, write_survey
 from cssr.utils import geotiff
-from cssr.utils.cli import check_bits, errors_end
+from cssr.utils.cli import errors_end
 from cssr.utils.files import naming
 from cssr.utils.interrupts import one_line
 from cssr.utils.photographs import Photograph
@@ -55,9 +53,9 @@ def run(options: argparse.Namespace) -> None:
     _return_memory()
     try:
         with errors_end():
-            _choose_model(options)
-            _check(options)
-            measured = _measured(options) if options.measure else None
+            choose_model(options)
+            check(options)
+            measured = measuring(options) if options.measure else None
             limits = load_limits(options.limits or DEFAULT_LIMITS) if options.measure else None
             sources = photographs(options.source, apart=options.out)
             left = inputs.passed_over_in(options.source)
@@ -88,41 +86,12 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _choose_model(options: argparse.Namespace) -> None:
-    """`options.model`: what --model says, a run or export in place of the first photograph, or the package's own."""
-    first, *others = options.source
-    if options.model is not None:
-        return
-    if is_model(first) or (others and is_hub_name(first)):
-        if not others:
-            raise ValueError(f"{first} is a model, and no photographs are given: name files or folders behind it")
-        options.model, options.source = first, others
-        return
-    options.model = Path(DEFAULT)
-
-
 def _return_memory() -> None:
     """Have glibc give large blocks back when they are freed: kept for later use, they are between small ones that stay,
     and a process grows with every row of tiles.
     """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Refuse options that cannot be meant; ValueError names the option."""
-    if not 0 <= options.threshold <= 1:
-        raise ValueError(f"--threshold must be in 0..1, found {options.threshold}")
-    check_tile(options.tile, "--tile")
-    check_bits(options.bits)
-    for name in ("batch", "every"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
-    if not options.memory > 0:
-        raise ValueError(f"--memory must be above 0 (GiB), found {options.memory}")
-    _check_measures(options)
-    if options.format == "tiff" and not geotiff.there():
-        raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
 
 
 def _survey(work: "_Run", options: argparse.Namespace, limits: Limits) -> None:
@@ -146,48 +115,6 @@ def _survey(work: "_Run", options: argparse.Namespace, limits: Limits) -> None:
 
 
 _NO_ROOM = "not measured: no photograph has a part of 64 x 64 pixels that a crack can be drawn on"
-_OF_MEASURE = ("mm_per_pixel", "known_distance", "marker_side", "distance", "rectify", "limits", "least_length")
-
-
-def _check_measures(options: argparse.Namespace) -> None:
-    for name in _OF_MEASURE:
-        if getattr(options, name) and not options.measure:
-            raise ValueError(f"--{name.replace('_', '-')} is for --measure, which is not given")
-    for name in ("marker_side", "distance"):
-        if getattr(options, name) is not None and not 0 < getattr(options, name) < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} must be above 0, found {getattr(options, name)}")
-    if options.detectable < 0:
-        raise ValueError(f"--detectable must be 0 or more, found {options.detectable}")
-    for name in ("least_length", "width_uncertainty"):
-        if not 0 <= getattr(options, name) < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, found {getattr(options, name)}")
-    if options.mm_per_pixel is not None and options.known_distance is not None:
-        raise ValueError("--mm-per-pixel and --known-distance both say the size of a pixel: give one of them")
-    if options.marker_family is not None and options.marker_family not in FAMILIES:
-        raise ValueError(f"--marker-family must be one of {', '.join(FAMILIES)}, found {options.marker_family}")
-    if (options.rectify or options.marker_family) and options.marker_side is None:
-        raise ValueError("--rectify and --marker-family need --marker-side, the side of the markers in mm")
-    check_most(options.most_cracks)
-
-
-def _measured(options: argparse.Namespace) -> Measured:
-    """Settings of measurement from the command line."""
-    size = None if options.mm_per_pixel is None else pixel_size.typed(options.mm_per_pixel)
-    if options.known_distance is not None:
-        *points, mm = options.known_distance
-        try:
-            size = pixel_size.of_points(points[:2], points[2:], mm)
-        except ValueError as error:
-            raise ValueError(f"--known-distance: {error}") from None
-    return Measured(
-        size,
-        options.marker_side,
-        options.marker_family,
-        options.distance,
-        options.rectify,
-        options.least_length,
-        options.most_cracks,
-    )
 
 
 def _make_directory(out: Path) -> None:

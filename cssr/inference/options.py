@@ -1,0 +1,87 @@
+"""Options of `cssr.predict`: what cannot be meant is refused before work starts."""
+
+import argparse
+from pathlib import Path
+
+from cssr.config.schema import check_tile
+from cssr.cracks import pixel_size
+from cssr.cracks.measure import check_most
+from cssr.cracks.pixel_size import FAMILIES
+from cssr.inference.measures import Measured
+from cssr.models.hub import is_hub_name
+from cssr.models.load import is_model
+from cssr.models.shipped import DEFAULT
+from cssr.utils import geotiff
+from cssr.utils.cli import check_bits
+
+_OF_MEASURE = ("mm_per_pixel", "known_distance", "marker_side", "distance", "rectify", "limits", "least_length")
+
+
+def choose_model(options: argparse.Namespace) -> None:
+    """`options.model`: what --model says, a run or export in place of the first photograph, or the package's own."""
+    first, *others = options.source
+    if options.model is not None:
+        return
+    if is_model(first) or (others and is_hub_name(first)):
+        if not others:
+            raise ValueError(f"{first} is a model, and no photographs are given: name files or folders behind it")
+        options.model, options.source = first, others
+        return
+    options.model = Path(DEFAULT)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be meant; ValueError names the option."""
+    if not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold must be in 0..1, found {options.threshold}")
+    check_tile(options.tile, "--tile")
+    check_bits(options.bits)
+    for name in ("batch", "every"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
+    if not options.memory > 0:
+        raise ValueError(f"--memory must be above 0 (GiB), found {options.memory}")
+    _check_measures(options)
+    if options.format == "tiff" and not geotiff.there():
+        raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
+
+
+def _check_measures(options: argparse.Namespace) -> None:
+    for name in _OF_MEASURE:
+        if getattr(options, name) and not options.measure:
+            raise ValueError(f"--{name.replace('_', '-')} is for --measure, which is not given")
+    for name in ("marker_side", "distance"):
+        if getattr(options, name) is not None and not 0 < getattr(options, name) < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, found {getattr(options, name)}")
+    if options.detectable < 0:
+        raise ValueError(f"--detectable must be 0 or more, found {options.detectable}")
+    for name in ("least_length", "width_uncertainty"):
+        if not 0 <= getattr(options, name) < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, found {getattr(options, name)}")
+    if options.mm_per_pixel is not None and options.known_distance is not None:
+        raise ValueError("--mm-per-pixel and --known-distance both say the size of a pixel: give one of them")
+    if options.marker_family is not None and options.marker_family not in FAMILIES:
+        raise ValueError(f"--marker-family must be one of {', '.join(FAMILIES)}, found {options.marker_family}")
+    if (options.rectify or options.marker_family) and options.marker_side is None:
+        raise ValueError("--rectify and --marker-family need --marker-side, the side of the markers in mm")
+    check_most(options.most_cracks)
+
+
+def measuring(options: argparse.Namespace) -> Measured:
+    """Settings of measurement from the command line."""
+    size = None if options.mm_per_pixel is None else pixel_size.typed(options.mm_per_pixel)
+    if options.known_distance is not None:
+        *points, mm = options.known_distance
+        try:
+            size = pixel_size.of_points(points[:2], points[2:], mm)
+        except ValueError as error:
+            raise ValueError(f"--known-distance: {error}") from None
+    return Measured(
+        size,
+        options.marker_side,
+        options.marker_family,
+        options.distance,
+        options.rectify,
+        options.least_length,
+        options.most_cracks,
+    )
