@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cssr.utils.images import any_size, open_image
 
@@ -78,7 +78,7 @@ Decide = Callable[[Iterable[Mask]], MaskRule]
 def read_mask(path: Path | io.BytesIO, transparent: bool = False) -> np.ndarray:
     """Read the grey levels of a mask file: H W, 0..255, a 1-bit mask as 0 and 255, `NO_DATA` where data are missing.
 
-    Data are missing where a GeoTIFF says so (by a nodata value other than 0), and in transparent pixels.
+    Upright by EXIF. Data are missing where a GeoTIFF says so (by a nodata value but 0), and in transparent pixels.
 
     Args:
         transparent: accept transparent pixels, which are refused otherwise.
@@ -124,6 +124,7 @@ def _planes(path: Path | io.BytesIO) -> tuple[np.ndarray, np.ndarray]:
         with any_size(), open_image(path) as stored:
             stored.load()
             mode, nodata = stored.mode, _nodata(stored)
+            ImageOps.exif_transpose(stored, in_place=True)  # as photographs are
             if mode in ("P", "PA"):  # the colours are meant, not their places in the palette
                 stored = stored.convert("RGBA" if mode == "PA" or "transparency" in stored.info else "RGB")
             elif mode in _PLAIN_MODES:

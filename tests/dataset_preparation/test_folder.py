@@ -9,6 +9,7 @@ from cssr.cracks.masks import NO_DATA, packed, parse_colours, parse_values, read
 from cssr.dataset_preparation.masks import nearest, upright_size, widen
 from cssr.dataset_preparation.pairing import compiled
 from cssr.dataset_preparation.sources import SOURCES
+from cssr.utils.photographs import read_photograph
 
 
 def folder(root, **options):
@@ -291,6 +292,17 @@ def test_masks_are_resized_and_widened_when_asked_to(tmp_path):
 def test_colours_of_masks_of_many_kinds(tmp_path, mode):
     path = truth(tmp_path / "m.png", (crack(9) * 255).astype(np.uint8), mode)
     assert (read_colours(path) == np.where(crack(9), packed(255, 255, 255), 0)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_are_turned_upright_as_photographs_are(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    drawn = Image.fromarray((crack(9)[:6] * 255).astype(np.uint8))
+    drawn.putpixel((1, 1), 255)  # of no symmetry
+    drawn.save(tmp_path / "m.png", exif=exif)
+    assert np.array_equal(read_mask(tmp_path / "m.png"), read_photograph(tmp_path / "m.png")[..., 0])
+    assert (read_colours(tmp_path / "m.png") > 0).sum() == (np.asarray(drawn) > 0).sum()
 
 
 def test_transparent_masks_are_refused(tmp_path):
