@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cssr.utils.files import safe_name
 SEED = "train.seed"
 _OWN = ("train.run_dir", "train.dry_run")  # what a sweep decides
 _LONGEST = 120  # characters of a folder's name
+_MOST_POINTS = 1000  # of a grid, each a training
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def points(axes: Sequence[Axis]) -> list[Point]:
 def read_grid(texts: Sequence[str]) -> list[Axis]:
     """`KEY=V1,V2,...` as axes. A key may be the last part of a setting's name where no other setting is called so.
 
-    Raises: ValueError, one line, for an unknown or ambiguous key, a key given twice, no values and equal values.
+    Raises: ValueError, one line, for an unknown or ambiguous key, a key given twice, no values and equal values, and
+        for more trainings than can be meant.
     """
     pairs = [_read(text) for text in texts]
     keys = [key for key, _ in pairs]
@@ -86,6 +89,9 @@ def read_grid(texts: Sequence[str]) -> list[Axis]:
             raise ValueError(f"{key} is swept twice: give all of its values at once")
         if key in _OWN:
             raise ValueError(f"{key} cannot be swept: --out and --dry-run are for that")
+    count = math.prod(len(values) for _, values in pairs)
+    if count > _MOST_POINTS:
+        raise ValueError(f"the grid has {count:,} points, each a training: sweep at most {_MOST_POINTS:,} at once")
     lasts = [key.split(".")[-1] for key in keys]
     labels = [last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts)]
     return [Axis(key, label, values) for (key, values), label in zip(pairs, labels)]

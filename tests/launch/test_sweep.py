@@ -69,6 +69,10 @@ def test_short_names_are_settings(name, key):
         (["beta="], "'beta=' has no values"),
         (["beta=1,,2"], "an empty value"),
         (["lr=1e-4,0.0001"], "0.0001 is there twice"),
+        (
+            [f"{name}={','.join(map(str, range(1000)))}" for name in ("seed", "steps")],
+            "1,000,000 points, each a training",
+        ),
         (["beta=1", "loss.beta=2"], "loss.beta is swept twice"),
         (["run_dir=a,b"], "train.run_dir cannot be swept"),
         (["model.seg={name: unet"], "not valid YAML"),
