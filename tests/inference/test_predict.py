@@ -8,7 +8,7 @@ from PIL import Image
 from cssr import JointModel
 from cssr.config.schema import ModelConfig
 from cssr.inference.predictor import predict
-from cssr.inference.run import photographs
+from cssr.inference.sources import photographs
 from cssr.models.joint import build_model
 from cssr.predict import main
 from cssr.utils.photographs import read_photograph
