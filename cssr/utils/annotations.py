@@ -1,7 +1,7 @@
 """Annotations as what values of YAML and JSON are checked against: types, unions, literals, lists, mappings, bounds."""
 
 import collections.abc
-import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def _origin(kind: Any) -> Any:
 def _fits_plain(value: Any, kind: type) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is float:
-        return number and math.isfinite(value)
+        return number and abs(value) <= sys.float_info.max  # whole numbers may be greater
     if kind is int:
         return number and isinstance(value, int)
     return isinstance(value, (str, Path) if kind is Path else kind)

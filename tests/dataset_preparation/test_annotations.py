@@ -184,6 +184,8 @@ def test_coco_categories(tmp_path):
     assert alone.sum() == 6 and read(tmp_path, split="train", categories="crack, spalling").items[0].mask().sum() == 8
     with pytest.raises(ValueError, match="there is no 'crak' .did you mean crack"):
         read(tmp_path, split="train", categories="crak")
+    coco(tmp_path, annotations=found["annotations"], categories=[{"id": n, "name": "crack"} for n in (1, 2)])
+    assert read(tmp_path, split="train").items[0].mask().sum() == 8  # of two categories with one name
 
 
 def test_coco_that_cannot_be_used_is_refused(tmp_path):
@@ -250,6 +252,7 @@ def test_coco_categories_that_no_annotation_is_of(tmp_path):
         ({"segmentation": {"counts": [40, None], "size": [6, 8]}}, "annotation 5 .*neither text nor whole numbers"),
         ({"segmentation": {"counts": "o" * 99999, "size": [6, 8]}}, "annotation 5 .*text with 'o'"),
         ({"segmentation": [[1, 1, float("nan"), 1, 4, 3]]}, "annotation 5 .*no list of polygons .*nan.*finite numbers"),
+        ({"segmentation": [[1, 1, 10**400, 1, 4, 3]]}, "annotation 5 .*no list of polygons .*finite numbers"),
         ({"segmentation": [[1, 1, None, 1, 4, 3]]}, "annotation 5 .*no list of polygons .*None"),
         ({"segmentation": [["1", "1", "4", "1", "4", "3"]]}, "annotation 5 .*no list of polygons"),
         ({"segmentation": [[[1, 1], [4, 1], [4, 3]]]}, "annotation 5 .*no list of polygons"),

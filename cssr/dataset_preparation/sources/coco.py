@@ -164,9 +164,10 @@ def _crack(path: Path, contents: dict[str, Any], wanted: str | None) -> tuple[di
     names = {category["id"]: str(category["name"]).strip() for category in contents["categories"]}
     used = Counter(one["category_id"] for one in contents["annotations"])
     names |= {number: number for number in used if number not in names}  # of a file without categories
-    there = ", ".join(sorted({names[number] for number in used or names}))
+    kinds = sorted({names[number] for number in used or names})
+    there = ", ".join(kinds)
     if wanted is None:
-        if len(used or names) == 1:
+        if len(kinds) == 1:
             return {number: names[number] for number in used or names}, ()
         raise ValueError(f"the annotations are of several categories: {there}; say with --categories which are crack")
     chosen = [word.strip() for word in wanted.split(",")]
