@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 import cv2
@@ -174,7 +175,7 @@ def label_studio(photographs: Sequence[Annotated], prefix: str) -> list[dict[str
         scores = [instance.score for instance in photograph.instances if instance.score is not None]
         prediction = {"model_version": f"cssr {__version__}", "result": results}
         prediction |= {"score": min(scores)} if scores else {}
-        tasks.append({"data": {"image": prefix + photograph.name}, "predictions": [prediction]})
+        tasks.append({"data": {"image": prefix + quote(photograph.name)}, "predictions": [prediction]})
     return tasks
 
 

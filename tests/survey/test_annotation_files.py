@@ -106,6 +106,21 @@ def test_label_studio_polygons_are_percent_of_the_photograph(written):
         assert np.array_equal(found, mask)
 
 
+def test_what_label_studio_exports_as_coco_comes_back(tmp_path):
+    """As its converter writes it: each polygon an annotation, images by the address that it was given, quoted."""
+    folder = tmp_path / "photos"
+    results(tmp_path / "out", folder, "pier #3 é", noise(2))
+    main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations")])
+    (task,) = json.loads((tmp_path / "annotations" / "label_studio.json").read_text())
+    polygons = [(np.array(one["value"]["points"]) * (0.6, 0.4)).ravel() for one in task["predictions"][0]["result"]]
+    image = {"id": 0, "file_name": task["data"]["image"], "height": 40, "width": 60}
+    shapes = [{"id": n, "image_id": 0, "category_id": 0, "segmentation": [[*p]]} for n, p in enumerate(polygons)]
+    contents = {"images": [image], "annotations": shapes, "categories": [{"id": 0, "name": "crack"}]}
+    (folder / "annotations.json").write_text(json.dumps(contents))
+    (item,) = coco_source(folder).items
+    assert np.array_equal(item.mask() > 0, noise(2))
+
+
 def test_cvat_masks_are_run_lengths_of_their_boxes(written):
     folder, masks = written
     images = ElementTree.parse(folder / "annotations" / "cvat.xml").getroot().findall("image")

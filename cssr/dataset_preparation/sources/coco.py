@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -44,6 +45,7 @@ _PLAIN = (
     "annotations/instances.json",
     "annotations/instances_default.json",
 )
+_LABEL_STUDIO = "/data/local-files/?d="  # before the path of an image that Label Studio reads from its own folder
 _FOLDERS = ("images/{split}", "{split}/images", "{split}", "images", "")
 
 
@@ -135,7 +137,10 @@ def _load(path: Path) -> dict[str, Any]:
     contents = read_json(path, _SHAPE, "export it again as COCO annotations")
     if not contents["images"]:
         raise ValueError(f"{path} lists no images; export it again as COCO annotations")
-    for name in (one["file_name"] for one in contents["images"]):
+    for one in contents["images"]:
+        if one["file_name"].startswith(_LABEL_STUDIO):
+            one["file_name"] = unquote(one["file_name"].removeprefix(_LABEL_STUDIO))
+        name = one["file_name"]
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(
                 f"{path}: file_name {name!r} leads out of the folder of the images; write it relative to it"
