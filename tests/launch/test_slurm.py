@@ -1,6 +1,8 @@
 """The Slurm script and the Kubernetes example, with stubs of srun, scontrol and the launchers."""
 
+import configparser
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -105,10 +107,33 @@ def test_every_node_gets_its_own_rank_and_the_same_place(submit, tmp_path):
     assert not (commands / "requeued").exists()
 
 
+def test_an_image_is_run_where_the_job_was_submitted(submit, tmp_path):
+    commands = stubs(tmp_path / "bin", srun=SRUN, scontrol=SCONTROL, accelerate=ACCELERATE)
+    variables = environment(commands, 1, IMAGE="the image.sqsh", MOUNTS="/data:/data")
+    assert submit(variables, "configs/tiny.yaml", f"train.run_dir={tmp_path / 'run'}").wait(60) == 0
+    given = (commands / "srun-options").read_text().splitlines()
+    asked = [f"--container-workdir={ROOT}", f"--container-mounts={ROOT}:{ROOT},/data:/data"]
+    assert given[:3] == ["--container-image=the image.sqsh", *asked]
+
+
 def test_a_run_that_fails_fails_the_job_and_is_not_put_back(submit, tmp_path):
     commands = stubs(tmp_path / "bin", srun=SRUN, scontrol=SCONTROL, accelerate=ACCELERATE)
     job = submit(environment(commands, 1, ENDS="3"), "configs/tiny.yaml", f"train.run_dir={tmp_path / 'run'}")
     assert job.wait(60) != 0 and not (commands / "requeued").exists()
+
+
+def test_the_image_has_what_it_installs():
+    """Extras and files that the Dockerfile names exist; all that can be checked where no daemon builds it."""
+    text = (ROOT / "Dockerfile").read_text()
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = re.search(r"ARG EXTRAS=(\S+)", text)[1].split(",")
+    assert extras and set(extras) < set(setup["options.extras_require"])
+    copied = [word for line in re.findall(r"^COPY (.+)", text, re.M) for word in line.split()[:-1]]
+    assert copied and all((ROOT / name).exists() for name in copied)
+    workspace = re.search(r"^WORKDIR (\S+)", text, re.M)[1]
+    (container,) = list(yaml.safe_load_all(JOB.read_text()))[1]["spec"]["template"]["spec"]["containers"]
+    assert container["workingDir"] == workspace
 
 
 def test_headers_ask_for_what_the_script_relies_on():
