@@ -108,7 +108,7 @@ def step() -> dict[str, int]:
 def stepping(task: Task, config: Config) -> Stepper:
     """A stepper on the CPU, in float32, alone."""
     degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
-    return Stepper(task, config, Accelerator(cpu=True, mixed_precision="no"), degrade, BATCH, 1, lambda value: value)
+    return Stepper(task, config, Accelerator(cpu=True, mixed_precision="no"), degrade, BATCH, 1)
 
 
 def batch() -> Batch:

@@ -227,7 +227,7 @@ class Step:
         else:
             AcceleratorState._reset_state(True)  # an engine has one precision
             engine = engines.start_engine(mixed_precision=precision)
-            stepper = Stepper(task, config, engine, degrade, count, 1, engines.AnyRank(engine))
+            stepper = Stepper(task, config, engine, degrade, count, 1)
             self.optimizer, self._take = engines.base_optimizer(stepper.optimizer), self._ours(stepper)
         if keep:
             self._hook = self.optimizer.register_step_pre_hook(self._keep)
@@ -244,7 +244,8 @@ class Step:
     def _ours(self, stepper: Stepper) -> Callable[[Progress], dict[str, Tensor]]:
         def take(progress: Progress) -> dict[str, Tensor]:
             losses = stepper.step(iter([self.batch]), progress, self.taken + 1)
-            return losses if isinstance(losses, dict) else {"loss": torch.tensor(float("nan"))}
+            stepper.settle()
+            return losses
 
         return take
 

@@ -1,10 +1,11 @@
 """Optimizer, learning rates and what holds a parameter group still."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import timm.optim
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cssr.config.registry import did_you_mean
@@ -12,6 +13,7 @@ from cssr.config.schedules import Progress, bounded_schedule, warmed_up
 from cssr.config.schema import Config, PhaseConfig
 from cssr.models.encoders import layers_from_the_end
 from cssr.models.joint import JointModel, parent_of
+from cssr.utils import distributed as engines
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # with an update in one call, on CPUs and GPUs
 _WAYS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that choose how the update is computed
@@ -68,6 +70,20 @@ def _arguments(config: Config) -> dict[str, Any]:
     kind = timm.optim.get_optimizer_class(config.optim.optimizer, bind_defaults=False)
     chosen = config.optim.arguments
     return {"fused": True, **chosen} if kind in _FUSED and not _WAYS & chosen.keys() else chosen
+
+
+def omission(engine: Accelerator, optimizer: torch.optim.Optimizer) -> Literal["engine", "device", "host"]:
+    """Who leaves a step out whose loss is not finite.
+
+    DeepSpeed and loss scaling do by themselves, as the gradients are nan. Fused Adam and AdamW read a flag on the
+    device. For any other optimizer the host reads it before the update. Fused SGD does not count as it allocates its
+    momentum in the first step, and never fills it where that is left out; nor does FSDP, whose tensors are no plain
+    ones.
+    """
+    if engines.uses_deepspeed(engine) or engine.scaler is not None:
+        return "engine"
+    fused = isinstance(optimizer, torch.optim.Adam) and bool(optimizer.defaults.get("fused"))
+    return "device" if fused and not engines.flattens(engine) else "host"
 
 
 class LearningRate:

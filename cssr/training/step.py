@@ -1,10 +1,15 @@
-"""One optimizer step over the global batch, under any engine: batches, forward, backward, update, average."""
+"""One optimizer step over the global batch, under any engine: batches, forward, backward, update, average.
+
+The host queues a step without waiting for any number of it. Whether all losses are finite is a flag on the device,
+which has the update leave everything as it was; the host reads it before it queues the next step.
+"""
 
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,16 +23,47 @@ from cssr.config.schema import Config
 from cssr.data.batch import Batch
 from cssr.data.sampler import draw_seed
 from cssr.training.activation_checkpointing import recompute_blocks
-from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups
-from cssr.training.task import Task
+from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups, omission
+from cssr.training.task import BATCH_NORMS, Task
 from cssr.utils import distributed as engines
 
 
-@dataclass
-class Refused:
-    """A step that was not taken, as its loss is not finite on some rank: {rank, loss, finite, keys} of each."""
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a step, the same on all ranks.
 
-    ranks: list[dict[str, Any]]
+    Attributes:
+        losses: means over the ranks.
+        left_out: {rank, loss, finite, keys} of each rank, of the first micro-batch with a loss that is not finite on
+            some rank, for which the step was left out; None for a step that was taken.
+        stop: whether a rank asks for the end of the run.
+    """
+
+    losses: dict[str, float]
+    left_out: list[dict[str, Any]] | None
+    stop: bool
+
+
+@dataclass
+class Queued:
+    """A step that the host has queued: losses and sample keys of this rank's micro-batches, and what ranks sum up."""
+
+    number: int
+    stop: bool
+    terms: list[dict[str, Tensor]] = field(default_factory=list)
+    keys: list[list[str]] = field(default_factory=list)
+    sums: engines.RankSum | None = None
+
+    @cached_property
+    def means(self) -> dict[str, Tensor]:
+        """Mean losses of this rank."""
+        return {name: sum(terms[name] / len(self.terms) for terms in self.terms) for name in self.terms[0]}
+
+    def summands(self) -> Tensor:
+        """1 for each micro-batch with a loss that is not finite, 1 to stop, and the mean losses; float32."""
+        losses = torch.stack([terms["loss"] for terms in self.terms])
+        flags = (~losses.isfinite()).float()
+        return torch.cat([flags, flags.new_full((1,), self.stop), torch.stack([*self.means.values()])])
 
 
 class Stepper:
@@ -37,7 +73,6 @@ class Stepper:
         task: with the weights with which training begins or resumes.
         degrade: HR to (LQ, kernel), from the registry.
         micro_batch, accumulation: samples of a forward pass on this rank, and how many of them make a step.
-        any_rank: to agree with the other ranks.
     """
 
     def __init__(
@@ -48,11 +83,10 @@ class Stepper:
         degrade: Callable,
         micro_batch: int,
         accumulation: int,
-        any_rank: engines.AnyRank,
     ):
         self.task, self.model, self._config, self._engine = task, task.model, config, engine
         self._groups = [*task.model.groups()]
-        self._degrade, self._accumulation, self._any_rank = degrade, accumulation, any_rank
+        self._degrade, self._accumulation = degrade, accumulation
         self._layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         if not engines.flattens(engine):
             engines.lay_out(self.model, self._layout)
@@ -60,6 +94,11 @@ class Stepper:
         engines.configure_deepspeed(engine, optimizer, micro_batch, accumulation, config.optim.clip_norm)
         self.module, self.optimizer = engine.prepare(task, optimizer)
         self._base = engines.base_optimizer(self.optimizer)
+        self._omission = omission(engine, self._base)
+        self._queued: Queued | None = None
+        norms = (module for module in self.model.modules() if isinstance(module, BATCH_NORMS))
+        self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
+        self._before = [buffer.clone() for buffer in self._statistics]
         self._hold, self._learning_rate = Hold(self.model, self._base), LearningRate(config)
         decay, warmup = config.optim.ema, config.optim.ema_warmup
         self._average = ModelEmaV3(self.model, decay=decay, use_warmup=warmup) if decay else None
@@ -76,19 +115,38 @@ class Stepper:
         """The model of averaged weights, where there is one."""
         return self._average.module if self._average else None
 
-    def step(self, stream: Iterator[Batch], progress: Progress, number: int) -> dict[str, Tensor] | Refused:
-        """Step `number` of the run, at `progress`; returns this rank's mean losses."""
+    def step(self, stream: Iterator[Batch], progress: Progress, number: int, stop: bool = False) -> dict[str, Tensor]:
+        """Queue step `number` of the run, at `progress`; `settle` has its outcome.
+
+        Args:
+            stop: whether this rank asks for the end of the run.
+        Returns: this rank's mean losses, on the device.
+        """
+        self.settle()
         self._begin_phase(progress)
-        totals: dict[str, Tensor] = {}
-        for micro in range(self._accumulation):
-            terms = self._micro_step(self.next(stream), progress, micro)
-            if isinstance(terms, Refused):
-                self._drop(stream, self._accumulation - micro - 1)
-                return terms
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0) + value.detach() / self._accumulation
-        self._update(number)
-        return totals
+        if self._statistics:
+            torch._foreach_copy_(self._before, self._statistics)
+        queued = Queued(number, stop)
+        for _ in range(self._accumulation):
+            self._micro_step(self.next(stream), progress, queued)
+        self._update(queued)
+        self._queued = queued
+        return queued.means
+
+    def settle(self) -> Outcome | None:
+        """Outcome of the step before, and what of it is the host's to do; None where there is none or it was read.
+
+        The host waits for the forward pass, while a GPU has the backward pass and the update to do.
+        """
+        queued, self._queued = self._queued, None
+        if queued is None:
+            return None
+        sums, world = queued.sums.read(), self._engine.num_processes
+        flags, stop, losses = sums[: self._accumulation], sums[self._accumulation], sums[self._accumulation + 1 :]
+        left_out = self._leave_out(queued, flags) if any(flags) else None
+        if self._average and not left_out:
+            self._average.update(self.model, step=queued.number)
+        return Outcome({name: loss / world for name, loss in zip(queued.terms[0], losses)}, left_out, stop > 0)
 
     def next(self, stream: Iterator[Batch]) -> Batch:
         """The next micro-batch on the device, degraded; the wait for it is counted."""
@@ -109,30 +167,43 @@ class Stepper:
         self.task.hold_still(self._hold.groups if phase.hold_batch_norm else frozenset())
         self.lr = self._learning_rate.apply(self._base, progress, phase)
 
-    def _micro_step(self, batch: Batch, progress: Progress, micro: int) -> dict[str, Tensor] | Refused:
-        """Forward and backward of a micro-batch; no backward where the loss of any rank is not finite."""
-        engine = self._engine
+    def _micro_step(self, batch: Batch, progress: Progress, queued: Queued) -> None:
+        """Forward and backward of a micro-batch; ranks sum up the losses of a step beside its last backward pass."""
+        engine, micro = self._engine, len(queued.terms)
+        last = micro == self._accumulation - 1
         # Dropout depends on (seed, samples seen, rank) alone: a resumed run draws what an uninterrupted one does.
         torch.manual_seed(draw_seed(self._config.train.seed, progress.samples, engine.process_index, micro))
-        with engines.accumulating(engine, self.module, micro == self._accumulation - 1):
+        with engines.accumulating(engine, self.module, last):
             terms = self.module(batch, progress)
-            loss = terms["loss"].item()  # the one number in a step that the host waits for
-            if self._any_rank(not math.isfinite(loss)):
-                mine = {"rank": engine.process_index, "loss": str(loss), "finite": math.isfinite(loss)}
-                return Refused(gather_object([{**mine, "keys": batch.key}]))
-            engines.backward(engine, terms["loss"], self._accumulation)
-        return terms
+            queued.terms.append({name: value.detach() for name, value in terms.items()})
+            queued.keys.append(batch.key)
+            if last:
+                queued.sums = engines.RankSum(engine, queued.summands())
+            loss = _spoiling(terms["loss"]) if self._omission == "engine" else terms["loss"]
+            engines.backward(engine, loss, self._accumulation)
 
-    def _drop(self, stream: Iterator[Batch], rest: int) -> None:
-        """Forget what the step has gathered; the rest of its samples count as seen."""
-        engines.drop_gradients(self.module, self.optimizer)
-        for _ in range(rest):
-            next(stream)
-
-    def _update(self, number: int) -> None:
+    def _update(self, queued: Queued) -> None:
+        """Update of the weights, which does nothing where a loss of any rank is not finite."""
+        if self._omission == "host" and any(queued.sums.read()[: self._accumulation]):
+            self.optimizer.zero_grad()
+            return
+        if self._omission == "device":
+            self._base.found_inf = queued.sums.on_device()[: self._accumulation].sum().clamp(max=1)
         if self._config.optim.clip_norm is not None:
             self._engine.clip_grad_norm_(self.module.parameters(), self._config.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self._average:
-            self._average.update(self.model, step=number)
+
+    def _leave_out(self, queued: Queued, flags: list[float]) -> list[dict[str, Any]]:
+        """Undo the statistics of a step, and gather what the first bad micro-batch was on each rank."""
+        if self._statistics:
+            torch._foreach_copy_(self._statistics, self._before)
+        micro = next(micro for micro, flag in enumerate(flags) if flag)
+        loss = queued.terms[micro]["loss"].item()
+        mine = {"rank": self._engine.process_index, "loss": str(loss), "finite": math.isfinite(loss)}
+        return gather_object([{**mine, "keys": queued.keys[micro]}])
+
+
+def _spoiling(loss: Tensor) -> Tensor:
+    """The loss, of which all gradients are nan where it is not finite: what DeepSpeed and loss scaling look for."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)

@@ -15,7 +15,7 @@ from cssr.losses import LOSSES
 from cssr.models.encoders import EncoderDecoder
 from cssr.models.joint import JointModel, SRThenSeg, group_of
 
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 Loss = Callable[..., Tensor]
 
 
@@ -119,7 +119,7 @@ class Task(nn.Module):
         """Set the mode; BatchNorm that is held, or in groups that are, stays in evaluation mode."""
         super().train(mode)
         for name, module in self.model.named_modules():
-            if isinstance(module, _BATCH_NORMS) and self._keeps_statistics(group_of(f"{name}.")):
+            if isinstance(module, BATCH_NORMS) and self._keeps_statistics(group_of(f"{name}.")):
                 module.eval()
         return self
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
-from torch import Tensor
 
 from cssr.config.loading import changed_settings, load_config, save_config, to_dict
 from cssr.config.schedules import Progress
@@ -41,7 +40,7 @@ from cssr.training.log import (
     trackers,
     truncate_lines,
 )
-from cssr.training.step import Refused, Stepper
+from cssr.training.step import Stepper
 from cssr.training.task import Task
 from cssr.training.validation import Validation, is_better, record
 from cssr.utils import distributed as engines
@@ -61,13 +60,14 @@ class Run:
         self._begin()
         if self.step and self._unvalidated():
             self._validate()
-        stream = self._stream()
+        stream, self.stopping = self._stream(), self.any_rank(bool(self.stop))
         with closing(stream):
-            while self.step < config.train.steps and not self.any_rank(bool(self.stop)):
+            while self._goes_on():
                 self.watchdog.alive()
                 self._step(stream)
                 validates = self._due(config.train.val_every) and self.prepared.validates
                 if validates or self._due(config.train.save_every):
+                    self._settle()
                     self._save()
                 if validates:  # once what it may stumble over costs no step
                     self._validate()
@@ -76,15 +76,27 @@ class Run:
         self._end()
         return None
 
+    def _goes_on(self) -> bool:
+        """Return whether there is a step to take, the same on all ranks; the one before is settled first."""
+        self._settle()
+        return self.step < self.config.train.steps and not self.stopping
+
     def _step(self, stream: Iterator[Batch]) -> None:
-        """One optimizer step over the global batch, or one left out."""
+        """Queue an optimizer step over the global batch."""
         self.progress = self._progress(self.step)
-        totals = self.stepper.step(stream, self.progress, self.step + 1)
+        self.stepper.step(stream, self.progress, self.step + 1, bool(self.stop))
         self.step += 1
-        if isinstance(totals, Refused):
-            self.console.line(self.left_out.note(self.step, totals.ranks, self.engine.is_main_process))
+
+    def _settle(self) -> None:
+        """Wait for the outcome of the step that is queued, if any, and note it."""
+        outcome = self.stepper.settle()
+        if outcome is None:
+            return
+        self.stopping = outcome.stop
+        if outcome.left_out:
+            self.console.line(self.left_out.note(self.step, outcome.left_out, self.engine.is_main_process))
         elif self._due(self.config.train.log_every) or self.step == 1:
-            self._log(totals)
+            self._log(outcome.losses)
 
     def _end(self) -> None:
         """The last checkpoint, and the export of a run that is finished."""
@@ -106,12 +118,10 @@ class Run:
 
     # ---- logging, validation, checkpoints, export ----
 
-    def _log(self, totals: dict[str, Tensor]) -> None:
-        names = list(totals)
-        values = self.engine.reduce(torch.stack([totals[name] for name in names]), "mean").tolist()
+    def _log(self, losses: dict[str, float]) -> None:
         now = time.monotonic()
         steps = self.step - self.logged_step
-        metrics: dict[str, Any] = dict(zip(names, values)) | {
+        metrics: dict[str, Any] = losses | {
             "beta": float(self.task.beta(self.progress)),
             "lr": self.stepper.lr,
             "phase": self.task.phase(self.progress).name,
@@ -131,7 +141,8 @@ class Run:
         model = self.stepper.ema if self.stepper.ema and config.train.export_ema else self.model
         validated = self.validation(model, self._watched)
         self.task.train()
-        if self.any_rank(bool(self.stop)):  # it may have ended early; the resumed run comes here again
+        self.stopping = self.any_rank(bool(self.stop))
+        if self.stopping:  # it may have ended early; the resumed run comes here again
             return
         if self.engine.is_main_process:
             record(validated, self.step, self._progress(self.step).samples, self.dir, self.engine, self.console)
@@ -233,7 +244,7 @@ class Run:
         )
         self._try_out()
         sizes = self.prepared.micro_batch, self.prepared.accumulation
-        self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes, self.any_rank)
+        self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes)
 
     def _try_out(self) -> None:
         """Try what the first validation and the export will need; before the engine makes parts of the weights."""

@@ -180,19 +180,6 @@ def backward(engine: Accelerator, loss: Tensor, accumulation: int) -> None:
     engine.backward(loss if uses_deepspeed(engine) else loss / accumulation)
 
 
-def drop_gradients(module: nn.Module, optimizer: Any) -> None:
-    """Forget what has been accumulated, under any engine."""
-    zero = getattr(module, "optimizer", None)  # DeepSpeed's
-    if zero is None:
-        base_optimizer(optimizer).zero_grad()
-        return
-    zero.zero_grad()
-    for kept in (getattr(zero, "averaged_gradients", {}), getattr(zero, "all_grad_tensors", {})):  # by ZeRO-1 and 2
-        kept.update(dict.fromkeys(kept))
-    if getattr(zero, "cpu_offload", False):
-        zero.reset_cpu_buffers()
-
-
 def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The one that steps, within what engines wrap around it."""
     while hasattr(optimizer, "optimizer"):
@@ -221,3 +208,43 @@ class AnyRank:
         flag = torch.tensor(int(here))
         torch.distributed.all_reduce(flag, group=self.group)
         return bool(flag)
+
+
+class RankSum:
+    """Sum of a few numbers over the ranks, exchanged while other work is done.
+
+    Work that is queued later can use it on the device; the host reads a copy that waits for none of that work.
+
+    Args:
+        values: this rank's, a vector on the engine's device, which becomes the sum.
+    """
+
+    def __init__(self, engine: Accelerator, values: Tensor):
+        self._values, self._work, self._copy = values, None, None
+        if engine.num_processes > 1:
+            self._work = torch.distributed.all_reduce(values, async_op=True)
+        if values.device.type == "cuda":
+            self._copy = self._copied()
+
+    def on_device(self) -> Tensor:
+        """The sum; a GPU, and not the host, waits for it."""
+        if self._work:
+            self._work.wait()
+        return self._values
+
+    def read(self) -> list[float]:
+        """The sum, waited for."""
+        if self._copy is None:
+            return self.on_device().tolist()
+        host, event = self._copy
+        event.synchronize()
+        return host.tolist()
+
+    def _copied(self) -> tuple[Tensor, torch.cuda.Event]:
+        """A copy to the host by a stream of its own, as the others have the backward pass to do."""
+        host, stream = torch.empty(self._values.shape, pin_memory=True), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            host.copy_(self.on_device(), non_blocking=True)
+        self._values.record_stream(stream)
+        return host, stream.record_event()

@@ -121,7 +121,7 @@ def test_accumulation_is_a_larger_batch(file, runs, one):
     assert_same_losses(run(runs, f"accumulation-{file}", file, "train.micro_batch=1"), one)
 
 
-@pytest.mark.parametrize("file", ["zero2.yaml", "zero3.yaml"])
+@pytest.mark.parametrize("file", FILES[1:])
 def test_a_left_out_step_leaves_nothing_behind(file, runs):
     """A loss that is not finite in the second of two micro-batches, whose first has been accumulated already."""
     same = ["imports=[faulty_loss]", "train.steps=16", "train.micro_batch=1", "train.val_every=0"]
