@@ -21,6 +21,7 @@ from cssr.utils.installed import find_file
 
 _LARGEST = 1 << 20  # bytes of a recipe
 _DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, those behind aliases included
+_MOST_DIGITS = 300  # of a whole number: it must have a float
 _LONGEST_CHAIN = 32  # recipes, each the base of the one before
 _PATHS = (("data", "train"), ("data", "val"), ("data", "cache"), ("train", "run_dir"), ("train", "init_from"))
 
@@ -99,6 +100,8 @@ def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         key = f"{prefix}{getattr(error, 'full_key', None) or ''}".rstrip(".")
         key = f"{key}: " if key else ""
         raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
+    except OverflowError:  # of JSON: in YAML it is refused as it is read
+        raise ValueError(f"config: {prefix.rstrip('.') or 'it'} holds a number that is too large to be meant") from None
     except TypeError:  # of a list where a mapping belongs, or the other way round; it names no setting
         raise ValueError(f"config: {', '.join(_confused(cls(), values, prefix))}"[:600]) from None
 
@@ -310,6 +313,12 @@ class Dumper(yaml.SafeDumper):
     """Writes words that look like numbers in quotes, so that they stay words."""
 
 
+def _whole_number(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits is too large to be meant")
+    return int(text)
+
+
 _TAG = "tag:yaml.org,2002:"
 _RESOLVERS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -323,7 +332,7 @@ for _kind in (Loader, Dumper):
         _kind.add_implicit_resolver(_TAG + _name.strip(), re.compile(f"^(?:{_pattern})$"), _first)
 for _kind in (Loader, _Texts):
     _kind.add_implicit_resolver(f"{_TAG}merge", re.compile("^<<$"), ["<"])
-Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(loader.construct_scalar(node)))
+Loader.add_constructor(f"{_TAG}int", lambda loader, node: _whole_number(node.value))
 Loader.add_constructor(f"{_TAG}float", lambda loader, node: float(re.sub(r"\.(?=[in])", "", node.value.lower())))
 
 
@@ -368,7 +377,10 @@ def parse_value(text: str, setting: str, kind: Any = None) -> Any:
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     if kind is str or tag == f"{_TAG}merge" or (_is_text(kind) and (text == "~" or tag != f"{_TAG}null")):
         return text
-    return loader.construct_object(yaml.ScalarNode(tag, text))
+    try:
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
 
 
 def nested(cls: type | None, base: Any, keys: list[str], value: Any) -> Any:

@@ -329,12 +329,23 @@ def aliases(levels: int) -> str:
         ("a: " + "[" * 900 + "]" * 900, "nested more than"),
         ("train: {steps: !!python/object:os.system {}}", "YAML"),
         ("train: {run_dir: !!binary abcd}", "YAML"),
-        ("train: {seed: " + "1" * 5000 + "}", "YAML"),
+        ("train: {seed: " + "1" * 5000 + "}", "5000 digits is too large"),
         ("#" * (1 << 21), "more than"),
     ],
 )
 def test_yaml_that_cannot_be_meant_is_refused_at_once(tmp_path, text, said):
     assert said in refused(path=recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize("setting", ["optim.lr={}", "data.resized_crop=[{}, 1]", "model.sr.width=-{}"])
+def test_a_whole_number_that_no_float_holds_is_refused(setting):
+    text = setting.format("1" + 400 * "0")
+    message = refused(text)
+    assert message.startswith(f"override '{text}': ") and "digits is too large to be meant" in message
+    values = to_dict(Config())
+    values["optim"]["lr"] = 10**400  # as JSON may hold it
+    with pytest.raises(ValueError, match="config: it holds a number that is too large to be meant"):
+        from_dict(values)
 
 
 @pytest.mark.parametrize("override", ["train={steps: 1, steps: 2}", "model.sr={name: dbpn, a: 1, a: 2}"])
