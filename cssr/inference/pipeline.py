@@ -28,6 +28,7 @@ from cssr.inference.large_images import Summary, Wanted, memory, predict_rows
 from cssr.inference.measures import Measured, write_measures
 from cssr.inference.sources import Source
 from cssr.inference.writers import Files, save_png
+from cssr.models.inference_form import for_inference
 from cssr.models.joint import JointModel
 from cssr.models.tiling import Tiles
 from cssr.utils import geotiff
@@ -73,7 +74,7 @@ class Pipeline:
     """
 
     def __init__(self, model: JointModel, options: argparse.Namespace, measured: Measured | None):
-        self.model, self._options, self._measured = model, options, measured
+        self.model, self._options, self._measured = for_inference(model), options, measured
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
         self._facts |= {"tta": options.tta, "bits": options.bits, "measured": asdict(measured) if measured else None}
