@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cssr.config.schema import RESULTS, TILE
+from cssr.config.schema import PRECISIONS, RESULTS, TILE, TILE_AT_SCALE_1
 from cssr.utils.cli import program
 
 
@@ -62,12 +62,15 @@ def parser() -> argparse.ArgumentParser:
     add("--bits", type=int, metavar="N", help="of values that photographs store in 16 bits (without it, as each file "
         "says or shows)")  # fmt: skip
     add("--every", type=int, default=1, metavar="N", help="of videos, each N-th frame (1)")
-    add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE}; 0: whole)")
+    add("--tile", type=int, help=f"photograph pixels a side of a tile (what fits the photograph best, {TILE} at most, "
+        f"{TILE_AT_SCALE_1} where the model does not enlarge; 0: whole)")  # fmt: skip
     add("--batch", type=int, default=1, help="tiles worked at once (1); more keep a GPU busy")
     add("--memory", type=float, default=4.0, metavar="GIB", help="that a photograph may take beside the networks and "
         "what they compute of a batch (4): 4 bytes a pixel, by windows 64 MiB, and 12 bytes x scale^2 x width x tile, "
         "and the results that are PNGs")  # fmt: skip
     add("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
+    add("--precision", choices=PRECISIONS, default="float32", help="of the networks: bfloat16 takes half the time "
+        "where the processor has AVX512-BF16 or AMX, or on a GPU; few pixels change (float32)")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, ... (auto: an accelerator where there is one)")
     return parser
 

@@ -19,6 +19,8 @@ from cssr.utils.annotations import Within, fits, shortened
 BatchNorm = Literal["rank", "sync", "held", "encoder_held"]
 RESULTS = ("sr", "prob", "mask", "overlay", "kernel")  # what a prediction writes
 TILE = 256  # LQ pixels a side of a tile of a prediction
+TILE_AT_SCALE_1 = 512  # the same where nothing is enlarged: what a CPU's cache holds of a small network
+PRECISIONS = ("float32", "bfloat16")  # of the networks in a prediction
 TILE_OVERLAP = 32  # of neighbouring tiles in evaluation and prediction, LQ pixels
 ADDRESSES = "addresses"  # in a setting's metadata: paths or addresses, one, several, or by weight
 

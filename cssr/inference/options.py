@@ -34,7 +34,8 @@ def check(options: argparse.Namespace) -> None:
     """Refuse options that cannot be meant; ValueError names the option."""
     if not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must be in 0..1, found {options.threshold}")
-    check_tile(options.tile, "--tile")
+    if options.tile is not None:
+        check_tile(options.tile, "--tile")
     check_bits(options.bits)
     for name in ("batch", "every"):
         if getattr(options, name) < 1:

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cssr.config.schema import TILE_OVERLAP
+from cssr.config.schema import TILE, TILE_AT_SCALE_1, TILE_OVERLAP
 from cssr.cracks.measure import TooRagged
 from cssr.cracks.pixel_size import PixelSize
 from cssr.inference import resume as done
@@ -30,7 +30,7 @@ from cssr.inference.sources import Source
 from cssr.inference.writers import Files, save_png
 from cssr.models.inference_form import for_inference
 from cssr.models.joint import JointModel
-from cssr.models.tiling import Tiles
+from cssr.models.tiling import Tiles, fitting_side
 from cssr.utils import geotiff
 from cssr.utils.files import naming
 from cssr.utils.images import open_image
@@ -40,6 +40,7 @@ from cssr.utils.photographs import Photograph
 _GIB = 1 << 30
 _AHEAD = 2  # batches of tiles that are read before their turn
 _DECODED = 8  # bytes a pixel that a photograph may take while it is opened
+_STRIDE = 32  # pixels of a result, of which images are padded to multiples by most segmentation networks
 _BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} photographs [{elapsed}<{remaining}]"
 
 
@@ -78,9 +79,16 @@ class Pipeline:
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
         self._facts |= {"tta": options.tta, "bits": options.bits, "measured": asdict(measured) if measured else None}
+        if options.precision != "float32":
+            self._facts["precision"] = options.precision
         self._room = options.memory * _GIB
         self._stopped = Event()
         self.outcomes: list[Outcome] = []
+
+    def precise(self) -> AbstractContextManager:
+        """Context in which the networks compute as --precision asks for."""
+        bfloat16 = self._options.precision == "bfloat16"
+        return torch.autocast(self.model.mean.device.type, torch.bfloat16, enabled=bfloat16)
 
     def work(self, sources: Iterator[Source], expected: int) -> None:
         """Predict all; report what cannot be read or written, and continue."""
@@ -140,8 +148,9 @@ class Pipeline:
             photograph = opened = stack.enter_context(job.source.open(self._options.bits))
             if self._measured:
                 photograph, job.size = self._measured.prepare(job.source, opened, partial(self._warn, job.source))
-            job.need = memory(self.model, photograph, self.wanted, self._options.tile, self._measured is not None)
-            self._check_memory(job.need)
+            side = self._side(photograph)
+            job.need = memory(self.model, photograph, self.wanted, side, self._measured is not None)
+            self._check_memory(job.need, side)
             job.photograph, job.rectified = photograph, photograph is not opened
             stack.pop_all()
 
@@ -155,12 +164,20 @@ class Pipeline:
             if job.rectified:
                 save_png(files.new("_rectified.png"), photograph.pixels(0, 0, *photograph.shape))
             tiles = self._tiles(photograph, bar)
-            predicted = predict_rows(self.model, photograph, files, self.wanted, tiles, self._measured is not None)
+            with self.precise():
+                predicted = predict_rows(self.model, photograph, files, self.wanted, tiles, self._measured is not None)
             return partial(self._finish, job, stack.pop_all(), files, predicted, old)
         return lambda: None
 
+    def _side(self, photograph: Photograph) -> int:
+        """Of its tiles; 0: it is worked as a whole."""
+        if self._options.tile is not None:
+            return self._options.tile
+        most = TILE_AT_SCALE_1 if self.model.scale == 1 else TILE
+        return fitting_side(photograph.shape, most, TILE_OVERLAP, _STRIDE // self.model.scale)
+
     def _tiles(self, photograph: Photograph, bar: tqdm) -> Tiles:
-        side, overlap = self._options.tile, TILE_OVERLAP
+        side, overlap = self._side(photograph), TILE_OVERLAP
         if not side:
             side, overlap = max(photograph.shape), 0
         count = len(Tiles(side, overlap).places(photograph.shape)) * self.model.rounds
@@ -208,10 +225,10 @@ class Pipeline:
     def _record(self, source: Source) -> Path:
         return self._options.out / f"{source.stem}{done.ENDING}"
 
-    def _check_memory(self, need: int) -> None:
+    def _check_memory(self, need: int, side: int) -> None:
         if need <= self._room:
             return
-        remedy = f"a --tile below {self._options.tile}" if self._options.tile else "--tile 256"
+        remedy = f"a --tile below {side}" if side else "--tile 256"
         large = "" if geotiff.there() else ", pip install 'cssr[large]' for TIFFs by windows"
         needed = math.ceil(100 * need / _GIB) / 100
         raise ValueError(

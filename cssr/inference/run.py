@@ -93,7 +93,8 @@ def _survey(work: Pipeline, options: argparse.Namespace, limits: Limits) -> None
     facts |= {"width_uncertainty_px": options.width_uncertainty, "least_length_px": options.least_length}
     openings = [partial(source.open, options.bits) for source in measured if source.frame is None]
     if options.detectable and openings:
-        least = detectable(work.model, openings, options.threshold, options.detectable)
+        with work.precise():
+            least = detectable(work.model, openings, options.threshold, options.detectable)
         sizes = [photograph["mm_per_pixel"] for photograph in survey.photographs if "mm_per_pixel" in photograph]
         facts["detectable"] = least.facts() if least else None
         facts["detectable_says"] = least.sentence(median(sizes) if sizes else None) if least else _NO_ROOM

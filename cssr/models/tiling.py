@@ -3,6 +3,7 @@
 The image may be one that is never in memory as a whole: it is read by windows, and the result comes in rows.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -188,6 +189,18 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
     """First pixels of tiles that cover `length`; the last is moved back to end with the image."""
     last = max(length - tile, 0)
     return [*range(0, last, tile - overlap), last]
+
+
+def fitting_side(shape: tuple[int, int], most: int, overlap: int, step: int) -> int:
+    """Side of tiles, a multiple of `step` up to `most`, by which an image is covered with the least work.
+
+    Work: pixels of all tiles; of sides that make the same, the largest.
+    """
+
+    def work(side: int) -> int:
+        return math.prod(len({*starts(length, side, overlap)}) * min(side, length) for length in shape)
+
+    return min(range(most, max(most // 2, 2 * overlap), -step), key=work)
 
 
 class _Shares:

@@ -185,6 +185,15 @@ def test_with_test_time_augmentation_it_is_another_result(export, photos, tmp_pa
     assert again(export, photos, out, capsys, "--float")
 
 
+def test_bfloat16_is_another_result_that_differs_little(export, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(export, photos / "a.png", "--out", out, "--float")
+    plain = np.load(out / "a_prob.npy")
+    assert again(export, photos, out, capsys, "--float", "--precision", "bfloat16")
+    assert not again(export, photos, out, capsys, "--float", "--precision", "bfloat16")
+    assert 0 < np.abs(np.load(out / "a_prob.npy") - plain).max() < 0.05
+
+
 def test_other_weights_are_done_again(export, photos, tmp_path, capsys):
     run(export, photos / "a.png", "--out", tmp_path / "out")
     model = JointModel.from_pretrained(export)

@@ -11,7 +11,7 @@ from torch import nn
 
 from cssr.config.schema import ModelConfig
 from cssr.models.joint import SRThenSeg, build_model
-from cssr.models.tiling import Kept, Moments, Tiles, Whole, starts, tiled
+from cssr.models.tiling import Kept, Moments, Tiles, Whole, fitting_side, starts, tiled
 
 SIZES = [(64, 64), (65, 64), (64, 129), (100, 77), (17, 90), (90, 5), (1, 1), (200, 66)]
 
@@ -204,3 +204,9 @@ def test_a_predicted_kernel_is_one_for_the_whole_image():
     bright = (outputs.sr / F.interpolate(lq, scale_factor=2)).flatten()
     torch.testing.assert_close(bright, torch.full_like(bright, float(outputs.kernel[0])))
     assert 0.3 < float(outputs.kernel[0]) < 0.5
+
+
+def test_the_side_of_tiles_fits_the_image():
+    assert fitting_side((3000, 4000), 512, 32, 32) == 480  # 63 tiles, as of 512
+    assert fitting_side((3000, 4000), 1024, 32, 32) == 1024  # 3 x 4 of them end with the image
+    assert fitting_side((100, 120), 256, 32, 8) == 256  # within one tile

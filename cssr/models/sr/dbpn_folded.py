@@ -1,7 +1,7 @@
 """DBPN x4 for inference on a CPU: HR features are kept as blocks of 4 x 4 pixels, whose values are channels.
 
-The transposed convolutions of 8 x 8 at stride 4 and their counterparts are then convolutions of 2 x 2 at the size of the
-LQ image, equal up to rounding, that fill vector units; a convolution over HR pixels fills them with few channels only.
+The transposed convolutions of 8 x 8 at stride 4 and their counterparts are then convolutions of 2 x 2 at the size of
+the LQ image, equal up to rounding, that fill vector units; over HR pixels they would fill them with few channels only.
 
 Block (j, i) of the (h + 1) x (w + 1) blocks has the HR pixels from row 4 j - 2 and column 4 i - 2 on, as the layers'
 padding of 2 has it; pixels outside the image are zero. Channels are ordered (row in the block, column, feature).
