@@ -10,15 +10,35 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
+from cssr.utils.annotations import Within
+from cssr.utils.json_files import misfit, read_bytes
+from cssr.utils.machine import cores
 from cssr.utils.machine import memory as own_memory
 
 DDP = ("MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON")
 _PACKAGES = ("deepspeed", "transformers")
+_COUNT = Annotated[int, Within(-1, 10**6)]  # processes or machines
+_SHAPE = {  # of a launch file, as far as it is used here
+    "?compute_environment": str | None,
+    "?distributed_type": str | bool | None,
+    "?num_processes": _COUNT | None,
+    "?num_machines": _COUNT,
+    "?machine_rank": _COUNT | None,
+    "?main_process_ip": str | None,
+    "?mixed_precision": str | bool | None,
+    "?use_cpu": bool,
+    "?gpu_ids": str | int | None,
+    "?rdzv_backend": str | None,
+    "?deepspeed_config": {"?zero_stage": int, "?offload_optimizer_device": str, "?deepspeed_multinode_launcher": str},
+    "?fsdp_config": {"?fsdp_version": int},
+    "?dynamo_config": {"?dynamo_backend": str},
+}
 
 
 @dataclass(frozen=True)
@@ -105,10 +125,14 @@ def read_launch_file(path: Path, options: Mapping[str, Any]) -> LaunchFile:
 
     Raises: ValueError, one line, for a file that accelerate cannot read.
     """
+    fault = None
     try:
-        file = load_config_from_file(str(path))
+        fault = misfit(yaml.safe_load(read_bytes(path)), _SHAPE)
+        file = None if fault else load_config_from_file(str(path))
     except Exception as error:  # what YAML, enumerations and dataclasses raise
         raise ValueError(f"--config_file {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if fault:
+        raise ValueError(f"--config_file {path} is no launch file of accelerate: {fault}")
     if not isinstance(file, ClusterConfig):
         raise ValueError(f"--config_file {path}: compute_environment must be LOCAL_MACHINE")
     for name, word in (("distributed_type", "NO"), ("mixed_precision", "no")):
@@ -188,6 +212,12 @@ def _of_devices(launch: LaunchFile, machine: Machine) -> Iterator[str]:
     seen = machine.devices
     if seen and launch.gpu_ids != "all":
         seen = min(len(launch.gpu_ids.split(",")), seen)
+    most = max(16, 4 * cores())
+    if not seen and launch.per_machine > most:
+        yield (
+            f"{launch.per_machine} processes on a machine without accelerator and with {cores()} cores: "
+            f"set --num_processes to at most {most * launch.machines}"
+        )
     on_cpu = launch.strategy == "simple" or machine.environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
     if seen and launch.per_machine > seen and not on_cpu:
         yield (
