@@ -4,13 +4,14 @@ Pillow takes large pictures for an attack, which cameras and mosaics have; and i
 before it reads any of it.
 """
 
+import ctypes
 import io
 import os
 import stat
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,19 @@ _JPEG = 1024  # pixels that come of a byte at most: a bit for each block of 8 x 
 _CRACK = np.array([255, 40, 40], np.float32)  # overlay colour, RGB
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd tags: what cannot be read is an error
+
+
+def _quiet_libtiff() -> None:
+    """Keep libtiff, by which Pillow reads TIFFs, from writing of damage to stderr by itself: Pillow raises an error."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.is_file() else []
+    for path in {line.split(maxsplit=5)[5] for line in lines if "/libtiff" in line}:
+        with suppress(OSError, AttributeError):  # of another library with such a name
+            ctypes.CDLL(path).TIFFSetErrorHandler(None)
+            ctypes.CDLL(path).TIFFSetWarningHandler(None)
+
+
+_quiet_libtiff()
 
 
 @contextmanager

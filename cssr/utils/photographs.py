@@ -193,7 +193,8 @@ def open_photograph(image: Source, pixels: int = PIXELS, bits: int | None = None
 def unreadable(image: object, error: Exception) -> ValueError:
     """Message for a photograph that cannot be read, in one line."""
     name = "the image" if isinstance(image, bytes) else str(image)
-    reason = " ".join(str(error).replace(repr(image), "it").split())
+    error = error.__cause__ if type(error).__name__ == "RasterioIOError" and error.__cause__ else error
+    reason = " ".join(str(error).replace(repr(image), "it").rpartition(", band ")[-1].split())
     suffix = Path(name).suffix.lower() if isinstance(image, (str, Path)) else ""
     more = f" ({suffix} is not read here: {remedy([suffix])})" if suffix in LIKE_IMAGES else ""
     return ValueError(f"cannot read {name} as a photograph: {reason}{more}")

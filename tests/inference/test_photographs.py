@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from cssr.cracks.masks import read_mask
 from cssr.utils import geotiff, photographs
 from cssr.utils.photographs import open_photograph, read_photograph, read_with_valid
 
@@ -291,6 +292,23 @@ def test_a_tiff_that_ends_too_early(share, tmp_path, monkeypatch):
     monkeypatch.setattr(photographs, "_SMALL", 0)
     with pytest.raises(ValueError, match="cannot read .*a.tif as a photograph: "):
         read_photograph(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
+def test_damage_within_a_tiff_is_said_once_and_with_its_place(library, pixels, tmp_path, monkeypatch, capfd):
+    """libtiff writes lines of its own to stderr unless it is kept from that."""
+    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression="tiff_adobe_deflate")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[8:40] = bytes(32)  # of the first strip
+    (tmp_path / "a.tif").write_bytes(data)
+    reason = "decoder error" if library == "pillow" else "IReadBlock failed at X offset 0, Y offset 0"
+    for image in (tmp_path / "a.tif", bytes(data)):
+        with pytest.raises(ValueError, match=f"as a photograph: .*{reason}"):
+            read_photograph(image)
+    with pytest.raises(ValueError, match="cannot read mask"):
+        read_mask(tmp_path / "a.tif")
+    assert capfd.readouterr().err == ""
 
 
 def test_any_error_of_a_decoder_is_one_line(pixels, tmp_path, monkeypatch):
