@@ -16,16 +16,7 @@ shows it.
 import argparse
 from pathlib import Path
 
-import torch
-
-from cssr import __version__
-from cssr.data.shards import open_sets
-from cssr.dataset_preparation.benchmark import degraded_source, header_of, read_benchmark
-from cssr.dataset_preparation.make import list_of, with_safe_keys, write_set
-from cssr.dataset_preparation.show import summarize
-from cssr.dataset_preparation.workspace import check_free
 from cssr.utils.cli import Parser, program, run_command
-from cssr.utils.installed import find_file
 from cssr.utils.machine import check_processes, cores
 
 
@@ -50,6 +41,17 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 
 def make(args: argparse.Namespace) -> str:
     """Do what the command line asks. Returns a summary for people."""
+    # imported once the command line is read, as torch takes seconds
+    import torch
+
+    from cssr import __version__
+    from cssr.data.shards import open_sets
+    from cssr.dataset_preparation.benchmark import degraded_source, header_of, read_benchmark
+    from cssr.dataset_preparation.make import list_of, with_safe_keys, write_set
+    from cssr.dataset_preparation.show import summarize
+    from cssr.dataset_preparation.workspace import check_free
+    from cssr.utils.installed import find_file
+
     torch.set_num_threads(1)  # the processes, which are forked, must find no threads begun
     check_free(args.out)
     benchmark = read_benchmark(find_file(args.degradation, "configs"))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from cssr.config.loading import import_modules
 from cssr.dataset_preparation.sources import SOURCES
 from cssr.dataset_preparation.split import parse_ratio
 from cssr.dataset_preparation.tiles import Tiling
@@ -50,7 +49,11 @@ def check_source(argv: list[str], script: str) -> None:
     """Import what `--imports` names, so that its layouts are known; ValueError unless `argv` begins with a source."""
     early = Parser(prog=script, add_help=False, allow_abbrev=False)
     _add_imports(early)
-    import_modules(early.parse_known_args(argv[1:])[0].imports, "--imports")
+    imports = early.parse_known_args(argv[1:])[0].imports
+    if imports:
+        from cssr.config.loading import import_modules  # slow to import
+
+        import_modules(imports, "--imports")
     if not argv:
         raise ValueError(f"give a source: one of {', '.join(SOURCES.names())}; `{script} --help` explains")
     if not argv[0].startswith("-"):

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cssr.config.loading import to_inline_yaml
 from cssr.data.dataset import Sample, read_sample
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation.images import outlined
@@ -119,6 +118,8 @@ def _about_degradation(index: dict[str, Any]) -> list[str]:
     """Lines about the degradation of a set that stores LQ images."""
     if not index.get("degradation"):
         return []
+    from cssr.config.loading import to_inline_yaml  # slow to import
+
     seed = f", seed {index['degradation_seed']}" if "degradation_seed" in index else ""
     about = [f"  degradation: {to_inline_yaml(index['degradation'])}{seed}"]
     about += [f"  resampler: {index['resampler']}"] if index.get("resampler") else []

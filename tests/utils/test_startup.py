@@ -52,7 +52,10 @@ def test_importing_the_package_imports_nothing_heavy():
     ("cssr/convert.py", set(), "--recipe"),
     ("launch/evaluate.py", set(), "--benchmarks"),
     ("launch/sweep.py", set(), "KEY=V1,V2,..."),
-    ("shards/make_shards.py", {"cv2", "scipy"}, "SOURCE"),
+    ("shards/make_benchmark.py", set(), "--degradation"),
+    ("shards/make_shards.py", {"cv2"}, "SOURCE"),
+    ("shards/doctor.py", {"cv2"}, "SOURCE"),
+    ("shards/show.py", {"cv2"}, "--out"),
 ])  # fmt: skip
 def test_help_needs_none_of_them(script, allowed, said):
     path = ROOT / script

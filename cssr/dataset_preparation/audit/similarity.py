@@ -16,8 +16,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from cssr.dataset_preparation.parallel import in_order, watch
 
@@ -107,6 +105,9 @@ def _joined(parts: list[Links]) -> Links:
 
 def forest(links: Links, count: int) -> Links:
     """The shortest links that hold together what all links hold together, of `count` images."""
+    from scipy.sparse import coo_matrix  # slow to import
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
     order = np.lexsort((links.distance, links.second, links.first))
     links = Links(*(column[order] for column in links))
     pair = links.first * count + links.second
@@ -121,6 +122,9 @@ def forest(links: Links, count: int) -> Links:
 
 def groups_of(first: np.ndarray, second: np.ndarray, count: int) -> list[list[int]]:
     """The groups of images that links hold together: their numbers in order, groups by their first."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     _, labels = connected_components(coo_matrix((np.ones(len(first)), (first, second)), (count, count)), directed=False)
     members: dict[int, list[int]] = {}
     for number in sorted({*first.tolist(), *second.tolist()}):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from cssr.dataset_preparation.layout import pair_folders
 from cssr.dataset_preparation.sources import SOURCES, MaskRule, Root, Source, Split
@@ -25,6 +24,8 @@ def crackforest(root: Root, split: Split = None) -> Source:
 
 def read_segmentation(path: Path) -> np.ndarray:
     """The labels of a .mat file, H W; ValueError where it is no such file."""
+    from scipy.io import loadmat  # slow to import, and this layout's alone
+
     try:
         return np.atleast_2d(loadmat(path, squeeze_me=True, struct_as_record=False)["groundTruth"].Segmentation)
     except Exception as problem:  # loadmat raises whatever its parser stumbles over
