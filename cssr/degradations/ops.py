@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
+import kornia.core.utils
 import kornia.filters
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 Method = Literal["bicubic", "bilinear", "area", "strided"]
 Padding = Literal["zero", "reflect", "replicate"]
 BORDERS = {"zero": "constant", "reflect": "reflect", "replicate": "replicate"}
+_JPEG_MOVES = hasattr(kornia.core.utils, "_to_device_nonblocking")  # since kornia 0.9: qualities to the device, itself
 _NOTHING = 1e-20  # a kernel's weight below this is lost in any sum of float32
 Reduce = Callable[[Tensor], Tensor]
 
@@ -113,11 +115,11 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     step (times 3/4).
 
     Args:
-        x: B 3 H W float32, clipped to 0..1. quality: B, 1..100, on any device; fractions are fine.
+        x: B 3 H W float32, clipped to 0..1. quality: B, 1..100; fractions are fine. On the CPU: its range is looked at.
     Returns: B 3 H W float32 0..1.
     """
     with torch.autocast(x.device.type, enabled=False):
-        quality = quality.to(x.device, torch.float32)  # kornia below 0.9 does not move it
+        quality = quality.float() if _JPEG_MOVES else quality.to(x.device, torch.float32)
         return jpeg_codec_differentiable(x.float().clamp(0, 1), quality).clamp(0, 1)
 
 

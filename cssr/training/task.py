@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cssr.config.registry import did_you_mean
 from cssr.config.schedules import Progress, Schedule, bounded_schedule, phase_at
 from cssr.config.schema import Config, PhaseConfig
-from cssr.data.batch import Batch
+from cssr.data.batch import Batch, send
 from cssr.losses import LOSSES
 from cssr.models.encoders import EncoderDecoder
 from cssr.models.joint import JointModel, SRThenSeg, group_of
@@ -186,8 +186,8 @@ class PatchMix:
     def __call__(self, hr: Tensor, seeds: Tensor, progress: Progress) -> Tensor:
         """B 1 H W, 1 on HR's pixels and 0 elsewhere, on the device and in the dtype of `hr` (B 3 H W)."""
         rows, columns = (-(-side // self.size) for side in hr.shape[-2:])
-        draws = torch.stack([_draws(int(seed), rows, columns) for seed in seeds])
-        chosen = (draws < self.share(progress)).to(hr.device, hr.dtype)[:, None]
+        draws = torch.stack([_draws(seed, rows, columns) for seed in seeds.tolist()])
+        chosen = send(draws < self.share(progress), hr.device, hr.dtype)[:, None]
         patches = chosen.repeat_interleave(self.size, 2).repeat_interleave(self.size, 3)
         return patches[..., : hr.shape[-2], : hr.shape[-1]]
 
