@@ -1,4 +1,4 @@
-"""Prediction of a large photograph beside the bare forward pass: `python benchmarks/inference.py [--side 4000]`.
+"""Prediction beside the bare forward pass: `python benchmarks/inference.py [--side 4000] [--photographs 50]`.
 
 A photograph is read from a TIFF, worked in tiles, and its mask and SR image written as TIFFs, in three ways in turn:
 
@@ -6,11 +6,16 @@ A photograph is read from a TIFF, worked in tiles, and its mask and SR image wri
     plain   read as a whole, tile by tile, then written
     ours    what `python -m cssr.predict` does: tiles in batches and read ahead, results written behind
 
+With --photographs, a folder of JPEGs and all results: `plain` gives them to the command one after the other, `ours`
+together, so that reading, networks and writing overlap.
+
 Medians of the rounds in seconds and megapixels of the photograph a second. The share of `ours` in `bare` is how busy
 the device is kept; of a model that predicts a kernel, that takes one pass over the SR network more.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import statistics
@@ -23,11 +28,17 @@ import cv2
 import machine
 import numpy as np
 import torch
+from PIL import Image
 
+from cssr import predict as predict_command
 from cssr.config.schema import TILE, TILE_OVERLAP, ModelConfig
 from cssr.inference.large_images import Wanted, predict_rows
+from cssr.inference.pipeline import Pipeline
 from cssr.inference.predictor import predict
+from cssr.inference.resume import ENDING
+from cssr.inference.sources import each
 from cssr.inference.writers import Files
+from cssr.models.inference_form import for_inference
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
 from cssr.models.tiling import Tiles
@@ -48,45 +59,73 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    model = (load_model(options.model) if options.model else build_model(ModelConfig(**SMALL)).eval()).to(device)
+    model = load_model(options.model) if options.model else build_model(ModelConfig(**SMALL)).eval()
+    model = for_inference(model.to(device))
     side = options.side or (500 if device.type == "cpu" else 4000)
     if options.quick:
         side, options.tile = 120, 96
     with tempfile.TemporaryDirectory() as scratch:
-        photograph = draw(Path(scratch) / "photograph.tif", side)
-        ways = {
-            "bare": lambda: bare(model, photograph, options.tile, options.batch),
-            "plain": lambda: plain(model, photograph, options.tile),
-            "ours": lambda: ours(model, photograph, options.tile, options.batch),
-        }
+        ways = (ways_of_many if options.photographs > 1 else ways_of_one)(model, Path(scratch), side, options)
         share = equal(ways)
         seconds = timed(ways, machine.CLOCKS[options.clock], 1 if options.quick else options.rounds)
+    seconds = {name: [s / options.photographs for s in each] for name, each in seconds.items()}
     print("\n".join(table(seconds, side, f"{device}, {options.threads} threads, {options.clock} clock")))
     if options.json:
-        name = f"prediction of {side} x {side} (batch {options.batch})"
+        name = f"prediction of {options.photographs} photographs of {side} x {side} (batch {options.batch})"
         options.json.write_text(json.dumps(report(name, seconds, share, options), indent=1), encoding="utf-8")
 
 
-def draw(path: Path, side: int) -> Path:
-    """Plaster, side x side pixels, with a crack, as a TIFF."""
-    pixels = np.random.default_rng(0).integers(120, 200, (side, side, 3)).astype(np.uint8)
-    cv2.polylines(pixels, [np.array([[0, 10], [side // 2, side // 3], [side, side - 10]])], False, (20, 20, 20), 4)
-    rows = geotiff.TiffRows(path, (side, side), 3, "uint8", None)
-    rows.write(pixels)
+def ways_of_one(model: JointModel, scratch: Path, side: int, options: argparse.Namespace) -> dict[str, Callable]:
+    """Ways to predict one photograph, a TIFF."""
+    photograph = scratch / "photograph.tif"
+    rows = geotiff.TiffRows(photograph, (side, side), 3, "uint8", None)
+    rows.write(drawn(side))
     rows.finish()
-    return path
+    return {
+        "bare": lambda: bare(model, side, options.tile, options.batch),
+        "plain": lambda: plain(model, photograph, options.tile),
+        "ours": lambda: ours(model, photograph, options.tile, options.batch),
+    }
+
+
+def ways_of_many(model: JointModel, scratch: Path, side: int, options: argparse.Namespace) -> dict[str, Callable]:
+    """Ways to predict a folder of JPEGs."""
+    paths = [scratch / f"{number:04d}.jpg" for number in range(options.photographs)]
+    for path in paths:
+        Image.fromarray(drawn(side)).save(path, quality=92)
+    return {
+        "bare": lambda: bare(model, side, options.tile, options.batch, len(paths)),
+        "plain": lambda: np.concatenate([by_command(model, [path], options) for path in paths]),
+        "ours": lambda: by_command(model, paths, options),
+    }
+
+
+def drawn(side: int) -> np.ndarray:
+    """Plaster, side x side pixels, with a crack."""
+    pixels = np.random.default_rng(0).integers(120, 200, (side, side, 3)).astype(np.uint8)
+    return cv2.polylines(
+        pixels, [np.array([[0, 10], [side // 2, side // 3], [side, side - 10]])], False, (20, 20, 20), 4
+    )
 
 
 @torch.no_grad()
-def bare(model: JointModel, path: Path, tile: int, batch: int) -> None:
+def bare(model: JointModel, side: int, tile: int, batch: int, photographs: int = 1) -> None:
     """The forward pass alone over as many tiles of as many pixels."""
-    with open_photograph(path) as photograph:
-        shape = photograph.shape
-    count = len(Tiles(tile, TILE_OVERLAP).places(shape))
-    lq = torch.rand(batch, 3, *(min(tile, length) for length in shape), device=model.mean.device)
+    count = len(Tiles(tile, TILE_OVERLAP).places((side, side))) * photographs
+    lq = torch.rand(batch, 3, min(tile, side), min(tile, side), device=model.mean.device)
     for done in range(0, count, batch):
         outputs = model(lq[: count - done])
     outputs.logits.mean().item()  # until the device is done
+
+
+def by_command(model: JointModel, paths: Sequence[Path], options: argparse.Namespace) -> np.ndarray:
+    """Share of crack pixels in each photograph, predicted as the command does, all results written."""
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+        words = [*paths, "--out", out, "--tile", options.tile, "--batch", options.batch]
+        work = Pipeline(model, predict_command.parser().parse_args([str(word) for word in words]), None)
+        work.work(each({path.stem: path for path in paths}, 1), len(paths))
+        records = [json.loads((Path(out) / f"{path.stem}{ENDING}").read_text(encoding="utf-8")) for path in paths]
+    return np.array([record["found"]["crack"] for record in records])
 
 
 def plain(model: JointModel, path: Path, tile: int) -> np.ndarray:
@@ -159,6 +198,7 @@ def report(name: str, seconds: dict[str, list[float]], share: float, options: ar
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("--photographs", type=int, default=1, metavar="N", help="in a folder (1: one, a TIFF)")
     add("--side", type=int, help="pixels of the photograph's sides (4000; without a GPU 500)")
     add("--model", type=Path, help="run or export (default: a small one with weights as drawn)")
     add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE})")

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import torch
 from einops import rearrange, reduce
-from scipy.optimize import minimize
 
 from cssr.models.joint import JointModel
 from cssr.models.training_range import blur_sigma
@@ -143,6 +142,8 @@ def fit(
 
 def _curve(widths: Sequence[float], hits: Sequence[int], tries: int) -> tuple[float, float]:
     """Intercept and slope of the logit by log width, most likely, with a weak prior on the slope."""
+    from scipy.optimize import minimize  # slow to import
+
     x, hit = np.log(widths), np.asarray(hits)
 
     def loss(parameters: np.ndarray) -> float:

@@ -141,6 +141,6 @@ def joined(pictures: Sequence[Image.Image], down: bool = False, gap: int = 0, gr
 
 def overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.6) -> np.ndarray:
     """Crack pixels tinted red: H W 3 uint8 and H W bool -> H W 3 uint8."""
-    tinted = image.astype(np.float32)
-    tinted[mask] = (1 - strength) * tinted[mask] + strength * _CRACK
-    return tinted.round().astype(np.uint8)
+    tinted = image.copy()
+    tinted[mask] = ((1 - strength) * image[mask].astype(np.float32) + strength * _CRACK).round()
+    return tinted
