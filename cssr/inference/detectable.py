@@ -7,6 +7,7 @@ it for cracks). A drawn crack is found where the mask covers half of its centre 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import cv2
@@ -86,7 +87,7 @@ def detectable(
             break
     masks, blurs = _masks(model, images, threshold)
     blur = float(np.median(blurs)) if blurs else BLUR
-    rooms = [(image, mask) for image, mask in zip(images, masks) if not mask.all()]
+    rooms = [(image, _near(mask, model.scale)) for image, mask in zip(images, masks) if not mask.all()]
     rooms = [room for room in rooms if _drawn_apart(*room, WIDTHS[-1], blur, rng, model.scale)]
     if not rooms:
         return None
@@ -95,48 +96,71 @@ def detectable(
         drawn = [_drawn_apart(*rooms[n % len(rooms)], width, blur, rng, model.scale) for n in range(tries)]
         pictures, lines = zip(*filter(None, drawn))
         masks = _masks(model, pictures, threshold)[0]
-        hits.append(sum(_share(mask, line, model.scale) >= 0.5 for mask, line in zip(masks, lines)))
+        near = (_near(mask, model.scale) for mask in masks)
+        hits.append(sum(_share(mask, line, model.scale) >= 0.5 for mask, line in zip(near, lines)))
     p50, p90, upper = fit(WIDTHS, hits, tries, rng)
     return Detectable(WIDTHS, tuple(hits), tries, p50, p90, upper, len(rooms), CONTRAST, round(blur, 3))
 
 
-def draw(
-    image: np.ndarray, width: float, blur: float, rng: np.random.Generator, contrast: float = CONTRAST
-) -> tuple[np.ndarray, np.ndarray]:
-    """A crack of so many pixels through the middle of a part (S S 3 uint8), and points N 2 (x, y) of its centre line.
+@dataclass(frozen=True)
+class Course:
+    """Centre line of a crack through the middle of a part: in any direction, swinging by some pixels.
 
-    It runs in any direction and swings by some pixels; it takes `contrast` of the light, and is blurred as the rest.
+    Attributes:
+        side: of the part, pixels. angle: of the line, radians. middle: a point (x, y) of its axis.
+        amplitude, period: of the swing, pixels; phase: radians.
     """
-    side, angle = image.shape[0], rng.uniform(0, math.pi)
-    amplitude, period, phase = rng.uniform(0, 3), rng.uniform(20, 60), rng.uniform(0, 2 * math.pi)
-    middle = side / 2 + rng.uniform(-side / 8, side / 8, 2)
-    fine = (np.arange(side * _FINE) + 0.5) / _FINE
-    x, y = fine[None, :] - middle[0], fine[:, None] - middle[1]
-    along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    swing = amplitude * np.sin(2 * math.pi * along / period + phase)
-    slope = 2 * math.pi * amplitude / period * np.cos(2 * math.pi * along / period + phase)
-    inside = np.abs(across - swing) <= width / 2 * np.hypot(1, slope)
-    covered = reduce(inside.astype(np.float32), "(h a) (w b) -> h w", "mean", a=_FINE, b=_FINE)
+
+    side: int
+    angle: float
+    amplitude: float
+    period: float
+    phase: float
+    middle: np.ndarray
+
+    @classmethod
+    def drawn(cls, side: int, rng: np.random.Generator) -> "Course":
+        """One at random."""
+        angle = rng.uniform(0, math.pi)
+        amplitude, period, phase = rng.uniform(0, 3), rng.uniform(20, 60), rng.uniform(0, 2 * math.pi)
+        return cls(side, angle, amplitude, period, phase, side / 2 + rng.uniform(-side / 8, side / 8, 2))
+
+    def points(self) -> np.ndarray:
+        """Points N 2 (x, y) of the line within the part."""
+        at = np.linspace(-self.side, self.side, 4 * self.side)
+        off = self.amplitude * np.sin(2 * math.pi * at / self.period + self.phase)
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        line = np.stack([at * cos - off * sin, at * sin + off * cos], 1) + self.middle
+        return line[((line > 4) & (line < self.side - 4)).all(1)]
+
+    def covered(self, width: float) -> np.ndarray:
+        """Share S S float32 of each pixel that a crack of so many pixels covers."""
+        fine = (np.arange(self.side * _FINE) + 0.5) / _FINE
+        x, y = fine[None, :] - self.middle[0], fine[:, None] - self.middle[1]
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        along, across = x * cos + y * sin, y * cos - x * sin
+        turn = 2 * math.pi * along / self.period + self.phase
+        slope = 2 * math.pi * self.amplitude / self.period * np.cos(turn)
+        inside = np.abs(across - self.amplitude * np.sin(turn)) <= width / 2 * np.hypot(1, slope)
+        return reduce(inside.astype(np.float32), "(h a) (w b) -> h w", "mean", a=_FINE, b=_FINE)
+
+
+def draw(image: np.ndarray, course: Course, width: float, blur: float, contrast: float = CONTRAST) -> np.ndarray:
+    """A part (S S 3 uint8) with a crack of so many pixels: it takes `contrast` of the light, blurred as all else."""
+    covered = course.covered(width)
     covered = cv2.GaussianBlur(covered, (0, 0), blur) if blur > 0.05 else covered
-    shaded = image * (1 - contrast * covered[..., None])
-    at = np.linspace(-side, side, 4 * side)
-    off = amplitude * np.sin(2 * math.pi * at / period + phase)
-    line = (
-        np.stack([at * math.cos(angle) - off * math.sin(angle), at * math.sin(angle) + off * math.cos(angle)], 1)
-        + middle
-    )
-    inner = ((line > 4) & (line < side - 4)).all(1)
-    return np.round(shaded).astype(np.uint8), line[inner]
+    return np.round(image * (1 - contrast * covered[..., None])).astype(np.uint8)
 
 
 def fit(
     widths: Sequence[float], hits: Sequence[int], tries: int, rng: np.random.Generator
 ) -> tuple[float | None, float | None, float | None]:
     """Widths of a probability of 50 and 90 %, and the latter's 95 % upper bound; None beyond the widths tried."""
-    p50, p90 = (_width_at(_curve(widths, hits, tries), p, widths) for p in (0.5, 0.9))
+    curve = cache(lambda *hits: _curve(widths, hits, tries))  # many draws are alike
+    p50, p90 = (_width_at(curve(*hits), p, widths) for p in (0.5, 0.9))
     shares = np.asarray(hits) / tries
-    draws = (_curve(widths, rng.binomial(tries, shares), tries) for _ in range(_DRAWS))
-    upper = np.percentile([_width_at(curve, 0.9, widths) or math.inf for curve in draws], 95, method="higher")
+    draws = (curve(*rng.binomial(tries, shares).tolist()) for _ in range(_DRAWS))
+    upper = np.percentile([_width_at(draw, 0.9, widths) or math.inf for draw in draws], 95, method="higher")
     return p50, p90, float(upper) if p90 is not None and upper < math.inf else None
 
 
@@ -180,13 +204,14 @@ def _parts(photograph: Photograph, rng: np.random.Generator, wanted: int) -> lis
 
 
 def _drawn_apart(
-    image: np.ndarray, mask: np.ndarray, width: float, blur: float, rng: np.random.Generator, scale: int
+    image: np.ndarray, near: np.ndarray, width: float, blur: float, rng: np.random.Generator, scale: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """A part with a crack drawn where the mask has none; None where that has no room."""
+    """A part with a crack drawn apart from the mask (`near`), and its line; None where that has no room."""
     for _ in range(_PLACES):
-        drawn, line = draw(image, width, blur, rng)
-        if len(line) and _share(mask, line, scale) <= _FREE:
-            return drawn, line
+        course = Course.drawn(image.shape[0], rng)
+        line = course.points()
+        if len(line) and _share(near, line, scale) <= _FREE:
+            return draw(image, course, width, blur), line
     return None
 
 
@@ -203,9 +228,13 @@ def _masks(model: JointModel, images: Sequence[np.ndarray], threshold: float) ->
     return masks, blurs
 
 
-def _share(mask: np.ndarray, line: np.ndarray, scale: int) -> float:
-    """Share of a line that is near the mask."""
+def _near(mask: np.ndarray, scale: int) -> np.ndarray:
+    """Pixels (S*s S*s uint8) of a mask and those around it that still find a line."""
     reach = round(_NEAR * scale)
-    near = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2))
-    x, y = np.clip((line * scale).astype(int), 0, mask.shape[0] - 1).T
+    return cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2))
+
+
+def _share(near: np.ndarray, line: np.ndarray, scale: int) -> float:
+    """Share of a line that is near the mask."""
+    x, y = np.clip((line * scale).astype(int), 0, near.shape[0] - 1).T
     return float(near[y, x].mean())
