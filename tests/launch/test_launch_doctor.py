@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from cssr.config.schedules import Progress
 from cssr.data.batch import Batch
 from cssr.launch import dry_run as dry_run
 from cssr.launch import memory as estimate
+from cssr.launch.doctor import main
 from cssr.launch.launch_file import LaunchFile, Machine, faults, notes, read_launch_file
 from cssr.launch.memory import Living, Sketch, make_optimizer, needs, on_cpu, values_each
 from cssr.models.joint import build_model
@@ -324,38 +326,48 @@ def test_a_network_that_looks_at_its_values_is_left_out(monkeypatch):
 # ---- the command ----
 
 
-def run(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "launch" / "doctor.py"), *words]
-    where = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=where, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def run(capsys) -> Callable[..., tuple[int, str, str]]:
+    """The command in this process: exit status, what it printed, and its errors."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call
 
 
-def test_the_command_says_what_would_run_here():
-    done = run("--config_file", "cpu_2proc", "--num_processes", "4", TINY, "train.batch_size=8")
-    assert done.returncode == 0 and done.stderr == "" and done.stdout.endswith("it would run\n")
-    lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if line.startswith("  "))
+def test_the_command_says_what_would_run_here(run):
+    status, printed, errors = run("--config_file", "cpu_2proc", "--num_processes", "4", TINY, "train.batch_size=8")
+    assert status == 0 and errors == "" and printed.endswith("it would run\n")
+    lines = dict(line.split(None, 1) for line in printed.splitlines() if line.startswith("  "))
     assert lines["world"].split() == ["size", "4"] and lines["type"] == "MULTI_GPU: DDP"
     assert lines["parameters"].startswith("sr 0.15 M, seg 2.53 M, encoder 1.26 M")
     assert {"model", "gradients", "optimizer", "activations", "together"} <= lines.keys()
 
 
-def test_the_command_ends_with_two_and_a_line_for_each_fault():
-    words = ["--config_file", "zero3", "--mixed_precision", "fp16", TINY, "train.batch_size=7"]
-    done = run(*words, ACCELERATE_USE_CPU="true")
-    errors = done.stderr.splitlines()
-    assert done.returncode == 2 and len(errors) == 4 and all(line.startswith("error: ") for line in errors)
-    assert "it would run" not in done.stdout
+def test_the_command_ends_with_two_and_a_line_for_each_fault(run, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    status, printed, errors = run("--config_file", "zero3", "--mixed_precision", "fp16", TINY, "train.batch_size=7")
+    lines = errors.splitlines()
+    assert status == 2 and len(lines) == 4 and all(line.startswith("error: ") for line in lines)
+    assert "it would run" not in printed
 
 
 def test_a_torchvision_that_does_not_fit_torch_is_named_with_the_cure(tmp_path):
-    """As a CPU-only torch finds the registry's."""
+    """As a CPU-only torch finds the registry's; in a process of its own, which imports nothing before."""
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    done = run("--config_file", "cpu", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, str(ROOT / "launch" / "doctor.py"), "--config_file", "cpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and "install torch and torchvision from the same place" in line
 
 
 @pytest.mark.parametrize("words, said", [(["--config_file", "nowhere"], "nowhere"), ([], "--config_file")])
-def test_mistakes_on_the_command_line_end_with_two(words, said):
-    done = run(*words)
-    assert done.returncode == 2 and said in done.stderr
+def test_mistakes_on_the_command_line_end_with_two(words, said, run):
+    status, _, errors = run(*words)
+    assert status == 2 and said in errors
