@@ -40,7 +40,9 @@ def make_tree(root: Path, count: int = 10, size: tuple[int, int] = (20, 16)) -> 
 
 
 def run(*words) -> int:
-    return make_shards.main([str(word) for word in words])
+    """make_shards.py, here; with one worker unless the words say how many, as each is a fork of a large process."""
+    workers = () if "--workers" in words else ("--workers", 1)
+    return make_shards.main([str(word) for word in (*words, *workers)])
 
 
 def refused(capsys, out: Path, *words) -> str:

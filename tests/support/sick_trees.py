@@ -36,7 +36,7 @@ def fill(root: Path, first: int, count: int = 4) -> Path:
 
 def run(out: Path, *words) -> tuple[int, dict]:
     """The exit status, and doctor.json."""
-    status = doctor.main([*map(str, words), "--workers", "2", "--out", str(out)])
+    status = doctor.main([*map(str, words), "--workers", "1", "--out", str(out)])
     return status, json.loads((out / "doctor.json").read_text())
 
 
