@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -120,8 +121,8 @@ def test_the_example_in_the_description_runs(export, written, monkeypatch):
     assert found["sr"].shape == (42, 68, 3) and found["mask"].shape == (42, 68) and found["mask"].dtype == bool
 
 
-def test_another_model_takes_the_place_of_all_files(tmp_path):
-    deploy(model_of(seg=TINY_UNET), ["torch_export"], tmp_path)
+def test_another_model_takes_the_place_of_all_files(written, tmp_path):
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     found = deploy(model_of(), ["onnx"], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.json"}
     assert "threshold" not in found and not any("prob" in line for line in found["example"])
