@@ -62,6 +62,7 @@ def _app(options: argparse.Namespace) -> Any:
     except ImportError as error:
         raise ValueError(f"the page needs {error.name}, which is not installed: pip install 'cssr[demo]'") from None
     from cssr.inference.predictor import device_named
+    from cssr.models.inference_form import for_inference
     from cssr.models.load import load_model  # here, as it takes seconds, before which mistakes are answered
 
     limits = Limits(
@@ -71,7 +72,7 @@ def _app(options: argparse.Namespace) -> Any:
         waiting=options.waiting,
         tile=options.tile,
     )
-    model = load_model(options.model, options.checkpoint).to(device_named(options.device))
+    model = for_inference(load_model(options.model, options.checkpoint).to(device_named(options.device)))
     names = () if is_loopback(options.host) else (options.host, socket.gethostname())
     return create_app(model, limits, options.model.resolve().name, names)
 
