@@ -2,17 +2,19 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cssr.config.schema import check_tile
 from cssr.cracks import pixel_size
-from cssr.cracks.measure import check_most
 from cssr.cracks.pixel_size import FAMILIES
-from cssr.inference.measures import Measured
 from cssr.models.hub import is_hub_name
 from cssr.models.load import is_model
 from cssr.models.shipped import DEFAULT
 from cssr.utils import geotiff
 from cssr.utils.cli import check_bits
+
+if TYPE_CHECKING:
+    from cssr.inference.measures import Measured
 
 _OF_MEASURE = ("mm_per_pixel", "known_distance", "marker_side", "distance", "rectify", "limits", "least_length")
 
@@ -65,11 +67,16 @@ def _check_measures(options: argparse.Namespace) -> None:
         raise ValueError(f"--marker-family must be one of {', '.join(FAMILIES)}, found {options.marker_family}")
     if (options.rectify or options.marker_family) and options.marker_side is None:
         raise ValueError("--rectify and --marker-family need --marker-side, the side of the markers in mm")
-    check_most(options.most_cracks)
+    if options.measure:
+        from cssr.cracks.measure import check_most  # slow to import, as all that measures
+
+        check_most(options.most_cracks)
 
 
-def measuring(options: argparse.Namespace) -> Measured:
+def measuring(options: argparse.Namespace) -> "Measured":
     """Settings of measurement from the command line."""
+    from cssr.inference.measures import Measured
+
     size = None if options.mm_per_pixel is None else pixel_size.typed(options.mm_per_pixel)
     if options.known_distance is not None:
         *points, mm = options.known_distance

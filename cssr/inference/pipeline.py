@@ -15,17 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from cssr.config.schema import TILE, TILE_AT_SCALE_1, TILE_OVERLAP
-from cssr.cracks.measure import TooRagged
 from cssr.cracks.pixel_size import PixelSize
 from cssr.inference import resume as done
 from cssr.inference.large_images import Summary, Wanted, memory, predict_rows
-from cssr.inference.measures import Measured, write_measures
 from cssr.inference.sources import Source
 from cssr.inference.writers import Files, save_png
 from cssr.models.inference_form import for_inference
@@ -36,6 +34,9 @@ from cssr.utils.files import naming
 from cssr.utils.images import open_image
 from cssr.utils.interrupts import one_line
 from cssr.utils.photographs import Photograph
+
+if TYPE_CHECKING:
+    from cssr.inference.measures import Measured
 
 _GIB = 1 << 30
 _AHEAD = 2  # batches of tiles that are read before their turn
@@ -74,7 +75,7 @@ class Pipeline:
         outcomes: of the photographs so far, in their order.
     """
 
-    def __init__(self, model: JointModel, options: argparse.Namespace, measured: Measured | None):
+    def __init__(self, model: JointModel, options: argparse.Namespace, measured: "Measured | None"):
         self.model, self._options, self._measured = for_inference(model), options, measured
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
         self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
@@ -207,6 +208,9 @@ class Pipeline:
 
     def _measure(self, job: _Job, files: Files, predicted: Summary) -> int | None:
         """Count the cracks; None, with a message, where they cannot be measured: the other results are written."""
+        from cssr.cracks.measure import TooRagged  # slow to import
+        from cssr.inference.measures import write_measures
+
         source, how = job.source, self._measured
 
         def tell(sentence: str) -> None:

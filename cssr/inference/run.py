@@ -11,7 +11,6 @@ from statistics import median
 from cssr import __version__
 from cssr.config.schema import segments
 from cssr.inference import sources as inputs
-from cssr.inference.detectable import detectable
 from cssr.inference.large_images import Wanted
 from cssr.inference.options import check, choose_model, measuring
 from cssr.inference.pipeline import Pipeline
@@ -86,6 +85,8 @@ def _return_memory() -> None:
 
 def _survey(work: Pipeline, options: argparse.Namespace, limits: Limits) -> None:
     """Write all photographs' cracks as one survey."""
+    from cssr.inference.detectable import detectable  # slow to import
+
     measured = [outcome.source for outcome in work.outcomes if outcome.cracks is not None]
     stems = [options.out / source.stem for source in measured]
     survey = collect(stems, limits, options.width_uncertainty)

@@ -64,6 +64,11 @@ def test_help_needs_none_of_them(script, allowed, said):
     assert said in text and found <= allowed
 
 
+def test_a_prediction_that_measures_nothing_needs_no_scipy():
+    code = "import sys, cssr.inference.run; print(*({'scipy'} & {*sys.modules}), file=sys.stderr)"
+    assert heavy_modules(code)[1] == set()
+
+
 def test_the_benchmark_starts_programs_that_are_there(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from startup import PROGRAMS
