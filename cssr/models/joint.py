@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -533,6 +534,10 @@ def build_model(config: ModelConfig, fresh: bool = False) -> JointModel:
     Raises:
         ValueError: one line that names the setting.
     """
-    seg = {key: value for key, value in config.seg.items() if fresh or key != "pretrained"}
-    with build_limit(trained=fresh):
+
+    def build(fresh: bool) -> JointModel:
+        seg = {key: value for key, value in config.seg.items() if fresh or key != "pretrained"}
         return FORMS.build(config.form, config=config, seg=seg, fresh=fresh)
+
+    with build_limit(fresh, partial(build, False)):
+        return build(fresh)

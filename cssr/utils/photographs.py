@@ -9,6 +9,7 @@ nearest valid ones into them, so that no edge arises that the photograph does no
 """
 
 import io
+import re
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -194,7 +195,7 @@ def unreadable(image: object, error: Exception) -> ValueError:
     """Message for a photograph that cannot be read, in one line."""
     name = "the image" if isinstance(image, bytes) else str(image)
     error = error.__cause__ if type(error).__name__ == "RasterioIOError" and error.__cause__ else error
-    reason = " ".join(str(error).replace(repr(image), "it").rpartition(", band ")[-1].split())
+    reason = " ".join(re.sub(r".*, band \d+: ", "", str(error).replace(repr(image), "it")).split())
     suffix = Path(name).suffix.lower() if isinstance(image, (str, Path)) else ""
     more = f" ({suffix} is not read here: {remedy([suffix])})" if suffix in LIKE_IMAGES else ""
     return ValueError(f"cannot read {name} as a photograph: {reason}{more}")

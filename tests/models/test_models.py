@@ -153,6 +153,26 @@ def test_networks_larger_than_the_machine_are_refused_while_they_are_built(overr
     assert build_model(load_config(None, ["model.sr=bicubic", "model.seg=none"]).model)  # the limit has gone
 
 
+def test_weights_that_are_too_many_are_counted_before_they_are_filled(monkeypatch):
+    config, filled = load_config(None, ["model.sr.width=1024"]).model, []
+    fill = torch.Tensor.uniform_
+    monkeypatch.setattr(
+        torch.Tensor, "uniform_", lambda x, *a, **k: filled.append(0 if x.is_meta else x.nbytes) or fill(x, *a, **k)
+    )
+    monkeypatch.setattr("cssr.models.build_limit.memory", lambda: 4 << 30)
+    monkeypatch.setattr("cssr.models.build_limit._MUCH", 1 << 20)
+    with pytest.raises(ValueError, match="the weights take more than the 4 GiB of memory"):
+        build_model(config)
+    assert sum(filled) < 1 << 20
+    monkeypatch.setattr("cssr.models.build_limit._MUCH", 1 << 10)
+    torch.manual_seed(0)
+    ahead = build_model(load_config(None, ["model.sr.width=8", "model.seg=none"]).model)
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    plain = build_model(load_config(None, ["model.sr.width=8", "model.seg=none"]).model)
+    assert all(torch.equal(a, b) for a, b in zip(ahead.parameters(), plain.parameters()))  # the same weights
+
+
 def test_a_vision_transformer_goes_with_the_decoder_that_the_error_names():
     with pytest.raises(ValueError, match="this one goes with model.seg=") as caught:
         build_model(load_config(None, ["model.seg.encoder=vit_tiny_patch16_224"]).model)
