@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 from cssr.cracks.components import Pixels
 
 _LEAST_SIGMA = 2.0  # pixels along the path; smooths the steps of the pixel grid
+_OF_RING = 0.07  # of a closed path: its smoothing takes a tenth of its length at most
 _AROUND = np.array([[128, 1, 2], [64, 0, 4], [32, 16, 8]], dtype=np.float32)  # p9 p2 p3 / p8 . p4 / p7 p6 p5 as bits
 
 
@@ -159,6 +160,7 @@ def _members(junction: np.ndarray) -> dict[int, np.ndarray]:
 def _smoothed(points: np.ndarray, sigma: float, closed: bool) -> np.ndarray:
     """Along the path; the ends stay where they are, and so does the direction there."""
     if closed:
+        sigma = min(sigma, _OF_RING * (len(points) - 1))  # a small ring would shrink to a point
         ring = gaussian_filter1d(points[:-1], sigma, axis=0, mode="wrap")
         return np.concatenate([ring, ring[:1]])
     beyond = min(len(points) - 1, int(4 * sigma))

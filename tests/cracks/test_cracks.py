@@ -310,3 +310,13 @@ def test_lists_of_pixels_are_thinned_like_images():
             kept = component[stays_when_thinned(component.neighbours())]
             line[kept.y, kept.x] = 1
         assert np.array_equal(line, centre_line(mask))
+
+
+def test_a_speck_around_a_hole_is_no_wider_than_it_is():
+    """The closed line around a hole of a pixel or two was smoothed to a point, and the speck was 67 pixels wide."""
+    for side in (3, 4, 5, 8, 20):
+        mask = np.zeros((40, 40), bool)
+        mask[5 : 5 + side, 5 : 5 + side] = True
+        mask[6 : 4 + side, 6 : 4 + side] = False
+        (crack,) = measure_cracks(mask)
+        assert 1.8 * side < crack.length < 4 * side and 0.9 < crack.mean_width < 1.8, side
