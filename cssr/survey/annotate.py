@@ -20,7 +20,8 @@ from cssr.utils.images import open_image
 from cssr.utils.interrupts import one_line
 from cssr.utils.json_files import read_json
 
-_RECORD, _LINES = "_prediction.json", "_cracks.geojson"
+LINES = "_cracks.geojson"
+_RECORD = "_prediction.json"
 _SHEET, _CELL = 24, 320  # photographs of the sheet, and pixels of a side
 
 
@@ -53,17 +54,23 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measured_stems(results: Path) -> list[Path]:
+    """`stems_of` a directory of results; ValueError, too, where a file of lines is damaged."""
+    stems = stems_of(results)
+    for stem in stems:
+        read_json(stem.with_name(stem.name + LINES), {"photograph": {"name": str, "height": int, "width": int}})
+    return stems
+
+
+def stems_of(results: Path) -> list[Path]:
     """Stems of the photographs in a directory of results whose cracks are measured; ValueError where there is none."""
     if not results.is_dir():
         raise ValueError(f"no directory at {results}")
     records = sorted(results.rglob(f"*{_RECORD}"))
     stems = [record.with_name(record.name.removesuffix(_RECORD)) for record in records]
-    stems = [stem for stem in stems if stem.with_name(stem.name + _LINES).is_file()]
+    stems = [stem for stem in stems if stem.with_name(stem.name + LINES).is_file()]
     if not stems:
         held = f"{len(records)} predicted photographs without measures" if records else "no results"
         raise ValueError(f"{results} holds {held}: run cssr.predict PHOTOGRAPHS --measure --out {results}")
-    for stem in stems:
-        read_json(stem.with_name(stem.name + _LINES), {"photograph": {"name": str, "height": int, "width": int}})
     return stems
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from cssr import __version__
 from cssr.cracks.components import Components
 from cssr.cracks.outline import outline
+from cssr.survey.geometry import paths, to_pixels
 from cssr.utils.interrupts import one_line
 
 LABEL = "crack"
@@ -59,27 +60,18 @@ def read(stem: Path, least_score: float = 0.0) -> Annotated:
     lines = json.loads(stem.with_name(f"{stem.name}_cracks.geojson").read_text(encoding="utf-8"))
     areas = json.loads(stem.with_name(f"{stem.name}_outlines.geojson").read_text(encoding="utf-8"))
     photograph = lines["photograph"]
-    to_pixels = _to_pixels(photograph.get("affine"))
+    pixels = to_pixels(photograph.get("affine"))
     instances = []
     for line, area in zip(lines["features"], areas["features"]):
         score = line["properties"].get("confidence")
         if score is None or score >= least_score:
-            rings = [to_pixels(ring) for polygon in area["geometry"]["coordinates"] for ring in polygon]
-            paths = line["geometry"]["coordinates"]
-            paths = [paths] if line["geometry"]["type"] == "LineString" else paths
+            rings = [pixels(ring) for ring in paths(area["geometry"])]
+            lines_of = [pixels(path) for path in paths(line["geometry"])]
             shape = (photograph["height"], photograph["width"])
-            instance = _instance(line["properties"]["number"], rings, [to_pixels(p) for p in paths], score, shape)
+            instance = _instance(line["properties"]["number"], rings, lines_of, score, shape)
             instances.append(instance)
     size = photograph["height"], photograph["width"]
     return Annotated(photograph["name"], *size, instances, "frame" not in photograph)
-
-
-def _to_pixels(affine: Sequence[float] | None) -> Any:
-    if affine is None:
-        return np.asarray
-    a, b, c, d, e, f = affine
-    inverse = np.linalg.inv([[a, b], [d, e]])
-    return lambda points: (np.asarray(points) - (c, f)) @ inverse.T
 
 
 def _instance(

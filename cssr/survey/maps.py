@@ -2,11 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cssr.survey.collect import COLUMNS, Survey
+from cssr.survey.geometry import paths
 
 _LETTERS = 12  # height of text, pixels of the photograph
 _MAP_PIXEL = 10  # mm, of a map whose pixels' size is not known
@@ -101,11 +101,11 @@ def write_dxf(survey: Survey, path: Path) -> None:
     for row, line, area, crs in zip(survey.rows, survey.lines, survey.areas, survey.crs):
         place = places.get(row["photograph"], (0.0, 0.0, 1.0, 1.0))  # a map's coordinates stay
         layer = {"layer": names[row["severity"] or "unknown"]}
-        for points in _paths(line):
+        for points in paths(line):
             space.add_lwpolyline(_placed(points, place), dxfattribs=layer)
-        for ring in _paths(area):
+        for ring in paths(area):
             space.add_lwpolyline(_placed(ring[:-1], place), close=True, dxfattribs={"layer": "crack_outlines"})
-        first = _placed(next(_paths(line)), place)[0]
+        first = _placed(next(paths(line)), place)[0]
         width = f"{row['max_width_px']:.3g} px" if row["max_width_mm"] is None else f"{row['max_width_mm']:.3g} mm"
         height = _LETTERS * (place[2] if crs is None else (row["mm_per_pixel"] or _MAP_PIXEL) / 1000)
         space.add_text(f"{row['crack']}: {width}", height=height, dxfattribs=layer).set_placement(first)
@@ -127,15 +127,6 @@ def _side_by_side(survey: Survey, space: Any) -> dict[str, tuple[float, float, f
         name.set_placement((left, width / 80))
         left += width * (1 + _GAP)
     return places
-
-
-def _paths(geometry: Any) -> Iterator[list]:
-    """The lines, or rings, of a GeoJSON geometry."""
-    coordinates = geometry["coordinates"]
-    depth = {"LineString": 0, "MultiLineString": 1, "Polygon": 1, "MultiPolygon": 2}[geometry["type"]]
-    for _ in range(depth - 1):
-        coordinates = [part for whole in coordinates for part in whole]
-    yield from coordinates if depth else [coordinates]
 
 
 def _placed(points: list, place: tuple[float, float, float, float]) -> list[tuple[float, float]]:

@@ -138,7 +138,7 @@ def _photographs(survey: Survey) -> Iterator[tuple[int, Row, dict[str, int], str
         by_name[row["photograph"]].append(row)
     for number, (photograph, stem) in enumerate(zip(survey.photographs, survey.stems), 1):
         classes = {name: count for name, count in survey.severities(by_name[photograph["name"]]).items() if count}
-        yield number, photograph, classes, _address(_picture(stem), _SHEET)
+        yield number, photograph, classes, address(_picture(stem), _SHEET)
 
 
 def _shown(survey: Survey, row: Row, pictured: bool) -> Shown:
@@ -146,7 +146,7 @@ def _shown(survey: Survey, row: Row, pictured: bool) -> Shown:
     picture = None
     if pictured:
         stem, photograph = survey.stems[number - 1], survey.photographs[number - 1]
-        picture = _address(_crop(_picture(stem), survey, row, photograph), _CROP)
+        picture = address(_crop(_picture(stem), survey, row, photograph), _CROP)
     return Shown(row, f"{number}.{row['number']}", colour_of(survey.limits, row["severity"]), picture)
 
 
@@ -172,7 +172,8 @@ def _crop(picture: Image.Image | None, survey: Survey, row: Row, photograph: Row
     return picture.crop((*(max(0, n) for n in low), *(min(n, s) for n, s in zip(high, picture.size))))
 
 
-def _address(picture: Image.Image | None, side: int) -> str | None:
+def address(picture: Image.Image | None, side: int) -> str | None:
+    """A picture, reduced to so many pixels a side, as a data address of HTML."""
     if picture is None:
         return None
     small, buffer = picture.copy(), io.BytesIO()

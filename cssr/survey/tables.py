@@ -1,11 +1,11 @@
 """A survey as tables: CSV, and a workbook (XLSX) for spreadsheets (extra `survey`)."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cssr.survey.collect import COLUMNS, COVERAGE, Survey
+from cssr.survey.collect import COLUMNS, COVERAGE, Row, Survey
 
 _EXCEL_ROWS = 1_048_575  # of a sheet, but for the header
 _PHOTOGRAPH = ("name", "width", "height", "cracks", "mm_per_pixel", "mm_per_pixel_uncertainty", "mm_per_pixel_by")
@@ -13,10 +13,15 @@ _PHOTOGRAPH = ("name", "width", "height", "cracks", "mm_per_pixel", "mm_per_pixe
 
 def write_csv(survey: Survey, path: Path) -> None:
     """One row for each crack under a row of names; units are in the names."""
+    write_rows(COLUMNS, survey.rows, path)
+
+
+def write_rows(columns: Iterable[str], rows: Iterable[Row], path: Path) -> None:
+    """Rows as CSV under a row of names."""
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(survey.rows)
+        writer.writerows(rows)
 
 
 def write_xlsx(survey: Survey, path: Path, about: Sequence[tuple[str, str]]) -> None:
@@ -24,24 +29,42 @@ def write_xlsx(survey: Survey, path: Path, about: Sequence[tuple[str, str]]) -> 
 
     Raises: ValueError for more cracks than a sheet has rows.
     """
+    classes = [*survey.severities(())]
+    per_photograph = _severities_by_photograph(survey)
+    rows = [[*map(p.get, _PHOTOGRAPH), *per_photograph[p["name"]].values()] for p in survey.photographs]
+    known = [("limits", survey.limits.name), ("source of the limits", survey.limits.source)]
+    sheets = {
+        "cracks": (list(COLUMNS), (row.values() for row in survey.rows)),
+        "photographs": ([*_PHOTOGRAPH, *classes], rows),
+        "severity": (["class", "cracks"], survey.severities().items()),
+    }
+    write_book(path, sheets, len(survey.rows), COLUMNS, [*about, *known])
+
+
+def write_book(
+    path: Path,
+    sheets: Mapping[str, tuple[Sequence[str], Iterable[Iterable]]],
+    count: int,
+    columns: Mapping[str, tuple[str, str]],
+    about: Sequence[tuple[str, str]],
+) -> None:
+    """A workbook of sheets (header, rows), of `columns` with units and meanings, and `about` it.
+
+    Raises: ValueError where `count`, the rows of the largest sheet, is more than a sheet has.
+    """
     import xlsxwriter
 
-    if len(survey.rows) > _EXCEL_ROWS:
-        raise ValueError(f"{len(survey.rows)} cracks are more than a sheet's {_EXCEL_ROWS} rows: take cracks.csv")
+    if count > _EXCEL_ROWS:
+        raise ValueError(f"{count} cracks are more than a sheet's {_EXCEL_ROWS} rows: take the CSV")
     # Texts of photographs' names are no formulas and no links; a number that is not finite is left empty.
     options = {"strings_to_formulas": False, "strings_to_urls": False, "nan_inf_to_errors": True}
     with xlsxwriter.Workbook(str(path), options | {"constant_memory": True}) as book:
         bold = book.add_format({"bold": True})
-        _sheet(book, bold, "cracks", list(COLUMNS), (row.values() for row in survey.rows))
-        classes = [*survey.severities(())]
-        per_photograph = _severities_by_photograph(survey)
-        rows = [[*map(p.get, _PHOTOGRAPH), *per_photograph[p["name"]].values()] for p in survey.photographs]
-        _sheet(book, bold, "photographs", [*_PHOTOGRAPH, *classes], rows)
-        _sheet(book, bold, "severity", ["class", "cracks"], survey.severities().items())
-        meanings = [(name, unit, meaning) for name, (unit, meaning) in COLUMNS.items()]
+        for name, (header, rows) in sheets.items():
+            _sheet(book, bold, name, header, rows)
+        meanings = [(name, unit, meaning) for name, (unit, meaning) in columns.items()]
         _sheet(book, bold, "columns", ["column", "unit", "meaning"], meanings)
-        known = [("limits", survey.limits.name), ("source of the limits", survey.limits.source)]
-        known += [("expanded uncertainty", f"{COVERAGE:g} standard uncertainties, about 95 %")]
+        known = [("expanded uncertainty", f"{COVERAGE:g} standard uncertainties, about 95 %")]
         _sheet(book, bold, "about", ["what", "value"], [*about, *known])
 
 

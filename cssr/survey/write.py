@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
     `facts`: of the model and the settings, kept in `survey.json` and on the workbook's last sheet.
     Returns: sentences on what was left out, or changed.
     """
-    room, notes = out.with_name(f".{out.name}.partial-{os.getpid()}"), []
+    notes: list[str] = []
     about = [(name, str(value)) for name, value in facts.items()]
     writers: dict[str, Callable[[Path], Any]] = {
         "cracks.csv": lambda path: tables.write_csv(survey, path),
@@ -37,21 +37,30 @@ def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
     missing = [name for name, library in _LIBRARIES.items() if find_spec(library) is None]
     if missing:
         notes.append(f"{', '.join(missing)} not written: pip install 'cssr[survey]'")
+    write_whole(out, {name: None if name in missing else writer for name, writer in writers.items()})
+    return notes
+
+
+def write_whole(out: Path, writers: Mapping[str, Callable[[Path], Any] | None]) -> None:
+    """Have each writer write the file of its name into `out`, under temporary names until all are whole.
+
+    A file of a name without a writer, of an earlier time, is removed.
+    """
+    room = out / f".partial-{os.getpid()}"
     with naming(out):
         shutil.rmtree(room, ignore_errors=True)
         room.mkdir(parents=True)
         try:
-            for name in writers.keys() - set(missing):
-                writers[name](room / name)
-            out.mkdir(exist_ok=True)
-            for name in writers:
-                if (room / name).exists():
+            for name, writer in writers.items():
+                if writer:
+                    writer(room / name)
+            for name, writer in writers.items():
+                if writer:
                     os.replace(room / name, out / name)
-                else:  # of an earlier survey
+                else:
                     (out / name).unlink(missing_ok=True)
         finally:
             shutil.rmtree(room, ignore_errors=True)
-    return notes
 
 
 def summary(survey: Survey, facts: dict[str, Any], out: Path) -> dict[str, Any]:
