@@ -238,3 +238,16 @@ def _parted(arrays: list[np.ndarray], count: int) -> tuple[np.ndarray, list[np.n
     """The first `count` rows of arrays in one, and the rest, as a copy."""
     joined = np.concatenate(arrays)
     return joined[:count], [joined[count:].copy()]
+
+
+def reprojected(points: np.ndarray, crs: str, target: str) -> np.ndarray:
+    """Points N 2 of a map on another; not finite where that does not reach. ValueError for maps that GDAL knows not."""
+    with _gdal() as rasterio:
+        from rasterio.errors import CRSError
+        from rasterio.warp import transform
+
+        try:
+            names = [rasterio.crs.CRS.from_user_input(name) for name in (crs, target)]
+        except CRSError as error:
+            raise ValueError(f"a map cannot be read: {' '.join(str(error).split())}") from None
+        return np.stack(transform(*names, *points.T), 1)
