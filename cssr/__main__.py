@@ -17,6 +17,7 @@ COMMANDS = {  # name: module, its function, one line
     "predict": ("cssr.predict", "main", "find cracks in photographs"),
     "measure": ("cssr.measure", "main", "measure the cracks of masks"),
     "annotate": ("cssr.annotate", "main", "predicted cracks as annotations to correct; what to label first"),
+    "compare": ("cssr.compare", "main", "what has become of each crack between two surveys"),
     "report": ("cssr.report.__main__", "main", "results side by side: HTML, Markdown, LaTeX, CSV"),
     "demo": ("cssr.demo.__main__", "main", "a page to try a model"),
     "shard": ("cssr.dataset_preparation.make", "main", "datasets on disk to shards (shards/make_shards.py)"),

@@ -233,6 +233,11 @@ def predicting(place: Place, start: Sequence[str], arguments: Sequence[str]) -> 
     real(place, start, [*arguments, *(["--detectable", "1"] if "--measure" in arguments else [])])
 
 
+def comparing(place: Place, start: Sequence[str], arguments: Sequence[str]) -> None:
+    """For real, of the new survey with itself."""
+    real(place, start, [arguments[1], *arguments[1:]])
+
+
 def _in_process(start: Sequence[str], words: Sequence[str]) -> None:
     """As if started, where exit status 0, or none, is success."""
     sys.argv = [start[-1], *words]
@@ -323,6 +328,7 @@ RUNNERS: dict[str, Callable] = {
     "python -m cssr.predict": predicting,
     "python -m cssr.report": real,
     "python -m cssr.annotate": real,
+    "python -m cssr.compare": comparing,
     "python -m cssr.convert": options,
     "python -m cssr.measure": real,
     "python -m cssr.demo": options,

@@ -45,6 +45,7 @@ def test_importing_the_package_imports_nothing_heavy():
     ("cssr/train.py", set(), "batch_size: 6"),
     ("cssr/evaluate.py", set(), "--distances"),
     ("cssr/predict.py", set(), "--mm-per-pixel"),
+    ("cssr/compare.py", set(), "--pairs"),
     ("cssr/report/__main__.py", set(), "--reference"),
     ("cssr/demo/__main__.py", set(), "--max-megabytes"),
     ("cssr/deploy.py", set(), "--tolerance"),

@@ -1,0 +1,230 @@
+"""Photographs of one spot in two surveys: by name, by the georeference, by features, or as a table says."""
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from cssr.survey.geometry import Transform
+from cssr.survey.photographs import Results, Surveyed, picture_of
+from cssr.survey.registration import (
+    NotRegistered,
+    Picture,
+    Registration,
+    by_features,
+    by_georeference,
+    common_area,
+    matches,
+)
+from cssr.utils import geotiff
+
+WAYS = ("auto", "features", "georeference")
+_STRONGEST = 500  # features by which photographs are sought
+_ALIKE, _TRIED = 10, 3  # of these that must match, and how many photographs are then tried
+_APART = 0.05  # of a photograph's diagonal by which features and georeference may differ
+_PATIENCE = 2  # seconds before a bar is shown
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Photographs of one spot."""
+
+    old: Surveyed
+    new: Surveyed
+    registration: Registration
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Photographs that are not compared, and why."""
+
+    old: Surveyed | None
+    new: Surveyed | None
+    reason: str
+
+    def __str__(self) -> str:
+        names = [photograph.name for photograph in (self.old, self.new) if photograph]
+        return f"{' and '.join(names)}: {self.reason}"
+
+
+def pair_up(
+    old: Results, new: Results, table: Path | None = None, way: str = "auto"
+) -> tuple[list[Pair], list[Refused]]:
+    """Pairs of photographs, each photograph in one at most, in the order of the new ones; and the others.
+
+    Args:
+        table: CSV with columns old and new; then no others are looked for.
+        way: of registration, one of WAYS.
+    Raises: ValueError, one line, for a table that is damaged or names no photograph.
+    """
+    if table is not None:
+        return _registered(_listed(table, old, new), way)
+    by_key = {photograph.key: photograph for photograph in old.photographs}
+    same = [(by_key[photograph.key], photograph) for photograph in new.photographs if photograph.key in by_key]
+    pairs, refused = _registered(same, way)
+    for seek in (_by_map, _by_features):
+        left = [_left(results, pairs, side) for side, results in (("old", old), ("new", new))]
+        if all(left) and (seek is _by_map or way != "georeference"):
+            pairs += seek(*left, way)
+    pairs.sort(key=lambda pair: new.photographs.index(pair.new))
+    return pairs, list(_unpaired(old, new, pairs, refused))
+
+
+def register(old: Surveyed, new: Surveyed, way: str = "auto") -> Registration:
+    """Where the pixels of one photograph are in the other.
+
+    By features where they hold, and agree with the georeference, if there is one; else by that.
+    Raises: NotRegistered, one line.
+    """
+    placed = None
+    if way != "features" and old.affine and new.affine:
+        to_new = None if old.crs == new.crs else _between(old, new)
+        try:
+            placed = by_georeference(old.affine, new.affine, (old.shape, new.shape), to_new)
+        except ValueError as error:  # of a map that is unknown, too
+            raise NotRegistered(str(error)) from None
+    if way == "georeference":
+        if placed is None:
+            raise NotRegistered("one of them has no georeference")
+        return placed
+    try:
+        seen = by_features(picture_of(old), picture_of(new))
+    except NotRegistered:
+        if placed is None:
+            raise
+        return placed
+    if placed:
+        height, width = old.shape
+        corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
+        off = float(np.linalg.norm(seen.place(corners) - placed.place(corners), axis=1).mean())
+        if off > _APART * np.hypot(*new.shape):
+            raise NotRegistered(
+                f"by features they are {off:.0f} pixels off from where the georeference has them: say which is right "
+                "by --by features or --by georeference"
+            )
+    return seen
+
+
+def _between(old: Surveyed, new: Surveyed) -> Transform:
+    unknown = [photograph.name for photograph in (old, new) if not photograph.crs]
+    if unknown:
+        raise NotRegistered(f"the map of {unknown[0]} has no name, that of the other has one")
+    if not geotiff.there():
+        raise NotRegistered(f"they are on maps of {old.crs} and {new.crs}: pip install 'cssr[large]' to compare them")
+    return lambda points: geotiff.reprojected(points, old.crs, new.crs)
+
+
+def _registered(candidates: Sequence[tuple[Surveyed, Surveyed]], way: str) -> tuple[list[Pair], list[Refused]]:
+    pairs, refused = [], []
+    for old, new in _bar(candidates, "registering", "pair"):
+        try:
+            pairs.append(Pair(old, new, register(old, new, way)))
+        except NotRegistered as reason:
+            refused.append(Refused(old, new, str(reason)))
+    return pairs, refused
+
+
+def _bar(items: Sequence, title: str, unit: str) -> tqdm:
+    return tqdm(items, title, leave=False, unit=unit, delay=_PATIENCE, disable=not sys.stderr.isatty())
+
+
+def _left(results: Results, pairs: Sequence[Pair], side: str) -> list[Surveyed]:
+    taken = {getattr(pair, side) for pair in pairs}
+    return [photograph for photograph in results.photographs if photograph not in taken]
+
+
+def _unpaired(old: Results, new: Results, pairs: Sequence[Pair], refused: Sequence[Refused]) -> Iterator[Refused]:
+    """Those of one name that are in no pair, and photographs alone."""
+    left = {side: _left(results, pairs, side) for side, results in (("old", old), ("new", new))}
+    for one in refused:
+        if one.old in left["old"] and one.new in left["new"]:
+            left["old"].remove(one.old)
+            left["new"].remove(one.new)
+            yield one
+    yield from (Refused(one, None, f"no photograph of {new.directory} shows its spot") for one in left["old"])
+    yield from (Refused(None, one, f"no photograph of {old.directory} shows its spot") for one in left["new"])
+
+
+# ---- where to look ----
+
+
+def _listed(table: Path, old: Results, new: Results) -> list[tuple[Surveyed, Surveyed]]:
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--pairs: {table} cannot be read: {error}") from None
+    if not rows or not {"old", "new"} <= rows[0].keys():
+        raise ValueError(f"--pairs: {table} needs columns old and new under a row of these names, and a row for a pair")
+    chosen = []
+    for number, row in enumerate(rows, 2):
+        found = []
+        for side, results in (("old", old), ("new", new)):
+            named = [photograph for photograph in results.photographs if row[side] in photograph.names]
+            if len(named) != 1:
+                which = "no photograph" if not named else f"{len(named)} photographs"
+                raise ValueError(f"--pairs: {table}, line {number}: {row[side]!r} is {which} of {results.directory}")
+            found.append(named[0])
+        chosen.append(tuple(found))
+    for side, photographs in zip(("old", "new"), zip(*chosen)):
+        twice = next((one for n, one in enumerate(photographs) if one in photographs[:n]), None)
+        if twice:
+            raise ValueError(f"--pairs: {table} names {twice.name} twice under {side}: a photograph is in one pair")
+    return chosen
+
+
+def _by_map(old: Sequence[Surveyed], new: Sequence[Surveyed], way: str) -> list[Pair]:
+    """Pairs of the largest common areas on the map first."""
+    if way == "features":
+        return []
+    areas = []
+    for a in old:
+        for b in new:
+            if a.affine and b.affine:
+                try:
+                    placed = register(a, b, "georeference")
+                    areas.append((-common_area(placed.matrix, a.shape, b.shape), len(areas), a, b))
+                except NotRegistered:
+                    continue
+    return _best(areas, way)
+
+
+def _by_features(old: Sequence[Surveyed], new: Sequence[Surveyed], way: str) -> list[Pair]:
+    """Pairs of which the strongest features match most."""
+    pictures = {side: _strongest(photographs) for side, photographs in ((0, old), (1, new))}
+    alike = []
+    for b in _bar([one for one in new if one in pictures[1]], "searching", "photo"):
+        counts = [(-len(matches(pictures[0][a], pictures[1][b])), n, a) for n, a in enumerate(old) if a in pictures[0]]
+        alike += [(count, len(alike) + n, a, b) for count, n, a in sorted(counts)[:_TRIED] if count <= -_ALIKE]
+    return _best(alike, way)
+
+
+def _strongest(photographs: Sequence[Surveyed]) -> dict[Surveyed, Picture]:
+    pictures = {}
+    for photograph in _bar(photographs, "reading", "photo"):
+        try:
+            whole = picture_of(photograph)
+        except NotRegistered:
+            continue
+        few = np.s_[:_STRONGEST]
+        pictures[photograph] = Picture(
+            whole.shape, whole.factor, whole.valid, whole.points[few].copy(), whole.descriptors[few].copy()
+        )
+    return pictures
+
+
+def _best(ranked: Sequence[tuple[float, int, Surveyed, Surveyed]], way: str) -> list[Pair]:
+    """Of pairs in the order of their first numbers, those that can be registered, each photograph once."""
+    pairs, taken = [], set()
+    for _, _, old, new in sorted(ranked, key=lambda one: one[:2]):
+        if not {old, new} & taken:
+            try:
+                pairs.append(Pair(old, new, register(old, new, way)))
+            except NotRegistered:
+                continue
+            taken |= {old, new}
+    return pairs

@@ -1,0 +1,200 @@
+"""The photographs of a directory of results: their cracks in pixels, their place on a map, and their pictures."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from einops import reduce
+from PIL import Image
+
+from cssr.cracks.pixel_size import PixelSize
+from cssr.survey.annotate import LINES, stems_of
+from cssr.survey.changes import Cracks, View
+from cssr.survey.collect import Row, collect
+from cssr.survey.geometry import paths, to_pixels
+from cssr.survey.registration import NotRegistered, Picture, read_picture, reduced
+from cssr.survey.severity import Limits
+from cssr.survey.write import FOLDER
+from cssr.utils.images import open_image
+from cssr.utils.interrupts import one_line
+from cssr.utils.json_files import read_json
+from cssr.utils.photographs import open_photograph
+
+WIDTH_UNCERTAINTY = 0.6  # pixels, where a survey does not say its own
+_PICTURES = ("_rectified.png", "_sr.png", "_sr.tif")  # of the results, where a photograph is gone
+_HELD = 4  # pictures and lists of cracks in memory
+_ANY = Limits("", "", "p95", ("any",), (0.0,))
+
+
+@dataclass(frozen=True, eq=False)
+class Surveyed:
+    """A photograph of a survey.
+
+    Attributes:
+        stem: common path of its results. key: the same below the directory of results.
+        facts: name, height, width, and its place on a map and the size of its pixels, if known.
+        crs: of the map, as GDAL reads it; "": a map without a name.
+    """
+
+    stem: Path
+    key: str
+    facts: Row
+    crs: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return one_line(self.facts["name"])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height, width, pixels."""
+        return self.facts["height"], self.facts["width"]
+
+    @property
+    def affine(self) -> tuple[float, ...] | None:
+        """From its pixels to the map."""
+        return tuple(self.facts["affine"]) if "affine" in self.facts else None
+
+    @property
+    def size(self) -> PixelSize | None:
+        """Of its pixels, as the survey knows it."""
+        if self.facts.get("mm_per_pixel") is None:
+            return None
+        uncertainty = self.facts.get("mm_per_pixel_uncertainty") or 0.0
+        return PixelSize(self.facts["mm_per_pixel"], uncertainty, self.facts.get("mm_per_pixel_by") or "typed")
+
+    @property
+    def names(self) -> set[str]:
+        """What a table of pairs may call it."""
+        return {self.facts["name"], self.key, Path(self.facts["name"]).name}
+
+
+class Results:
+    """A survey, as the directory of results, or its folder `survey`.
+
+    Attributes:
+        photographs: in the order of their paths. width_uncertainty: of a width, standard, pixels of the photograph.
+        threshold: probability above which a pixel is crack. width: that which is classed.
+        detectable: width found with a probability of 90 %, pixels; None: not known.
+    Raises: ValueError, one line, where there is none, or a file of it is damaged.
+    """
+
+    def __init__(self, directory: Path):
+        directory = directory.parent if (directory / "survey.json").is_file() else directory
+        self.directory = directory
+        self.photographs = [_surveyed(stem, directory) for stem in stems_of(directory)]
+        path = directory / FOLDER / "survey.json"
+        facts = read_json(path, _SURVEY) if path.is_file() else {}
+        self.width_uncertainty = facts.get("width_uncertainty_px", WIDTH_UNCERTAINTY)
+        self.threshold = facts.get("threshold", 0.5)
+        self.width = facts.get("limits", {}).get("width", "p95")
+        self.detectable = (facts.get("detectable") or {}).get("p90")
+
+
+_SURVEY = {
+    "?width_uncertainty_px": float,
+    "?threshold": float,
+    "?limits": {"width": str},
+    "?detectable": dict[str, object] | None,
+}
+_LINES = {
+    "photograph": {
+        "name": str,
+        "height": int,
+        "width": int,
+        "?affine": list[float],
+        "?mm_per_pixel": float | None,
+        "?mm_per_pixel_uncertainty": float | None,
+        "?mm_per_pixel_by": str | None,
+    },
+    "features": list,
+}
+
+
+def _surveyed(stem: Path, directory: Path) -> Surveyed:
+    lines = read_json(stem.with_name(stem.name + LINES), _LINES)
+    crs = (lines.get("crs") or {}).get("properties", {}).get("name", "")
+    return Surveyed(stem, stem.relative_to(directory).as_posix(), lines["photograph"], crs)
+
+
+@functools.lru_cache(maxsize=_HELD)
+def cracks_of(photograph: Surveyed) -> Cracks:
+    """Its cracks; ValueError, one line, where its files are damaged."""
+    try:
+        survey = collect([photograph.stem], _ANY, 0.0)
+        pixels = to_pixels(photograph.affine)
+        lines = [[np.asarray(pixels(line), float) for line in paths(shape)] for shape in survey.lines]
+        rings = [[np.asarray(pixels(ring), float) for ring in paths(shape)] for shape in survey.areas]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the cracks of {photograph.stem} cannot be read ({reason}): predict it again") from None
+    return Cracks(photograph.shape, lines, rings, survey.rows)
+
+
+@functools.lru_cache(maxsize=_HELD)
+def picture_of(photograph: Surveyed) -> Picture:
+    """Its features; NotRegistered, one line, where it is gone and its results hold no SR image."""
+    reasons = []
+    for path in _files(photograph):
+        try:
+            return read_picture(path, photograph.shape)
+        except (OSError, ValueError) as error:
+            reasons.append(f"{path}: {' '.join(str(error).split())}")
+    raise NotRegistered(reasons[0] if reasons else f"{photograph.name} is gone, and so is {photograph.stem}_sr.png")
+
+
+def view_of(photograph: Surveyed, level: float) -> View:
+    """What it shows beside its cracks; `level`: probability from which on one is seen faintly."""
+    try:
+        picture = picture_of(photograph)
+    except NotRegistered:
+        picture = None
+    return View(photograph.shape, picture, _faint(photograph, level))
+
+
+def _faint(photograph: Surveyed, level: float) -> np.ndarray | None:
+    """Pixels in which a probability reaches a level, H W bool; None where no probabilities were written."""
+    prob = _probabilities(photograph.stem)
+    height, width = photograph.shape
+    if prob is None or prob.shape[0] % height or prob.shape[1] % width:
+        return None
+    high = prob >= level * (255 if prob.dtype == np.uint8 else 1)
+    return reduce(high, "(h a) (w b) -> h w", "max", h=height, w=width)
+
+
+def _probabilities(stem: Path) -> np.ndarray | None:
+    """Of crack, H W, uint8 of which 255 is 1, or float."""
+    for ending in ("_prob.png", "_prob.tif"):
+        path = stem.with_name(stem.name + ending)
+        if path.is_file():
+            try:
+                with open_image(path) as image:
+                    layers = np.asarray(image)
+            except (OSError, ValueError):  # damaged, or too large
+                return None
+            return layers if layers.ndim == 2 else layers[..., 0]
+    path = stem.with_name(f"{stem.name}_prob.npy")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def image_of(photograph: Surveyed, side: int) -> Image.Image | None:
+    """It, reduced to so many pixels; None where it is gone."""
+    for path in _files(photograph):
+        try:
+            with open_photograph(path) as opened:
+                return Image.fromarray(reduced(opened, side)[0])
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _files(photograph: Surveyed) -> list[Path]:
+    beside = [photograph.stem.with_name(photograph.stem.name + ending) for ending in _PICTURES]
+    rectified = photograph.facts["name"].endswith(_PICTURES[0])
+    own = [] if rectified or "frame" in photograph.facts else [Path(photograph.facts["name"])]
+    return [path for path in (*own, *beside[0 if rectified else 1 :]) if path.is_file()]
