@@ -9,12 +9,15 @@ import base64
 import io
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from cssr.cracks import pixel_size
 from cssr.cracks.files import Units, geojson, table
 from cssr.cracks.measure import Crack, measure_cracks
+from cssr.cracks.pixel_size import PixelSize
 from cssr.utils.images import encoded, open_image
 
 _LENGTHS = ("length", "mean_width", "max_width")
@@ -33,18 +36,20 @@ def read_probability(body: bytes, most: int) -> np.ndarray:
             raise wrong from None
 
 
-def measured(prob: np.ndarray, threshold: float, scale: int, mm: float | None) -> dict[str, Any]:
+def measured(prob: np.ndarray, threshold: float, scale: int, sizes: Sequence[PixelSize] = ()) -> dict[str, Any]:
     """The cracks where a probability (H W uint8) exceeds a threshold (0..1), and the mask, as JSON takes them.
 
-    Lengths are pixels of the photograph, of which one is `scale` SR pixels, or millimetres where `mm`, a photograph's
-    pixel, is given; boxes are SR pixels, for the page to show.
+    Lengths are pixels of the photograph, of which one is `scale` SR pixels, or millimetres where there are `sizes` of
+    the photograph's pixels, of which the best is taken; boxes are SR pixels, for the page to show.
     """
     mask = prob > threshold * 255  # as the page colours it
-    notes: list[str] = []
-    cracks, units = measure_cracks(mask, prob=prob, tell=notes.append), Units(scale, mm)
-    unit = (mm or 1.0) / scale
+    size, notes = pixel_size.best(sizes)
+    cracks = measure_cracks(mask, prob=prob, tell=notes.append)
+    units = Units(scale, size.mm, size.uncertainty, size.source) if size else Units(scale)
+    unit = (size.mm if size else 1.0) / scale
     return {
-        "unit": "mm" if mm else "px",
+        "unit": "mm" if size else "px",
+        "pixel": str(size) if size else None,
         "share": float(mask.mean()),
         "total": unit * sum(crack.length for crack in cracks),
         "widest": unit * max((crack.max_width for crack in cracks), default=0.0),
@@ -62,17 +67,27 @@ def _row(crack: Crack, unit: float) -> dict[str, Any]:
     return {"number": crack.number, **lengths, **facts}
 
 
+def _sizes(options: argparse.Namespace) -> Iterator[PixelSize]:
+    """Sizes of a pixel that are typed, and from two points; ValueError where these are too near each other."""
+    if options.mm is not None:
+        yield pixel_size.typed(str(options.mm))
+    if options.known is not None:
+        *points, mm = options.known
+        yield pixel_size.of_points(points[:2], points[2:], mm)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m cssr.demo.measure_process", description=__doc__.splitlines()[0])
     parser.add_argument("--threshold", type=float, required=True, help="0..1; crack where the probability exceeds it")
     parser.add_argument("--scale", type=int, required=True, help="SR pixels per pixel of the photograph")
     parser.add_argument("--mm", type=float, help="millimetres per pixel of the photograph")
+    parser.add_argument("--known", type=float, nargs=5, help="two points x y of the photograph, and mm between them")
     parser.add_argument("--most", type=int, required=True, help="pixels that are taken")
     options = parser.parse_args(arguments)
     try:
         prob = read_probability(sys.stdin.buffer.read(), options.most)
-        answer = measured(prob, options.threshold, options.scale, options.mm)
+        answer = measured(prob, options.threshold, options.scale, list(_sizes(options)))
     except ValueError as error:
         answer = {"error": str(error)}
     json.dump(answer, sys.stdout)

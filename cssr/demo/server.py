@@ -3,13 +3,15 @@
     GET  /            the page; its style and scripts are beside it (/demo.css, ...), and nothing else is served
     GET  /facts       the model and the limits, as JSON
     POST /predict     a photograph's bytes -> lines of JSON, and behind the last one the pictures that it lists
-    POST /measure     the probability PNG of a prediction -> cracks, their files and the mask at ?threshold=, as JSON
+    POST /measure     the probability PNG of a prediction -> cracks, their files and the mask at ?threshold=, as JSON;
+                      in mm by ?mm= of a pixel, or ?known=x1,y1,x2,y2,mm, two points of the photograph
 
 A refusal is JSON too, {"error": one sentence}, with status 4xx or 5xx; once lines have begun, it is the last line.
 """
 
 import ipaddress
 import json
+import math
 import sys
 import traceback
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -52,6 +54,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 _MEGA = 1_000_000
+_FAR = 1e6  # pixels, and mm, of two points of known distance
 
 
 def create_app(model: JointModel, limits: Limits, name: str = "", names: tuple[str, ...] = ()) -> Starlette:
@@ -149,7 +152,7 @@ def result_of(job: Job) -> Any:
 
 
 class Measure:
-    """POST /measure?threshold=&mm=, as an ASGI endpoint: one measurement at a time, in a process that can be ended."""
+    """POST /measure?threshold=&mm=&known=, as an ASGI endpoint: one at a time, in a process that can be ended."""
 
     def __init__(self, limits: Limits, scale: int):
         self.scale, self.most = scale, limits.pixels * scale**2
@@ -193,7 +196,18 @@ def _options(query: Mapping[str, str]) -> list[str]:
         if not good:
             raise HTTPException(422, f"{name} must be a number above 0, at most {most:g}.")
         options += [f"--{name}", text] if text else []
-    return options
+    return options + _known(query.get("known", ""))
+
+
+def _known(text: str) -> list[str]:
+    """X1,Y1,X2,Y2,MM as arguments; HTTPException 422 for anything else."""
+    try:
+        numbers = [float(number) for number in text.split(",")] if text else []
+    except ValueError:
+        numbers = [math.nan]
+    if len(numbers) not in (0, 5) or not all(0 <= number <= _FAR for number in numbers):
+        raise HTTPException(422, f"known must be x1,y1,x2,y2,mm: five numbers from 0 to {_FAR:g}.")
+    return ["--known", *map(str, numbers)] if numbers else []
 
 
 async def _measure(options: list[str], body: bytes) -> Response:

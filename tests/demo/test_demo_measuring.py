@@ -19,6 +19,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install -e '.[test
 from demo_server import dark_model, encoded, serving_page  # noqa: E402
 
 from cssr.cracks.measure import measure_cracks  # noqa: E402
+from cssr.cracks.pixel_size import typed  # noqa: E402
 from cssr.demo.measure_process import measured, read_probability  # noqa: E402
 
 
@@ -56,7 +57,7 @@ def test_cracks_are_measured_at_the_threshold(page):
 
 def test_what_is_left_out_is_told(monkeypatch):
     monkeypatch.setattr("cssr.demo.measure_process.measure_cracks", partial(measure_cracks, most=1))
-    found = measured(drawn(), 0.3, 1, None)
+    found = measured(drawn(), 0.3, 1)
     assert len(found["cracks"]) == 1 and found["notes"][0].startswith("left out 1 components of at most ")
     assert found["notes"][0].endswith(" pixels: the 1 largest are measured")
 
@@ -66,10 +67,41 @@ def test_millimetres_are_those_of_the_photographs_pixels(page):
     assert found["unit"] == "mm" and found["cracks"][0]["box"] == [30, 20, 130, 26]
     assert found["cracks"][0]["length"] == found["total"] == pytest.approx(50 * 0.3, abs=0.15)
     assert found["widest"] == pytest.approx(3 * 0.3, abs=0.1)
+    assert found["pixel"] == "0.3 +- 0.003 mm (typed)"
+
+
+def test_two_points_of_known_distance_say_the_size_of_a_pixel(page):
+    """A hundred pixels apart, each known to a pixel."""
+    found = post(page, "?threshold=0.5&known=0,0,60,80,30").json()
+    assert found["unit"] == "mm" and found["total"] == pytest.approx(50 * 0.3, abs=0.15) and found["notes"] == []
+    assert found["pixel"] == "0.3 +- 0.0042 mm (two points)"
+    (row,) = csv.DictReader(io.StringIO(found["csv"]))
+    assert float(row["mm_per_pixel"]) == 0.3 and float(row["mm_per_pixel_uncertainty"]) == pytest.approx(
+        0.3 * 2**0.5 / 100
+    )
+
+
+def test_a_typed_size_is_taken_before_two_points_and_their_disagreement_told(page):
+    found = post(page, "?threshold=0.5&mm=0.5&known=0,0,60,80,30").json()
+    assert found["total"] == pytest.approx(50 * 0.5, abs=0.25)
+    assert len(found["notes"]) == 1 and "differ by more than their uncertainty" in found["notes"][0]
+
+
+def test_two_points_too_near_are_refused_in_a_sentence(page):
+    for numbers in ("10,10,14,10,30", "10,10,90,10,0"):
+        answer = post(page, f"?threshold=0.5&known={numbers}")
+        assert answer.status_code == 422 and "take points at least 10 pixels apart" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("known", ["1,2,3,4", "1,2,3,4,5,6", "a,b,c,d,e", "-1,0,60,80,30", "0,0,nan,80,30",
+                                   "0,0,1e9,0,3", "0,0,60,80,inf", "--help"])  # fmt: skip
+def test_points_that_are_none_are_refused(known, page):
+    answer = post(page, f"?known={known}")
+    assert answer.status_code == 422 and answer.json()["error"].startswith("known must be x1,y1,x2,y2,mm")
 
 
 def test_the_files_say_the_same_in_pixels_of_the_photograph():
-    found = measured(drawn(), 0.3, 2, 0.3)
+    found = measured(drawn(), 0.3, 2, [typed("0.3")])
     level, upright = csv.DictReader(io.StringIO(found["csv"]))
     assert float(level["length_mm"]) == pytest.approx(found["cracks"][0]["length"], abs=1e-3)
     assert float(level["length_mm"]) == pytest.approx(0.3 * float(level["length_px"]), abs=1e-3)
@@ -87,7 +119,7 @@ def _lines(geometry: dict) -> list:
 
 
 def test_a_picture_without_cracks_has_files_without_rows():
-    found = measured(np.zeros((8, 8), np.uint8), 0.5, 2, None)
+    found = measured(np.zeros((8, 8), np.uint8), 0.5, 2)
     assert found["csv"].startswith("number") and len(found["csv"].splitlines()) == 1
     assert json.loads(found["geojson"])["features"] == []
 

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 import time
 import zipfile
 
@@ -16,6 +17,7 @@ pytest.importorskip("selenium", reason="needs selenium: pip install -e '.[test]'
 
 from browser import chromium, complaints, overflow, requested, resize  # noqa: E402, F401
 from demo_server import Held, cracked, dark_model, encoded, serving_page  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
@@ -92,6 +94,50 @@ def test_the_threshold_moves_by_keyboard_and_the_table_follows(page):
     page.until(lambda: "mm" in page["summary"].text)
     assert float(page.rows()[0][1]) == pytest.approx(80 * 0.5, abs=0.5)
     assert complaints(page.driver) == []
+
+
+def canvas_yellow(page: Page) -> int:
+    """How many pixels the marks of points have."""
+    data = page.driver.execute_script("return document.getElementById('view').toDataURL().split(',')[1]")
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
+    return int((np.abs(pixels - (255, 212, 0)).max(-1) < 30).sum())
+
+
+def click(page: Page, x: float, y: float) -> None:
+    """At a share of the canvas's width and height, from its middle."""
+    size = page["view"].size
+    chain = ActionChains(page.driver)
+    chain.move_to_element_with_offset(
+        page["view"], round(x * size["width"]), round(y * size["height"])
+    ).click().perform()
+
+
+def test_two_clicked_points_of_known_distance_give_millimetres(page):
+    page.give(encoded(cracked()))  # 100 x 100 pixels or so
+    page.measured(2)
+    pixels = [float(row[1]) for row in page.rows()]
+    page["take"].click()
+    assert page["take"].get_attribute("aria-pressed") == "true" and "first point" in page["take-help"].text
+    click(page, -0.25, -0.2)
+    page.until(lambda: "second point" in page["take-help"].text)
+    click(page, 0.25, -0.2)
+    page.until(lambda: "pixels of the photograph apart" in page["take-help"].text)
+    assert (
+        page["take"].get_attribute("aria-pressed") == "false" and page.driver.switch_to.active_element == page["known"]
+    )
+    apart = float(re.search(r"are ([0-9.]+) pixels", page["take-help"].text)[1])
+    page["known"].send_keys("25")
+    page.until(lambda: "mm (two points)" in page["summary"].text)
+    lengths = [float(row[1]) for row in page.rows()]
+    assert lengths == pytest.approx([25 / apart * length for length in pixels], rel=0.02)
+    assert canvas_yellow(page) > 100
+    page["drop-points"].click()
+    page.until(lambda: "two points" not in page["summary"].text and "px long" in page["summary"].text)
+    page.until(lambda: canvas_yellow(page) == 0)
+    page["take"].click()  # the same by keyboard: the middle of the canvas, twice
+    page.press("view", Keys.ENTER, 2)
+    page.until(lambda: "are 0.0 pixels" in page["take-help"].text)
+    page.until(lambda: "take points at least 10 pixels apart" in page["summary"].text)
 
 
 def canvas_red(page: Page) -> float:

@@ -147,6 +147,7 @@ async function show(found, stem) {
     ...found.notes].join(" ");
   $("view").setAttribute("aria-label", `${stem}: the photograph, and its super-resolved image with cracks in colour`);
   view.set(width, height, pictures);
+  taking(false);
   $("kernel").hidden = !found.kernel;
   URL.revokeObjectURL($("kernel-picture").src);
   if (found.kernel) $("kernel-picture").src = URL.createObjectURL(found.kernel);
@@ -190,6 +191,7 @@ async function measure() {
   const own = measuring = new AbortController(), of = result;
   const query = new URLSearchParams({ threshold: $("threshold").value });
   if ($("mm").value) query.set("mm", $("mm").value);
+  if (known()) query.set("known", known());
   try {
     const options = { method: "POST", body: of.prob, signal: own.signal };
     const measured = await (await ask(`/measure?${query}`, options)).json();
@@ -204,12 +206,53 @@ async function measure() {
   offer();
 }
 
-function list({ cracks, unit, total, widest, share, notes = [] }) {
+// --- two points of known distance ---------------------------------------------------------------------------------
+
+function known() { // x1,y1,x2,y2,mm in pixels of the photograph; "" unless all of it is there
+  const distance = $("known");
+  if (view.points.length < 2 || !distance.value || !distance.validity.valid) return "";
+  return [...view.points.flat().map((value) => value / facts.scale), distance.value].join(",");
+}
+
+function taking(on) {
+  $("take").setAttribute("aria-pressed", on);
+  $("view").classList.toggle("taking", on);
+  view.take = on ? taken : null;
+  if (on && view.points.length === 2) drop();
+  pointed();
+}
+
+function drop() {
+  const used = known();
+  view.points = [];
+  if (used) remeasure();
+}
+
+function taken(x, y) {
+  view.points = [...view.points, [x, y]];
+  if (view.points.length < 2) return pointed();
+  taking(false);
+  $("known").focus();
+  if (known()) remeasure();
+}
+
+taken.words = ["Click the first point in the picture, or move it under the cross and press Enter.", "Now the second point."];
+
+function pointed() { // what is to be done next
+  const { points: [a, b], take } = view;
+  const apart = b && (Math.hypot(a[0] - b[0], a[1] - b[1]) / facts.scale).toFixed(1);
+  $("take-help").textContent = b ? `The points are ${apart} pixels of the photograph apart.`
+    : take ? taken.words[view.points.length] : "";
+  $("drop-points").hidden = !a;
+  view.draw();
+}
+
+function list({ cracks, unit, pixel, total, widest, share, notes = [] }) {
   const number = (value) => value.toFixed(value < 100 ? 2 : 1);
   $("summary").textContent = !cracks.length ? "No crack at this threshold."
     : `${cracks.length} ${cracks.length === 1 ? "crack" : "cracks"}, ${number(total)} ${unit} long together, `
       + `at most ${number(widest)} ${unit} wide; ${(share * 100).toFixed(2)} % of the picture.`
-      + notes.map((note) => ` Note: ${note}.`).join("");
+      + (pixel ? ` A pixel of the photograph is ${pixel}.` : "") + notes.map((note) => ` Note: ${note}.`).join("");
   for (const element of document.querySelectorAll(".unit")) element.textContent = `[${unit}]`;
   $("table").tBodies[0].replaceChildren(...cracks.slice(0, ROWS).map((crack) => row(crack, number)));
   $("table").removeAttribute("aria-busy");
@@ -284,6 +327,12 @@ addEventListener("paste", (event) => { if (event.clipboardData.files.length) cho
 $("cancel").addEventListener("click", () => { cancel(); $("work").hidden = true; });
 $("threshold").addEventListener("input", () => rethreshold());
 $("mm").addEventListener("input", () => $("mm").validity.valid && remeasure());
+$("take").addEventListener("click", () => {
+  taking(!view.take);
+  if (view.take) $("view").focus({ preventScroll: true });
+});
+$("known").addEventListener("input", () => view.points.length === 2 && $("known").validity.valid && remeasure());
+$("drop-points").addEventListener("click", () => { drop(); taking(false); });
 $("wipe").addEventListener("input", () => { view.wipe = $("wipe").value / 100; view.draw(); });
 for (const radio of document.getElementsByName("right")) {
   radio.addEventListener("change", () => { view.right = radio.value; view.draw(); });

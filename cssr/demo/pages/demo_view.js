@@ -1,6 +1,7 @@
 // A canvas on which pictures of one size lie on each other: zoomed, moved, and divided by a line.
 
 const LABEL = "600 13px system-ui, sans-serif";
+const CLICK = 4; // CSS pixels that a pointer may move in a click
 const LABELS = 25; // numbers shown at once
 const CRACK = [255, 40, 40, 153]; // RGBA of crack pixels
 
@@ -13,13 +14,15 @@ export class View {
     this.wipe = 0.4;
     this.showMask = this.showNumbers = true;
     this.boxes = [];
+    this.points = []; // two at most, SR pixels
+    this.take = null; // a function of x and y, SR pixels, while points are taken
     this.pointers = new Map();
     new ResizeObserver(() => this.resize()).observe(canvas);
     this.#listen();
   }
 
   set(width, height, layers) {
-    Object.assign(this, { width, height, layers, boxes: [], prob: null });
+    Object.assign(this, { width, height, layers, boxes: [], points: [], prob: null });
     this.mask = new OffscreenCanvas(width, height);
     this.canvas.style.aspectRatio = `${width} / ${height}`; // its height has bounds in the style sheet
     this.resize();
@@ -104,10 +107,35 @@ export class View {
     });
     const taken = []; // by labels; those of the longest cracks come first, and no other covers them
     if (this.showNumbers) this.boxes.forEach((box, n) => this.#label(context, box, n + 1, taken));
+    this.#cross(context);
     context.fillStyle = "#fff";
     context.fillRect(line - 1.5 * this.sharp, 0, 3 * this.sharp, height);
     context.fillStyle = "#000";
     context.fillRect(line - 0.5 * this.sharp, 0, this.sharp, height);
+  }
+
+  // The points, joined, and while they are taken by keyboard the middle, where Enter sets one.
+  #cross(context) {
+    const at = this.points.map(([x, y]) => [this.x + x * this.scale, this.y + y * this.scale]);
+    const marks = this.take && document.activeElement === this.canvas ? [...at, this.#middle()] : at, arm = 9 * this.sharp;
+    for (const [colour, width] of [["#000", 4], ["#ffd400", 2]]) {
+      context.beginPath();
+      if (at.length === 2) { context.moveTo(...at[0]); context.lineTo(...at[1]); }
+      for (const [x, y] of marks) {
+        context.moveTo(x - arm, y); context.lineTo(x + arm, y);
+        context.moveTo(x, y - arm); context.lineTo(x, y + arm);
+      }
+      Object.assign(context, { strokeStyle: colour, lineWidth: width * this.sharp });
+      context.stroke();
+    }
+  }
+
+  #middle() { return [this.canvas.width / 2, this.canvas.height / 2]; }
+
+  // Give a place on the canvas to `take`, unless it is beside the picture.
+  #taken(x, y) {
+    const place = [(x - this.x) / this.scale, (y - this.y) / this.scale];
+    if (place[0] >= 0 && place[1] >= 0 && place[0] <= this.width && place[1] <= this.height) this.take?.(...place);
   }
 
   #within(context, from, to, paint) {
@@ -147,7 +175,15 @@ export class View {
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
       pointers.set(event.pointerId, event);
+      this.still = pointers.size === 1 && event.button === 0 && [event.offsetX, event.offsetY];
     });
+    canvas.addEventListener("pointermove", ({ offsetX: x, offsetY: y }) => {
+      if (this.still && Math.hypot(x - this.still[0], y - this.still[1]) > CLICK) this.still = null;
+    });
+    canvas.addEventListener("pointerup", (event) => {
+      if (this.take && this.still) this.#taken(event.offsetX * this.sharp, event.offsetY * this.sharp);
+    });
+    for (const event of ["focus", "blur"]) canvas.addEventListener(event, () => this.draw());
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (e) => pointers.delete(e.pointerId));
     canvas.addEventListener("pointermove", (event) => pointers.has(event.pointerId) && this.#drag(event));
     canvas.addEventListener("wheel", (event) => {
@@ -178,6 +214,7 @@ export class View {
       ArrowLeft: () => this.pan(step, 0), ArrowRight: () => this.pan(-step, 0),
       ArrowUp: () => this.pan(0, step), ArrowDown: () => this.pan(0, -step),
     };
+    if (this.take) acts.Enter = () => this.#taken(...this.#middle());
     if (!acts[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     acts[event.key]();
