@@ -1,6 +1,8 @@
 """A user's own stages between reading and cropping: `data.stages`, dotted names of functions of a sample."""
 
 import importlib
+import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,6 +41,12 @@ def _find(name: str) -> Stage:
     if not callable(stage):
         known = [key for key, value in vars(importlib.import_module(module)).items() if callable(value)]
         raise ValueError(f"data.stages: {module} has no function {function!r}{did_you_mean(function, known)}")
+    try:
+        inspect.signature(stage).bind("sample", "generator")
+    except TypeError as error:
+        raise ValueError(f"data.stages: {name} cannot be called with a sample and a generator: {error}") from None
+    except ValueError:  # of a function in C, which does not say what it takes
+        pass
     return stage
 
 
@@ -52,15 +60,20 @@ def own_stages(names: Sequence[str], seed: int) -> list[Any]:
 
 
 def _apply(stage: Stage, name: str, seed: int, number: int, read: Read) -> Read:
-    sample = stage(read.sample, rng(seed, read.place, 0x57A6E, number))
+    key = read.sample.key
+    try:
+        sample = stage(read.sample, rng(seed, read.place, 0x57A6E, number))
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DataError(f"data.stages: {name} failed on {key}: {reason} ({at.filename}:{at.lineno})") from error
     if not isinstance(sample, Sample):
-        raise DataError(
-            f"data.stages: {name} returned {type(sample).__name__} for {read.sample.key}: return the sample"
-        )
-    image, mask = sample.image, sample.mask
+        raise DataError(f"data.stages: {name} returned {type(sample).__name__} for {key}: return the sample")
+    image, mask = np.asarray(sample.image), np.asarray(sample.mask)
     if image.dtype != np.uint8 or mask.dtype != np.uint8 or image.shape != (*mask.shape, 3):
         raise DataError(
             f"data.stages: {name} made image {image.dtype} {image.shape} and mask {mask.dtype} {mask.shape} of "
-            f"{read.sample.key}: give uint8 H W 3 and uint8 H W"
+            f"{key}: give uint8 H W 3 and uint8 H W"
         )
+    sample.image, sample.mask = image, mask
     return read._replace(sample=sample)

@@ -210,6 +210,19 @@ def small(sample, rng):
 def floats(sample, rng):
     sample.image = sample.image / 255
     return sample
+
+def alone(sample):
+    return sample
+
+def keyword(sample, rng, *, strength):
+    return sample
+
+def no_image(sample, rng):
+    sample.image = None
+    return sample
+
+def fails(sample, rng):
+    return sample.colour
 """
 
 
@@ -243,6 +256,10 @@ def test_a_users_stage_changes_images_and_nothing_else(shards, my_stages):
         ("darker", "data.stages: 'darker' names no module"),
         ("my_stages.nothing", "data.stages: my_stages.nothing returned NoneType for a-000: return the sample"),
         ("my_stages.floats", "data.stages: my_stages.floats made image float64"),
+        ("my_stages.alone", "my_stages.alone cannot be called with a sample and a generator: too many positional"),
+        ("my_stages.keyword", "my_stages.keyword cannot be called .*: missing a required .*'strength'"),
+        ("my_stages.no_image", r"data.stages: my_stages.no_image made image object \(\)"),
+        ("my_stages.fails", r"my_stages.fails failed on a-000: AttributeError: .*'colour' \(.*my_stages.py:\d+\)"),
         ("my_stages.small", r"data.stages: key a-000: image of \d+x8 pixels is smaller than data.crop=12"),
     ],
 )
