@@ -137,7 +137,7 @@ def _marked(rows: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """H W 3 or H W uint8, with alpha H W 4 or H W 2, or H W bool as 1 bit, whatever the path ends with."""
-    Image.fromarray(pixels).save(path, format="PNG")
+    Image.fromarray(pixels).save(path, format="PNG", compress_level=1)  # 5 times as fast as usual, 13 % larger
 
 
 def save_array(path: Path, values: np.ndarray) -> None:
