@@ -48,7 +48,7 @@ STANDS_FOR = {  # names that the test's directory has, and what they are there
     "RECIPE": "configs/tiny.yaml",
     "SHARDS": "data/photos/val",
     "DIR": "data/photos/train",
-    "PHOTOGRAPHS": "PHOTOS/images",
+    "PHOTOGRAPHS": "three",
     "data/uav315": "data/photos",
     "data/benchmarks/sigma_0.2_4.0": "data/photos/val",
     "UAV315/train": "PHOTOS",
@@ -149,7 +149,7 @@ class Place:
             (root / name).symlink_to(root / real)
 
     def _photographs(self) -> None:
-        """PHOTOS/images and PHOTOS/masks, photograph.jpg, and tars as others write them in data/theirs."""
+        """PHOTOS/images and PHOTOS/masks, three of them, photograph.jpg, and tars as others write them: data/theirs."""
         for kind in ("images", "masks"):
             (self.root / "PHOTOS" / kind).mkdir(parents=True)
         items = synthetic(count=12, size=64).items
@@ -160,6 +160,9 @@ class Place:
             (self.root / "PHOTOS/images" / f"{item.key}.jpg").write_bytes(item.image())
             Image.fromarray(item.mask()).save(self.root / "PHOTOS/masks" / f"{item.key}.png")
         shutil.copy(self.root / "PHOTOS/images/synthetic_000000.jpg", self.root / "photograph.jpg")
+        (self.root / "three").mkdir()  # of which all is predicted, measured and reported, several times
+        for path in sorted((self.root / "PHOTOS/images").iterdir())[:3]:
+            shutil.copy(path, self.root / "three")
 
     def _run(self) -> None:
         """runs/cssr and others: an export and its evaluation."""
