@@ -39,7 +39,8 @@ _VERSION = 1  # of what is kept; another one is made again
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")  # in a brace pattern
 _TAR = re.compile(r"(?P<root>.*/)?(?P<name>[^/]*\.(?:tar|tar\.\w+|tgz|tbz2|txz))(?P<query>\?.*)?", re.IGNORECASE)
 _PACKED = re.compile(r".*\.(tar\.\w+|tgz|tbz2|txz)", re.IGNORECASE)
-_PACKERS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
+_PACKERS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")  # gzip, bzip2, xz
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # which Python's own library does not unpack
 _MOST_TARS = 200_000
 _IN_PLACE = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff")
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # of Pillow, for these
@@ -66,6 +67,13 @@ class NotInPlace(ValueError):
     def __init__(self, reason: str, option: str = ""):
         super().__init__(reason)
         self.option = option
+
+
+class NotRead(ValueError):
+    """A tar is compressed in a way that is read nowhere here."""
+
+    def __init__(self, name: str = "it"):
+        super().__init__(f"{name} is compressed by zstandard, which is not read: unpack it with `zstd -d` first")
 
 
 @dataclass(frozen=True)
@@ -263,6 +271,9 @@ def _say(tars: Tars, setting: str, image: str, mask: str) -> str:
 
 
 def _make(tars: Tars, setting: str, asked: Suffixes, cache: Cache | None, say: Notify) -> dict[str, Any]:
+    for name in tars.packed:
+        if name.lower().endswith((".zst", ".zstd")):
+            raise NotRead(name)
     if tars.packed:
         raise NotInPlace(f"{tars.packed[0]} is compressed")
     facts, open_tar = _entries(tars, cache, say)
@@ -291,6 +302,8 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except NotInPlace as error:
         raise NotInPlace(f"{name}: {error}", error.option) from None
+    except NotRead:
+        raise NotRead(name) from None
     except DataError:
         raise
     except (OSError, ValueError) as error:
@@ -316,7 +329,10 @@ def _watch(items: Iterable[Any], what: str) -> Iterator[Any]:
 
 def list_images(file: BinaryIO) -> list[Member]:
     """The image files of a tar. ValueError where it is damaged or compressed."""
-    if os.pread(file.fileno(), 6, 0).startswith(_PACKERS):
+    begin = os.pread(file.fileno(), 6, 0)
+    if begin.startswith(_ZSTANDARD):
+        raise NotRead()
+    if begin.startswith(_PACKERS):
         raise NotInPlace("it is compressed")
     size = os.fstat(file.fileno()).st_size
     return [member for member in read_members(file.fileno(), size) if is_image(member.name)]

@@ -30,6 +30,23 @@ CrackValues = Annotated[str | None, "crack = these grey values of the masks, as 
 Dilate = Annotated[int, "widen cracks by N pixels on each side, for masks of centre lines", Within(0, 1000)]
 
 
+def refuse_mask_options(
+    threshold: int | None,
+    crack_colors: str | None,
+    crack_values: str | None,
+    dilate: int,
+    resize_masks: bool,
+    mask_pattern: str | None = None,
+) -> None:
+    """ValueError for an option about masks that is given beside --images-only, where it would do nothing."""
+    given = {"threshold": threshold, "crack-colors": crack_colors, "crack-values": crack_values}
+    given |= {"dilate": dilate or None, "resize-masks": resize_masks or None, "mask-pattern": mask_pattern}
+    for flag, value in given.items():
+        if value is not None:
+            text = f"--{flag}" if value is True else f"--{flag} {value}"
+            raise ValueError(f"{text} is about masks, of which --images-only takes none; leave one out")
+
+
 def upright_size(path: Path | io.BytesIO) -> tuple[int, int]:
     """(height, width) of an image file as it is shown, by its header alone; ValueError if it cannot be read."""
     try:

@@ -333,6 +333,16 @@ def test_what_is_compressed_goes_through_make_shards(name, tmp_path):
     assert "compressed" in refused(tmp_path / "set" / name.format(0))
 
 
+@pytest.mark.parametrize("name", ["x-0.tar.zst", "x-0.tar"])
+def test_zstandard_is_named_with_what_unpacks_it(name, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_bytes(b"\x28\xb5\x2f\xfd" + bytes(1000))
+    for place in (tmp_path / "set", tmp_path / "set" / name):
+        text = refused(place)
+        assert f"{name} is compressed by zstandard, which is not read: unpack it with `zstd -d` first" in text
+        assert "make_shards" not in text
+
+
 @pytest.mark.parametrize("values, says", [
     (lambda m: 255 - m * 255, "as if inverted"),
     (lambda m: m + (m > 0) * np.eye(24, 32, dtype=np.uint8), "are crack: the masks hold values {0, 1, 2}"),

@@ -111,12 +111,26 @@ def test_keys_that_several_tars_share_become_names_of_both(tmp_path):
     (["--image-suffix", "jpg"], "give both"),
     (["--image-suffix", "jpg", "--mask-suffix", "gt.png"], "end in jpg, seg.png: say --image-suffix jpg --mask-suffix"),
     (["--split", "test"], "holds no tars of others"),
+    (["--images-only", "--threshold", "0"], "--threshold 0 is about masks, of which --images-only takes none"),
+    (["--images-only", "--dilate", "2"], "--dilate 2 is about masks"),
+    (["--images-only", "--resize-masks"], "--resize-masks is about masks"),
 ])  # fmt: skip
 def test_mistakes(words, says, tmp_path, capsys):
     assert says in refused(capsys, tmp_path / "out", "webdataset", "--root", by_tarfile(tmp_path / "set"), *words)
 
 
+@pytest.mark.parametrize("root", ["pipe:cat x.tar", "https://example.org/x-{000..003}.tar", "s3://bucket/x.tar"])
+def test_tars_elsewhere_are_to_be_downloaded_first(root, tmp_path, capsys):
+    said = refused(capsys, tmp_path / "out", "webdataset", "--root", root)
+    assert "is no folder: download the tars first, or train on them where they are (data.train)" in said
+
+
 def test_damaged_tars_are_named(tmp_path, capsys):
+    zstandard = tmp_path / "z" / "a.tar.zst"
+    zstandard.parent.mkdir()
+    zstandard.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(1000))
+    said = refused(capsys, tmp_path / "out", "webdataset", "--root", zstandard.parent)
+    assert f"{zstandard} is compressed by zstandard, which is not read: unpack it with `zstd -d` first" in said
     root = packed(by_tarfile(tmp_path / "set"), ".tar.gz", lambda data: gzip.compress(data)[:-200])
     assert "x-000000.tar.gz" in refused(capsys, tmp_path / "out", "webdataset", "--root", root)
     twice = by_tarfile(tmp_path / "twice", lambda n: usual(n) + usual(n)[:1])

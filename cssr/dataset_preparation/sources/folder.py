@@ -14,6 +14,7 @@ from cssr.dataset_preparation.masks import (
     ResizeMasks,
     Threshold,
     dilated,
+    refuse_mask_options,
 )
 from cssr.dataset_preparation.pairing import (
     Layout,
@@ -51,11 +52,7 @@ def folder(
     """ROOT/images and ROOT/masks, or ROOT/SPLIT/images and ROOT/SPLIT/masks; same names, any suffix; or by patterns."""
     group = by_expression(group_pattern)
     if images_only:
-        of_masks = {"threshold": threshold, "mask-pattern": mask_pattern}
-        of_masks |= {"crack-colors": crack_colors, "crack-values": crack_values}
-        for flag, value in of_masks.items():
-            if value is not None:
-                raise ValueError(f"--{flag} {value} is about masks, of which --images-only takes none; leave one out")
+        refuse_mask_options(threshold, crack_colors, crack_values, dilate, resize_masks, mask_pattern)
         return without_masks(root, "folder", _pictures(root, split, image_pattern, name_list), group)
     pairs = _pairs(root, split, image_pattern, mask_pattern, name_list, skip_unpaired)
     read, decide = choose(threshold, crack_colors, crack_values, pairs.lossy)

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -18,7 +19,7 @@ from typing import Annotated, BinaryIO
 import numpy as np
 
 from cssr.cracks.masks import LOSSY_SUFFIXES, Read, choose
-from cssr.data.foreign import NamedBytes, Tars, find_tars, list_images
+from cssr.data.foreign import NamedBytes, NotRead, Tars, find_tars, list_images
 from cssr.data.suffixes import Reading, read_names
 from cssr.data.tar_reader import Member
 from cssr.dataset_preparation.groups import GroupPattern, by_expression
@@ -30,6 +31,7 @@ from cssr.dataset_preparation.masks import (
     Threshold,
     dilated,
     fitted,
+    refuse_mask_options,
     upright_size,
 )
 from cssr.dataset_preparation.pairing import SkipUnpaired
@@ -62,10 +64,16 @@ def webdataset(
     group_pattern: GroupPattern = None,
 ) -> Source:
     """Tars of KEY.jpg, KEY.seg.png, ...: all .tar or .tar.gz in ROOT or ROOT/SPLIT, or of 'ROOT/x-{00..99}.tar'."""
+    if re.match(r"\w+:/|pipe:", str(root)):
+        raise ValueError(
+            f"--root {root} is no folder: download the tars first, or train on them where they are (data.train)"
+        )
     tars = find_tars(root / split if split else root)
     if tars is None:
         raise ValueError(f"--root {root} holds no tars of others, or is a set of ours; give their folder or pattern")
     asked = _asked(image_suffix, mask_suffix, images_only)
+    if images_only:
+        refuse_mask_options(threshold, crack_colors, crack_values, dilate, resize_masks)
     listed = [_listed(tars.root / name) for name in tars.names]
     reading = read_names([[m.name for m in members] for members in listed], asked, images_only)
     if fault := reading.fault(_say):
@@ -148,6 +156,8 @@ def _listed(path: Path) -> list[Member]:
     try:
         with _opened(path) as file:
             return list_images(file)
+    except NotRead:
+        raise NotRead(str(path)) from None
     except (OSError, ValueError) as problem:
         raise ValueError(f"{path}: {problem}; unpack it, fetch it again, or leave it out") from problem
 
