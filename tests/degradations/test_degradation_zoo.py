@@ -217,7 +217,11 @@ def test_mistakes_are_named_when_it_is_built(name, settings, message):
 
 
 def test_the_size_that_an_error_names_works():
-    build("motion", length=[2, 30], size=31)
-    build("disk", radius=[1, 11], size=23)
-    build("generalized_gaussian", sigma=[1, 6], size=25)
-    build("gaussian")  # the published one: 4 pixels in 21
+    for name, settings, size in (
+        ("motion", {"length": [2, 30]}, 31),
+        ("disk", {"radius": [1, 11]}, 23),
+        ("generalized_gaussian", {"sigma": [1, 6]}, 25),
+        ("gaussian", {}, 21),  # the published one: 4 pixels
+    ):
+        _, kernel = build(name, size=size, **settings)(images(), torch.tensor([1, 2]))
+        assert kernel.shape[-2:] == (size, size), name

@@ -58,7 +58,9 @@ def test_an_export_carries_its_format_version_and_digest(written):
 def test_an_export_from_before_the_marks_loads(written):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        JointModel.from_pretrained(written(format=None, cssr_version=None, sha256=None))
+        model = JointModel.from_pretrained(written(format=None, cssr_version=None, sha256=None))
+    weights = load_file(written() / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
 def test_a_newer_format_is_refused_with_both_versions_and_the_remedy(written):
