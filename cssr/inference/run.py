@@ -26,6 +26,7 @@ from cssr.survey.severity import Limits, load_limits
 from cssr.survey.write import FOLDER, write_survey
 from cssr.utils.cli import errors_end
 from cssr.utils.interrupts import one_line
+from cssr.utils.photographs import Photograph, open_photograph
 
 _MMAP_THRESHOLD, _LARGE = -3, 4 << 20  # of mallopt(3), bytes
 
@@ -92,7 +93,7 @@ def _survey(work: Pipeline, options: argparse.Namespace, limits: Limits) -> None
     survey = collect(stems, limits, options.width_uncertainty)
     facts = {"model": str(options.model), "threshold": options.threshold, "tta": options.tta, "cssr": __version__}
     facts |= {"width_uncertainty_px": options.width_uncertainty, "least_length_px": options.least_length}
-    openings = [partial(source.open, options.bits) for source in measured if source.frame is None]
+    openings = [partial(_seen, source, options) for source in measured if source.frame is None]
     if options.detectable and openings:
         with work.precise():
             least = detectable(work.model, openings, options.threshold, options.detectable)
@@ -105,6 +106,12 @@ def _survey(work: Pipeline, options: argparse.Namespace, limits: Limits) -> None
         print(one_line(f"survey: {sentence}"), file=sys.stderr)
     classes = ", ".join(f"{count} {name}" for name, count in survey.severities().items() if count)
     print(f"survey of {len(stems)} photographs in {options.out / FOLDER}: {len(survey.rows)} cracks: {classes}")
+
+
+def _seen(source: inputs.Source, options: argparse.Namespace) -> Photograph:
+    """The picture that the model was run on: the photograph, or what it looks like from straight ahead."""
+    rectified = options.out / f"{source.stem}_rectified.png"
+    return open_photograph(rectified) if options.rectify and rectified.exists() else source.open(options.bits)
 
 
 _NO_ROOM = "not measured: no photograph has a part of 64 x 64 pixels that a crack can be drawn on"

@@ -411,7 +411,15 @@ def test_what_says_nothing_about_the_size_of_a_pixel_is_told(export, photos, tmp
     assert "no marker was found in it" in told and "--distance gives no size of a pixel" in told
 
 
-def test_a_rectified_photograph_is_kept_beside_its_results(export, tmp_path):
+def test_a_rectified_photograph_is_kept_beside_its_results(export, tmp_path, monkeypatch):
+    drawn_on = []
+
+    def shapes(model, openings, *_):
+        for opening in openings:
+            with opening() as photograph:
+                drawn_on.append(photograph.shape)
+
+    monkeypatch.setattr("cssr.inference.run.detectable", shapes)
     family = cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_APRILTAG_36h11)
     image = np.full((200, 200, 3), 200, np.uint8)
     image[60:140, 60:140] = cv2.aruco.generateImageMarker(family, 3, 80)[..., None]
@@ -426,6 +434,7 @@ def test_a_rectified_photograph_is_kept_beside_its_results(export, tmp_path):
         assert m.size == (2 * rectified.width, 2 * rectified.height)
     (facts,) = json.loads((tmp_path / "out" / "survey" / "survey.json").read_text())["photographs"]
     assert (facts["width"], facts["height"]) == rectified.size
+    assert drawn_on == [rectified.size[::-1]]
 
 
 def test_a_survey_of_frames_alone_says_nothing_of_what_is_detectable(export, tmp_path, capsys):
