@@ -39,6 +39,7 @@ SYSTEMS = {
     "csbsr": "CSBSR as published",
     "csbsr_task_driven": "CSBSR trained by the task",
     "small-x4": "small-x4 (in the package)",
+    "small-x4_tta": "small-x4, averaged over flips and quarter turns",
     "crackpot": "crackpot 2.0, on bicubic x4",
 }
 BEST, BOUND = "csbsr_task_driven", "hr"
