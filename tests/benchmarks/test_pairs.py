@@ -35,7 +35,7 @@ def test_differences(plain, ours, expected):
     assert harness.largest_difference(plain, ours) == expected
 
 
-def test_results_that_differ_are_a_failure_and_the_rest_goes_on():
+def test_results_that_differ_are_a_failure_and_the_rest_continues():
     found = [pair("first", ours=lambda: 2.0), pair("nan", ours=lambda: float("nan")), pair("second")]
     results, failures = harness.gather(lambda quick: found, QUICK)
     assert [result.name for result in results] == ["second"] and results[0].difference == 0
@@ -116,7 +116,7 @@ def test_a_part_that_leaves_no_report_is_named_and_the_rest_is_shown(tmp_path, m
     assert "| it | plainly | 3 s | 1 s | 3 |" in capsys.readouterr().out
 
 
-def test_a_report_that_is_missing_is_told(tmp_path, capsys):
+def test_a_report_that_is_missing_is_reported(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main(["--markdown", "--out", str(tmp_path)])
     assert "run the benchmarks first" in capsys.readouterr().err

@@ -125,7 +125,7 @@ def test_a_gpu_is_measured_by_the_same_launch_files():
     assert [case.ranks for case in scaling.cases(False, False)] == [1, 2]
 
 
-def test_a_run_that_fails_is_told_in_its_own_line():
+def test_a_run_that_fails_is_reported_in_its_own_line():
     assert scaling.reason("W1 warning\nerror: optim.ema=0.9 does not go\nTraceback\n") == "optim.ema=0.9 does not go"
     assert scaling.reason("Killed") == "Killed"
 

@@ -43,7 +43,7 @@ def refused(*overrides: str, path: Path | None = None) -> str:
 # ---- layers ----
 
 
-def test_overrides_stand_above_the_recipe_and_the_recipe_above_the_defaults(tmp_path):
+def test_overrides_are_above_the_recipe_and_the_recipe_above_the_defaults(tmp_path):
     path = recipe(tmp_path, "train: {steps: 7, seed: 3}\noptim: {lr: 0.5}\n")
     config = load_config(path, ["train.steps=8", "train.log_every=2", "train.steps=9"])
     assert (config.train.steps, config.train.seed, config.train.log_every) == (9, 3, 2)
@@ -221,7 +221,7 @@ def test_sizes_are_positive(key, value):
 
 @pytest.mark.parametrize("key", ["data.hflip", "data.vflip", "data.max_damaged"])
 @pytest.mark.parametrize("value", ["-0.1", "1.1", ".nan", ".inf"])
-def test_shares_lie_between_0_and_1(key, value):
+def test_shares_are_between_0_and_1(key, value):
     assert refused(f"{key}={value}").startswith(key)
 
 

@@ -230,7 +230,7 @@ def test_the_command_measures_masks_and_says_what_it_found(tmp_path, capsys):
     assert row["length_mm"] == pytest.approx(100, abs=0.1)
 
 
-def test_files_that_are_no_masks_are_told_of_and_the_others_measured(tmp_path, capsys):
+def test_files_that_are_no_masks_are_reported_and_the_others_measured(tmp_path, capsys):
     save(mask_of_two(), tmp_path / "good.png")
     (tmp_path / "empty.png").write_bytes(b"")
     whole = (tmp_path / "good.png").read_bytes()
@@ -245,7 +245,7 @@ def test_files_that_are_no_masks_are_told_of_and_the_others_measured(tmp_path, c
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"good_cracks"}
 
 
-def test_a_name_with_a_line_end_is_told_in_one_line(tmp_path, capsys):
+def test_a_name_with_a_line_end_is_reported_in_one_line(tmp_path, capsys):
     Image.fromarray(np.zeros((8, 8), bool)).save(tmp_path / "a\nerror.png")
     (tmp_path / "b\n.png").write_text("no image")
     with pytest.raises(SystemExit):

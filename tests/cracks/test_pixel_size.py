@@ -71,7 +71,7 @@ def test_every_family_of_markers_is_found_and_measured(family):
 
 
 @pytest.mark.parametrize("degrees", [20, 40])
-def test_a_tilted_wall_is_told_and_rectified(degrees):
+def test_a_tilted_wall_is_reported_and_rectified(degrees):
     image = seen_at(wall(), degrees)
     (marker,) = markers(image)
     size = of_markers([marker], SIDE)
@@ -143,7 +143,7 @@ def test_a_file_without_exif_says_nothing(tmp_path):
     assert of_file(tmp_path / "a.jpg") is None
 
 
-def test_ways_that_disagree_are_told():
+def test_ways_that_disagree_are_reported():
     near, far, other = PixelSize(0.2, 0.01, "a marker"), PixelSize(0.21, 0.02, "EXIF"), PixelSize(0.4, 0.02, "typed")
     assert best([]) == (None, []) and best([far, near]) == (near, [])
     chosen, told = best([near, far, other])

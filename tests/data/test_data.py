@@ -322,7 +322,7 @@ def test_signed_distance_of_a_full_mask_is_finite_and_negative():
 
 
 @pytest.mark.parametrize("extension", ["png", "mask.png"])
-def test_a_damaged_sample_is_replaced_and_told_once(own, extension):
+def test_a_damaged_sample_is_replaced_and_reported_once(own, extension):
     before = samples(batches(own, 16))
     spoil(own, "own-004", extension)
     damage, told = Damage(), []
@@ -412,7 +412,7 @@ def test_an_image_smaller_than_the_index_says_is_damage(tmp_path, workers):
     one_line(caught)
 
 
-def test_messages_are_told_once_but_counted_always():
+def test_messages_are_reported_once_but_counted_always():
     damage = Damage()
     assert damage.count(["x"], 1.0) == ["x"] and damage.count(["x", "y"], 1.0) == ["y"]
     assert damage.messages == {"x": 2, "y": 1} and damage.seen == 2
@@ -626,7 +626,7 @@ def jpeg_set(root: Path, checksums: bool) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("checksums", [True, False])
-def test_a_changed_byte_is_found_by_the_checksum_or_told_by_the_decoder(tmp_path, checksums, workers):
+def test_a_changed_byte_is_found_by_the_checksum_or_reported_by_the_decoder(tmp_path, checksums, workers):
     """With checksums the sample is replaced; without, a JPEG that can be decoded is used as ever, but told."""
     root, damage, told = jpeg_set(tmp_path / "set", checksums), Damage(), []
     keys = [s["key"] for s in samples(batches(root, 8, damage=damage, report=told.append, workers=workers))]

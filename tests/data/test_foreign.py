@@ -239,7 +239,7 @@ def test_of_many_processes_one_makes_the_index(tmp_path, capfd):
     assert [path.suffix for path in kept(root)] == [".json"]
 
 
-def test_keys_that_several_tars_share_are_told_apart(tmp_path):
+def test_keys_that_several_tars_share_are_distinguished(tmp_path):
     root = by_tarfile(tmp_path / "set", counts=(2,), name="a.tar")
     by_tarfile(root, counts=(2,), name="b.tar")
     found = [key for batch in eval_stream(open_sets(str(root), "data.val"), 2, 3, 0) for key in batch.key]
@@ -388,7 +388,7 @@ def test_settings_that_cannot_be_meant(value):
 # ---- damage ----
 
 
-def test_a_member_that_is_there_twice_is_damage_told_by_key(tmp_path):
+def test_a_member_that_is_there_twice_is_damage_reported_by_key(tmp_path):
     def files(number: int):
         return usual(number) + usual(number)[1:] * (number == 4)
 

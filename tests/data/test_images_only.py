@@ -108,7 +108,7 @@ def test_the_index_and_the_command_say_that_there_are_no_masks(tmp_path, capsys)
     ("in", ()), ("in/sub", ()), ("in/images", ()), ("in/train/images", ("--split", "train")),
     ("in/train", ("--split", "train")),
 ])  # fmt: skip
-def test_images_may_lie_in_the_root_or_in_a_folder_of_theirs(layout, words, tmp_path):
+def test_images_may_be_in_the_root_or_in_a_folder_of_theirs(layout, words, tmp_path):
     draw(tmp_path / layout)
     assert shard("folder", "--root", tmp_path / "in", *words, "--images-only", "--out", tmp_path / "out") == 0
     assert len(ShardSet.open(tmp_path / "out", "x")) == 6

@@ -114,7 +114,7 @@ def test_the_global_batch_is_the_same_for_every_world_and_number_of_workers(mix,
 @given(
     mix=mixes, seed=st.integers(0, 2**40), window=st.integers(1, 300), worlds=st.lists(worlds, min_size=2, max_size=4)
 )
-def test_a_run_that_goes_on_with_another_world_repeats_and_skips_nothing(mix, seed, window, worlds):
+def test_a_run_that_continues_with_another_world_repeats_and_skips_nothing(mix, seed, window, worlds):
     sets, weights = zip(*mix)
     plan, batch, found = MixedPlan(sets, weights, 24, seed, window), 12, []
     for n, world in enumerate(worlds):
@@ -125,7 +125,7 @@ def test_a_run_that_goes_on_with_another_world_repeats_and_skips_nothing(mix, se
 
 @PROPERTY
 @given(plan=plans, row=st.integers(0, 10**9))
-def test_what_is_looked_ahead_lies_in_the_same_set(plan, row):
+def test_what_is_looked_ahead_is_in_the_same_set(plan, row):
     one = MixedPlan([plan[0], [7]], [1, 1], max(plan[1], 2), plan[2], plan[3])
     place = row * one.lanes
     assert one.later(place)[0] == one.locate(place)[0]

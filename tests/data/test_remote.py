@@ -117,7 +117,7 @@ def test_what_is_in_the_cache_needs_no_server(root, tmp_path):
     assert_same(batches(data), expected)
 
 
-def test_the_default_cache_is_told_by_the_environment(root, tmp_path, monkeypatch):
+def test_the_default_cache_is_set_by_the_environment(root, tmp_path, monkeypatch):
     monkeypatch.setenv("CSSR_CACHE", str(tmp_path / "env"))
     with serving(root) as server:
         assert len(ShardSet.open(server.address, "x")) == 18
@@ -125,7 +125,7 @@ def test_the_default_cache_is_told_by_the_environment(root, tmp_path, monkeypatc
     assert len(list((tmp_path / "env").glob("*.tar"))) == 1
 
 
-def test_passwords_and_tokens_are_not_told():
+def test_passwords_and_tokens_are_not_reported():
     address = Remote("https://user:secret@host:8080/a/b/?token=secret").address("s.tar")
     assert address == "https://host:8080/a/b/s.tar"
 
@@ -147,7 +147,7 @@ def test_every_third_request_fails_and_the_stream_is_the_same(root, tmp_path, fa
         assert sum(damage.notices.values()) >= len(told) and not damage.messages
 
 
-def test_a_broken_transfer_goes_on_where_it_broke(root, tmp_path):
+def test_a_broken_transfer_continues_where_it_broke(root, tmp_path):
     with serving(root, lambda count, name: "cut" if count in (2, 3) else None) as server:
         shards = ShardSet.open(server.address, "x", settings("", tmp_path))
         read_sample(shards, 3, 0)

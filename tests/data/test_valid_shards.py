@@ -107,7 +107,7 @@ def test_a_cut_with_blank_images_is_as_it_was_drawn(tmp_path):
     assert run("--check", tmp_path / "out", "--decode") == 0
 
 
-def test_a_set_of_several_depths_is_told(tmp_path, capsys):
+def test_a_set_of_several_depths_is_reported(tmp_path, capsys):
     for name, top in (("a", 700), ("b", 4000)):
         values = np.linspace(0, top, SIZE[0] * SIZE[1]).reshape(SIZE[::-1]).astype(np.uint16)
         (tmp_path / "tree/images").mkdir(parents=True, exist_ok=True)

@@ -214,7 +214,7 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize("low, high", [(0.2, 1.3), (1.3, 2.6), (2.6, 4.0), (0.2, 4.0)])
-def test_blurs_lie_in_the_range_that_the_name_says_and_fill_it(low, high, many, tmp_path):
+def test_blurs_are_in_the_range_that_the_name_says_and_fill_it(low, high, many, tmp_path):
     file = ROOT / f"configs/benchmarks/sigma_{low}_{high}.yaml"
     sigmas = fitted_sigmas(kernels_of(freeze(many, file, tmp_path / "out")))
     assert low - 1e-3 < sigmas.min() < low + 0.15 * (high - low)
@@ -368,7 +368,7 @@ sys.exit(make_benchmark.main(sys.argv[1:]))
 """
 
 
-def test_a_killed_run_goes_on_from_what_was_finished(plain, frozen, tmp_path, capsys):
+def test_a_killed_run_continues_from_what_was_finished(plain, frozen, tmp_path, capsys):
     words = ["--data", plain, "--degradation", BLUR, "--shard-size", 3, "--workers", 2]
     command = [sys.executable, "-c", HANGING, *map(str, words), "--out", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)

@@ -195,7 +195,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
     assert reports[0] == reports[1]
 
 
-def test_a_layout_that_cannot_pass_over_pairs_is_told_and_left(tmp_path):
+def test_a_layout_that_cannot_pass_over_pairs_is_reported_and_left(tmp_path):
     root = tmp_path / "root"
     fill(root / "train", 0)
     fill(root / "test", 10)

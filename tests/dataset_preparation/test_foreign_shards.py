@@ -164,7 +164,7 @@ def test_a_sound_set_of_others_has_no_faults(tmp_path):
     assert check(write_pairs(tmp_path / "hand", [3], image_sizes={"24x20": 3}), True, 1)[0] == []
 
 
-def test_damage_of_others_is_told_by_key(tmp_path):
+def test_damage_of_others_is_reported_by_key(tmp_path):
     def files(number: int):
         if number == 2:
             return usual(number)[:1] * 2 + usual(number)[1:]

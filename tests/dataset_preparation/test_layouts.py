@@ -137,7 +137,7 @@ def test_crackseg9k_lists_and_bad_pairs(tmp_path):
         SOURCES.build("crackseg9k", root=tmp_path)
 
 
-def test_what_lies_beside_the_masks_is_none(tmp_path):
+def test_what_is_beside_the_masks_is_none(tmp_path):
     pair(tmp_path / "images/a.jpg", tmp_path / "masks/Masks/a.png", 1)
     truth(tmp_path / "masks/Heads/a.png", crack(2))
     source = SOURCES.build("crackseg9k", root=tmp_path)
@@ -160,7 +160,7 @@ def test_masks_of_half_the_size(tmp_path):
         source.items[0].mask()
 
 
-def test_a_picture_that_lies_on_its_side_has_an_upright_mask(tmp_path):
+def test_a_picture_that_is_on_its_side_has_an_upright_mask(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(tmp_path / "train_img/a.jpg", 1, (8, 6), exif=exif)

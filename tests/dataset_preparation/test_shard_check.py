@@ -333,7 +333,7 @@ def test_the_sheet_depends_on_its_seed_alone(made):
     assert show.draw_sheet(shards, 99, 0).size > show.draw_sheet(shards, 1, 0).size
 
 
-def test_lq_image_and_kernel_stand_beside_the_image(tmp_path):
+def test_lq_image_and_kernel_are_beside_the_image(tmp_path):
     image = np.full((32, 48, 3), 90, np.uint8)
     items = [
         Item(

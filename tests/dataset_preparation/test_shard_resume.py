@@ -90,7 +90,7 @@ def begun(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_what_was_finished(tmp_path, whole, capsys):
+def test_a_killed_run_continues_from_what_was_finished(tmp_path, whole, capsys):
     kill_after(tmp_path, 3)
     kill_after(tmp_path, 8)
     assert finished(tmp_path) == 8

@@ -63,7 +63,7 @@ def test_each_stage_draws_for_itself():
     assert torch.equal(both, jpeg(noisy, torch.tensor([60.0, 60.0])))
 
 
-def test_gray_noise_is_the_same_in_all_channels_and_lies_in_its_corner():
+def test_gray_noise_is_the_same_in_all_channels_and_is_in_its_corner():
     noise = normal(generators(torch.arange(2)), [(3, 4), (5, 2)], (6, 6), [True, False])
     assert noise.dtype == torch.float32 and torch.equal(noise[0, 0], noise[0, 2])
     assert not torch.equal(noise[1, 0], noise[1, 2])

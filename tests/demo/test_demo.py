@@ -87,7 +87,7 @@ def test_a_prediction_is_that_of_the_function(page):
     assert np.array_equal(pictures["prob"], (expected.prob * 255).round())
 
 
-def test_progress_is_told_tile_by_tile():
+def test_progress_is_reported_tile_by_tile():
     held = Held()
     with serving_page(dark_model(held), tile=TILE) as address:
         body = encoded(cracked(100, 150))
@@ -247,7 +247,7 @@ def test_who_leaves_ends_the_work():
     assert held.tiles == 2
 
 
-def test_as_many_wait_as_may_and_the_next_is_told():
+def test_as_many_wait_as_may_and_the_next_is_reported():
     held, answers = Held(), []
     with serving_page(dark_model(held), waiting=1) as address:
         ask = [threading.Thread(target=lambda: answers.append(post(address, encoded(cracked())))) for _ in range(2)]

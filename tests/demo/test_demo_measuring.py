@@ -55,7 +55,7 @@ def test_cracks_are_measured_at_the_threshold(page):
     assert both["share"] == pytest.approx((600 + 160) / (120 * 160)) and none["share"] == none["widest"] == 0
 
 
-def test_what_is_left_out_is_told(monkeypatch):
+def test_what_is_left_out_is_reported(monkeypatch):
     monkeypatch.setattr("cssr.demo.measure_process.measure_cracks", partial(measure_cracks, most=1))
     found = measured(drawn(), 0.3, 1)
     assert len(found["cracks"]) == 1 and found["notes"][0].startswith("left out 1 components of at most ")
@@ -81,7 +81,7 @@ def test_two_points_of_known_distance_say_the_size_of_a_pixel(page):
     )
 
 
-def test_a_typed_size_is_taken_before_two_points_and_their_disagreement_told(page):
+def test_a_typed_size_is_taken_before_two_points_and_their_disagreement_reported(page):
     found = post(page, "?threshold=0.5&mm=0.5&known=0,0,60,80,30").json()
     assert found["total"] == pytest.approx(50 * 0.5, abs=0.25)
     assert len(found["notes"]) == 1 and "differ by more than their uncertainty" in found["notes"][0]

@@ -78,7 +78,7 @@ def test_the_tables_say_the_share_of_hr_and_the_gap(script, results, capsys):
     assert "IoU_max by set" in capsys.readouterr().out
 
 
-def test_what_is_no_result_of_the_protocol_is_told(script, results, capsys):
+def test_what_is_no_result_of_the_protocol_is_reported(script, results, capsys):
     write(results, "other", "khanhha", rows(["a"], 10, 5, 1.0))
     script.main(["collect", str(results)])
     assert "passed over" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_results_hold_what_users_rely_on(shards, export, tmp_path):
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"best.png", "median.png", "worst.png", "samples"}
 
 
-def test_results_of_sets_of_one_name_and_of_checkpoints_lie_apart(shards, export, tmp_path):
+def test_results_of_sets_of_one_name_and_of_checkpoints_are_kept_apart(shards, export, tmp_path):
     """`val` of two sets lie apart; the same set again takes the place of its own result."""
     model, others = shutil.copytree(export, tmp_path / "model"), draw_shards(tmp_path / "other" / "val", 3, 48)
     for data in (shards, others, others):
@@ -94,7 +94,7 @@ def test_test_time_augmentation_has_a_result_of_its_own(shards, export, tmp_path
     assert images[0]["psnr"] == images[1]["psnr"] and images[0]["aiu"] != images[1]["aiu"]
 
 
-def test_no_result_stands_beside_the_pictures_of_another(shards, export, tmp_path, monkeypatch):
+def test_no_result_is_beside_the_pictures_of_another(shards, export, tmp_path, monkeypatch):
     found(shards, export, tmp_path, "--limit", "2")
 
     def full(*args):

@@ -68,7 +68,7 @@ def test_thinning_keeps_pieces_and_holes(seed):
         assert label(a, neighbours)[1] == label(b, neighbours)[1]
 
 
-def test_centre_lines_of_stripes_lie_in_their_middle():
+def test_centre_lines_of_stripes_are_in_their_middle():
     line = centre_line(stripe(20))
     rows, columns = np.nonzero(line)
     assert set(rows) == {22} and columns.min() <= 13 and columns.max() >= 46 and len(rows) == len(set(columns))

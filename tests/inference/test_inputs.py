@@ -110,7 +110,7 @@ def test_a_video_that_is_none_cannot_be_opened(tmp_path):
         source.open()
 
 
-def test_a_video_that_breaks_off_is_told_after_its_frames(video):
+def test_a_video_that_breaks_off_is_reported_after_its_frames(video):
     video.write_bytes(video.read_bytes()[: video.stat().st_size * 95 // 100])
     *frames, last = inputs.each(photographs(video), 1)
     assert 0 < len(frames) < 7

@@ -151,7 +151,7 @@ def masked_files(folder, pixels, valid):
 
 
 @pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
-def test_pixels_without_data_are_black_and_told_apart(library, tmp_path, monkeypatch):
+def test_pixels_without_data_are_black_and_distinguished(library, tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(1, 255, (40, 30, 3)).astype(np.uint8)
     valid = np.zeros((40, 30), bool)
     valid[5:35, 4:20] = valid[10:20, 20:27] = True

@@ -405,7 +405,7 @@ def test_a_marker_says_the_size_of_a_pixel_and_the_survey_has_all(export, tmp_pa
     assert {row["number"] for row in rows} == {str(n) for n in range(1, len(rows) + 1)}
 
 
-def test_what_says_nothing_about_the_size_of_a_pixel_is_told(export, photos, tmp_path, capsys):
+def test_what_says_nothing_about_the_size_of_a_pixel_is_reported(export, photos, tmp_path, capsys):
     run(export, photos / "a.png", "--out", tmp_path / "out", "--measure", "--marker-side", "40", "--distance", "9")
     told = capsys.readouterr().err
     assert "no marker was found in it" in told and "--distance gives no size of a pixel" in told

@@ -85,7 +85,7 @@ def test_results_keep_the_place_on_the_map(export, tmp_path, size, scale):
         assert sr.bounds == rasterio.coords.BoundingBox(691000, 5335000 - 4.5, 691006, 5335000)
 
 
-def test_cracks_lie_on_the_map(export, tmp_path):
+def test_cracks_are_on_the_map(export, tmp_path):
     """The line from the photograph's upper left to its lower right, on the map in metres."""
     write_tiff(tmp_path / "a.tif", pixels(90, 120), photometric="rgb", **MAP)
     how = ["--out", str(tmp_path / "out"), "--size", "photo", "--measure", "--write", "mask", "--device", "cpu"]

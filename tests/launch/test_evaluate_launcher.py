@@ -182,7 +182,7 @@ def test_a_result_that_does_not_say_what_it_came_from_is_computed_anew(
     assert "does not say what it was computed from" in capsys.readouterr().out and in_process[2:] == ["a on one"]
 
 
-def test_what_fails_is_told_and_the_rest_is_reported(models, benchmarks, tmp_path, in_process, monkeypatch, capsys):
+def test_what_fails_is_named_and_the_rest_is_reported(models, benchmarks, tmp_path, in_process, monkeypatch, capsys):
     todo = launcher.plan(launcher.read_arguments(words(models, benchmarks, tmp_path / "out")))
     run = launcher.run_jobs
     monkeypatch.setattr(launcher, "run_jobs", lambda work, places: run(work[:3], places))
@@ -488,7 +488,7 @@ def test_without_sbatch_the_commands_are_printed(models, benchmarks, tmp_path, i
     assert "sbatch is not here" in told[0] and "--array=0-3" in told[1] and "afterany:JOB" in told[2]
 
 
-def test_what_sbatch_refuses_is_told(models, benchmarks, tmp_path, in_process, monkeypatch, capsys):
+def test_what_sbatch_refuses_is_reported(models, benchmarks, tmp_path, in_process, monkeypatch, capsys):
     calls = stub_sbatch(tmp_path, monkeypatch, runs=False)
     (calls.parent / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: no such partition' >&2; exit 1\n")
     assert launcher.main([*words(models, benchmarks, tmp_path / "out"), "--slurm"]) == 2

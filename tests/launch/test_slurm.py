@@ -194,7 +194,7 @@ def until(holds, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file, processes", [("cpu_2proc.yaml", "2")])
-def test_a_job_whose_time_is_up_goes_on_in_its_next_turn(submit, tmp_path, file, processes):
+def test_a_job_whose_time_is_up_continues_in_its_next_turn(submit, tmp_path, file, processes):
     """torchrun's workers and a single process alike: a checkpoint, back into the queue, and to the end from there."""
     shards, run_dir = draw_shards(tmp_path / "set", 40, 64, "--shard-size", "24"), tmp_path / "run"
     commands = stubs(tmp_path / "bin", srun=SRUN, scontrol=SCONTROL)

@@ -222,7 +222,7 @@ def words(shards: Path, out: Path, *more: str) -> list[str]:
     return [RECIPE, "beta=0.1,0.9", "seed=0,1", *measured, *more]
 
 
-def test_a_sweep_trains_evaluates_and_tabulates_and_goes_on(shards, tmp_path, in_process, capsys):
+def test_a_sweep_trains_evaluates_and_tabulates_and_continues(shards, tmp_path, in_process, capsys):
     out = tmp_path / "out"
     arguments = [*words(shards, out), *fixed(shards)]
     assert sweep.main([*words(shards, out, "--task", "3"), *fixed(shards)]) == 0
@@ -317,7 +317,7 @@ def test_mistakes_are_one_line_and_start_nothing(line, message, shards, tmp_path
     assert message in told and told.startswith("error: ") and told.count("\n") == 1 and in_process == []
 
 
-def test_a_damaged_record_is_told(shards, tmp_path, in_process, capsys):
+def test_a_damaged_record_is_reported(shards, tmp_path, in_process, capsys):
     (tmp_path / "sweep.json").write_text("{")
     assert sweep.main([*words(shards, tmp_path), *fixed(shards)]) == 2
     assert "sweep.json is damaged" in capsys.readouterr().err and in_process == []

@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(export, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_large_weights_lie_in_a_file_of_their_own(tmp_path, monkeypatch):
+def test_large_weights_are_in_a_file_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(deployment, "_ONE_FILE", 0)
     found = deploy(model_of(sr=SRS["srcnet"]), ["onnx"], tmp_path)
     assert set(found["files"][0]["written"]) == {"model.onnx", "model.onnx.data"} and list(found["outputs"]) == ["sr"]

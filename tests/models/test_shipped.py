@@ -126,7 +126,7 @@ def test_a_model_is_named_first_or_by_its_option(export, packed, tmp_path, way):
     assert (tmp_path / "out" / "wall_mask.png").is_file()
 
 
-def test_a_model_without_photographs_is_told(export, tmp_path):
+def test_a_model_without_photographs_is_reported(export, tmp_path):
     with pytest.raises(SystemExit, match="is a model, and no photographs are given"):
         predict.main([str(export), "--out", str(tmp_path / "out")])
 

@@ -72,7 +72,7 @@ def test_pooled_table_and_kernel_psnr(tmp_path):
     assert "share of" not in text
 
 
-def test_intervals_stand_behind_the_measure_and_in_the_csv(three, tmp_path):
+def test_intervals_are_behind_the_measure_and_in_the_csv(three, tmp_path):
     spread = [{**rows(10 * i)[0], "key": f"image_{i}"} for i in range(10)]
     old = write(tmp_path / "old", spread, facts("old"))
     data = json.loads((old / "results.json").read_text())
@@ -154,7 +154,7 @@ def test_other_images_under_the_same_path_are_warned_of(tmp_path):
     assert line.startswith("**WARNING:**") and "the images themselves" in line
 
 
-def test_definitions_stand_once_unless_they_differ(three, tmp_path):
+def test_definitions_are_given_once_unless_they_differ(three, tmp_path):
     text = report(three, tmp_path / "out").read_text()
     assert text.count("- **AIU**") == 1 and "kernel" not in text and "amsd" not in text
     changed = json.loads((three[0] / "results.json").read_text())
@@ -221,7 +221,7 @@ def test_a_run_gives_all_its_evaluations_each_once_under_names_that_differ(tmp_p
     assert [(r.name, r.slug) for r in found] == [("run (test)", "run-test"), ("run (val)", "run-val")]
 
 
-def test_equal_names_on_equal_data_are_told_apart_by_place(tmp_path):
+def test_equal_names_on_equal_data_are_distinguished_by_place(tmp_path):
     found = load([write(tmp_path / n, rows(40), facts("run | 1")) for n in "ab"])
     assert [r.name for r in found] == [f"run | 1 ({tmp_path / n})" for n in "ab"]
     assert "run \\| 1" in report([r.path for r in found], tmp_path / "out").read_text()
@@ -276,7 +276,7 @@ def test_no_share_is_taken_of_a_bound_on_other_images(tmp_path):
     assert caveats([hr, one])[0].startswith("HR upper bound") and "not comparable" in caveats([hr, two])[0]
 
 
-def test_test_time_augmentation_is_told(tmp_path):
+def test_test_time_augmentation_is_reported(tmp_path):
     """Files of older versions do not say: they have none."""
     how = {"old": {}, "plain": {"tta": False}, "mean": {"tta": True}}
     old, plain, mean = load([write(tmp_path / name, rows(40), facts(name, **more)) for name, more in how.items()])
@@ -284,6 +284,6 @@ def test_test_time_augmentation_is_told(tmp_path):
     assert caveats([plain, mean])[0].endswith("the results differ in tta (no: plain; yes: mean).")
 
 
-def test_other_tiles_are_told(tmp_path):
+def test_other_tiles_are_reported(tmp_path):
     results = load([write(tmp_path / str(tile), rows(40), facts(str(tile), tile=tile)) for tile in (0, 64)])
     assert caveats(results) == ["**WARNING:** not comparable: the results differ in tile (0: 0; 64: 64)."]

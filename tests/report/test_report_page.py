@@ -142,7 +142,7 @@ def test_curves_are_those_of_the_counts(tmp_path):
     assert found["image"]["precision"][50:] == [0] * 49 and found["image"]["iou"] == result.data["curves"]["image_iou"]
 
 
-def test_points_lie_within_the_axes_and_the_maximum_is_marked(tmp_path):
+def test_points_are_within_the_axes_and_the_maximum_is_marked(tmp_path):
     results = load([write(tmp_path / n, rows(h), facts(n, **more)) for n, h, more in (("a", 43, {}), ("hr", 20, HR))])
     curves = [curves_of(result) for result in results]
     plot = iou_plot(results, curves)
@@ -193,7 +193,7 @@ def test_without_counts_there_is_no_curve_of_precision(tmp_path):
 # ---- groups and images ----
 
 
-def test_groups_of_all_results_stand_side_by_side(tmp_path):
+def test_groups_of_all_results_are_side_by_side(tmp_path):
     paths = [write(tmp_path / n, spread(best), facts(n)) for n, best in (("a", 60), ("b", 90))]
     old = write(tmp_path / "old", rows(40), facts("old"))  # all of one source
     source, blur = parts_of(load([*paths, old]))
@@ -244,7 +244,7 @@ def test_published_shares_are_those_of_the_paper():
         ({"data": "shards/khanhha/train"}, False),
     ],
 )
-def test_published_figures_stand_apart_whatever_the_setting(tmp_path, about, alike):
+def test_published_figures_are_set_apart_whatever_the_setting(tmp_path, about, alike):
     paths = [write(tmp_path / "a", rows(40), facts("ours", **about))]
     assert bool(same_protocol(load(paths))) == alike
     text = (report(paths, tmp_path / "out").parent / "report.html").read_text()

@@ -90,7 +90,7 @@ def test_what_is_the_same_is_unchanged_from_another_place():
         assert change.widths[1] - change.widths[0] == pytest.approx(0, abs=0.15)
 
 
-def test_new_gone_and_reduced_ones_are_told():
+def test_new_gone_and_reduced_ones_are_reported():
     line = (100, 100), (300, 160)
     made = compared([(line, 3.0), (((400, 300), (500, 380)), 3.0)], [(line, 3.0), (((200, 300), (260, 400)), 2.0)])
     assert [change.state for change in made] == ["new", "unchanged", "gone"]

@@ -172,7 +172,7 @@ def test_what_is_no_survey_is_one_line(surveys, tmp_path):
         main([*map(str, surveys), "--out", str(tmp_path / "out")])
 
 
-def test_sizes_of_pixels_that_disagree_are_told(tmp_path, walls, capsys):
+def test_sizes_of_pixels_that_disagree_are_reported(tmp_path, walls, capsys):
     old = results(tmp_path / "old", "a", walls["old"], mask_of(OLD), 0.2)
     new = results(tmp_path / "new", "a", walls["new"], mask_of(NEW, CAMERA), 0.3, uncertainty=0.02)
     compared((old, new), tmp_path / "out")

@@ -100,7 +100,7 @@ def test_going_on_equals_not_having_stopped(tmp_path, optimizer, ema):
 
 
 @pytest.mark.parametrize("arguments", ["{momentum: 0, nesterov: false}", "{momentum: 0.5}"])
-def test_sgd_with_and_without_momentum_goes_on(tmp_path, arguments):
+def test_sgd_with_and_without_momentum_continues(tmp_path, arguments):
     def training():
         one = Training("sgd")
         one.config.optim.arguments = load_config(None, [f"optim.arguments={arguments}"]).optim.arguments
@@ -302,7 +302,7 @@ def test_an_empty_run_has_no_checkpoint(tmp_path, which):
         choose(tmp_path, which)
 
 
-def test_the_best_is_told_as_it_was_written(tmp_path):
+def test_the_best_is_reported_as_it_was_written(tmp_path):
     assert read_best(tmp_path) is None
     many(tmp_path, 7, best=7)
     assert read_best(tmp_path) == {"checkpoint": "step_00000007", "measure": "iou_max", "value": 0.5}

@@ -109,7 +109,7 @@ def test_two_nodes_are_one(file, within, network, shards, one_node, tmp_path):
     assert "2 x cpu" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_a_node_that_goes_away_ends_the_run_and_a_restart_goes_on(network, shards, one_node, tmp_path):
+def test_a_node_that_goes_away_ends_the_run_and_a_restart_continues(network, shards, one_node, tmp_path):
     """Its link goes down: nobody closes a connection, and only the time-out can tell."""
     arguments = settings(shards, tmp_path / "run", *RUN, "train.hang_timeout=10", "train.steps=10")
     slow = [*arguments, "imports=[faulty_loss]", "loss.seg={name: faulty, kind: nap, samples: [20], rank: 1}"]

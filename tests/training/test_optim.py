@@ -186,7 +186,7 @@ def test_alternating_updates_move_one_network_a_step():
 
 
 @pytest.mark.parametrize("hold, held", [("true", True), ("false", False)])
-def test_statistics_of_a_frozen_encoder_are_kept_or_go_on(hold, held):
+def test_statistics_of_a_frozen_encoder_are_kept_or_continue(hold, held):
     config = settings(f"phases=[{{lr: {{encoder: 0}}, hold_batch_norm: {hold}}}]")
     task = a_task(config)
     task.hold_still(frozenset({"encoder"}) if config.phases[0].hold_batch_norm else frozenset())

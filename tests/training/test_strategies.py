@@ -104,7 +104,7 @@ def test_a_checkpoint_has_the_moments_of_one_process(several, one):
     ("cpu_2proc.yaml", "zero2.yaml"), ("zero3.yaml", "cpu.yaml"),
     ("cpu.yaml", "zero3.yaml"), ("zero2.yaml", "cpu_2proc.yaml"),
 ])  # fmt: skip
-def test_any_strategy_goes_on_from_any_others_checkpoint(before, file, runs, one):
+def test_any_strategy_continues_from_any_others_checkpoint(before, file, runs, one):
     """Within the tolerance of the strategies themselves: losses equal to 1e-5."""
     source = one if before == "cpu.yaml" else runs / before
     if not source.is_dir():

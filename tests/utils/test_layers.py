@@ -62,7 +62,7 @@ def test_the_table_names_what_there_is():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_package_does_not_know_what_stands_above_it(path):
+def test_the_package_does_not_know_what_is_above_it(path):
     assert {name.split(".")[0] for name in imported(path)} & ABOVE == set()
 
 
