@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cssr.survey.geometry import compact
 from cssr.survey.severity import Limits
 from cssr.utils.interrupts import one_line
 
@@ -47,7 +48,8 @@ class Survey:
 
     Attributes:
         rows: one for each crack, by the names of COLUMNS; None where a value is not known.
-        lines, areas: GeoJSON geometries of each, on the map, or in pixels of the photograph where `crs` is None.
+        lines, areas: GeoJSON geometries of each, points as arrays N 2, on the map, or in pixels of the photograph
+            where `crs` is None.
         crs: of each, as GDAL reads it; "": a map whose name is not known, None: pixels.
         boxes: left, top, right, bottom of each, pixels of the photograph.
         photographs: facts of each: name, height, width, cracks, and what is known of its pixels' size.
@@ -89,8 +91,8 @@ def collect(stems: Sequence[Path], limits: Limits, width_uncertainty: float) -> 
             row = _row(line["properties"], photograph, limits, width_uncertainty)
             survey.rows.append({"crack": len(survey.rows) + 1, **row})
             survey.boxes.append(tuple(line["properties"][side] for side in ("left", "top", "right", "bottom")))
-            survey.lines.append(line["geometry"])
-            survey.areas.append(area["geometry"])
+            survey.lines.append(compact(line["geometry"]))
+            survey.areas.append(compact(area["geometry"]))
             survey.crs.append(crs)
     return survey
 

@@ -17,6 +17,17 @@ def paths(geometry: Any) -> Iterator[list]:
     yield from coordinates if depth else [coordinates]
 
 
+def compact(geometry: Any) -> Any:
+    """The same GeoJSON geometry with arrays N 2 for lists of points: an eighth of the memory."""
+    return {**geometry, "coordinates": _compact(geometry["coordinates"])}
+
+
+def _compact(coordinates: Any) -> Any:
+    if not coordinates or isinstance(coordinates[0][0], (int, float)):
+        return np.array(coordinates, float).reshape(-1, 2)
+    return [_compact(part) for part in coordinates]
+
+
 def to_pixels(affine: Sequence[float] | None) -> Transform:
     """From coordinates in the files of a photograph to its pixels; affine: as its facts have it, None without a map."""
     if affine is None:

@@ -29,7 +29,7 @@ def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
         "cracks.csv": lambda path: tables.write_csv(survey, path),
         "cracks.xlsx": lambda path: tables.write_xlsx(survey, path, about),
         "cracks.gpkg": lambda path: notes.extend(maps.write_geopackage(survey, path)),
-        "cracks.dxf": lambda path: maps.write_dxf(survey, path),
+        "cracks.dxf": lambda path: notes.extend(maps.write_dxf(survey, path)),
         "survey.json": lambda path: path.write_text(
             json.dumps(summary(survey, facts, out), indent=1), encoding="utf-8"
         ),

@@ -125,6 +125,28 @@ def test_ezdxf_finds_no_fault_in_the_drawing(survey, tmp_path):
     assert len(drawing.modelspace().query("TEXT")) == 4 + 3
 
 
+def test_outlines_in_the_drawing_have_no_stairs_and_are_left_out_where_they_are_too_many(tmp_path, monkeypatch):
+    ezdxf = pytest.importorskip("ezdxf", reason=EXTRA)
+    rows, columns = np.mgrid[:300, :400]
+    mask = (np.abs(rows - columns / 3 - 60) < 4) & (columns > 40) & (columns < 340)
+    stem = tmp_path / "slant"
+    facts = {"name": "slant", "height": 300, "width": 400}
+    write_geojson(measure_cracks(mask), tmp_path / "slant_cracks.geojson", Units(), None, facts)
+    write_outlines(measure_cracks(mask), tmp_path / "slant_outlines.geojson", Units())
+    survey = collect([stem], load_limits(), 0.5)
+    assert write_survey(survey, tmp_path / "survey", {}) == []
+    drawing = ezdxf.readfile(tmp_path / "survey" / "cracks.dxf")
+    (outline,) = drawing.modelspace().query('LWPOLYLINE[layer=="crack_outlines"]')
+    assert 4 <= len(outline) < 20 < 200 < len(survey.areas[0]["coordinates"][0][0])
+    x, y = np.array([point[:2] for point in outline]).T
+    assert abs((x * np.roll(y, 1) - y * np.roll(x, 1)).sum()) / 2 == pytest.approx(mask.sum(), rel=0.03)
+    monkeypatch.setattr("cssr.survey.maps._CORNERS", 3)
+    (told,) = write_survey(survey, tmp_path / "survey", {})
+    assert told.startswith("cracks.dxf is without outlines, whose ") and told.endswith("cracks.gpkg has them")
+    drawing = ezdxf.readfile(tmp_path / "survey" / "cracks.dxf")
+    assert {line.dxf.layer for line in drawing.modelspace().query("LWPOLYLINE")} == {"severity_4", "photographs"}
+
+
 def test_a_survey_without_cracks_has_all_files(tmp_path):
     pytest.importorskip("pyogrio", reason=EXTRA)
     write_survey(collect([photograph(tmp_path, "a", [])], load_limits(), 0.5), tmp_path / "survey", {})
