@@ -146,7 +146,10 @@ def configure_deepspeed(
     if not uses_deepspeed(engine):
         return
     settings = engine.deepspeed_plugin.deepspeed_config
+    if settings["zero_optimization"].get("stage") == 0:
+        raise ValueError("zero_stage: 0 is not supported: 1, 2 or 3; launch/multi_gpu.yaml without ZeRO")
     _check_offload(settings, optimizer)
+    settings["zero_optimization"].pop("compute_grad_norm", None)  # by it, steps with bad losses are left out
     trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     settings["zero_optimization"].setdefault("reduce_bucket_size", trained)  # or it takes 2 GB, always
     settings |= {

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from helpers import draw_shards
 from paths import ROOT
 from running import launch, losses, settings
@@ -18,6 +20,7 @@ from cssr.degradations import DEGRADATIONS
 from cssr.models.export import read_tensors
 from cssr.models.joint import build_model
 from cssr.training.checks import check_strategy
+from cssr.training.optim import omission
 from cssr.training.sharded_state import copied, spread_moments, whole_moments
 from cssr.training.step import Stepper
 from cssr.training.task import Task
@@ -168,6 +171,22 @@ def test_the_first_step_can_be_left_out(optimizer):
         assert stepper.settle().left_out is None
     for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def deepspeed(stage: int, **zero) -> SimpleNamespace:
+    """An engine of which only its settings are looked at."""
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage, **zero}})
+    return SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, deepspeed_plugin=plugin)
+
+
+def test_deepspeed_leaves_steps_out_by_the_norm_of_gradients():
+    """Which it computes where it is not told otherwise, and in stages with ZeRO only."""
+    optimizer, engine = torch.optim.Adam([torch.zeros(2)]), deepspeed(2, compute_grad_norm=False)
+    assert omission(engine, optimizer) == "engine"
+    engines.configure_deepspeed(engine, optimizer, 1, 1, None)
+    assert "compute_grad_norm" not in engine.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    with pytest.raises(ValueError, match="zero_stage: 0 is not supported"):
+        engines.configure_deepspeed(deepspeed(0), optimizer, 1, 1, None)
 
 
 # ---- the same numbers, however they are computed ----
