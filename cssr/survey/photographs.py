@@ -1,6 +1,7 @@
 """The photographs of a directory of results: their cracks in pixels, their place on a map, and their pictures."""
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,7 @@ class Results:
     Attributes:
         photographs: in the order of their paths. width_uncertainty: of a width, standard, pixels of the photograph.
         threshold: probability above which a pixel is crack. width: that which is classed.
-        detectable: width found with a probability of 90 %, pixels; None: not known.
+        detectable: width found with a probability of 90 %, pixels; infinite where none is; None: not known.
     Raises: ValueError, one line, where there is none, or a file of it is damaged.
     """
 
@@ -90,7 +91,8 @@ class Results:
         self.width_uncertainty = facts.get("width_uncertainty_px", WIDTH_UNCERTAINTY)
         self.threshold = facts.get("threshold", 0.5)
         self.width = facts.get("limits", {}).get("width", "p95")
-        self.detectable = (facts.get("detectable") or {}).get("p90")
+        measured = facts.get("detectable")
+        self.detectable = (measured.get("p90") or math.inf) if measured else None
 
 
 _SURVEY = {

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from spots import STRAIGHT, camera, mask_of, results, seen, wall, with_cracks
+from spots import STRAIGHT, camera, mask_of, results, seen, segmented, wall, with_cracks
 
 from cssr.compare import main
 from cssr.cracks.files import Georeference
@@ -45,7 +45,10 @@ def quick(monkeypatch):
 @pytest.fixture(scope="module")
 def walls() -> dict[str, np.ndarray]:
     """A wall with the old cracks; with the new ones from another place in other light; and another wall."""
+    smooth = (150 + (wall() - 150.0) / 2).astype(np.uint8)
     return {
+        "smooth old": cv2.GaussianBlur(with_cracks(smooth, mask_of(OLD)), (0, 0), 0.7),
+        "smooth new": seen(with_cracks(smooth, mask_of(NEW)), CAMERA),
         "old": with_cracks(wall(), mask_of(OLD)),
         "new": seen(with_cracks(wall(), mask_of(NEW)), CAMERA),
         "other": wall(3),
@@ -96,6 +99,23 @@ def test_growth_is_in_the_table_the_pictures_and_the_page(surveys, tmp_path, cap
     assert "grown: longer" in page and "2 → –" not in page and "4 → –" in page and "d.png" in page
 
 
+def test_growth_is_recovered_from_pictures_in_other_light_and_blur(tmp_path, walls):
+    """Masks by the pictures' own darkness: lengths within 2 px, widths within half a pixel."""
+    folders = [
+        results(tmp_path / name, "a", walls[f"smooth {name}"], segmented(walls[f"smooth {name}"]))
+        for name in ("old", "new")
+    ]
+    rows = [row for row in compared(folders, tmp_path / "out") if row["state"] not in ("unclear", "out of view")]
+    assert [row["state"] for row in rows] == ["new", "grown", "grown", "unchanged", "gone"]
+    longer, wider, same = rows[1:4]
+    tip = cv2.perspectiveTransform(np.array([NEW[0][0][-2:]], float), CAMERA)[0]
+    assert longer["differs"] == "longer" and wider["differs"] == "wider"
+    assert float(longer["length_change_px"]) == pytest.approx(np.linalg.norm(tip[1] - tip[0]), abs=2)
+    assert float(wider["width_change_px"]) == pytest.approx(3 * 1.08, abs=0.5)
+    assert abs(float(longer["width_change_px"])) < 0.5 and abs(float(wider["length_change_px"])) < 2
+    assert abs(float(same["length_change_px"])) < 2 and abs(float(same["width_change_px"])) < 0.5
+
+
 def test_a_spreadsheet_library_reads_the_workbook(surveys, tmp_path):
     openpyxl = pytest.importorskip("openpyxl", reason="needs openpyxl")
     pytest.importorskip("xlsxwriter", reason=EXTRA)
@@ -124,6 +144,12 @@ def test_a_folder_named_survey_is_that_of_its_results(surveys, tmp_path):
     assert facts["width_compared"] == "mean"
     # The new crack is 2 px wide, the one that has gone 2.5: narrower than what is found nine times of ten.
     assert {row["state"] for row in rows if row["may_be_missed"] == "yes"} == {"new", "unclear"}
+
+
+def test_a_survey_that_would_miss_any_crack_tells_of_none_that_it_is_gone(surveys, tmp_path):
+    (surveys[1] / "survey").mkdir()
+    (surveys[1] / "survey" / "survey.json").write_text(json.dumps({"detectable": {"p90": None}}))
+    assert [row["state"] for row in compared(surveys, tmp_path / "out")][-1] == "unclear"
 
 
 def test_a_table_names_the_pairs(surveys, tmp_path):
