@@ -34,7 +34,7 @@ from cssr.utils.interrupts import one_line
 LISTED = 1000  # rows of the page's table; all are in changes.csv
 _ALONG = 0.01  # standard uncertainty of a length, of it
 _FAINT = 0.4  # of the threshold of probability, from which on a crack is seen faintly: measured, docs/survey.md
-_SHOWN = 12  # sentences on photographs that are not compared
+_SHOWN = 12  # sentences of a kind on the terminal
 _PLACES = 3
 _SIDE, _IN_PAGE = 1100, 1600  # pixels of the longer side: of a photograph in a picture, of that in the page
 _MAP_PLACES = 6
@@ -91,10 +91,7 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, found {value}")
     old, new = Results(options.old), Results(options.new)
     pairs, refused = pair_up(old, new, options.pairs, options.by)
-    for one in refused[:_SHOWN]:
-        _say(f"not compared: {one}")
-    if len(refused) > _SHOWN:
-        _say(f"not compared: {len(refused) - _SHOWN} more, see comparison.json")
+    _say_each("not compared", refused)
     if not pairs:
         raise ValueError(f"no two photographs of {old.directory} and {new.directory} show one spot: see above")
     widths = tuple(
@@ -103,11 +100,17 @@ def run(options: argparse.Namespace) -> None:
     )
     uncertainty = Uncertainty(options.end_uncertainty, _ALONG, widths, new.width, (old.detectable, new.detectable))
     made = Comparison(old, new, pairs, refused, uncertainty)
-    for sentence in made.notes:
-        _say(f"warning: {sentence}")
+    _say_each("warning", made.notes)
     made.write(options.out)
     counts = ", ".join(f"{count} {state}" for state, count in made.states().items() if count) or "no cracks"
     print(f"{len(pairs)} pairs of photographs: {counts}: changes.csv, comparison.html and pictures in {options.out}")
+
+
+def _say_each(kind: str, sentences: Sequence[object]) -> None:
+    for sentence in sentences[:_SHOWN]:
+        _say(f"{kind}: {sentence}")
+    if len(sentences) > _SHOWN:
+        _say(f"{kind}: {len(sentences) - _SHOWN} more like these")
 
 
 def _say(sentence: str) -> None:
