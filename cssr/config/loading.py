@@ -5,7 +5,6 @@ import dataclasses
 import importlib
 import inspect
 import os
-import re
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +16,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cssr.config.schema import ADDRESSES, Config, ModelConfig, PhaseConfig, check, check_model
+from cssr.config.yaml_loader import TAG, Loader, Texts, load_yaml, to_inline_yaml, to_yaml
 from cssr.utils.installed import find_file
 
 _LARGEST = 1 << 20  # bytes of a recipe
-_DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, those behind aliases included
-_MOST_DIGITS = 300  # of a whole number: it must have a float
 _LONGEST_CHAIN = 32  # recipes, each the base of the one before
 _PATHS = (("data", "train"), ("data", "val"), ("data", "cache"), ("train", "run_dir"), ("train", "init_from"))
 
@@ -201,17 +199,10 @@ def _read_both(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"config: {path} is no recipe: it has more than {_LARGEST} bytes")
     data = path.read_bytes()
-    values, texts = (_load(data, loader, f"config: {path} is not valid YAML") or {} for loader in (Loader, _Texts))
+    values, texts = (load_yaml(data, loader, f"config: {path} is not valid YAML") or {} for loader in (Loader, Texts))
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold settings by name, found {type(values).__name__}")
     return values, texts
-
-
-def _load(text: str | bytes, loader: type, complaint: str) -> Any:
-    try:
-        return yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{complaint}: {' '.join(str(error).split())}") from None
 
 
 def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
@@ -264,88 +255,6 @@ def _is_text(kind: Any) -> bool:
     return kind in (str, str | None, ADDRESSES)
 
 
-class Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, numbers decimal: no octal numbers, no dates, and `on` and `yes` are words.
-
-    A key that is there twice, aliases that come to very much, and very deep nesting are errors.
-    """
-
-    yaml_implicit_resolvers: dict = {}
-    yaml_constructors = {
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "str", "seq", "map")
-    }
-
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
-        """Count the nodes, those of an alias again, and how deep they are."""
-        self._depth = getattr(self, "_depth", 0) + 1
-        if self._depth > _DEEPEST:
-            raise yaml.YAMLError(f"nested more than {_DEEPEST} deep")
-        alias = self.check_event(yaml.AliasEvent)
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if alias and not hasattr(node, "count"):
-            raise yaml.YAMLError("an alias is within what it names")
-        if not alias:
-            parts = [n for pair in node.value for n in pair] if isinstance(node, yaml.MappingNode) else node.value
-            node.count = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(part.count for part in parts)
-        if node.count > _MOST:
-            raise yaml.YAMLError(f"its aliases come to more than {_MOST} values")
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """No key twice; a merge (`<<`) gives defaults, as ever."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for n, key in enumerate(keys) if key in keys[:n]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Texts(Loader):
-    """Loads every scalar as its text."""
-
-    yaml_implicit_resolvers: dict = {}
-
-
-class Dumper(yaml.SafeDumper):
-    """Writes words that look like numbers in quotes, so that they stay words."""
-
-
-def _whole_number(text: str) -> int:
-    if len(text) > _MOST_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits is too large to be meant")
-    return int(text)
-
-
-_TAG = "tag:yaml.org,2002:"
-_RESOLVERS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
-    "float": (r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
-    "float ": (r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
-}
-for _kind in (Loader, Dumper):
-    for _name, (_pattern, _first) in _RESOLVERS.items():
-        _kind.add_implicit_resolver(_TAG + _name.strip(), re.compile(f"^(?:{_pattern})$"), _first)
-for _kind in (Loader, _Texts):
-    _kind.add_implicit_resolver(f"{_TAG}merge", re.compile("^<<$"), ["<"])
-Loader.add_constructor(f"{_TAG}int", lambda loader, node: _whole_number(node.value))
-Loader.add_constructor(f"{_TAG}float", lambda loader, node: float(re.sub(r"\.(?=[in])", "", node.value.lower())))
-
-
-def to_yaml(values: Any) -> str:
-    """Settings as YAML, a line each."""
-    return yaml.dump(values, Dumper=Dumper, sort_keys=False)
-
-
-def to_inline_yaml(value: Any) -> str:
-    """One setting as YAML in a line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1000, sort_keys=False).replace("\n...", "").strip()
-
-
 def parse_override(text: str) -> tuple[str, str]:
     """`a.b=value` as its key and the text of its value; ValueError if it is written otherwise."""
     key, separator, value = text.partition("=")
@@ -371,11 +280,11 @@ def parse_value(text: str, setting: str, kind: Any = None) -> Any:
     """
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if text[:1] in ("[", "{") and kind not in (str, str | None) or quoted:
-        values = (_load(text, loader, f"{setting}: the value is not valid YAML") for loader in (Loader, _Texts))
+        values = (load_yaml(text, loader, f"{setting}: the value is not valid YAML") for loader in (Loader, Texts))
         return with_texts(kind, *values)
     loader = Loader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
-    if kind is str or tag == f"{_TAG}merge" or (_is_text(kind) and (text == "~" or tag != f"{_TAG}null")):
+    if kind is str or tag == f"{TAG}merge" or (_is_text(kind) and (text == "~" or tag != f"{TAG}null")):
         return text
     try:
         return loader.construct_object(yaml.ScalarNode(tag, text))

@@ -118,7 +118,7 @@ def _about_degradation(index: dict[str, Any]) -> list[str]:
     """Lines about the degradation of a set that stores LQ images."""
     if not index.get("degradation"):
         return []
-    from cssr.config.loading import to_inline_yaml  # slow to import
+    from cssr.config.yaml_loader import to_inline_yaml  # slow to import
 
     seed = f", seed {index['degradation_seed']}" if "degradation_seed" in index else ""
     about = [f"  degradation: {to_inline_yaml(index['degradation'])}{seed}"]

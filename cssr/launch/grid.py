@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cssr.config.loading import parse_value, to_inline_yaml
+from cssr.config.loading import parse_value
 from cssr.config.registry import did_you_mean
 from cssr.config.schema import Config
+from cssr.config.yaml_loader import to_inline_yaml
 from cssr.utils.files import safe_name
 
 SEED = "train.seed"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cssr.config.loading import changed_settings, load_config, parse_override, to_dict, to_inline_yaml
+from cssr.config.loading import changed_settings, load_config, parse_override, to_dict
 from cssr.config.schema import Config
+from cssr.config.yaml_loader import to_inline_yaml
 from cssr.data.shards import parse_sets
 from cssr.evaluation import run as measured
 from cssr.launch.evaluations import Benchmark, Checkpoint, Evaluation, find_benchmarks, print_commands, run_evaluations

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from paths import ROOT
 
-import cssr.config.loading
 from cssr.config.loading import describe, from_dict, load_config, save_config, to_dict
 from cssr.config.registry import Registry
 from cssr.config.schedules import SCHEDULES
 from cssr.config.schema import Config
+from cssr.config.yaml_loader import Loader
 from cssr.degradations import DEGRADATIONS
 from cssr.losses import LOSSES
 from cssr.models.seg import SEG
@@ -404,7 +404,7 @@ def test_words_are_saved_as_words(tmp_path, text):
     config = Config()
     config.train.wandb = text
     save_config(config, tmp_path / "c.yaml")
-    assert yaml.load((tmp_path / "c.yaml").read_text(), Loader=cssr.config.loading.Loader)["train"]["wandb"] == text
+    assert yaml.load((tmp_path / "c.yaml").read_text(), Loader=Loader)["train"]["wandb"] == text
 
 
 def leaves(cls: type) -> list[str]:
