@@ -46,7 +46,7 @@ def _harmonic(a: float, b: float) -> float:
 
 
 def _near(points: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarray:
-    """Whether one of `others` is within the tolerance of each of `points`, in the order of rows: N bool."""
+    """Mark the `points`, in the order of rows, that are within the tolerance of one of `others`: N bool."""
     distance = cv2.distanceTransform(1 - others, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return distance[points > 0] <= tolerance + 1e-3  # float32 rounds; squares of distances are integers
 

@@ -372,7 +372,7 @@ def _reduced(values: np.ndarray, bits: int | None) -> _Decoded:
 
 
 def _missing(picture: Image.Image, data: object) -> np.ndarray | None:
-    """Where GDAL's mask beside a file (`a.tif.msk`), or the nodata value of a TIFF, says no data: H W bool, or None."""
+    """Missing pixels by GDAL's mask beside a file (`a.tif.msk`) or a TIFF's nodata value: H W bool, or None."""
     beside = Path(f"{data}{BESIDE}")
     if not isinstance(data, io.BytesIO) and beside.is_file():
         with open_image(beside, formats=["TIFF"]) as mask:
