@@ -419,7 +419,7 @@ def test_a_rectified_photograph_is_kept_beside_its_results(export, tmp_path, mon
             with opening() as photograph:
                 drawn_on.append(photograph.shape)
 
-    monkeypatch.setattr("cssr.inference.run.detectable", shapes)
+    monkeypatch.setattr("cssr.inference.detectable.detectable", shapes)
     family = cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_APRILTAG_36h11)
     image = np.full((200, 200, 3), 200, np.uint8)
     image[60:140, 60:140] = cv2.aruco.generateImageMarker(family, 3, 80)[..., None]
