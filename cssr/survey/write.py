@@ -1,5 +1,6 @@
 """The files of a survey: `cracks.csv`, and with the extra `survey` `.xlsx`, `.gpkg` and `.dxf`; `survey.json`."""
 
+import errno
 import json
 import os
 import shutil
@@ -45,6 +46,7 @@ def write_whole(out: Path, writers: Mapping[str, Callable[[Path], Any] | None]) 
     """Have each writer write the file of its name into `out`, under temporary names until all are whole.
 
     A file of a name without a writer, of an earlier time, is removed.
+    Raises: ValueError, one line, naming the file that could not be written.
     """
     room = out / f".partial-{os.getpid()}"
     with naming(out):
@@ -53,7 +55,7 @@ def write_whole(out: Path, writers: Mapping[str, Callable[[Path], Any] | None]) 
         try:
             for name, writer in writers.items():
                 if writer:
-                    writer(room / name)
+                    _write(writer, room / name, out / name)
             for name, writer in writers.items():
                 if writer:
                     os.replace(room / name, out / name)
@@ -61,6 +63,17 @@ def write_whole(out: Path, writers: Mapping[str, Callable[[Path], Any] | None]) 
                     (out / name).unlink(missing_ok=True)
         finally:
             shutil.rmtree(room, ignore_errors=True)
+
+
+def _write(writer: Callable[[Path], Any], path: Path, final: Path) -> None:
+    try:
+        writer(path)
+    except ValueError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(final)) from error
+    except Exception as error:  # of the libraries, where the disk is full among others
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(final)) from error
 
 
 def summary(survey: Survey, facts: dict[str, Any], out: Path) -> dict[str, Any]:

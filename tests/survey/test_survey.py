@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import resource
 import warnings
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from cssr.cracks.files import Georeference, Units, write_geojson, write_outlines
 from cssr.cracks.measure import measure_cracks
 from cssr.survey.collect import COLUMNS, collect
+from cssr.survey.maps import write_dxf, write_geopackage
 from cssr.survey.severity import load_limits
-from cssr.survey.write import write_survey
+from cssr.survey.tables import write_csv, write_xlsx
+from cssr.survey.write import write_survey, write_whole
 
 EXTRA = "needs the extra survey: pip install 'cssr[survey]'"
 UTM32, UTM33 = "urn:ogc:def:crs:EPSG::25832", "urn:ogc:def:crs:EPSG::25833"
@@ -152,6 +156,31 @@ def test_a_survey_without_cracks_has_all_files(tmp_path):
     write_survey(collect([photograph(tmp_path, "a", [])], load_limits(), 0.5), tmp_path / "survey", {})
     names = {path.name for path in (tmp_path / "survey").iterdir()}
     assert names == {"cracks.csv", "cracks.xlsx", "cracks.gpkg", "cracks.dxf", "survey.json"}
+
+
+@pytest.mark.parametrize(
+    "name, writer",
+    [
+        ("cracks.csv", write_csv),
+        ("cracks.xlsx", lambda survey, path: write_xlsx(survey, path, [])),
+        ("cracks.gpkg", write_geopackage),
+        ("cracks.dxf", write_dxf),
+    ],
+)
+def test_what_has_no_room_leaves_what_was_there_and_is_named(name, writer, survey, tmp_path):
+    """A limit of the size of files stands for a disk that is full: libraries have errors of their own for it."""
+    pytest.importorskip("geopandas", reason=EXTRA)
+    out = tmp_path / "survey"
+    out.mkdir()
+    (out / name).write_text("of before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} cannot be written"):
+            write_whole(out, {name: lambda path: writer(survey, path)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "of before"
 
 
 def test_without_the_extra_the_table_is_written_and_the_remedy_said(survey, tmp_path, monkeypatch):
