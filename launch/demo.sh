@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Cracks in sample photographs by the package's model; then the whole pipeline in minutes: shards, a small CSSR beside
-# "bicubic then segmentation", evaluation, pictures, report.
+# the same networks trained independently, evaluation, pictures, report.
 # Usage: launch/demo.sh OUT [FOLDER with images/ and masks/]
 set -euo pipefail
 out=${1:?usage: launch/demo.sh OUT [FOLDER]} data=${2:-}
@@ -25,18 +25,19 @@ fi
 
 say "3/6 training: CSSR, super-resolution and segmentation together"
 train train.run_dir="$out/cssr"
-say "4/6 training: the baseline, bicubic then segmentation"
-train train.run_dir="$out/bicubic" model.sr=bicubic loss.beta=1
+say "4/6 training: the same networks independently, super-resolution first, then segmentation"
+train train.run_dir="$out/independent" \
+  "phases=[{name: sr, until: 2000, beta: 0, lr: {seg: 0}}, {name: seg, beta: 1, lr: {sr: 0}}]"
 
 say "5/6 evaluation on held-out images"
-for run in cssr bicubic; do
+for run in cssr independent; do
   launch "$here/cssr/evaluate.py" "$out/$run" --data "$out/shards/val" --distances --tile 256
 done
 
 say "6/6 prediction and report"
 python "$here/shards/extract.py" "$out/shards/val" --reduce 4 --count 4 --out "$out/photographs"
 python -m cssr.predict "$out/cssr" "$out/photographs" --out "$out/predictions"
-python -m cssr.report "$out/cssr" "$out/bicubic" --out "$out/report" --title "CSSR beside bicubic then segmentation"
+python -m cssr.report "$out/cssr" "$out/independent" --out "$out/report" --title "CSSR beside the same networks trained independently"
 say "done"
 printf 'cracks in samples  %s\ntable and curves  %s\nside by side      %s\npredictions       %s\nsamples while training  %s\n' \
   "$out/first" "$out/report/report.html" "$out/report/pictures" "$out/predictions" "$out/cssr/samples"
