@@ -26,6 +26,7 @@ fi
 say "3/6 training: CSSR, super-resolution and segmentation together"
 train train.run_dir="$out/cssr"
 say "4/6 training: the same networks independently, super-resolution first, then segmentation"
+# as many steps: 2,000 of the 4,000 crops for each network
 train train.run_dir="$out/independent" \
   "phases=[{name: sr, until: 2000, beta: 0, lr: {seg: 0}}, {name: seg, beta: 1, lr: {sr: 0}}]"
 

@@ -7,12 +7,16 @@ are in channels_last. Measured: docs/speed.md.
 import copy
 
 import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 from torch.fx import Tracer
 
 from cssr.models.joint import JointModel
 from cssr.models.sr.dbpn import DBPN
 from cssr.models.sr.dbpn_folded import SCALE, FoldedDBPN
+
+_CONVS = (nn.Conv2d, Conv2dSame)
+_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
 def for_inference(model: JointModel) -> JointModel:
@@ -25,7 +29,7 @@ def for_inference(model: JointModel) -> JointModel:
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for network in filter(None, (model.sr, model.seg)):
         fold_batch_norm(network)
-    if isinstance(model.sr, DBPN) and model.sr.scale == SCALE:
+    if type(model.sr) is DBPN and model.sr.scale == SCALE:
         model.sr = FoldedDBPN(model.sr)
     for weight in model.parameters():
         if weight.dim() == 4:
@@ -36,6 +40,8 @@ def for_inference(model: JointModel) -> JointModel:
 def fold_batch_norm(network: nn.Module) -> int:
     """Fold each BatchNorm that alone takes the result of a convolution into that convolution, in place.
 
+    Only of the classes named here: one derived from them may compute otherwise, and what has hooks or a parametrised
+    weight does.
     Returns: how many; 0 for a network that torch.fx cannot follow.
     """
     layers = dict(network.named_modules(remove_duplicate=False))
@@ -47,8 +53,9 @@ def fold_batch_norm(network: nn.Module) -> int:
     pairs = [
         (node.args[0].target, node.target)
         for node in nodes
-        if node.op == "call_module" and isinstance(layers[node.target], nn.BatchNorm2d)
-        if node.args[0].op == "call_module" and isinstance(layers[node.args[0].target], nn.Conv2d)
+        if node.op == "call_module" and _is_plain(layers[node.target], _NORMS)
+        if node.args[0].op == "call_module" and _is_plain(layers[node.args[0].target], _CONVS)
+        if layers[node.target].running_var is not None
         if len(node.args[0].users) == 1 and calls.count(node.args[0].target) == calls.count(node.target) == 1
     ]
     for conv, norm in pairs:
@@ -56,6 +63,10 @@ def fold_batch_norm(network: nn.Module) -> int:
         holder, _, name = norm.rpartition(".")
         setattr(network.get_submodule(holder), name, getattr(layers[norm], "act", nn.Identity()))  # timm's has one
     return len(pairs)
+
+
+def _is_plain(layer: nn.Module, classes: tuple[type, ...]) -> bool:
+    return type(layer) in classes and not (layer._forward_pre_hooks or layer._forward_hooks)
 
 
 class _Layers(Tracer):

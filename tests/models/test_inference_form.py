@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import StdConv2d
 from torch import nn
 
 from cssr.config.schema import ModelConfig
@@ -77,3 +78,32 @@ def test_only_what_no_other_layer_reads_is_folded(again, folded):
     expected = network(drawn(1, 3, 9, 9))
     assert fold_batch_norm(network) == folded
     torch.testing.assert_close(network(drawn(1, 3, 9, 9)), expected)
+
+
+class Doubled(nn.Conv2d):
+    """A convolution of a user's own, which computes otherwise."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def normed(conv: nn.Module, **settings) -> nn.Module:
+    return filled(nn.Sequential(conv, nn.BatchNorm2d(4, **settings)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "network",
+    [
+        normed(Doubled(3, 4, 3)),
+        normed(StdConv2d(3, 4, 3)),
+        normed(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))),
+        normed(nn.utils.spectral_norm(nn.Conv2d(3, 4, 3))),
+        normed(nn.Conv2d(3, 4, 3), track_running_stats=False),
+    ],
+    ids=["own", "standardised", "parametrised", "by a hook", "statistics of the batch"],
+)
+def test_convolutions_that_compute_otherwise_are_not_folded(network):
+    x, expected = drawn(2, 3, 9, 9), copy.deepcopy(network)(drawn(2, 3, 9, 9))
+    assert fold_batch_norm(network) == 0
+    torch.testing.assert_close(network(x), expected)
