@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import resource
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from cssr.config.registry import did_you_mean
 from cssr.config.schema import TrainConfig
 from cssr.utils.files import naming, write_atomic
+from cssr.utils.machine import peak_memory
 
 
 class JsonlTracker(GeneralTracker):
@@ -100,11 +99,7 @@ def memory_gib(device: torch.device) -> float:
     backend = getattr(torch, device.type, None)
     if device.type != "cpu" and hasattr(backend, "max_memory_allocated"):
         return backend.max_memory_allocated(device) / 2**30
-    with suppress(OSError):  # ru_maxrss begins with what the process had that started this one
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_memory() / 2**30
 
 
 class Console:

@@ -1,6 +1,8 @@
-"""Cores and memory of this machine, against which processes are held before they are started."""
+"""Cores and memory of this machine, against which processes are held before they are started; memory of this one."""
 
 import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,19 @@ def memory() -> int:
     total = psutil.virtual_memory().total
     limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip() if _MEMORY_LIMIT.is_file() else ""
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def peak_memory() -> int:
+    """Largest number of bytes that this process has held at once.
+
+    `ru_maxrss` begins with what the process held that started this one, so that a small child of a large parent shows
+    the parent; it is for systems without /proc.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def check_processes(count: int, option: str, gib: float, per_core: int = 4, least: int = 0) -> None:

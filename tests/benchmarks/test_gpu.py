@@ -5,7 +5,6 @@ import subprocess
 import sys
 from argparse import Namespace
 
-import numpy as np
 import pytest
 from paths import ROOT
 
@@ -89,7 +88,5 @@ def test_memory_grows_by_the_same_for_each_image():
 
 @pytest.mark.slow
 def test_memory_is_about_what_a_process_takes():
-    large = np.ones(2**27)  # what this process has is not the other's
     name, images, counted, measured, ratio = step_memory.beside("tiny", 4)
-    assert large.all()
     assert (name, images) == ("tiny", "4") and 0.8 < float(ratio) < 1.5

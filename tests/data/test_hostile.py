@@ -418,12 +418,13 @@ def test_an_index_that_is_none(text, tmp_path):
 # ---- memory ----
 
 READ_ALL = """
-import resource, sys
+import sys
 import cv2, numpy
 from cssr.data.dataset import read_sample
 from cssr.data.shards import DataError, ShardSet
+from cssr.utils.machine import peak_memory
 from hand_made import pair
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 told = []
 for root in sys.argv[1:]:
     try:
@@ -432,7 +433,7 @@ for root in sys.argv[1:]:
             read_sample(shards, 0, n)
     except DataError as error:
         told.append(str(error))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, len(told))
+print((peak_memory() - before) >> 20, len(told))
 """
 
 

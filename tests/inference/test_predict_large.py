@@ -139,17 +139,17 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess:
 
 
 MEASURE = """
-import resource, sys
+import sys
 import torch
 from cssr.predict import main
+from cssr.utils.machine import peak_memory
 torch.set_num_threads(1)
 export, small, large, out = sys.argv[1:]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 how = ["--tile", "96", "--device", "cpu", "--format", "tiff"]
 main([export, small, "--out", out, *how])  # what is loaded once
-before = peak()
+before = peak_memory()
 main([export, large, "--out", out, *how, "--memory", "0.3"])
-print("GREW", (peak() - before) / 1024)
+print("GREW", (peak_memory() - before) / 2**20)
 """
 
 

@@ -1,8 +1,12 @@
 """Processes are held against the cores and the memory of the machine, before any is started."""
 
 import argparse
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+from running import environment
 
 from cssr.evaluation.run import check_options
 from cssr.utils import machine
@@ -51,3 +55,10 @@ def test_launchers_check_processes_times_jobs(monkeypatch):
     for processes, jobs in ((100, None), (1, 100), (10, 10)):
         with pytest.raises(ValueError, match="--processes .* x --jobs .*: 100 processes are more"):
             devices.make_launcher(processes, jobs, None)
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    held = np.ones(2**26)  # 512 MiB
+    code = "from cssr.utils.machine import peak_memory; x = bytearray(2**26); print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert 2**26 < int(done.stdout) < 2**29 and held.all()
