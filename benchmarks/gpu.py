@@ -92,15 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.dry_run and not torch.cuda.is_available():
         words.error("there is no GPU: --dry-run takes the same way on the CPU")
     options.out.mkdir(parents=True, exist_ok=True)
-    began, found = time.monotonic(), {"machine": machine.facts(), "dry_run": options.dry_run, "stages": {}}
+    began, report = time.monotonic(), {"machine": machine.facts(), "dry_run": options.dry_run, "stages": {}}
     for name in options.only:
-        found["stages"][name] = run(name, options)
-        found["seconds"] = time.monotonic() - began
-        write(found, options.out / "gpu.json")
-        (options.out / "gpu.md").write_text(page(found), encoding="utf-8")
-    print(page(found))
+        report["stages"][name] = run(name, options)
+        report["seconds"] = time.monotonic() - began
+        write(report, options.out / "gpu.json")
+        (options.out / "gpu.md").write_text(page(report), encoding="utf-8")
+    print(page(report))
     print(f"{options.out / 'gpu.json'}, {options.out / 'gpu.md'}")
-    return 1 if any(not result.get("right", True) or "failure" in result for result in found["stages"].values()) else 0
+    return 1 if any(not result.get("right", True) or "failure" in result for result in report["stages"].values()) else 0
 
 
 def run(name: str, options: Namespace) -> dict[str, Any]:
@@ -151,15 +151,15 @@ def correctness(turn: Turn) -> dict[str, Any]:
     for name in ("reference.pt", "reference.json"):
         (turn.out / name).unlink()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    found: dict[str, Any] = {"differences": {}, "right": True}
+    result: dict[str, Any] = {"differences": {}, "right": True}
     for way in ("float32", *(way for way in WAYS if way != "float32")):
         ours = Step(way, turn.side, 2, keep=way == "float32")()
         losses, exact = of_losses(on_cpu, ours), way == "float32"
         gradients = difference(on_cpu, ours) if exact else None
-        found["differences"][way] = {"losses": losses, "gradients": gradients}
-        found["right"] &= losses <= NEAR and (gradients is None or gradients <= ROUNDING)
-        turn.save(found)
-    return found
+        result["differences"][way] = {"losses": losses, "gradients": gradients}
+        result["right"] &= losses <= NEAR and (gradients is None or gradients <= ROUNDING)
+        turn.save(result)
+    return result
 
 
 # ---- time and memory ----
@@ -167,7 +167,7 @@ def correctness(turn: Turn) -> dict[str, Any]:
 
 def step(turn: Turn) -> dict[str, Any]:
     """Each way by batch, until one does not fit or the way's share of the time is over."""
-    found: dict[str, Any] = {"sizes": [], "rates": turn.rates}
+    result: dict[str, Any] = {"sizes": [], "rates": turn.rates}
     began = time.monotonic()
     for number, way in enumerate(WAYS, 1):
         memory = Memory(settings(turn.side, *VARIANTS[way][1]), half=way != "float32")
@@ -177,12 +177,12 @@ def step(turn: Turn) -> dict[str, Any]:
                 break
             last = time.monotonic()
             line = {"way": way, "batch": count, "forecast_gib": memory.of(count) / 2**30}
-            found["sizes"].append({**line, **throughput(way, turn.side, count, found["rates"])})
+            result["sizes"].append({**line, **throughput(way, turn.side, count, result["rates"])})
             last = time.monotonic() - last
-            turn.save(found)
-            if found["sizes"][-1]["images_per_s"] is None:
+            turn.save(result)
+            if result["sizes"][-1]["images_per_s"] is None:
                 break
-    return found
+    return result
 
 
 def throughput(way: str, side: int, count: int, rates: dict[str, float]) -> dict[str, Any]:
@@ -273,12 +273,12 @@ STAGES = {"correctness": correctness, "step": step, "kernels": kernels, "epoch":
 # ---- the page ----
 
 
-def page(found: dict[str, Any]) -> str:
+def page(report: dict[str, Any]) -> str:
     """All of it for people to read."""
-    facts, stages = found["machine"], found["stages"]
-    what = "dry run on a CPU, small sizes: no figure means anything" if found["dry_run"] else facts["gpu"]
+    facts, stages = report["machine"], report["stages"]
+    what = "dry run on a CPU, small sizes: no figure means anything" if report["dry_run"] else facts["gpu"]
     torch_version = facts["versions"]["torch"]
-    lines = ["# A turn on a GPU", "", f"{what}; torch {torch_version}; {facts['revision']}; {found['seconds']:.0f} s"]
+    lines = ["# A turn on a GPU", "", f"{what}; torch {torch_version}; {facts['revision']}; {report['seconds']:.0f} s"]
     for name, result in stages.items():
         lines += ["", f"## {name.capitalize()} ({result['seconds']:.0f} s)", ""]
         lines += [f"**{result['failure']}**", ""] if "failure" in result else []

@@ -6,24 +6,13 @@ from threading import Event
 
 import cv2
 import numpy as np
-import one_convolution  # noqa: F401, registers
 import pytest
 from PIL import Image
 
-from cssr.config.schema import ModelConfig
 from cssr.inference import pipeline, sources, writers
-from cssr.models.joint import build_model
 from cssr.predict import main
 
-MODEL = {"scale": 2, "sr": {"name": "bicubic"}, "seg": {"name": "one_convolution"}}
 PATIENCE = 20  # seconds
-
-
-@pytest.fixture(scope="module")
-def export(tmp_path_factory):
-    out = tmp_path_factory.mktemp("model") / "export"
-    build_model(ModelConfig(**MODEL)).save_pretrained(out)
-    return out
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import one_convolution  # noqa: F401, registers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,23 +16,12 @@ from PIL import Image
 from scipy import ndimage
 
 from cssr import JointModel
-from cssr.config.schema import ModelConfig
 from cssr.cracks.measure import TooRagged
 from cssr.inference import measures
 from cssr.inference import resume as done
 from cssr.inference import writers as rasters
 from cssr.inference.predictor import predict
-from cssr.models.joint import build_model
 from cssr.predict import main
-
-MODEL = {"scale": 2, "sr": {"name": "bicubic"}, "seg": {"name": "one_convolution"}}
-
-
-@pytest.fixture(scope="module")
-def export(tmp_path_factory):
-    out = tmp_path_factory.mktemp("model") / "export"
-    build_model(ModelConfig(**MODEL)).save_pretrained(out)
-    return out
 
 
 @pytest.fixture
