@@ -8,6 +8,7 @@ GiB: the largest batch, images a second at a share of the rate of its matrix uni
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -117,7 +118,8 @@ def beside(name: str, images: int) -> tuple[str, ...]:
     """Counted and measured, in float32."""
     counted = Memory(of_recipe(name), half=False).of(images) / 2**30
     words = [sys.executable, str(Path(__file__)), name, "--alone", "--measure", str(images)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}  # freed tensors go back: no gaps of the allocator
+    done = subprocess.run(words, env=exact, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     measured = float(done.stdout.splitlines()[-1])

@@ -1,6 +1,7 @@
 """What a turn on a GPU does, as far as a CPU shows: its dry run, its page, stages that fail, the forecast of memory."""
 
 import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -25,7 +26,9 @@ SIZES = [
 @pytest.mark.slow
 def test_the_dry_run_goes_all_the_way(tmp_path):
     words = [str(ROOT / "benchmarks" / "gpu.sh"), "--dry-run", "--out", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=850)
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=850
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert [*found["stages"]] == [*gpu.STAGES] and found["stages"]["correctness"]["right"]
