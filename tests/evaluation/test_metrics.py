@@ -270,11 +270,19 @@ def plain_distances(pred: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     return result
 
 
-@pytest.mark.parametrize("dense", [0, 10**9], ids=["tree", "map"])
+# how distances to predictions are found: around each corner, and beyond that by a tree; by a tree; by a map of them
+WAYS = {"near": {"_DENSE": 0}, "tree": {"_DENSE": 0, "_OFFSETS": []}, "map": {"_DENSE": 10**9}}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch) -> str:
+    for name, value in WAYS[request.param].items():
+        monkeypatch.setattr(distances, name, value)
+    return request.param
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_surface_distances_equal_all_pairs(seed, dense, monkeypatch):
-    """Whether distances come from a search tree, as for large images with few cracks, or from a map of them."""
-    monkeypatch.setattr(distances, "_DENSE", dense)
+def test_surface_distances_equal_all_pairs(seed, way):
     prob, mask = soft_case(seed, batch=1)
     found, m = surface_distances(prob, mask), mask.numpy()[0, 0].astype(int)
     assert all(v.shape == (1, 99) and v.dtype == np.float64 for v in found.values())
@@ -333,19 +341,27 @@ def test_empty_masks_in_distances():
     assert (half[:49] == 60).all() and (half[49:] == 0).all()
 
 
-def test_tree_and_map_give_the_same_bits_at_full_size(monkeypatch):
+def on_contour(pixels: np.ndarray) -> np.ndarray:
+    """(H+1, W+1) bool."""
+    padded = np.pad(pixels, 1)
+    around = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    return np.logical_or.reduce(around) & ~np.logical_and.reduce(around)
+
+
+def test_all_ways_give_the_same_distances_at_full_size(way):
     mask = np.zeros((448, 448), np.float32)
     for i, j in np.random.default_rng(0).integers(0, 440, (60, 2)):
         mask[i : i + 7, j : j + 3] = 1
     prob = gaussian_filter(mask, 4) * 2
     pair = [torch.from_numpy(x)[None, None] for x in (prob.clip(0, 1), mask)]
-    found = []
-    for dense in (0, 10**9):
-        monkeypatch.setattr(distances, "_DENSE", dense)
-        found.append(surface_distances(*pair))
-    assert found[0]["hd95"].max() > 20  # far ones too
-    for name, values in found[0].items():
-        np.testing.assert_array_equal(values, found[1][name])
+    found = surface_distances(*pair)
+    assert found["hd95"].max() > 20  # far ones too
+    truth = on_contour(mask > 0)
+    for i in range(0, 60, 7):
+        predicted = on_contour((pair[0][0, 0] > T[i]).numpy())
+        assert predicted.any()
+        there, back = distance_transform_edt(~truth)[predicted], distance_transform_edt(~predicted)[truth]
+        assert found["hd100"][0, i] == pytest.approx(max(there.max(), back.max()), abs=1e-12)
 
 
 def test_distance_transform_is_exact_at_full_size():
