@@ -17,10 +17,10 @@ import simplejpeg
 from PIL import Image
 
 from cssr.cracks.masks import BROKEN
-from cssr.utils.images import any_size
+from cssr.utils.images import PNG, any_size, pixel_chunks
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_GREY = b"\x08\x00"  # 8 bits, one channel
+_GREY = b"\x08\x00"  # of a PNG: 8 bits, one channel
+_BY_KORNIA = {_GREY: "mono", b"\x08\x02": "rgb"}  # by a PNG's bits and kind of colours
 _JPEG = b"\xff\xd8\xff"
 _BY_PILLOW = re.compile(rb"RIFF....WEBP|II\*\x00|MM\x00\*", re.DOTALL)
 _NPY = re.compile(
@@ -31,7 +31,7 @@ _NPY = re.compile(
 
 def image_size(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels by the header of a JPEG, PNG, WebP or TIFF file; ValueError if it is none of them."""
-    if data[:8] == _PNG and data[12:16] == b"IHDR" and len(data) >= 33:
+    if data[:8] == PNG and data[12:16] == b"IHDR" and len(data) >= 33:
         return struct.unpack(">II", data[16:24])
     if data[:3] == _JPEG:
         return _jpeg_size(data)
@@ -60,30 +60,23 @@ def decode_image(data: bytes, doubt: Callable[[str], None]) -> np.ndarray:
     """
     if _BY_PILLOW.match(data):
         return _decode_by_pillow(data, "RGB")
-    if data[:3] != _JPEG:
+    if data[:3] == _JPEG:
+        return _decode_jpeg(data, "RGB", doubt)
+    image = _decode_plain_png(data)
+    if image is None:
         return cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    try:
-        return simplejpeg.decode_jpeg(data, "RGB")
-    except (ValueError, KeyError) as error:
-        image = cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # decodes what it can
-        reason = " ".join(str(error).split())
-        if "subsampling" not in reason and isinstance(error, ValueError):  # not merely of a kind that it does not know
-            doubt(reason)
-        return image
+    return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
 def decode_mask(data: bytes, above: int = 0) -> np.ndarray:
     """H W uint8: 1 where the stored value exceeds `above`. ValueError if it cannot be decoded."""
     if _BY_PILLOW.match(data):
         return (_decode_by_pillow(data, "L") > above).view(np.uint8)
-    if data[:8] != _PNG or data[24:26] != _GREY or len(data) < 33:
-        return (_decode(data, cv2.IMREAD_GRAYSCALE) > above).view(np.uint8)
-    width, height = struct.unpack(">II", data[16:24])
-    try:  # several times faster than cv2, and strict
-        values = kornia_rs.io.decode_image_png_u8(data, (height, width), "mono")
-    except Exception as error:  # of no class of its own
-        raise ValueError("cannot be decoded") from error
-    return (values[..., 0] > above).view(np.uint8)
+    if data[:3] == _JPEG:
+        return (_decode_jpeg(data, "GRAY", lambda _: None)[..., 0] > above).view(np.uint8)
+    values = _decode_plain_png(data) if data[24:26] == _GREY else None
+    values = _decode(data, cv2.IMREAD_GRAYSCALE) if values is None else values[..., 0]
+    return (values > above).view(np.uint8)
 
 
 def decode_kernel(data: bytes, side: int) -> np.ndarray:
@@ -101,10 +94,42 @@ def decode_kernel(data: bytes, side: int) -> np.ndarray:
     return np.array(kernel, np.float32, order="C")
 
 
+def _decode_jpeg(data: bytes, colours: str, doubt: Callable[[str], None]) -> np.ndarray:
+    """H W C uint8; damage in the middle is doubtful, an end that is missing an error."""
+    try:
+        return simplejpeg.decode_jpeg(data, colours)
+    except (ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        if "subsampling" in reason or isinstance(error, KeyError):  # merely of a kind that it does not know
+            image = _decode(data, cv2.IMREAD_COLOR if colours == "RGB" else cv2.IMREAD_GRAYSCALE)
+            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if colours == "RGB" else image[..., None]
+        if "Premature end of JPEG" in reason:
+            raise ValueError("cannot be decoded") from error
+    try:
+        image = simplejpeg.decode_jpeg(data, colours, strict=False)  # what it can: as OpenCV, which writes to stderr
+    except (ValueError, KeyError) as error:
+        raise ValueError("cannot be decoded") from error
+    doubt(reason)
+    return image
+
+
+def _decode_plain_png(data: bytes) -> np.ndarray | None:
+    """H W C uint8 of a PNG of 8 bits that is grey or RGB, else None: several times faster than OpenCV, and strict."""
+    kind = _BY_KORNIA.get(data[24:26])
+    if data[:8] != PNG or kind is None or len(data) < 33:
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    try:
+        return kornia_rs.io.decode_image_png_u8(data, (height, width), kind)
+    except Exception as error:  # of no class of its own
+        raise ValueError("cannot be decoded") from error
+
+
 def _decode(data: bytes, mode: int) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
+        pixels = np.frombuffer(pixel_chunks(data), np.uint8)
+        image = cv2.imdecode(pixels, mode | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (cv2.error, ValueError) as error:
         raise ValueError("cannot be decoded") from error
     if image is None:
         raise ValueError("cannot be decoded")

@@ -8,8 +8,10 @@ import ctypes
 import io
 import os
 import stat
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # images are read without torch: its import takes seconds
 PIXELS = min(10**9, memory() // 8)  # that are decoded as a whole, at 8 bytes each: more are taken for a bomb
 _PILLOW = threading.Lock()  # on its limit, which is one for the whole process
 _lifted: list[int | None] = []  # the limit, once for each block that has lifted it
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of such a file
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # all that the pixels of a PNG file depend on
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type of its header
 _DEFLATE = 1032  # bytes that become of one at most
 _JPEG = 1024  # pixels that come of a byte at most: a bit for each block of 8 x 8, of one channel, and half of that
@@ -112,6 +116,28 @@ def _check_header(image: Image.Image, size: int, pixels: int) -> None:
         most = _DEFLATE * size * 8 // (depth * _PNG_CHANNELS.get(colours, 1))
     if most is not None and width * height > most:
         raise ValueError(f"it is damaged: its header says {width} x {height} pixels, its {size} bytes cannot hold them")
+
+
+def pixel_chunks(data: bytes) -> bytes:
+    """A PNG file without what its pixels do not depend on: OpenCV's libpng writes of oddities there to stderr.
+
+    Files of other kinds are returned as they are.
+    Raises: ValueError for a file that ends early, or a checksum that is not its chunk's, of which it would write too.
+    """
+    if data[:8] != PNG:
+        return data
+    kept, place, name = [PNG], 8, b""
+    while name != b"IEND":
+        if len(data) < place + 12:
+            raise ValueError("it ends early")
+        size, name = struct.unpack_from(">I4s", data, place)
+        chunk = data[place : place + size + 12]
+        if name in _PIXEL_CHUNKS:
+            if len(chunk) < size + 12 or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+                raise ValueError(f"it is damaged in {name.decode()}, or ends early")
+            kept.append(chunk)
+        place += size + 12
+    return b"".join(kept)
 
 
 def to_image(x: "Tensor") -> np.ndarray:

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cssr.utils import geotiff
 from cssr.utils.image_files import LIKE_IMAGES, register_heif, remedy
-from cssr.utils.images import PIXELS, any_size, check_pixels, open_image
+from cssr.utils.images import PIXELS, PNG, any_size, check_pixels, open_image, pixel_chunks
 from cssr.utils.valid_pixels import OPAQUE, fill_missing
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ _DEPTH, _PHOTOMETRIC, _TOP, _NODATA, _SUBFILE = 258, 262, 281, 42113, 254
 _TURNS = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}
 _STACKS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # formats with further frames that are no previews of the first
 BESIDE = ".msk"  # what GDAL adds to the name of a file for that of a mask of its pixels
-_PNG = b"\x89PNG\r\n\x1a\n"
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it cannot read is an error of ours
 
 Source = Image.Image | np.ndarray | bytes | str | Path
 
@@ -349,14 +350,16 @@ def _deep_values(picture: Image.Image, data: object) -> np.ndarray | None:
     if data is None:
         return None
     head = _first_bytes(data, 33)
-    deep = picture.format == "PNG" and head[:8] == _PNG and head[24] == 16
+    deep = picture.format == "PNG" and head[:8] == PNG and head[24] == 16
     deep |= picture.format == "TIFF" and np.max(picture.tag_v2.get(_DEPTH, 8)) > 8
     if not deep:
         return None
     check_pixels(picture, PIXELS // 2)
     content = data.getvalue() if isinstance(data, io.BytesIO) else Path(data).read_bytes()
-    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16:
+    values = cv2.imdecode(np.frombuffer(pixel_chunks(content), np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise ValueError("it is damaged, or of a kind that cannot be read")
+    if values.dtype != np.uint16:
         raise ValueError("its values are of a kind that cannot be read: save it with 8 or 16 bit")
     return values if values.ndim == 2 else values[..., [2, 1, 0, 3][: values.shape[2]]]
 

@@ -12,6 +12,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hand_made import kernel_of, npy, pair, write_index, write_pairs, write_stored, write_tar
@@ -27,6 +28,7 @@ from cssr.data.dataset import read_sample
 from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_size
 from cssr.data.shards import LARGEST, DataError, ShardSet, parse_index
 from cssr.data.tar_reader import read_members
+from cssr.utils.images import encoded
 
 
 def one_line(caught) -> str:
@@ -317,6 +319,39 @@ def test_colours_subsampled_in_a_rare_way_are_left_to_the_other_decoder(monkeypa
     assert image_size(data) == (24, 20) and not told
     np.testing.assert_array_equal(decode_image(data, told.append), expected)
     assert not told
+
+
+ODD_CHUNKS = chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(b"x" * 50)) + struct.pack(">I", 3) + b"tEXta\0b\0\0\0\5"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16"])
+def test_of_odd_chunks_of_a_png_nothing_is_written(mode, capfd):
+    """A profile that is too short and a wrong checksum of a text: the pixels are those of the file without them."""
+    image = Image.fromarray(coordinates(0, 20, 24))
+    wide = np.arange(480, dtype=np.uint16).reshape(20, 24) * 100
+    data = encoded(wide if mode == "I;16" else image.convert(mode))
+    odd = data[:33] + ODD_CHUNKS + data[33:]
+    np.testing.assert_array_equal(decode_image(odd, pytest.fail), decode_image(data, pytest.fail))
+    np.testing.assert_array_equal(decode_mask(odd, 3), decode_mask(data, 3))
+    place = data.index(b"IDAT") + 12
+    for damaged in (data[:place], data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]):
+        for decode in (lambda d: decode_image(d, pytest.fail), decode_mask):
+            with pytest.raises(ValueError, match="cannot be decoded"):
+                decode(damaged)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": "4:1:1"}])
+def test_damage_within_a_jpeg_is_told_once(options, capfd):
+    """As OpenCV decodes it, which writes of it by itself."""
+    data = bytearray(encoded(coordinates(0, 200, 240), "JPEG", quality=90, **options))
+    data[len(data) // 2 : len(data) // 2 + 20] = b"\xff\xd9" * 10
+    told: list[str] = []
+    image, mask = decode_image(bytes(data), told.append), decode_mask(bytes(data), 127)
+    assert len(told) == 1 and "premature end of data segment" in told[0] and capfd.readouterr() == ("", "")
+    grey, colours = (cv2.imdecode(np.frombuffer(data, np.uint8), mode) for mode in (0, 1))
+    np.testing.assert_array_equal(image, colours[..., ::-1])
+    np.testing.assert_array_equal(mask, grey > 127)
 
 
 def test_checksums_in_the_json_are_held(tmp_path):

@@ -1,5 +1,6 @@
 """Photographs as files: every kind of them, upright, by windows."""
 
+import struct
 import zlib
 
 import cv2
@@ -308,6 +309,21 @@ def test_damage_within_a_tiff_is_said_once_and_with_its_place(library, pixels, t
             read_photograph(image)
     with pytest.raises(ValueError, match="cannot read mask"):
         read_mask(tmp_path / "a.tif")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_damage_of_colours_in_16_bits_is_said_once(suffix, pixels, tmp_path, monkeypatch, capfd):
+    """OpenCV, libpng and libtiff write of it to stderr unless they are kept from that; an odd profile is no damage."""
+    monkeypatch.setattr(geotiff, "there", lambda: False)
+    data = bytearray(cv2.imencode(f".{suffix}", pixels.astype(np.uint16) * 257)[1].tobytes())
+    if suffix == "png":
+        profile = b"iCCPsRGB\0\0" + zlib.compress(b"too short")
+        chunk = struct.pack(">I", len(profile) - 4) + profile + struct.pack(">I", zlib.crc32(profile))
+        assert np.array_equal(read_photograph(bytes(data[:33] + chunk + data[33:])), pixels[..., ::-1])
+    data[200:400] = b"\xff" * 200
+    with pytest.raises(ValueError, match="cannot read the image as a photograph: "):
+        read_photograph(bytes(data))
     assert capfd.readouterr().err == ""
 
 
