@@ -2,7 +2,9 @@
 
 import dataclasses
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -44,12 +46,17 @@ def evaluate(
         segmentation: whether it is measured: not where the model finds no cracks or the images have no masks.
     """
     rows: list[dict[str, Any]] = []
-    for batch in batches:
-        batch, outputs = infer(model, batch, degrade, device, tile)
-        outputs = outputs.where_valid(batch)
-        rows += measure(batch, outputs, distances, segmentation)
-        if show:
-            show(batch, outputs)
+    with ThreadPoolExecutor(1) as beside:  # a batch is measured while the network works on the next one
+        measured: deque[Future] = deque()
+        for batch in batches:
+            batch, outputs = infer(model, batch, degrade, device, tile)
+            outputs = outputs.where_valid(batch)
+            measured.append(beside.submit(measure, batch, outputs, distances, segmentation))
+            if show:
+                show(batch, outputs)
+            if len(measured) > 1:
+                rows += measured.popleft().result()
+        rows += [row for batch in measured for row in batch.result()]
     return rows
 
 

@@ -24,6 +24,7 @@ from cssr.degradations import DEGRADATIONS
 from cssr.evaluation.evaluator import evaluate, gather_rows, infer, measures_segmentation
 from cssr.evaluation.results import compose, load
 from cssr.evaluation.visualization import sample_panels, save_picture, strip, take_sample, write_samples
+from cssr.models.inference_form import for_inference
 from cssr.models.joint import JointModel
 from cssr.models.load import choose, degradation_of, export_in, load_model
 from cssr.models.orientations import ORIENTATIONS
@@ -110,7 +111,7 @@ def check_writable(out: Path) -> None:
 
 def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
     check_options(options)
-    model = load_model(options.model, options.checkpoint).to(engine.device)
+    model = for_inference(load_model(options.model, options.checkpoint).to(engine.device))
     sets = open_sets(options.data, "--data")
     check_sides(sets, model.scale, "--data")
     made_from = origin(options, sets)
