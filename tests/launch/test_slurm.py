@@ -66,20 +66,25 @@ def environment(commands: Path, nodes: int, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def submit() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Run the batch script, from the repository's root; what is left of it when the test ends is killed."""
+def submit(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Run the batch script, from the repository's root; what is left of it when the test ends is killed.
+
+    The last that each job printed is printed then, for a test that fails.
+    """
     jobs = []
 
     def start(variables: Mapping[str, str], *arguments: str) -> subprocess.Popen:
-        how = {"cwd": ROOT, "env": dict(variables), "start_new_session": True}
-        jobs.append(subprocess.Popen(["bash", str(SCRIPT), *arguments], **how))
+        how = {"cwd": ROOT, "env": dict(variables), "start_new_session": True, "stderr": subprocess.STDOUT}
+        with (tmp_path / f"job-{len(jobs)}.txt").open("w") as printed:
+            jobs.append(subprocess.Popen(["bash", str(SCRIPT), *arguments], stdout=printed, **how))
         return jobs[-1]
 
     yield start
-    for job in jobs:
+    for number, job in enumerate(jobs):
         with suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
         job.wait()
+        print(f"job {number}, exit status {job.returncode}:", (tmp_path / f"job-{number}.txt").read_text()[-3000:])
 
 
 def options(commands: Path, node: int) -> dict[str, str]:
