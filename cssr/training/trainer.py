@@ -107,8 +107,9 @@ class Run:
                 f"every step was left out, as no loss was finite: nothing was trained, and no export is written; "
                 f"look at {self.dir / 'skipped.jsonl'}, lower optim.lr or set optim.clip_norm"
             )
-        if self.step >= self.config.train.steps:
+        if self.step >= self.config.train.steps and not self._unvalidated():  # a signal may have ended that
             self._export()
+            self.finished = True
         else:
             self.console.line(
                 f"stopped at step {self.step} on a signal, checkpoint written; the same command continues from here"
@@ -196,7 +197,7 @@ class Run:
             log_with=trackers(config.train, self.dir) if self.writes else None,
             project_config=ProjectConfiguration(project_dir=str(self.dir), logging_dir=str(self.dir / "tensorboard")),
         )
-        self.step, self.best, self.changed = 0, None, []
+        self.step, self.best, self.changed, self.finished = 0, None, [], False
         self.lock, self.watchdog, self.stop, self.saver = None, None, None, None
         self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)
         self.prepared = prepare(config, self.engine)
@@ -362,7 +363,7 @@ class Run:
     def interrupted(self) -> bool:
         """Return whether somebody at a terminal stopped the run before its end."""
         by_hand = self.stop is not None and self.stop.number in (signal.SIGINT, signal.SIGHUP)
-        return by_hand and self.step < self.config.train.steps
+        return by_hand and not self.finished
 
     def close(self) -> None:
         """Let go of the run directory, once the checkpoint that was begun is in it."""

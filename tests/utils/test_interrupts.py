@@ -16,6 +16,9 @@ from running import ROOT, command, environment, settings, wait_for_step
 from cssr.models.load import read_state
 from cssr.training import checkpoint as store
 from cssr.training.fault_tolerance import StopSignal
+from cssr.training.log import has_step
+from cssr.training.trainer import Run
+from cssr.training.trainer import run as train
 from cssr.utils import interrupts
 
 ENDLESS = ["train.steps=4000", "train.save_every=4000", "train.val_every=0", "optim.batch_norm=held"]
@@ -66,6 +69,24 @@ def test_a_run_finishes_its_step_and_writes_a_checkpoint(number, shards, tmp_pat
     assert process.returncode == 128 + number and err == ""
     assert out.splitlines()[-1].startswith("stopped at step ") and "checkpoint written" in out
     assert read_state(store.newest(run_dir))["step"] >= 2
+
+
+def test_a_last_validation_that_a_signal_ends_is_made_up_for_before_the_export(shards, tmp_path, monkeypatch, handlers):
+    run_dir = tmp_path / "run"
+    words = settings(shards, run_dir, "train.steps=2", "train.val_every=2", "eval.limit=2", "data.workers=0")
+    watched = Run._watched
+
+    def interrupt(run, batches):
+        signal.raise_signal(signal.SIGINT)
+        return watched(run, batches)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as end:
+        patched.setattr(Run, "_watched", interrupt)
+        train(words)
+    assert end.value.code == 130 and not (run_dir / "export").exists()
+    assert "stopped at step 2 on a signal, checkpoint written" in (run_dir / "log.txt").read_text()
+    train(words)
+    assert (run_dir / "export").is_dir() and has_step(run_dir / "validation.jsonl", 2)
 
 
 def test_slurms_warning_is_heeded_where_the_launcher_ignores_it(handlers):
