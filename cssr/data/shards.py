@@ -21,6 +21,7 @@ from cssr.data.remote import DataError, Notify, Remote, Unreachable, is_remote
 from cssr.data.tar_reader import FORMAT as FORMAT
 from cssr.data.tar_reader import SLOTS, Naming
 from cssr.utils.files import digest
+from cssr.utils.json_files import no_key_twice
 
 _REMEDY = "write the shards again with shards/make_shards.py"
 LARGEST = 1 << 26  # bytes; some 200,000 shards
@@ -34,7 +35,7 @@ _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+\.(?i:tar)")
 def parse_index(text: bytes) -> dict[str, Any] | None:
     """The index that `text` holds; None if it holds none, or one that cannot be true."""
     try:
-        index = json.loads(text)
+        index = json.loads(text, object_pairs_hook=no_key_twice)
         sound = index["format"] == FORMAT and bool(index["shards"]) and bool(index["image_sizes"])
         sound = sound and all(map(_is_shard, index["shards"])) and all(map(_SIZE.fullmatch, index["image_sizes"]))
         sound = sound and all(isinstance(index.get(name, True), bool) for name in ("masks", "valid"))

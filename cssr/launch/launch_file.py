@@ -16,6 +16,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
+from cssr.config.yaml_loader import Texts, load_yaml
 from cssr.utils.annotations import Within
 from cssr.utils.json_files import misfit, read_bytes
 from cssr.utils.machine import cores
@@ -127,7 +128,9 @@ def read_launch_file(path: Path, options: Mapping[str, Any]) -> LaunchFile:
     """
     fault = None
     try:
-        fault = misfit(yaml.safe_load(read_bytes(path)), _SHAPE)
+        content = read_bytes(path)
+        load_yaml(content, Texts, "it is not valid YAML")  # no key twice: accelerate takes the last
+        fault = misfit(yaml.safe_load(content), _SHAPE)
         file = None if fault else load_config_from_file(str(path))
     except Exception as error:  # what YAML, enumerations and dataclasses raise
         raise ValueError(f"--config_file {path}: {' '.join(str(error).split()) or type(error).__name__}") from error

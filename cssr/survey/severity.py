@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
+from cssr.config.yaml_loader import Loader, load_yaml
+from cssr.utils.json_files import read_bytes
 
 SHIPPED = Path(__file__).with_name("limits")
 DEFAULT = "en1992-1-1"
@@ -42,11 +43,7 @@ def load_limits(name: str = DEFAULT) -> Limits:
     if not path.is_file():
         raise ValueError(f"--limits: no table {name}: it is none of {', '.join(shipped())} and no file")
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"--limits: {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    try:
-        return _limits(given)
+        return _limits(load_yaml(read_bytes(path), Loader, "it is not valid YAML"))
     except ValueError as error:
         raise ValueError(f"--limits: {path}: {error}") from None
 

@@ -47,7 +47,7 @@ def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it
             text = data.decode(json.detect_encoding(data))
         except UnicodeDecodeError:
             text = data.decode("latin-1")
-        value = json.loads(text.lstrip("\ufeff"))
+        value = json.loads(text.lstrip("\ufeff"), object_pairs_hook=no_key_twice)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ValueError(f"{name} is damaged, no JSON: {reason}; {remedy}") from None
@@ -55,6 +55,16 @@ def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it
     if fault:
         raise ValueError(f"{name} is damaged, or something else: {fault}; {remedy}")
     return value
+
+
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object, as `object_pairs_hook`; ValueError for a key that comes twice: one value would be lost."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise ValueError(f"{shortened(twice)} is there twice in one object")
+    return made
 
 
 def misfit(value: Any, shape: Any, path: str = "") -> str | None:

@@ -115,6 +115,7 @@ def test_what_works_otherwise_than_meant_is_noted(tmp_path):
         ("distributed_type: MULTI_GPUS\nnum_processes: 2", "MULTI_GPUS"),
         ("num_processes: 2", "distributed_type"),
         ("distributed_type: [", "--config_file"),
+        ('distributed_type: "NO"\nnum_processes: 1\nnum_processes: 8', "'num_processes' is there twice"),
         ("", "the whole must be an object, found None"),
         ("- a", "the whole must be an object, found ['a']"),
         ("[" * 3000, "--config_file"),

@@ -39,7 +39,8 @@ def test_a_width_within_its_uncertainty_of_a_limit_may_be_of_several_classes(tab
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("[", "cannot be read as YAML"),
+        ("[", "it is not valid YAML"),
+        ("name: a\nclasses: []\nname: b", "'name' is there twice"),
         ("3", "a table has name, classes"),
         ("name: x\nclasses: [{name: a, above: 0}]", "two or more"),
         ("name: x\nclasses: [{name: a, above: 0}, {name: b, above: 0.3}, {name: c, above: 0.2}]", "rise"),

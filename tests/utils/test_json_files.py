@@ -45,6 +45,13 @@ def test_encodings_are_recognised(tmp_path, encoding):
     assert read_json(path, {"name": str}) == {"name": "Brücke"}
 
 
+@pytest.mark.parametrize("data", [b'{"a": {"b": 1, "c": 2, "b": 1}}', b'{"b": 1, "\\u0062": 2}'])
+def test_a_key_that_is_there_twice_is_named(data):
+    """Of two values Python keeps the last: annotations that were joined by hand would be lost without a word."""
+    with pytest.raises(ValueError, match="^x.json is damaged, no JSON: 'b' is there twice in one object; mend it$"):
+        parse_json(data, "x.json", remedy="mend it")
+
+
 @pytest.mark.parametrize(
     "data, said", [(b"", "no JSON"), (b"{", "no JSON"), (b"[" * 100_000, "nested too deeply"), (b"1" * 5000, "no JSON")]
 )
