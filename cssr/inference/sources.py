@@ -14,7 +14,7 @@ import numpy as np
 
 from cssr.inference import resume as done
 from cssr.utils.files import free_stem
-from cssr.utils.image_files import IMAGE_SUFFIXES, is_litter, passed_over, walk, with_suffix
+from cssr.utils.image_files import IMAGE_SUFFIXES, is_litter, masks_beside, passed_over, walk, with_suffix
 from cssr.utils.photographs import Photograph, open_photograph
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".mts")
@@ -107,9 +107,9 @@ def _below(source: Path) -> Iterator[tuple[Path, Path]]:
     """Files in a folder or of a pattern."""
     root = _root(source)
     if source.is_dir():
-        paths = without_results(with_suffix(walk(source)))
+        paths = _photographs(with_suffix(walk(source)))
     elif glob.has_magic(str(source)):
-        paths = without_results(with_suffix(_matching(source), IMAGE_SUFFIXES + VIDEOS))
+        paths = _photographs(with_suffix(_matching(source), IMAGE_SUFFIXES + VIDEOS))
     else:
         raise ValueError(f"no photograph or folder at {source}")
     if not paths:
@@ -127,6 +127,13 @@ def _matching(pattern: Path) -> list[Path]:
     return [path for path, parts in below if not any(map(is_litter, parts))]
 
 
+def _photographs(paths: Iterable[Path]) -> list[Path]:
+    """The paths but results of an earlier prediction, and masks of others by their names."""
+    paths = without_results(paths)
+    masks = {*masks_beside(paths)}
+    return [path for path in paths if path not in masks]
+
+
 def without_results(paths: Iterable[Path]) -> list[Path]:
     """The paths but those that an earlier prediction has written, as the records beside them say."""
     kept, written = [], {}
@@ -142,7 +149,11 @@ def without_results(paths: Iterable[Path]) -> list[Path]:
 def passed_over_in(sources: Sequence[Path]) -> str:
     """Warning of files in folders and patterns that look like photographs but are not read; "" without any."""
     folders = [path for source in sources if source.is_dir() for path in walk(source)]
-    return passed_over(folders + [path for source in sources if not source.exists() for path in _matching(source)])
+    files = folders + [path for source in sources if not source.exists() for path in _matching(source)]
+    masks = masks_beside(without_results(with_suffix(files)))
+    first = masks[0] if masks else None
+    said = f"passed over {len(masks)} masks beside their photographs ({first}): name a file itself to predict it"
+    return "; ".join(filter(None, [said if masks else "", passed_over(files)]))
 
 
 def _root(source: Path) -> Path:

@@ -1,6 +1,7 @@
 """Image files of folders: which suffixes are read, and a walk that follows links and leaves litter alone."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ _RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", 
 _OTHERS = (*(suffix for suffixes in _OPTIONAL.values() for suffix in suffixes), ".gif", ".jxl", ".psd", ".tga", ".ecw")
 LIKE_IMAGES = {*_HEIF, *_RAW, *_OTHERS, ".ppm", ".pgm", ".sid", ".jls", ".exr"} - {*IMAGE_SUFFIXES}  # not read
 _LITTER = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+_MASK = re.compile(r"(.+)[-_. ](?:mask|gt|groundtruth|ground_truth|label|annotation)s?", re.IGNORECASE)
 
 
 def is_litter(name: str) -> bool:
@@ -60,6 +62,19 @@ def passed_over(paths: Iterable[Path]) -> str:
         return ""
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
     return f"passed over {counts.total()} files that look like photographs ({kinds}): {remedy(counts)}"
+
+
+def masks_beside(paths: Iterable[Path]) -> list[Path]:
+    """The files that are masks by their names: x_mask.png, x-gt.png, x.jpg.png where x.jpg is in the same folder."""
+    paths = list(paths)
+    names = {path.parent / name for path in paths for name in (path.name, path.stem)}
+
+    def is_mask(path: Path) -> bool:
+        match = _MASK.fullmatch(path.stem)
+        double = Path(path.stem).suffix.lower() in IMAGE_SUFFIXES and path.with_suffix("") in names
+        return double or bool(match and path.parent / match[1] in names)
+
+    return [path for path in paths if is_mask(path)]
 
 
 def remedy(suffixes: Iterable[str]) -> str:

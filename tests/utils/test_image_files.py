@@ -10,8 +10,9 @@ from PIL import Image
 from shard_helpers import draw, draw_mask, make_tree, read, run
 
 from cssr.cracks.run import masks_at
+from cssr.dataset_preparation.sources.folder import folder
 from cssr.inference.sources import passed_over_in, photographs
-from cssr.utils.image_files import IMAGE_SUFFIXES, passed_over, walk
+from cssr.utils.image_files import IMAGE_SUFFIXES, masks_beside, passed_over, walk
 
 
 def put(path: Path) -> Path:
@@ -109,3 +110,32 @@ def test_results_of_earlier_predictions_are_no_photographs(tmp_path):
     record = {"facts": {}, "files": {"a_sr.png": 1, "a_mask.png": 1}, "found": {}}
     (tmp_path / "old/a_prediction.json").write_text(json.dumps(record))
     assert set(photographs(tmp_path)) == {"a", "old/mine"} == set(photographs(tmp_path / "**" / "*.*"))
+
+
+@pytest.mark.parametrize(
+    "names, masks",
+    [
+        (["a.jpg", "a_mask.png", "b.jpg"], ["a_mask.png"]),
+        (["a.png", "a-GT.png", "a.Masks.tif", "a label.png"], ["a-GT.png", "a.Masks.tif", "a label.png"]),
+        (["a.jpg", "a.jpg.png"], ["a.jpg.png"]),
+        (["a.jpg", "b/a_mask.png", "b_mask.png", "mask.png", "a_masked.png", "a.1.jpg", "a2.png"], []),
+        (["a.b.jpg", "a.png", "unmask.png"], []),
+    ],
+)
+def test_masks_beside_their_photographs_are_no_photographs(names, masks, tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert masks_beside(map(Path, names)) == [Path(name) for name in masks]
+    expected = {tmp_path / name for name in {*names} - {*masks}}
+    assert {*photographs(tmp_path).values()} == expected
+    assert {*photographs(tmp_path / "**" / "*.*").values()} == expected
+    said = f"passed over {len(masks)} masks beside their photographs" if masks else ""
+    assert passed_over_in([tmp_path]).startswith(said) and bool(passed_over_in([tmp_path])) == bool(masks)
+    source = folder(tmp_path, images_only=True)
+    assert {tmp_path / item.origin for item in source.items} == expected and len(source.notes) == bool(masks)
+    if masks:
+        with pytest.raises(ValueError, match=f"{len(masks)} masks are beside their images.*--mask-pattern"):
+            folder(tmp_path)
+    for name in masks:  # by its own name it is
+        assert [*photographs(tmp_path / name).values()] == [tmp_path / name]

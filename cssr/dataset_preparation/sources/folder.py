@@ -1,5 +1,6 @@
 """A folder of images and a folder of masks, or any other naming that a pattern can say."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +24,12 @@ from cssr.dataset_preparation.pairing import (
     SkipUnpaired,
     find_pairs,
     image_files,
+    left_out,
     match,
     select,
 )
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
+from cssr.utils.image_files import masks_beside, walk, with_suffix
 
 ImagesOnly = Annotated[bool, "no masks, for super-resolution alone; the images may also be in ROOT itself"]
 ImagePattern = Annotated[str | None, "paths of the images below ROOT, as 'photos/{stem}.jpg'; also {split}, *, ?, **/"]
@@ -53,7 +56,10 @@ def folder(
     group = by_expression(group_pattern)
     if images_only:
         refuse_mask_options(threshold, crack_colors, crack_values, dilate, resize_masks, mask_pattern)
-        return without_masks(root, "folder", _pictures(root, split, image_pattern, name_list), group)
+        pictures = _pictures(root, split, image_pattern, name_list)
+        masks = {*masks_beside(pictures.values())}
+        source = without_masks(root, "folder", {key: p for key, p in pictures.items() if p not in masks}, group)
+        return replace(source, notes=left_out("masks beside their images", sorted(p.relative_to(root) for p in masks)))
     pairs = _pairs(root, split, image_pattern, mask_pattern, name_list, skip_unpaired)
     read, decide = choose(threshold, crack_colors, crack_values, pairs.lossy)
     return Source("folder", None, pairs.items(read, resize_masks, group), dilated(decide, dilate), pairs.notes)
@@ -79,6 +85,12 @@ def _pairs(
         for option, pattern in (("--image-pattern", image), ("--mask-pattern", mask)):
             _check_pattern(option, pattern, left)
         return find_pairs(root, left, Layout(image, mask), names=names, skip=skip)
+    beside = [] if (root / (left or "") / "masks").is_dir() else masks_beside(with_suffix(walk(root)))
+    if beside:
+        raise ValueError(
+            f"{len(beside)} masks are beside their images, as {beside[0]}: say how both are called below --root, as "
+            "with --image-pattern '{stem}.jpg' --mask-pattern '{stem}_mask.png'"
+        )
     base = split_folder(root, left)
     if not (base / "masks").is_dir():
         by_stem(base / "images", IMAGE_SUFFIXES)  # without images, that is what to say
