@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cssr.config.schema import ADDRESSES, Config, ModelConfig, PhaseConfig, check, check_model
 from cssr.config.yaml_loader import TAG, Loader, Texts, load_yaml, to_inline_yaml, to_yaml
+from cssr.utils.files import write_atomic
 from cssr.utils.installed import find_file
 
 _LARGEST = 1 << 20  # bytes of a recipe
@@ -132,7 +133,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved settings as YAML."""
-    Path(path).write_text(to_yaml(to_dict(config)), encoding="utf-8")
+    write_atomic(Path(path), to_yaml(to_dict(config)))
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,10 +1,12 @@
 """List the recipes and launch files that come with the package, or copy them to a folder of one's own."""
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 
 from cssr.utils.cli import Parser, run_command
+from cssr.utils.files import PARTIAL, naming
 from cssr.utils.installed import folder
 
 FOLDERS = ("configs", "launch")
@@ -27,9 +29,26 @@ def _run(arguments: list[str]) -> int:
             files = sorted(path for kind in ("yaml", "sh") for path in folder(name).rglob(f"*.{kind}"))
             print(*(f"{name}/{path.relative_to(folder(name))}  {_title(path)}" for path in files), sep="\n")
         else:
-            shutil.copytree(folder(name), out / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            _copy(folder(name), out / name)
             print(f"{out / name} written")
     return 0
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder as a whole; what could not be copied to its end is removed again."""
+    room = target.with_name(f"{target.name}{PARTIAL}-{os.getpid()}")
+    with naming(target):
+        try:
+            for path in source.rglob("*"):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    copy = room / path.relative_to(source)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(path.read_bytes())
+                    shutil.copymode(path, copy)
+            room.rename(target)
+        except BaseException:
+            shutil.rmtree(room, ignore_errors=True)
+            raise
 
 
 def _title(path: Path) -> str:

@@ -10,13 +10,16 @@ from tqdm import tqdm
 from cssr.data.dataset import read_sample
 from cssr.data.shards import ShardSet
 from cssr.utils.cli import errors_end, program
+from cssr.utils.files import naming, write_atomic
+from cssr.utils.images import encoded
 
 
 def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:
     """Write `count` samples, evenly spread over the set, as `key.png`, reduced by `reduce` (bicubic, antialiased)."""
     places = [(shard, index) for shard, samples in enumerate(shards.counts) for index in range(samples)]
     count = min(count, len(places))
-    out.mkdir(parents=True, exist_ok=True)
+    with naming(out):
+        out.mkdir(parents=True, exist_ok=True)
     written = []
     for k in tqdm(range(count), disable=not sys.stderr.isatty()):
         sample = read_sample(shards, *places[k * len(places) // count])
@@ -24,7 +27,7 @@ def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:
         size = (max(1, picture.width // reduce), max(1, picture.height // reduce))
         picture = picture if reduce == 1 else picture.resize(size, Image.Resampling.BICUBIC)
         written.append(out / f"{sample.key}.png")
-        picture.save(written[-1])
+        write_atomic(written[-1], encoded(picture))
     return written
 
 

@@ -17,8 +17,8 @@ from cssr.data.dataset import Sample, read_sample
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation.images import outlined
 from cssr.utils.cli import program
-from cssr.utils.files import naming
-from cssr.utils.images import joined
+from cssr.utils.files import naming, write_atomic
+from cssr.utils.images import encoded, joined
 from cssr.utils.json_files import misfit
 
 _SIDE = 256  # pixels of the longer side of a picture on the sheet
@@ -197,7 +197,7 @@ def main() -> int:
             sheet = draw_sheet(shards, options.count, options.seed)
             with naming(options.out):
                 options.out.parent.mkdir(parents=True, exist_ok=True)
-                sheet.save(options.out)
+                write_atomic(options.out, encoded(sheet, "PNG" if options.out.suffix.lower() == ".png" else "JPEG"))
             print(f"{min(options.count, len(shards))} samples in {options.out}")
     except (ValueError, OSError) as problem:
         print("error:", " ".join(str(problem).split()), file=sys.stderr)

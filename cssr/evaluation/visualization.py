@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
 from cssr.evaluation.metrics import THRESHOLDS, thresholds_below
-from cssr.utils.files import PARTIAL, safe_name
+from cssr.utils.files import PARTIAL, naming, safe_name, write_atomic
 from cssr.utils.images import encoded, joined, to_image
 from cssr.utils.json_files import read_json
 
@@ -67,9 +67,10 @@ def _row(panels: dict[str, np.ndarray], caption: str) -> Image.Image:
 
 
 def save_picture(image: Image.Image | np.ndarray, path: Path) -> Path:
-    """Write a PNG, making its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
+    """Write a PNG, making its directory; ValueError, one line, where it cannot be written."""
+    with naming(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, encoded(image))
     return path
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
@@ -98,10 +99,11 @@ def rank(stems: Sequence[Path], names: Sequence[str], out: Path) -> list[tuple[f
     scores = [entropy(_probabilities(stem)) for stem in stems]
     order = sorted(range(len(stems)), key=lambda n: (-scores[n], names[n]))
     ranked = [(scores[n], names[n]) for n in order]
-    with naming(out), open(out / "rank.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["rank", "photograph", "entropy_bits_per_pixel"])
-        writer.writerows((place, name, f"{score:.6f}") for place, (score, name) in enumerate(ranked, 1))
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["rank", "photograph", "entropy_bits_per_pixel"])
+    writer.writerows((place, name, f"{score:.6f}") for place, (score, name) in enumerate(ranked, 1))
+    write_atomic(out / "rank.csv", table.getvalue())
     cells = [_cell(stems[n], place, *ranked[place - 1]) for place, n in enumerate(order[:_SHEET], 1)]
     columns = min(6, len(cells))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)

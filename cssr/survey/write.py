@@ -73,7 +73,9 @@ def _write(writer: Callable[[Path], Any], path: Path, final: Path) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(final)) from error
     except Exception as error:  # of the libraries, where the disk is full among others
-        raise OSError(errno.EIO, " ".join(str(error).split()), str(final)) from error
+        cause = next((e for e in (error.__context__, *error.args) if isinstance(e, OSError)), None)
+        number, said = (cause.errno, cause.strerror) if cause else (errno.EIO, " ".join(str(error).split()))
+        raise OSError(number, said, str(final)) from error
 
 
 def summary(survey: Survey, facts: dict[str, Any], out: Path) -> dict[str, Any]:

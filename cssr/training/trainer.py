@@ -145,9 +145,9 @@ class Run:
         self.stopping = self.any_rank(bool(self.stop))
         if self.stopping:  # it may have ended early; the resumed run comes here again
             return
+        self._keep_best(validated.measures[config.train.best])
         if self.engine.is_main_process:
             record(validated, self.step, self._progress(self.step).samples, self.dir, self.engine, self.console)
-        self._keep_best(validated.measures[config.train.best])
         self.logged_at += time.monotonic() - began
 
     def _unvalidated(self) -> bool:

@@ -123,12 +123,12 @@ class Validation:
 def record(validated: Validated, step: int, samples: int, run_dir: Path, engine: Accelerator, console: Console) -> None:
     """Write down and show what a validation has found, on one rank."""
     shown = {name: value for name, value in validated.measures.items() if value is not None}
-    append_line(run_dir / "validation.jsonl", {"step": step, "samples": samples, **shown})
     for tracker in engine.trackers:
         if tracker.name != "jsonl":
             tracker.log({f"val/{name}": value for name, value in shown.items()}, step=step)
     if validated.panels:
         save_picture(strip(validated.panels), run_dir / "samples" / f"step_{step:08d}.png")
+    append_line(run_dir / "validation.jsonl", {"step": step, "samples": samples, **shown})  # last: a resume looks there
     text = "  ".join(f"{name} {shown[name]:.4g}" for name in ("iou_max", "aiu", "psnr", "ssim") if name in shown)
     console.line(f"validation at step {step}: {text}  ({validated.seconds:.0f} s)")
 

@@ -23,6 +23,7 @@ from cssr.inference.predictor import predict
 from cssr.models.load import checkpoints, load_model, read_best
 from cssr.train import main
 from cssr.training import checkpoint
+from cssr.training.log import has_step
 from cssr.training.trainer import Run
 
 
@@ -398,6 +399,23 @@ def test_a_damaged_validation_image_costs_no_step(shards, tmp_path):
     main(words)
     steps = [json.loads(line)["step"] for line in (run_dir / "validation.jsonl").read_text().splitlines()]
     assert steps == [2, 4]
+
+
+@pytest.mark.slow
+def test_a_validation_of_which_not_all_was_written_is_made_again(shards, tmp_path, monkeypatch):
+    """Its picture had no room: the resumed run measures again, and the best is not forgotten."""
+    words = settings(shards, tmp_path / "run", "train.steps=1", "train.val_every=1", "data.workers=0")
+
+    def full(*_) -> None:
+        raise ValueError("no room")
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="no room"):
+        patched.setattr("cssr.training.validation.save_picture", full)
+        main(words)
+    assert not has_step(tmp_path / "run" / "validation.jsonl", 1) and not (tmp_path / "run" / "export").exists()
+    main(words)
+    assert has_step(tmp_path / "run" / "validation.jsonl", 1)
+    assert read_best(tmp_path / "run")["checkpoint"] == "step_00000001"
 
 
 def test_a_scale_that_does_not_divide_the_default_crop(shards, tmp_path):
