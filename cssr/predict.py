@@ -9,7 +9,6 @@ if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,8 +87,6 @@ def __getattr__(name: str) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parser().parse_args(arguments)
-    # Large arrays of torch in pages of 2 MiB: half of the system's time, a fifth of all. Read once, on its first array.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from cssr.inference.run import run  # takes seconds, which --help does not need
 
     run(options)

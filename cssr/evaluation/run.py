@@ -32,7 +32,7 @@ from cssr.models.shipped import is_shipped
 from cssr.utils.cli import errors_end
 from cssr.utils.distributed import start_engine
 from cssr.utils.files import naming, sha256_of, write_atomic
-from cssr.utils.machine import check_processes
+from cssr.utils.machine import check_processes, keep_freed_memory
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst
 _MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint
@@ -41,6 +41,7 @@ _CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "
 
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr/evaluate.py` asks for."""
+    keep_freed_memory()
     with errors_end():
         engine = start_engine()
         _evaluate(options, engine)

@@ -1,9 +1,7 @@
 """The command that predicts photographs: what it is given, and what it says at the end."""
 
 import argparse
-import ctypes
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,14 +24,13 @@ from cssr.survey.severity import Limits, load_limits
 from cssr.survey.write import FOLDER, write_survey
 from cssr.utils.cli import errors_end
 from cssr.utils.interrupts import one_line
+from cssr.utils.machine import keep_freed_memory
 from cssr.utils.photographs import Photograph, open_photograph
-
-_MMAP_THRESHOLD, _LARGE = -3, 4 << 20  # of mallopt(3), bytes
 
 
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr.predict` asks for."""
-    _return_memory()
+    keep_freed_memory()
     try:
         with errors_end():
             choose_model(options)
@@ -74,14 +71,6 @@ def _summary(work: Pipeline, options: argparse.Namespace) -> int | str:
     if failed:
         return f"error: {len(failed)} of {count} photographs could not be read or written: {', '.join(failed[:5])}"
     return int(bool(unmeasured))
-
-
-def _return_memory() -> None:
-    """Have glibc give large blocks back when they are freed: kept for later use, they are between small ones that stay,
-    and a process grows with every row of tiles.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def _survey(work: Pipeline, options: argparse.Namespace, limits: Limits) -> None:

@@ -45,6 +45,7 @@ from cssr.training.task import Task
 from cssr.training.validation import Validation, is_better, record
 from cssr.utils import distributed as engines
 from cssr.utils.distributed import AnyRank, start_engine
+from cssr.utils.machine import keep_freed_memory
 
 
 class Run:
@@ -197,6 +198,8 @@ class Run:
             log_with=trackers(config.train, self.dir) if self.writes else None,
             project_config=ProjectConfiguration(project_dir=str(self.dir), logging_dir=str(self.dir / "tensorboard")),
         )
+        if self.engine.device.type == "cpu":
+            keep_freed_memory()
         self.step, self.best, self.changed, self.finished = 0, None, [], False
         self.lock, self.watchdog, self.stop, self.saver = None, None, None, None
         self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)

@@ -62,3 +62,32 @@ def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
     code = "from cssr.utils.machine import peak_memory; x = bytearray(2**26); print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert 2**26 < int(done.stdout) < 2**29 and held.all()
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from cssr.utils.machine import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(10_000_000)
+before = faults()
+for _ in range(5):
+    np.ones(10_000_000)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_large_arrays_take_memory_that_was_freed_before():
+    """Without it the kernel makes pages for each array of 76 MiB anew: 20,000 of 4 KiB, or some of 2 MiB."""
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", FAULTS, how], env=environment(), capture_output=True, text=True, check=True
+        )
+        for how in ("give back", "keep")
+    ]
+    anew, kept = (int(done.stdout) for done in told)
+    assert anew > 5 * 30 and kept < anew / 10
