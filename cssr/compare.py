@@ -1,4 +1,4 @@
-"""What has become of each crack between two surveys: `python -m cssr.compare OLD NEW --out DIR`.
+"""Changes of each crack between two surveys: `python -m cssr.compare OLD NEW --out DIR`.
 
 OLD and NEW are what `cssr.predict PHOTOGRAPHS --measure --out DIR` has written of photographs of the same spots.
 """

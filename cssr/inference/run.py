@@ -66,8 +66,8 @@ def _summary(work: Pipeline, options: argparse.Namespace) -> int | str:
     again = f" ({skipped} of them were there already)" if skipped else ""
     print(f"{count - len(failed)} photographs: {_written(work.model, work.wanted)} in {options.out}{again}")
     if unmeasured:
-        told = f"error: {len(unmeasured)} of {count} photographs were not measured: {', '.join(unmeasured[:5])}"
-        print(one_line(told), file=sys.stderr)
+        failure = f"error: {len(unmeasured)} of {count} photographs were not measured: {', '.join(unmeasured[:5])}"
+        print(one_line(failure), file=sys.stderr)
     if failed:
         return f"error: {len(failed)} of {count} photographs could not be read or written: {', '.join(failed[:5])}"
     return int(bool(unmeasured))
@@ -78,8 +78,8 @@ def _survey(work: Pipeline, options: argparse.Namespace, limits: Limits) -> None
     from cssr.inference.detectable import detectable  # slow to import
 
     measured = [outcome.source for outcome in work.outcomes if outcome.cracks is not None]
-    stems = [options.out / source.stem for source in measured]
-    survey = collect(stems, limits, options.width_uncertainty)
+    prefixes = [options.out / source.stem for source in measured]
+    survey = collect(prefixes, limits, options.width_uncertainty)
     facts = {"model": str(options.model), "threshold": options.threshold, "tta": options.tta, "cssr": __version__}
     facts |= {"width_uncertainty_px": options.width_uncertainty, "least_length_px": options.least_length}
     openings = [partial(_seen, source, options) for source in measured if source.frame is None]
@@ -94,7 +94,7 @@ def _survey(work: Pipeline, options: argparse.Namespace, limits: Limits) -> None
     for sentence in notes:
         print(one_line(f"survey: {sentence}"), file=sys.stderr)
     classes = ", ".join(f"{count} {name}" for name, count in survey.severities().items() if count)
-    print(f"survey of {len(stems)} photographs in {options.out / FOLDER}: {len(survey.rows)} cracks: {classes}")
+    print(f"survey of {len(prefixes)} photographs in {options.out / FOLDER}: {len(survey.rows)} cracks: {classes}")
 
 
 def _seen(source: inputs.Source, options: argparse.Namespace) -> Photograph:

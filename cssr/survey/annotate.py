@@ -29,10 +29,10 @@ _SHEET, _CELL = 24, 320  # photographs of the sheet, and pixels of a side
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr.annotate` asks for. Raises: ValueError, one line."""
     if not 0 <= options.least_confidence <= 1:
-        raise ValueError(f"--least-confidence must lie in 0..1, found {options.least_confidence}")
-    stems = measured_stems(options.results)
-    bar = tqdm(stems, unit="photo", disable=not sys.stderr.isatty())
-    everything = [annotations.read(stem, options.least_confidence) for stem in bar]
+        raise ValueError(f"--least-confidence must be in 0..1, found {options.least_confidence}")
+    prefixes = measured_prefixes(options.results)
+    bar = tqdm(prefixes, unit="photo", disable=not sys.stderr.isatty())
+    everything = [annotations.read(prefix, options.least_confidence) for prefix in bar]
     photographs = _named([photograph for photograph in everything if photograph.is_file], options.root)
     if len(photographs) < len(everything):
         left = len(everything) - len(photographs)
@@ -50,29 +50,29 @@ def run(options: argparse.Namespace) -> None:
     cracks = sum(len(photograph.instances) for photograph in photographs)
     print(f"{cracks} cracks of {len(photographs)} photographs: {', '.join(contents)} in {options.out}")
     if options.rank:
-        files = [stem for stem, photograph in zip(stems, everything) if photograph.is_file]
+        files = [prefix for prefix, photograph in zip(prefixes, everything) if photograph.is_file]
         rank(files, [one_line(photograph.name) for photograph in photographs], options.out)
 
 
-def measured_stems(results: Path) -> list[Path]:
-    """`stems_of` a directory of results; ValueError, too, where a file of lines is damaged."""
-    stems = stems_of(results)
-    for stem in stems:
-        read_json(stem.with_name(stem.name + LINES), {"photograph": {"name": str, "height": int, "width": int}})
-    return stems
+def measured_prefixes(results: Path) -> list[Path]:
+    """`prefixes_of` a directory of results; ValueError, too, where a file of lines is damaged."""
+    prefixes = prefixes_of(results)
+    for prefix in prefixes:
+        read_json(prefix.with_name(prefix.name + LINES), {"photograph": {"name": str, "height": int, "width": int}})
+    return prefixes
 
 
-def stems_of(results: Path) -> list[Path]:
-    """Stems of the photographs in a directory of results whose cracks are measured; ValueError where there is none."""
+def prefixes_of(results: Path) -> list[Path]:
+    """Path prefixes of the results of measured photographs in a directory; ValueError where there is none."""
     if not results.is_dir():
         raise ValueError(f"no directory at {results}")
     records = sorted(results.rglob(f"*{_RECORD}"))
-    stems = [record.with_name(record.name.removesuffix(_RECORD)) for record in records]
-    stems = [stem for stem in stems if stem.with_name(stem.name + LINES).is_file()]
-    if not stems:
+    prefixes = [record.with_name(record.name.removesuffix(_RECORD)) for record in records]
+    prefixes = [prefix for prefix in prefixes if prefix.with_name(prefix.name + LINES).is_file()]
+    if not prefixes:
         held = f"{len(records)} predicted photographs without measures" if records else "no results"
         raise ValueError(f"{results} holds {held}: run cssr.predict PHOTOGRAPHS --measure --out {results}")
-    return stems
+    return prefixes
 
 
 def _named(photographs: Sequence[Annotated], root: Path | None) -> list[Annotated]:
@@ -90,21 +90,21 @@ def _named(photographs: Sequence[Annotated], root: Path | None) -> list[Annotate
 # ---- what to label first ----
 
 
-def rank(stems: Sequence[Path], names: Sequence[str], out: Path) -> list[tuple[float, str]]:
+def rank(prefixes: Sequence[Path], names: Sequence[str], out: Path) -> list[tuple[float, str]]:
     """Write `rank.csv` and `rank.jpg`: photographs by the mean entropy of their probabilities, bits a pixel.
 
     Probabilities are the calibrated ones that prediction has written (with --tta, means over orientations).
     Raises: ValueError where they were not written.
     """
-    scores = [entropy(_probabilities(stem)) for stem in stems]
-    order = sorted(range(len(stems)), key=lambda n: (-scores[n], names[n]))
+    scores = [entropy(_probabilities(prefix)) for prefix in prefixes]
+    order = sorted(range(len(prefixes)), key=lambda n: (-scores[n], names[n]))
     ranked = [(scores[n], names[n]) for n in order]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["rank", "photograph", "entropy_bits_per_pixel"])
     writer.writerows((place, name, f"{score:.6f}") for place, (score, name) in enumerate(ranked, 1))
     write_atomic(out / "rank.csv", table.getvalue())
-    cells = [_cell(stems[n], place, *ranked[place - 1]) for place, n in enumerate(order[:_SHEET], 1)]
+    cells = [_cell(prefixes[n], place, *ranked[place - 1]) for place, n in enumerate(order[:_SHEET], 1)]
     columns = min(6, len(cells))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
     rows = [np.hstack(cells[at : at + columns]) for at in range(0, len(cells), columns)]
@@ -123,23 +123,23 @@ def entropy(prob: np.ndarray) -> float:
     return float((bits * levels).sum() / levels.sum())
 
 
-def _probabilities(stem: Path) -> np.ndarray:
+def _probabilities(prefix: Path) -> np.ndarray:
     for ending in ("_prob.png", "_prob.tif"):
-        path = stem.with_name(stem.name + ending)
+        path = prefix.with_name(prefix.name + ending)
         if path.is_file():
             with open_image(path) as image:
                 layers = np.asarray(image)
             return layers[layers[..., 1] > 0][:, 0] if layers.ndim == 3 else layers
-    path = stem.with_name(f"{stem.name}_prob.npy")
+    path = prefix.with_name(f"{prefix.name}_prob.npy")
     if path.is_file():
         values = np.load(path)
         return values[np.isfinite(values)]
-    raise ValueError(f"--rank: no probabilities of {stem}: predict with prob among --write")
+    raise ValueError(f"--rank: no probabilities of {prefix}: predict with prob among --write")
 
 
-def _cell(stem: Path, place: int, score: float, name: str) -> np.ndarray:
+def _cell(prefix: Path, place: int, score: float, name: str) -> np.ndarray:
     """A square of the sheet: the picture with cracks drawn in, and its place."""
-    with open_image(stem.with_name(f"{stem.name}_cracks.png")) as picture:
+    with open_image(prefix.with_name(f"{prefix.name}_cracks.png")) as picture:
         picture.thumbnail((_CELL, _CELL - 30))
         small = np.asarray(picture.convert("RGB"))
     cell = np.full((_CELL, _CELL, 3), 255, np.uint8)

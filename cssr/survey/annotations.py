@@ -52,13 +52,13 @@ class Annotated:
     is_file: bool = True  # False: a frame of a video
 
 
-def read(stem: Path, least_score: float = 0.0) -> Annotated:
+def read(prefix: Path, least_score: float = 0.0) -> Annotated:
     """Read the measured cracks of a photograph as whole pixels of it; cracks below `least_score` are left out.
 
     A pixel is crack where half of it is, and along the centre line, so that hairlines thinner than it are kept.
     """
-    lines = json.loads(stem.with_name(f"{stem.name}_cracks.geojson").read_text(encoding="utf-8"))
-    areas = json.loads(stem.with_name(f"{stem.name}_outlines.geojson").read_text(encoding="utf-8"))
+    lines = json.loads(prefix.with_name(f"{prefix.name}_cracks.geojson").read_text(encoding="utf-8"))
+    areas = json.loads(prefix.with_name(f"{prefix.name}_outlines.geojson").read_text(encoding="utf-8"))
     photograph = lines["photograph"]
     pixels = to_pixels(photograph.get("affine"))
     instances = []

@@ -98,7 +98,7 @@ def _label(picture: Image.Image, labels: Sequence[tuple]) -> None:
 
 
 def _titled(picture: Image.Image, title: str, states: Sequence[str]) -> Image.Image:
-    """With a title above, whose end is kept where it is too long, or the colours of states."""
+    """With a title above (its end where it is too long), or the colours of states."""
     sheet = Image.new("RGB", (picture.width, picture.height + _HEAD), "white")
     sheet.paste(picture, (0, _HEAD))
     font, draw = ImageFont.load_default(15), ImageDraw.Draw(sheet)

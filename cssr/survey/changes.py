@@ -17,23 +17,23 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from cssr.survey.collect import COVERAGE, Row
-from cssr.survey.geometry import pieces
+from cssr.survey.geometry import segments
 from cssr.survey.registration import Picture, Registration, moved
 
 STATES = ("new", "grown", "unchanged", "reduced", "gone", "unclear", "out of view")
 
-_STEP = 1.0  # pixels of the photograph, of the pieces of a centre line
+_STEP = 1.0  # pixels of the photograph, of the segments of a centre line
 _NEAR = 3.0  # pixels, and the registration's error thrice, within which lines are of one crack
 _BEYOND = 2.0  # pixels along a line by which another may be ahead of its end
 _TURN = math.cos(math.radians(35))  # of the directions of two lines that are one
-_NEIGHBOURS = 8  # pieces looked at for each
+_NEIGHBOURS = 8  # segments looked at for each
 _SHARED = 0.25  # of the shorter of two cracks that must be along the other
 _VISIBLE = 0.5  # of a crack that the other photograph must show
 _HINTED = 0.5  # of a crack that the other survey must see faintly for it not to be new, or gone
 _WIDEST = 15  # pixels around a point at most in which that is looked for
 _RIPPLE = 2.0  # pixels of the mask by which its outline is smoothed
 _OFF = (-1.0, -0.5, 0.0, 0.5, 1.0)  # pixels of the mask by which a centre line may be beside the middle
-_STRETCH = 5  # pieces along the line over which a width is averaged
+_STRETCH = 5  # segments along the line over which a width is averaged
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Uncertainty:
 
 @dataclass(frozen=True)
 class View:
-    """What a photograph shows beside its cracks.
+    """Pixels with data of a photograph, and where a crack is seen faintly.
 
     Attributes:
         shape: height, width, pixels. picture: says which of them hold data; None: all.
@@ -127,7 +127,7 @@ class Change:
 
 
 class _Samples:
-    """Pieces of the centre lines of a photograph's cracks, and where they are in the common frame.
+    """Segments of the centre lines of a photograph's cracks, and where they are in the common frame.
 
     Attributes:
         middle, along: M 2, in the frame; along is of length 1. length: M, in the frame. crack: M, index.
@@ -137,7 +137,7 @@ class _Samples:
     def __init__(self, cracks: Cracks, matrix: np.ndarray):
         lines = [line for parts in cracks.lines for line in parts]
         owner = np.repeat(np.arange(len(cracks.lines)), [len(parts) for parts in cracks.lines])
-        begin, end, number = pieces(lines, _STEP)
+        begin, end, number = segments(lines, _STEP)
         self.cracks, self._begin, self._end, self.crack = cracks, begin, end, owner[number]
         first, last = moved(begin, matrix), moved(end, matrix)
         self.middle, stride = (first + last) / 2, last - first
@@ -151,13 +151,13 @@ class _Samples:
         self.width = np.full(len(begin), np.nan)
         self._cuts = np.searchsorted(self.crack, np.arange(len(cracks.lines) + 1))
 
-    def pieces(self, cracks: Sequence[int]) -> np.ndarray:
-        """Numbers of the pieces of some cracks."""
+    def segments_of(self, cracks: Sequence[int]) -> np.ndarray:
+        """Numbers of the segments of some cracks."""
         ranges = [np.arange(self._cuts[crack], self._cuts[crack + 1]) for crack in cracks]
         return np.concatenate(ranges) if ranges else np.zeros(0, int)
 
     def half_widths(self) -> np.ndarray:
-        """Half the mean width of the crack that each piece is of, in the frame."""
+        """Half the mean width of the crack that each segment is of, in the frame."""
         mean = np.array([row["mean_width_px"] for row in self.cracks.rows] or [0.0])
         return mean[self.crack] / 2 * self._stretch
 
@@ -166,7 +166,7 @@ class _Samples:
         return np.bincount(self.crack, self.length * self.seen, len(self.cracks.lines))
 
     def measure(self, crack: int, unit: float) -> None:
-        """Set the widths of a crack's pieces: twice the distance to its sides; not a number near its ends and forks."""
+        """Set the widths of a crack's segments: twice the distance to its sides; NaN near its ends and forks."""
         part = slice(self._cuts[crack], self._cuts[crack + 1])
         rings = [_smooth(ring, unit) for ring in self.cracks.rings[crack]]
         if not rings or part.start == part.stop:
@@ -189,7 +189,7 @@ class _Samples:
 
 def _smooth(ring: np.ndarray, unit: float) -> np.ndarray:
     """Points on a ring along sides of pixels, smoothed: the stairs of a slanting side become straight."""
-    begin, end, _ = pieces([ring], unit)
+    begin, end, _ = segments([ring], unit)
     return gaussian_filter1d((begin + end) / 2, _RIPPLE, axis=0, mode="wrap")
 
 
@@ -230,7 +230,7 @@ def changes(
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two photographs' cracks in one frame, and the piece of the other at the place of each (-1: none)."""
+    """Two photographs' cracks in one frame, and the segment of the other at the place of each (-1: none)."""
 
     before: _Samples
     after: _Samples
@@ -241,10 +241,10 @@ class _Pair:
 
     def change(self, olds: list[int], news: list[int]) -> Change:
         """Cracks that are one, as a change."""
-        a, b = self.before.pieces(olds), self.after.pieces(news)
-        pieces = len(a) + len(b)
+        a, b = self.before.segments_of(olds), self.after.segments_of(news)
+        total = len(a) + len(b)
         a, b = a[self.before.seen[a]], b[self.after.seen[b]]
-        seen = (len(a) + len(b)) / max(1, pieces)
+        seen = (len(a) + len(b)) / max(1, total)
         beside = a[self.to_new[a] < 0], b[self.to_old[b] < 0]
         hinted = beside[0][self.before.faint[beside[0]]], beside[1][self.after.faint[beside[1]]]
         faint = float(self.before.length[hinted[0]].sum()), float(self.after.length[hinted[1]].sum())
@@ -287,7 +287,7 @@ class _Pair:
         )
 
     def _may_be_missed(self, widths: tuple[float | None, float | None]) -> bool:
-        """Whether the survey without a crack would miss one so narrow."""
+        """Return whether the survey without a crack would miss one so narrow."""
         (old, new), (before, after) = widths, self.uncertainty.detectable
         if old is None:
             return before is not None and new is not None and new < before * self.scale
@@ -307,9 +307,9 @@ class _Pair:
     ) -> tuple[float, float]:
         """Where the new photograph shows the change."""
         if not news:
-            samples, at = self.before, self.before.pieces(olds)
+            samples, at = self.before, self.before.segments_of(olds)
         else:
-            samples, at = self.after, self.after.pieces(news)
+            samples, at = self.after, self.after.segments_of(news)
             if "longer" in words and len(beside[1]):
                 at = beside[1]
             elif "wider" in words:
@@ -320,7 +320,7 @@ class _Pair:
 
 
 def _words(lengths: tuple, widths: tuple, uncertainty: tuple[float, float]) -> list[str]:
-    """What differs beyond the uncertainty."""
+    """The differences beyond the uncertainty: longer, wider, ..."""
     words = []
     for (old, new), off, (more, less) in zip(
         (lengths, widths), uncertainty, (("longer", "shorter"), ("wider", "narrower"))
@@ -339,7 +339,7 @@ def _width(values: np.ndarray, kind: str) -> float | None:
 
 
 def _nearest(own: _Samples, other: _Samples, near: float, half: Sequence[np.ndarray]) -> np.ndarray:
-    """The nearest piece of `other` in the same direction; `half`: half the widths of both."""
+    """The nearest segment of `other` in the same direction; `half`: half the widths of both."""
     here, there = np.flatnonzero(own.seen), np.flatnonzero(other.seen)
     partner = np.full(len(own.seen), -1)
     if not len(here) or not len(there):
@@ -349,16 +349,16 @@ def _nearest(own: _Samples, other: _Samples, near: float, half: Sequence[np.ndar
     reach = near + min(half[0].max(), half[1].max())
     away, at = tree.query(own.middle[here], range(1, count + 1), distance_upper_bound=reach)
     at = np.where(np.isfinite(away), at, 0)
-    piece = there[at]
-    alike = np.abs((own.along[here][:, None] * other.along[piece]).sum(-1)) >= _TURN
-    step = other.middle[piece] - own.middle[here][:, None]
-    alike &= np.abs((step * other.along[piece]).sum(-1)) <= _BEYOND  # else it is ahead of an end
+    segment = there[at]
+    alike = np.abs((own.along[here][:, None] * other.along[segment]).sum(-1)) >= _TURN
+    step = other.middle[segment] - own.middle[here][:, None]
+    alike &= np.abs((step * other.along[segment]).sum(-1)) <= _BEYOND  # else it is ahead of an end
     # Within the crack its line may be anywhere.
-    allowed = near + np.minimum(half[0][here][:, None], half[1][piece])
+    allowed = near + np.minimum(half[0][here][:, None], half[1][segment])
     away = np.where(alike & (away <= allowed), away, np.inf)
     best = away.argmin(1)
     rows = np.arange(len(here))
-    partner[here] = np.where(np.isfinite(away[rows, best]), piece[rows, best], -1)
+    partner[here] = np.where(np.isfinite(away[rows, best]), segment[rows, best], -1)
     return partner
 
 

@@ -17,7 +17,7 @@ COVERAGE = 2.0  # standard uncertainties of an expanded one (95 %)
 # columns of the table: name, unit, meaning
 COLUMNS = {
     "crack": ("", "number in the survey, by photograph and length"),
-    "photograph": ("", "file that it was found in"),
+    "photograph": ("", "file that shows it"),
     "number": ("", "number in that photograph, as in its picture"),
     "x_px": ("px", "position of the greatest width, from the left edge of the photograph"),
     "y_px": ("px", "the same, from the upper edge"),
@@ -50,10 +50,10 @@ class Survey:
         rows: one for each crack, by the names of COLUMNS; None where a value is not known.
         lines, areas: GeoJSON geometries of each, points as arrays N 2, on the map, or in pixels of the photograph
             where `crs` is None.
-        crs: of each, as GDAL reads it; "": a map whose name is not known, None: pixels.
+        crs: of each, as GDAL reads it; "": a map of unknown name, None: pixels.
         boxes: left, top, right, bottom of each, pixels of the photograph.
         photographs: facts of each: name, height, width, cracks, and what is known of its pixels' size.
-        stems: the common path of each photograph's results.
+        prefixes: the common path of each photograph's results.
     """
 
     limits: Limits
@@ -63,7 +63,7 @@ class Survey:
     crs: list[str | None] = field(default_factory=list)
     boxes: list[tuple[float, ...]] = field(default_factory=list)
     photographs: list[Row] = field(default_factory=list)
-    stems: list[Path] = field(default_factory=list)
+    prefixes: list[Path] = field(default_factory=list)
 
     def severities(self, rows: Iterable[Row] | None = None) -> dict[str, int]:
         """Count the cracks of each class, and those that cannot be classed."""
@@ -73,20 +73,20 @@ class Survey:
         return counts
 
 
-def collect(stems: Sequence[Path], limits: Limits, width_uncertainty: float) -> Survey:
-    """The cracks of all photographs, whose results are `STEM_cracks.geojson` and `STEM_outlines.geojson`.
+def collect(prefixes: Sequence[Path], limits: Limits, width_uncertainty: float) -> Survey:
+    """The cracks of all photographs, from `PREFIX_cracks.geojson` and `PREFIX_outlines.geojson` of each.
 
     `width_uncertainty`: standard, of a measured width, pixels of the photograph.
     """
     survey = Survey(limits)
-    for stem in stems:
-        lines = json.loads(stem.with_name(f"{stem.name}_cracks.geojson").read_text(encoding="utf-8"))
-        areas = json.loads(stem.with_name(f"{stem.name}_outlines.geojson").read_text(encoding="utf-8"))
+    for prefix in prefixes:
+        lines = json.loads(prefix.with_name(f"{prefix.name}_cracks.geojson").read_text(encoding="utf-8"))
+        areas = json.loads(prefix.with_name(f"{prefix.name}_outlines.geojson").read_text(encoding="utf-8"))
         photograph = {**lines["photograph"], "name": one_line(lines["photograph"]["name"])}
         named = lines.get("crs", {}).get("properties", {}).get("name", "")
         crs = named if "affine" in photograph else None
         survey.photographs.append({**photograph, "cracks": len(lines["features"])})
-        survey.stems.append(stem)
+        survey.prefixes.append(prefix)
         for line, area in zip(lines["features"], areas["features"]):
             row = _row(line["properties"], photograph, limits, width_uncertainty)
             survey.rows.append({"crack": len(survey.rows) + 1, **row})

@@ -37,8 +37,8 @@ def to_pixels(affine: Sequence[float] | None) -> Transform:
     return lambda points: (np.asarray(points) - (c, f)) @ inverse.T
 
 
-def pieces(lines: Sequence[np.ndarray], step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut lines (N 2 each) into pieces of `step` at most: begins and ends, M 2 each, and the line's number of each."""
+def segments(lines: Sequence[np.ndarray], step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut lines (N 2 each) into segments of `step` at most: begins and ends, M 2 each, and their line's number."""
     if not lines:
         return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0, int)
     begins, ends = (np.concatenate([line[part] for line in lines]) for part in (np.s_[:-1], np.s_[1:]))

@@ -11,7 +11,7 @@ from cssr.survey.collect import COLUMNS, Survey
 from cssr.survey.geometry import paths
 
 _LETTERS = 12  # height of text, pixels of the photograph
-_MAP_PIXEL = 10  # mm, of a map whose pixels' size is not known
+_MAP_PIXEL = 10  # mm, of a map with pixels of unknown size
 _CORNERS = 1_000_000  # of all outlines, up to which the drawing has them
 _GAP = 0.1  # of a photograph's width, between photographs that are laid side by side
 
@@ -120,7 +120,7 @@ def write_dxf(survey: Survey, path: Path) -> list[str]:
     document.saveas(path)
     if corners <= _CORNERS:
         return []
-    return [f"cracks.dxf is without outlines, whose {corners:,} corners few programs draw: cracks.gpkg has them"]
+    return [f"cracks.dxf is without outlines, as few programs draw {corners:,} corners: cracks.gpkg has them"]
 
 
 def _side_by_side(survey: Survey, space: Any) -> dict[str, tuple[float, float, float, float]]:

@@ -10,7 +10,7 @@ from einops import reduce
 from PIL import Image
 
 from cssr.cracks.pixel_size import PixelSize
-from cssr.survey.annotate import LINES, stems_of
+from cssr.survey.annotate import LINES, prefixes_of
 from cssr.survey.changes import Cracks, View
 from cssr.survey.collect import Row, collect
 from cssr.survey.geometry import paths, to_pixels
@@ -33,12 +33,12 @@ class Surveyed:
     """A photograph of a survey.
 
     Attributes:
-        stem: common path of its results. key: the same below the directory of results.
+        prefix: common path of its results. key: the same below the directory of results.
         facts: name, height, width, and its place on a map and the size of its pixels, if known.
         crs: of the map, as GDAL reads it; "": a map without a name.
     """
 
-    stem: Path
+    prefix: Path
     key: str
     facts: Row
     crs: str
@@ -68,7 +68,7 @@ class Surveyed:
 
     @property
     def names(self) -> set[str]:
-        """What a table of pairs may call it."""
+        """Names by which a table of pairs may call it."""
         return {self.facts["name"], self.key, Path(self.facts["name"]).name}
 
 
@@ -78,14 +78,14 @@ class Results:
     Attributes:
         photographs: in the order of their paths. width_uncertainty: of a width, standard, pixels of the photograph.
         threshold: probability above which a pixel is crack. width: that which is classed.
-        detectable: width found with a probability of 90 %, pixels; infinite where none is; None: not known.
+        detectable: width detected with a probability of 90 %, pixels; infinite where none is; None: not known.
     Raises: ValueError, one line, where there is none, or a file of it is damaged.
     """
 
     def __init__(self, directory: Path):
         directory = directory.parent if (directory / "survey.json").is_file() else directory
         self.directory = directory
-        self.photographs = [_surveyed(stem, directory) for stem in stems_of(directory)]
+        self.photographs = [_surveyed(prefix, directory) for prefix in prefixes_of(directory)]
         path = directory / FOLDER / "survey.json"
         facts = read_json(path, _SURVEY) if path.is_file() else {}
         self.width_uncertainty = facts.get("width_uncertainty_px", WIDTH_UNCERTAINTY)
@@ -115,23 +115,23 @@ _LINES = {
 }
 
 
-def _surveyed(stem: Path, directory: Path) -> Surveyed:
-    lines = read_json(stem.with_name(stem.name + LINES), _LINES)
+def _surveyed(prefix: Path, directory: Path) -> Surveyed:
+    lines = read_json(prefix.with_name(prefix.name + LINES), _LINES)
     crs = (lines.get("crs") or {}).get("properties", {}).get("name", "")
-    return Surveyed(stem, stem.relative_to(directory).as_posix(), lines["photograph"], crs)
+    return Surveyed(prefix, prefix.relative_to(directory).as_posix(), lines["photograph"], crs)
 
 
 @functools.lru_cache(maxsize=_HELD)
 def cracks_of(photograph: Surveyed) -> Cracks:
     """Its cracks; ValueError, one line, where its files are damaged."""
     try:
-        survey = collect([photograph.stem], _ANY, 0.0)
+        survey = collect([photograph.prefix], _ANY, 0.0)
         pixels = to_pixels(photograph.affine)
         lines = [[np.asarray(pixels(line), float) for line in paths(shape)] for shape in survey.lines]
         rings = [[np.asarray(pixels(ring), float) for ring in paths(shape)] for shape in survey.areas]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"the cracks of {photograph.stem} cannot be read ({reason}): predict it again") from None
+        raise ValueError(f"the cracks of {photograph.prefix} cannot be read ({reason}): predict it again") from None
     return Cracks(photograph.shape, lines, rings, survey.rows)
 
 
@@ -144,11 +144,11 @@ def picture_of(photograph: Surveyed) -> Picture:
             return read_picture(path, photograph.shape)
         except (OSError, ValueError) as error:
             reasons.append(f"{path}: {' '.join(str(error).split())}")
-    raise NotRegistered(reasons[0] if reasons else f"{photograph.name} is gone, and so is {photograph.stem}_sr.png")
+    raise NotRegistered(reasons[0] if reasons else f"{photograph.name} is gone, and so is {photograph.prefix}_sr.png")
 
 
 def view_of(photograph: Surveyed, level: float) -> View:
-    """What it shows beside its cracks; `level`: probability from which on one is seen faintly."""
+    """The `View` of a photograph; `level`: probability from which on a crack is seen faintly."""
     try:
         picture = picture_of(photograph)
     except NotRegistered:
@@ -158,7 +158,7 @@ def view_of(photograph: Surveyed, level: float) -> View:
 
 def _faint(photograph: Surveyed, level: float) -> np.ndarray | None:
     """Pixels in which a probability reaches a level, H W bool; None where no probabilities were written."""
-    prob = _probabilities(photograph.stem)
+    prob = _probabilities(photograph.prefix)
     height, width = photograph.shape
     if prob is None or prob.shape[0] % height or prob.shape[1] % width:
         return None
@@ -166,10 +166,10 @@ def _faint(photograph: Surveyed, level: float) -> np.ndarray | None:
     return reduce(high, "(h a) (w b) -> h w", "max", h=height, w=width)
 
 
-def _probabilities(stem: Path) -> np.ndarray | None:
+def _probabilities(prefix: Path) -> np.ndarray | None:
     """Of crack, H W, uint8 of which 255 is 1, or float."""
     for ending in ("_prob.png", "_prob.tif"):
-        path = stem.with_name(stem.name + ending)
+        path = prefix.with_name(prefix.name + ending)
         if path.is_file():
             try:
                 with open_image(path) as image:
@@ -177,7 +177,7 @@ def _probabilities(stem: Path) -> np.ndarray | None:
             except (OSError, ValueError):  # damaged, or too large
                 return None
             return layers if layers.ndim == 2 else layers[..., 0]
-    path = stem.with_name(f"{stem.name}_prob.npy")
+    path = prefix.with_name(f"{prefix.name}_prob.npy")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
     except (OSError, ValueError):
@@ -196,7 +196,7 @@ def image_of(photograph: Surveyed, side: int) -> Image.Image | None:
 
 
 def _files(photograph: Surveyed) -> list[Path]:
-    beside = [photograph.stem.with_name(photograph.stem.name + ending) for ending in _PICTURES]
+    beside = [photograph.prefix.with_name(photograph.prefix.name + ending) for ending in _PICTURES]
     rectified = photograph.facts["name"].endswith(_PICTURES[0])
     own = [] if rectified or "frame" in photograph.facts else [Path(photograph.facts["name"])]
     return [path for path in (*own, *beside[0 if rectified else 1 :]) if path.is_file()]

@@ -29,7 +29,7 @@ class NotRegistered(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """What registration needs of a photograph.
+    """A photograph as registration takes it: size, valid pixels, features.
 
     Attributes:
         shape: height, width of the photograph, pixels.

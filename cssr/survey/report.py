@@ -69,11 +69,11 @@ _SHAPE = {
 def _again(facts: dict[str, Any], folder: Path) -> Survey:
     given = facts["limits"]
     limits = Limits(**{**given, "classes": tuple(given["classes"]), "above": tuple(given["above"])})
-    stems = [Path(os.path.normpath(folder / photograph["results"])) for photograph in facts["photographs"]]
-    gone = [stem for stem in stems if not stem.with_name(f"{stem.name}_cracks.geojson").is_file()]
+    prefixes = [Path(os.path.normpath(folder / photograph["results"])) for photograph in facts["photographs"]]
+    gone = [prefix for prefix in prefixes if not prefix.with_name(f"{prefix.name}_cracks.geojson").is_file()]
     if gone:
         raise ValueError(f"results of {len(gone)} photographs are gone, {gone[0]}_cracks.geojson first: predict again")
-    return collect(stems, limits, facts["width_uncertainty_px"])
+    return collect(prefixes, limits, facts["width_uncertainty_px"])
 
 
 def to_pdf(page: str) -> bytes | None:
@@ -136,24 +136,24 @@ def _photographs(survey: Survey) -> Iterator[tuple[int, Row, dict[str, int], str
     by_name: dict[str, list[Row]] = {photograph["name"]: [] for photograph in survey.photographs}
     for row in survey.rows:
         by_name[row["photograph"]].append(row)
-    for number, (photograph, stem) in enumerate(zip(survey.photographs, survey.stems), 1):
+    for number, (photograph, prefix) in enumerate(zip(survey.photographs, survey.prefixes), 1):
         classes = {name: count for name, count in survey.severities(by_name[photograph["name"]]).items() if count}
-        yield number, photograph, classes, address(_picture(stem), _SHEET)
+        yield number, photograph, classes, address(_picture(prefix), _SHEET)
 
 
 def _shown(survey: Survey, row: Row, pictured: bool) -> Shown:
     number = next(n for n, photograph in enumerate(survey.photographs, 1) if photograph["name"] == row["photograph"])
     picture = None
     if pictured:
-        stem, photograph = survey.stems[number - 1], survey.photographs[number - 1]
-        picture = address(_crop(_picture(stem), survey, row, photograph), _CROP)
+        prefix, photograph = survey.prefixes[number - 1], survey.photographs[number - 1]
+        picture = address(_crop(_picture(prefix), survey, row, photograph), _CROP)
     return Shown(row, f"{number}.{row['number']}", colour_of(survey.limits, row["severity"]), picture)
 
 
 @functools.lru_cache(maxsize=4)
-def _picture(stem: Path) -> Image.Image | None:
+def _picture(prefix: Path) -> Image.Image | None:
     """The photograph with its cracks; None where it was removed."""
-    path = stem.with_name(f"{stem.name}_cracks.png")
+    path = prefix.with_name(f"{prefix.name}_cracks.png")
     if not path.is_file():
         return None
     with open_image(path) as picture:

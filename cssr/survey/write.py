@@ -83,8 +83,8 @@ def summary(survey: Survey, facts: dict[str, Any], out: Path) -> dict[str, Any]:
     return {
         **facts,
         "photographs": [
-            {**photograph, "results": os.path.relpath(stem, out)}
-            for photograph, stem in zip(survey.photographs, survey.stems)
+            {**photograph, "results": os.path.relpath(prefix, out)}
+            for photograph, prefix in zip(survey.photographs, survey.prefixes)
         ],
         "cracks": len(survey.rows),
         "severity": survey.severities(),

@@ -175,7 +175,7 @@ def test_mistakes_are_one_line(tmp_path):
     for words, message in (
         ([tmp_path / "nowhere"], "no directory"),
         ([tmp_path / "empty"], "run cssr.predict PHOTOGRAPHS --measure"),
-        ([tmp_path / "out", "--least-confidence", "2"], "--least-confidence must lie in 0..1"),
+        ([tmp_path / "out", "--least-confidence", "2"], "--least-confidence must be in 0..1"),
         ([tmp_path / "out", "--root", tmp_path / "empty"], "--root: .*a.png is not below"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):

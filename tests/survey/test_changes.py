@@ -10,7 +10,7 @@ from spots import SCALE, SIZE, STRAIGHT, camera, mask_of
 from cssr.cracks.files import Units, geojson, outlines
 from cssr.cracks.measure import measure_cracks
 from cssr.survey.changes import STATES, Cracks, Uncertainty, changes
-from cssr.survey.geometry import paths, pieces, to_pixels
+from cssr.survey.geometry import paths, segments, to_pixels
 from cssr.survey.registration import Registration
 
 CAMERA = camera()
@@ -160,10 +160,10 @@ def test_no_cracks_are_no_changes():
 
 def test_lines_are_cut_into_pieces():
     lines = [np.array([[0, 0], [3.5, 0]]), np.array([[0, 0], [0, 1], [0, 1]])]
-    begin, end, number = pieces(lines, 1.0)
+    begin, end, number = segments(lines, 1.0)
     assert number.tolist() == [0, 0, 0, 0, 1, 1] and np.linalg.norm(end - begin, axis=1).max() <= 1
     assert np.linalg.norm(end - begin, axis=1).sum() == pytest.approx(4.5)
-    assert [part.shape for part in pieces([], 1.0)] == [(0, 2), (0, 2), (0,)]
+    assert [part.shape for part in segments([], 1.0)] == [(0, 2), (0, 2), (0,)]
 
 
 def test_places_on_a_map_are_pixels_again():

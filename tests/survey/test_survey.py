@@ -145,8 +145,10 @@ def test_outlines_in_the_drawing_have_no_stairs_and_are_left_out_where_they_are_
     x, y = np.array([point[:2] for point in outline]).T
     assert abs((x * np.roll(y, 1) - y * np.roll(x, 1)).sum()) / 2 == pytest.approx(mask.sum(), rel=0.03)
     monkeypatch.setattr("cssr.survey.maps._CORNERS", 3)
-    (told,) = write_survey(survey, tmp_path / "survey", {})
-    assert told.startswith("cracks.dxf is without outlines, whose ") and told.endswith("cracks.gpkg has them")
+    (note,) = write_survey(survey, tmp_path / "survey", {})
+    assert note.startswith("cracks.dxf is without outlines, as few programs draw ") and note.endswith(
+        "cracks.gpkg has them"
+    )
     drawing = ezdxf.readfile(tmp_path / "survey" / "cracks.dxf")
     assert {line.dxf.layer for line in drawing.modelspace().query("LWPOLYLINE")} == {"severity_4", "photographs"}
 
@@ -187,7 +189,7 @@ def test_without_the_extra_the_table_is_written_and_the_remedy_said(survey, tmp_
     out = tmp_path / "survey"
     write_survey(survey, out, {})
     monkeypatch.setattr("cssr.survey.write.find_spec", lambda name: None)
-    (told,) = write_survey(survey, out, {})
+    (note,) = write_survey(survey, out, {})
     assert "pip install 'cssr[survey]'" in told
     assert {path.name for path in out.iterdir()} == {"cracks.csv", "survey.json"}  # nothing of another survey
 
