@@ -34,16 +34,16 @@ def main() -> None:
     options = parser.parse_args()
     photograph, mask = render(SEED, SAMPLE, SIDE, empty_share=0)
     lq = reduced(photograph)
-    found = predict(JointModel.from_pretrained(options.export), lq, tile=0)
-    cracks = measure_cracks(found.mask(options.threshold), LEAST)
+    prediction = predict(JointModel.from_pretrained(options.export), lq, tile=0)
+    cracks = measure_cracks(prediction.mask(options.threshold), LEAST)
     panels = {
         f"photograph, {len(lq)}x{len(lq)}": enlarged(lq, SIDE),
-        f"super-resolved, {SIDE}x{SIDE}": Image.fromarray(found.sr),
-        "crack probability": Image.fromarray((found.prob * 255).round().astype(np.uint8)),
-        "cracks, length and mean width": annotated(found.sr, cracks),
+        f"super-resolved, {SIDE}x{SIDE}": Image.fromarray(prediction.sr),
+        "crack probability": Image.fromarray((prediction.prob * 255).round().astype(np.uint8)),
+        "cracks, length and mean width": annotated(prediction.sr, cracks),
     }
     strip(panels).save(options.out, optimize=True)
-    hits, either = (found.mask(options.threshold) & mask).sum(), (found.mask(options.threshold) | mask).sum()
+    hits, either = (prediction.mask(options.threshold) & mask).sum(), (prediction.mask(options.threshold) | mask).sum()
     print(f"{options.out}: IoU {hits / either:.3f}, {options.out.stat().st_size / 1000:.0f} kB")
 
 

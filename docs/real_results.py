@@ -67,18 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def collect(results: Path, clean: Path | None) -> None:
     """Write the numbers of all evaluations below `results`."""
-    found: dict[str, dict[str, dict[str, list[Rows]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    runs_of: dict[str, dict[str, dict[str, list[Rows]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for path in sorted(results.glob("*/*/results.json")):
         place = _place(path)
         if place is None:
             print(f"passed over: {path}", file=sys.stderr)
             continue
         system, part, degradation = place
-        found[degradation][system][part].append(json.loads(path.read_text())["per_image"])
+        runs_of[degradation][system][part].append(json.loads(path.read_text())["per_image"])
     names = set(clean.read_text().split()) if clean else set()
     numbers = {
         degradation: {system: _numbers(sets, systems, names) for system, sets in systems.items()}
-        for degradation, systems in found.items()
+        for degradation, systems in runs_of.items()
     }
     NUMBERS.parent.mkdir(exist_ok=True)
     NUMBERS.write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
@@ -143,13 +143,13 @@ def draws(images: int) -> np.ndarray:
 
 def measures(runs: list[Rows]) -> dict[str, Any]:
     """IoU_max, AIU, clIoU and width error with 95 % intervals [low, high], of one set."""
-    found = curves(runs)
-    drawn = draws(len(found)) @ found / len(found)
+    ious = curves(runs)
+    drawn = draws(len(ious)) @ ious / len(ious)
     numbers = {
-        "images": len(found),
+        "images": len(ious),
         "seeds": len(runs),
-        "iou_max": _with_interval(found.mean(0).max(), drawn.max(1)),
-        "aiu": _with_interval(found.mean(), drawn.mean(1)),
+        "iou_max": _with_interval(ious.mean(0).max(), drawn.max(1)),
+        "aiu": _with_interval(ious.mean(), drawn.mean(1)),
     }
     for name, of in (("cliou", np.nanmean), ("width_error", np.nanmedian), ("psnr", np.nanmean)):
         values = np.array([[_number(row.get(name)) for row in rows] for rows in runs])
@@ -179,8 +179,8 @@ def difference(ours: list[Rows], others: list[Rows]) -> list[float]:
 
 def _by_blur(runs: list[Rows]) -> dict[str, float]:
     """IoU at the best threshold by thirds of the blur's width, where kernels are known."""
-    found, rows = curves(runs), sorted(runs[0], key=lambda row: row["key"])
-    best = found[:, found.mean(0).argmax()]
+    ious, rows = curves(runs), sorted(runs[0], key=lambda row: row["key"])
+    best = ious[:, ious.mean(0).argmax()]
     sigma = np.array([_number(row.get("blur_sigma")) for row in rows])
     edges = ((0, 1.5), (1.5, 2.5), (2.5, 9))
     inside = {f"{low:g} to {high:g}": (sigma >= low) & (sigma < high) for low, high in edges}
@@ -209,14 +209,13 @@ def _main_table(systems: Mapping[str, Any], order: Sequence[str], title: str) ->
     yield "|---|---|---|---|---|---|---|---|"
     bound = systems.get(BOUND, {}).get("held_out")
     for name in order:
-        found = systems[name].get("held_out")
-        if not found:
+        own = systems[name].get("held_out")
+        if not own:
             continue
-        share = f"{100 * found['iou_max'][0] / bound['iou_max'][0]:.1f} %" if bound else ""
+        share = f"{100 * own['iou_max'][0] / bound['iou_max'][0]:.1f} %" if bound else ""
         gap = systems.get(BEST, {}).get("differences", {}).get(name) if name != BEST else None
-        columns = (_cell(found.get(key)) for key in ("iou_max", "aiu", "cliou", "width_error"))
-        iou_max, aiu, cliou, width = columns
-        yield f"| {SYSTEMS[name]} | {found['seeds']} | {iou_max} | {share} | {aiu} | {cliou} | {width} | {_cell(gap)} |"
+        iou_max, aiu, cliou, width = (_cell(own.get(key)) for key in ("iou_max", "aiu", "cliou", "width_error"))
+        yield f"| {SYSTEMS[name]} | {own['seeds']} | {iou_max} | {share} | {aiu} | {cliou} | {width} | {_cell(gap)} |"
     yield ""
 
 

@@ -45,15 +45,13 @@ def place(tmp_path_factory):
 def test_commands_run(block, place):
     commands = expanded(block, place.root)
     assert commands, "a block of bash without a command: call it ```text"
-    for command in commands:
-        place.run(command)
+    assert all(place.run(command) for command in commands)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_within_the_text_are_understood(page, place):
-    for line in inline_commands(page):
-        for command in expanded(line, place.root):
-            place.run(command, only_words=True)
+    commands = [command for line in inline_commands(page) for command in expanded(line, place.root)]
+    assert all(place.run(command, only_words=True) for command in commands)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
@@ -61,7 +59,9 @@ def test_python_runs(page, place, own_parts):
     """The blocks of a page in order, each by itself."""
     with inside(place.root):
         for line, block in blocks(page, "python"):
-            exec(compile("\n" * line + block, str(page), "exec"), {"__name__": "docs"})
+            names = {"__name__": "docs"}
+            exec(compile("\n" * line + block, str(page), "exec"), names)
+            assert len(names) > 1, f"{page.name}:{line}: a block that imports and defines nothing"
 
 
 @pytest.mark.parametrize("block", listed("yaml"))
@@ -75,7 +75,7 @@ def test_recipes_and_tables_of_limits_in_the_text_are_read(block, place, tmp_pat
     if "base" in values:
         values["base"] = str(ROOT / values["base"])
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    load_config(tmp_path / "recipe.yaml")
+    assert isinstance(load_config(tmp_path / "recipe.yaml"), Config)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -113,7 +113,7 @@ def test_what_is_wrong_is_named(line, says, place):
     "page, setting", of_pages(lambda page: [span for span in spans(page) if SETTING.fullmatch(span)])
 )
 def test_settings_are_known(page, setting):
-    load_config(None, re.split(rf" (?=(?:{SECTIONS}|phases)[.=])", setting))
+    assert isinstance(load_config(None, re.split(rf" (?=(?:{SECTIONS}|phases)[.=])", setting)), Config)
 
 
 def names_of_settings(page: Path) -> list[str]:

@@ -176,16 +176,17 @@ class Place:
         self.number += 1
         return str(self.root / "out" / str(self.number))
 
-    def run(self, command: Command, only_words: bool = False) -> None:
-        """Run a command once, as RUNNERS says, or check its words only."""
+    def run(self, command: Command, only_words: bool = False) -> bool:
+        """Run a command once, as RUNNERS says, or check its words only. Returns True, or raises what is wrong."""
         words = [PLACEHOLDERS.get(word, word) for word in command]
         words = [re.sub(r"(?<=\w)\.\.\.$", "", word) for word in words if word and not word.endswith("=...")]
         if tuple(words) in self.done:
-            return
+            return True
         self.done.add(tuple(words))
         runner, start, arguments = runner_of(words)
         with inside(self.root):
             (options if only_words and runner is real else runner)(self, start, arguments)
+        return True
 
 
 def runner_of(words: Sequence[str]) -> tuple[Callable, list[str], list[str]]:
