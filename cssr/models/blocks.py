@@ -121,7 +121,7 @@ class JoinedBranch(nn.Module):
 
 
 class VectorBranch(nn.Module):
-    """Two convolutions of a vector (B D 1 1) at every pixel of the features (B C h w), whose values do not count."""
+    """Two convolutions of a vector (B D 1 1) at every pixel; of the features (B C h w), the size alone counts."""
 
     def __init__(self, channels: int, conditions: int, activation: Callable[[], nn.Module]):
         super().__init__()

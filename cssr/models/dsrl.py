@@ -175,7 +175,7 @@ def dsrl(
 
     Args:
         scale: a power of two from 2 with deconv; any whole number from 2 with bilinear.
-        upsample: doublings by transposed convolution all the way, or the x2 network, whose outputs are enlarged.
+        upsample: doublings by transposed convolution all the way, or the x2 network with enlarged outputs.
         encoder: a ResNet of timm (its relatives too). A tag chooses the pretrained weights: the published network
             starts from torchvision's, `resnet101.tv_in1k`.
         pretrained: the encoder's weights: from the hub (True), a local file (path), or none (False).

@@ -187,8 +187,8 @@ def _encoder_error(name: str, pretrained: bool | str, error: Exception) -> str:
     if pretrained is True:
         return (
             f"model.seg.pretrained=true: the weights of {name} could not be downloaded ({reason}); "
-            "give a local weight file (model.seg.pretrained=FILE.safetensors), take an encoder whose weights a package "
-            "holds (model.seg.encoder=tf_efficientnet_lite0 model.seg.pretrained=package), or train from scratch"
+            "give a local weight file (model.seg.pretrained=FILE.safetensors), take an encoder with weights in a "
+            "package (model.seg.encoder=tf_efficientnet_lite0 model.seg.pretrained=package), or train from scratch"
         )
     return f"encoder {name} cannot be used as it was asked for: {reason}"
 
@@ -198,7 +198,7 @@ class Package:
     """Package with the weights of a timm model, its tensors in the order of timm's."""
 
     module: str
-    holder: str  # class whose `get_model_file_path()` names the file
+    holder: str  # class with `get_model_file_path()`, which names the file
 
 
 PACKAGES: Mapping[str, Package] = {

@@ -89,7 +89,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def load_export(model: nn.Module, directory: str | Path, sha256: str | None) -> None:
-    """Fill `model` from the weights of an export, whose `config.json` gives their sha256 (or, an older one, does not).
+    """Fill `model` from the weights of an export; `sha256`: as its `config.json` states it (None in older ones).
 
     Raises: ValueError, one line: weights that are missing, damaged, not those of the settings, or not finite.
     """

@@ -1,4 +1,4 @@
-"""Exports on the Hugging Face Hub: found in the cache of this machine, fetched, staged with a model card, pushed.
+"""Exports on the Hugging Face Hub: look up in the cache of this machine, fetch, stage with a model card, push.
 
 Only `config.json` and `model.safetensors` are ever fetched: no pickles, no code. huggingface_hub's PyTorchModelHubMixin
 does not serve: its `from_pretrained` downloads unasked, and builds what the settings of strangers name.

@@ -251,5 +251,5 @@ def _licence(licence: str, export: Mapping[str, Any]) -> str:
     text = f"Weights: `{licence}`, as their publisher says. The code, cssr: Apache-2.0. "
     pretrained = (export["model"].get("seg") or {}).get("pretrained")
     if pretrained:
-        text += "The encoder started from pretrained weights, whose terms may apply. "
+        text += "The encoder started from pretrained weights; their terms may apply. "
     return text + "So may those of the data that it was trained on."

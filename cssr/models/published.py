@@ -106,7 +106,7 @@ def read_published(path: Path) -> Mapping[str, Tensor]:
         raise ValueError(f"no file at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # whose own text advises to run what the file holds
+    except pickle.UnpicklingError:  # its own text advises to run what the file holds
         raise ValueError(
             f"{path} cannot be read as a state_dict: it is damaged, or holds more than tensors, and code in it is not "
             "run; save the state_dict alone: torch.save(model.state_dict(), FILE)"

@@ -14,7 +14,7 @@ from torch import Tensor
 from cssr.utils.threads import read_ahead
 
 Function = Callable[[Tensor], Tensor]
-_PIECE = 64  # rows that are given on at once
+_CHUNK = 64  # rows that are given on at once
 
 
 class Windows(Protocol):
@@ -146,17 +146,17 @@ class Tiles:
                 total = part.new_zeros(*part.shape[:-2], *size, dtype=torch.promote_types(part.dtype, torch.float32))
             if top > above:
                 done, above = (top - above) * scale, top
-                yield from _pieces(total[..., :done, :], part.dtype)
+                yield from _chunks(total[..., :done, :], part.dtype)
                 _move_up(total, done)
             share = down.of(top, total)[:, None] * across.of(left, total)
             total[..., left * scale : left * scale + part.shape[-1]].addcmul_(part.to(total.dtype), share)
-        yield from _pieces(total, part.dtype)
+        yield from _chunks(total, part.dtype)
 
 
-def _pieces(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+def _chunks(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """Copies, few rows each: the memory of rows that are done is used again."""
-    for piece in rows.split(_PIECE, -2):
-        yield piece.to(dtype, copy=True)
+    for chunk in rows.split(_CHUNK, -2):
+        yield chunk.to(dtype, copy=True)
 
 
 def _move_up(total: Tensor, done: int) -> None:
@@ -174,7 +174,7 @@ def tiled(
     scale: int = 1,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Tensor:
-    """`function(x)`, tile by tile: the blended rows of `Tiles.rows` in one piece, B C' H*scale W*scale.
+    """`function(x)`, tile by tile: the blended rows of `Tiles.rows` as one tensor, B C' H*scale W*scale.
 
     Args:
         function: B C h w -> B C' h*scale w*scale.

@@ -42,7 +42,7 @@ class Prepared:
 def prepare(config: Config, engine: Accelerator) -> Prepared:
     """Find every mistake of the user that settings and data show.
 
-    Raises: ValueError, one line: the setting, what was found, the remedy.
+    Raises: ValueError, one line: the setting, its value, the remedy.
     """
     world, scale = engine.num_processes, config.model.scale
     micro_batch = config.train.micro_batch or max(config.train.batch_size // world, 1)
@@ -113,7 +113,7 @@ def check_strategy(config: Config, in_parts: bool, device: str) -> None:
     """
     if in_parts and config.optim.ema is not None:
         raise ValueError(
-            f"optim.ema={config.optim.ema} does not go with ZeRO-3 or FSDP, whose ranks have parts of the weights: "
+            f"optim.ema={config.optim.ema} does not go with ZeRO-3 or FSDP, where a rank has parts of the weights: "
             "launch with launch/zero2.yaml or launch/multi_gpu.yaml, or set optim.ema=null"
         )
     if config.optim.batch_norm == "sync" and device == "cpu":

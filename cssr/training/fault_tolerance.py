@@ -174,7 +174,7 @@ def _of_ranks(error: BaseException) -> ValueError | None:
     if not (gone and torch.distributed.is_initialized()):
         return None
     return ValueError(
-        f"rank {torch.distributed.get_rank()} has lost another rank, whose own message says why; the same command "
+        f"rank {torch.distributed.get_rank()} has lost another rank (its own message says why); the same command "
         f"continues from the last checkpoint ({text[:160]})"
     )
 

@@ -65,7 +65,7 @@ def _step_of(line: str) -> float:
 
 
 def trackers(train: TrainConfig, run_dir: Path) -> list[Any]:
-    """Trackers for accelerate. Raises: ValueError for one that it does not know, or whose package is not there."""
+    """Trackers for accelerate. Raises: ValueError for one that it does not know, or without its package."""
     chosen: list[Any] = [JsonlTracker(run_dir / "metrics.jsonl")]
     names = ["wandb"] * (train.wandb is not None) + train.trackers
     if train.tensorboard and importlib.util.find_spec("tensorboard"):

@@ -73,11 +73,11 @@ def _arguments(config: Config) -> dict[str, Any]:
 
 
 def omission(engine: Accelerator, optimizer: torch.optim.Optimizer) -> Literal["engine", "device", "host"]:
-    """Who leaves a step out whose loss is not finite.
+    """Who leaves out a step with a loss that is not finite.
 
     DeepSpeed and loss scaling do by themselves, as the gradients are nan. Fused Adam and AdamW read a flag on the
     device. For any other optimizer the host reads it before the update. Fused SGD does not count as it allocates its
-    momentum in the first step, and never fills it where that is left out; nor does FSDP, whose tensors are no plain
+    momentum in the first step, and never fills it where that is left out; nor does FSDP, as its tensors are no plain
     ones.
     """
     if engines.uses_deepspeed(engine) or engine.scaler is not None:

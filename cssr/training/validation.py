@@ -121,7 +121,7 @@ class Validation:
 
 
 def record(validated: Validated, step: int, samples: int, run_dir: Path, engine: Accelerator, console: Console) -> None:
-    """Write down and show what a validation has found, on one rank."""
+    """Log and show the measures of a validation, on one rank."""
     shown = {name: value for name, value in validated.measures.items() if value is not None}
     for tracker in engine.trackers:
         if tracker.name != "jsonl":

@@ -115,7 +115,7 @@ def test_the_card_tells_of_the_run(run, tmp_path):
         f'JointModel.from_pretrained("{NAME}", download=True)',
         "kondo2024csbsr",
         "![samples](samples.png)",
-        "whose terms may apply",
+        "their terms may apply",
     ):
         assert part in text
     assert "0.9" not in text.split("## Limits")[0].split("## Figures")[1], "the figures of other weights"

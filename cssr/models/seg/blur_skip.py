@@ -1,4 +1,4 @@
-"""BlurSkip: what blurred the image, as the SR network has found it, modulates any segmentation network's features.
+"""BlurSkip: the blur kernel that the SR network predicts modulates the features of any segmentation network.
 
 Kondo and Ukita, "Joint Learning of Blind Super-Resolution and Crack Segmentation for Realistic Degraded Images"
 (CSBSR), where the network is PSPNet and only the layers of BlurSkip are trained, on top of a finished CSBSR.
@@ -113,7 +113,7 @@ def blur_skip(
 ) -> BlurSkip:
     """BlurSkip around a segmentation network: x (B 3 H W) and kernel (B 1 k k) -> what that network gives.
 
-    The defaults are those of CSBSR. As published, it is trained with all else held still: phases whose `lr` is 0 for
+    The defaults are those of CSBSR. As published, it is trained with all else held still: phases with `lr` 0 for
     the groups sr, kernel and seg. (The published code still lets the BatchNorm statistics of those drift; a group that
     is held still here keeps them.) On PSPNet, 224 x 224 pixels take 151 GMAC instead of 31, and training keeps 1050 MiB
     of activations per sample instead of 160; with `reduce=7` 61 GMAC and 450 MiB, with `modulate_by="kernel"` 35 GMAC

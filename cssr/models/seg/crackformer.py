@@ -5,7 +5,7 @@ Liu et al., "CrackFormer: Transformer Network for Fine-Grained Crack Detection",
 Interactions Without Attention", ICLR 2021), which never holds a weight for a pair of pixels.
 
 The published weight files hold tensors that the published network never uses: a third block in the last three stages
-of the encoder, in whose place the second one runs again, and one normalisation in every block. They are left out here.
+of the encoder (the second one runs again in its place), and one normalisation in every block. They are left out here.
 
 A training step in float32 at the published size takes about 1.2 GiB a sample of 224 x 224 pixels, and four times as
 much at 448 x 448 (measured on a CPU).

@@ -104,7 +104,7 @@ def pspnet(
     """PSPNet: x (B 3 H W, H and W multiples of 8) -> crack logits and auxiliary logits (B 1 H W each).
 
     Args:
-        encoder: a timm model whose deepest two feature maps can be kept at an eighth of the size: ResNets and their
+        encoder: a timm model that can keep its deepest two feature maps at an eighth of the size: ResNets and their
             relatives, EfficientNets, MobileNetV3, ... A tag chooses the pretrained weights: the published network
             starts from torchvision's, `resnet34.tv_in1k`.
         sizes: cells along a side of each pooling grid.

@@ -26,7 +26,7 @@ class SegNet(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last stage of the decoder, under whose name its parameters stay."""
+        """The last stage of the decoder; its parameters keep that name."""
         return self.decoder[-1]
 
     def forward(self, x: Tensor) -> tuple[Tensor]:

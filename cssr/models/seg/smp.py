@@ -24,7 +24,7 @@ class SMP(EncoderDecoder):
 
     @property
     def encoder(self) -> nn.Module:
-        """The library's encoder, under whose name its parameters stay."""
+        """The library's encoder; its parameters keep that name."""
         return self.model.encoder
 
     def decode(self, maps: Sequence[Any], size: Sequence[int]) -> tuple[Tensor]:

@@ -1,4 +1,4 @@
-"""DBPN x4 for inference on a CPU: HR features are kept as blocks of 4 x 4 pixels, whose values are channels.
+"""DBPN x4 for inference on a CPU: blocks of 4 x 4 pixels of HR features are kept as channels.
 
 The transposed convolutions of 8 x 8 at stride 4 and their counterparts are then convolutions of 2 x 2 at the size of
 the LQ image, equal up to rounding, that fill vector units; over HR pixels they would fill them with few channels only.

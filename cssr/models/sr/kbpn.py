@@ -328,7 +328,7 @@ def kbpn(
         predicted_size: side of the kernel that is predicted and then resized, bicubic, to `kernel_size`.
         sft: whether the kernel modulates the LQ features.
         residual: whether the network adds to the bicubic enlargement. "stages": each stage's own image does too, and
-            all start as that (ours, for narrow networks, whose features need not carry the whole image then).
+            all start as that (ours, for narrow networks: their features need not carry the whole image then).
         zero_pad_kernel: whether a stage may surround its correction of the kernel by zeros instead of enlarging it.
         upsample: transposed convolution, or convolution and pixel shuffle.
         error_space: whether the LQ error is added to the HR features (enlarged) or to the next LQ features.

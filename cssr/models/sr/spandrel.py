@@ -70,10 +70,10 @@ def spandrel(
     """A network of the library spandrel (an optional extra: `pip install 'cssr[spandrel]'`).
 
     Args:
-        weights: a community weight file (.pth, .pt, .ckpt, .safetensors); its architecture and arguments are found
+        weights: a community weight file (.pth, .pt, .ckpt, .safetensors); its architecture and arguments are read
             out. It is needed for a fresh start only: the network's `settings` say the rest.
         architecture: without `weights`: a class of the library (Compact, ESRGAN, SwinIR, RealPLKSR, ...).
-        arguments: of the architecture, in place of its defaults or of those that were found out. What an architecture
+        arguments: of the architecture, in place of its defaults or of those that were read. What an architecture
             calls the scale is model.scale by default.
     Raises:
         ValueError: one line: no such file, or one that the library cannot load; a network for another scale, for
