@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, options: Namespace) -> dict[str, Any]:
-    """What a stage has measured in a process of its own; `failure` says why it ended early."""
+    """Measurements of a stage in a process of its own; `failure` says why it ended early."""
     path, began, limit = options.out / f"{name}.json", time.monotonic(), LIMITS[name] * (DRY if options.dry_run else 1)
     path.unlink(missing_ok=True)
     words = [sys.executable, str(Path(__file__)), "--stage", name, "--seconds", str(limit)]

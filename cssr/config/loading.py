@@ -276,7 +276,7 @@ def override(cls: type, base: dict[str, Any], text: str) -> dict[str, Any]:
 def parse_value(text: str, setting: str, kind: Any = None) -> Any:
     """A value given on the command line; ValueError names the `setting`.
 
-    Brackets, braces and quotes are YAML. Anything else is one value, `#` and `:` in it included: a string as it stands
+    Brackets, braces and quotes are YAML. Anything else is one value, `#` and `:` in it included: the literal string
     where `kind`, the annotation of its setting, says so; else null, true, false or a decimal number if it is one.
     """
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""

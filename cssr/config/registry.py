@@ -2,7 +2,7 @@
 
 Each kind of component (SR networks, segmentation networks, losses, degradations, schedules, dataset sources) has one.
 A component in a configuration is a mapping `{name: dbpn, stages: 6}`: the name chooses the function, the rest are its
-keyword arguments, whose defaults live in the function's signature and nowhere else.
+keyword arguments. Defaults are in the function's signature and nowhere else.
 """
 
 import difflib

@@ -1,7 +1,7 @@
 """The settings of a run: dataclasses hold every default and a comment for each.
 
 A recipe (YAML) holds differences from these defaults only, or from those of the recipe beside it that its `base` names;
-`a.b=c` on the command line differs from the recipe. A string is taken as it stands (`train.run_dir=out #2`, `007`),
+`a.b=c` on the command line differs from the recipe. A string is taken literally (`train.run_dir=out #2`, `007`),
 numbers are decimal, and a `~` that begins a path is the home.
 Components (a network, a loss, a degradation, a schedule) are written `{name: dbpn, stages: 6}` or just `dbpn`;
 their arguments and defaults are those of the function of that name. Naming another component than the layer below

@@ -96,7 +96,7 @@ def _area(ring: Ring) -> float:
 
 
 def _around(hole: Ring, exteriors: list[list[Ring]]) -> list[Ring]:
-    """The polygon that a hole lies in: the smallest exterior around it."""
+    """The polygon around a hole: the smallest exterior that encloses it."""
     if len(exteriors) == 1:
         return exteriors[0]
     turn = int(np.lexsort((hole[:-1, 0], hole[:-1, 1]))[0])  # its upper left corner: the hole is below, to the right

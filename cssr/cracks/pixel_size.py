@@ -108,7 +108,7 @@ def markers(image: np.ndarray, family: str | None = None) -> list[Marker]:
 def of_markers(seen: Sequence[Marker], side: float) -> PixelSize:
     """Size from markers of a known side (mm): their mean, weighed by their areas.
 
-    The uncertainty holds that of the corners, the tilt, along whose direction pixels are larger, and how much markers
+    The uncertainty holds that of the corners, the tilt (pixels are larger along it), and how much markers
     differ among each other. Raises: ValueError without markers, or for a side that cannot be.
     """
     if not seen or not 0 < side < math.inf:

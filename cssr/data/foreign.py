@@ -152,7 +152,7 @@ def _expanded(pattern: str) -> tuple[str, ...]:
     except ValueError as error:
         raise DataError(f"{pattern}: {' '.join(str(error).split())}; write it as x-{{000000..000099}}.tar") from None
     if max(len(names), largest) > _MOST_TARS:
-        raise DataError(f"{pattern} stands for more than {_MOST_TARS} tars; give fewer")
+        raise DataError(f"{pattern} expands to more than {_MOST_TARS} tars; give fewer")
     return names
 
 

@@ -86,7 +86,7 @@ def _errors_as_samples(samples: Iterator[Any]) -> Iterator[Any]:
 
 
 def _samples(loader: DataLoader) -> Iterator[Any]:
-    """The samples of the workers; what they have found wrong is raised as it was."""
+    """The samples of the workers; an error of theirs is raised here."""
     try:
         for sample in _begun(loader):  # without a name, which a traceback would keep, and with it the workers
             _name_dead_workers()  # torch has set its handler by now

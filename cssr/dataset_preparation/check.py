@@ -344,7 +344,7 @@ def _check_valid(valid: np.ndarray, facts: dict[str, Any]) -> list[str]:
 
 
 def report(roots: Sequence[Path], decode: bool, workers: int) -> int:
-    """Check shard sets and print what is found. Returns 0, or 1 if anything is wrong."""
+    """Check shard sets and print their faults. Returns 0, or 1 if there are any."""
     total = 0
     for root in roots:
         faults, about = check(root, decode, workers)

@@ -33,7 +33,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="folder to make; must not exist, or be empty")
     add("--ratio", nargs="+", metavar="PART=SHARE", help="split into OUT/PART, as train=0.8 val=0.2; see split.json")
     add("--split-file", type=Path, metavar="FILE", help="cut as an earlier run did, by its split.json")
-    add("--groups", type=Path, metavar="FILE", help="doctor.json: images that it found related stay in one part")
+    add("--groups", type=Path, metavar="FILE", help="doctor.json: images that are related by it stay in one part")
     add("--tile", type=int, metavar="N", help="cut large images into tiles of N x N pixels")
     add("--overlap", type=int, metavar="N", help="pixels that neighbouring tiles share (0)")
     add("--refuse-small", action="store_true", help="refuse images smaller than a tile, which are kept whole otherwise")

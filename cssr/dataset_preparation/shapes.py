@@ -34,7 +34,7 @@ def _add_polygon(mask: np.ndarray, polygon: np.ndarray) -> None:
 
 
 def _whole(inside: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """`inside` in one piece: with what of the polygon's border bridges gaps, or is a sliver."""
+    """`inside` as one component: with the parts of the polygon's border that bridge gaps, or are slivers."""
     count, labels = cv2.connectedComponents(inside.astype(np.uint8))
     if count == 2:  # background and one component
         return inside
@@ -164,7 +164,7 @@ def check_points(points: np.ndarray, height: int, width: int) -> bool:
     if not (low >= -_FAR).all() or not (high <= end + _FAR).all():
         raise ValueError(f"goes too far beyond its image of {width}x{height} pixels ({extent}); correct or remove it")
     if (high < 0).any() or (low > end).any():
-        raise ValueError(f"lies outside of its image of {width}x{height} pixels ({extent}); correct or remove it")
+        raise ValueError(f"is outside of its image of {width}x{height} pixels ({extent}); correct or remove it")
     return bool((low < -2).any() or (high > end + 2).any())
 
 

@@ -1,7 +1,7 @@
 """Samples into tars: what a shard holds, byte for byte, and the index of a set.
 
-A sample is `key.jpg` or `key.png` (8-bit RGB), `key.mask.png` (8-bit, 255 = crack; none in a set without masks, whose
-index says "masks": false), `key.lq.png` or `.jpg` and `key.kernel.npy` in a set that has them, and `key.json`. Beside
+A sample is `key.jpg` or `key.png` (8-bit RGB), `key.mask.png` (8-bit, 255 = crack; absent where the index says
+"masks": false), `key.lq.png` or `.jpg` and `key.kernel.npy` in a set that has them, and `key.json`. Beside
 the shards is index.json. Neither holds a time or an absolute path, so that the same input gives the same bytes.
 """
 

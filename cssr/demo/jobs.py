@@ -1,4 +1,4 @@
-"""Work in turn: one piece at a time, with bounds on those who wait and on the time it takes."""
+"""A queue of jobs before one thread, with bounds on its length and on the time of a job."""
 
 import asyncio
 import threading
@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 
 class Job:
-    """One piece of work: its progress, and a way to stop it."""
+    """A job in the queue: its progress, and a way to stop it."""
 
     def __init__(self) -> None:
         self.future: Future = Future()
@@ -83,7 +83,7 @@ class Turns(Places):
 
     Args:
         waiting: how many may wait while one is worked on.
-        seconds: how long a piece may take, from its turn on.
+        seconds: how long a job may take, from its turn on.
     """
 
     def __init__(self, waiting: int, seconds: float):
@@ -107,7 +107,7 @@ class Turns(Places):
         """A tick now and then until the work is done; left early, for any reason, it stops the work.
 
         Raises: TimeoutError once the work has taken its `seconds`. A tile that is being worked on is finished first,
-            and the next piece waits for that; the one who asked does not.
+            and the next job waits for that; the caller does not.
         """
         done = asyncio.wrap_future(job.future)
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody asks for what is left

@@ -50,7 +50,7 @@ def definitions() -> dict[str, str]:
         "thresholds": "0.01, 0.02, ..., 0.99; a pixel is crack where prob > threshold in float32; NaN is background",
         "iou_max": f"{area}; mean over images, or of the summed counts (pooled); at the whole set's best threshold",
         "iou_max_threshold": "the threshold of iou_max, chosen on this very set; the lowest one in a tie",
-        "aiu": f"{area}; mean over the 99 thresholds of the curve whose maximum is iou_max",
+        "aiu": f"{area}; mean over the 99 thresholds of the same curve as iou_max",
         "hd95_min": f"minimum over the 99 thresholds of the {hd95}",
         "ahd95": f"mean over the 99 thresholds of the {hd95}",
         "msd_min": f"minimum over the 99 thresholds of the {msd}",
@@ -72,7 +72,7 @@ def definitions() -> dict[str, str]:
         "negative log-likelihood of this set's pixels; the model's where they are all of one class",
         "calibration.reliability": "all images' pixels in 15 equal bins of probability: their mean probability, the "
         "share of crack among them, and how many; null where there is none",
-        "cldice": f"harmonic mean of the share of the predicted centre line that lies in the mask and of the share of "
+        "cldice": f"harmonic mean of the share of the predicted centre line that is in the mask and of the share of "
         f"the mask's centre line that is predicted {lines}",
         "cliou": f"IoU of centre lines with a tolerance of {TOLERANCE} px: of the predicted line's pixels, those at "
         "most so far (Euclidean) from the mask's line are hits, the others false; pixels of the mask's line further "
@@ -89,7 +89,7 @@ def definitions() -> dict[str, str]:
         "every scale-th pixel, borders replicated, without noise or compression; peak 1; mean over images, infinite "
         "ones left out; pooled: not defined",
         "psnr": "dB, 10 log10(1 / mse) over RGB and all pixels, SR clipped to [0, 1], peak 1; image: mean over the "
-        "images whose PSNR is finite; pooled: of the mean mse, weighted by pixels; null where infinite",
+        "images with a finite PSNR; pooled: of the mean mse, weighted by pixels; null where infinite",
         "psnr_infinite": "how many PSNRs were infinite (SR identical to HR) and so left out of psnr",
         "ssim": "11x11 Gaussian window, sigma 1.5, zero padding, C1 = 0.01^2, C2 = 0.03^2, per channel of RGB, SR "
         "clipped to [0, 1]; mean over channels, pixels and images; pooled: not defined",
@@ -100,7 +100,7 @@ def definitions() -> dict[str, str]:
         "f1": f"2 tp / (2 tp + fp + fn) {best} (not the F1 of the mean precision and recall)",
         "intervals": "95 % intervals: percentiles 2.5 and 97.5 of 1000 seeded bootstrap resamples of the images, as "
         "many as the set has; the best threshold is chosen anew in each; they say nothing of another training run",
-        "groups.source": "parts of the set by what stands before the first _ or - of a key, if it begins with a "
+        "groups.source": "parts of the set by the part of a key before the first _ or -, if it begins with a "
         "letter, the rest being others; iou: mean at the whole set's metrics.image.iou_max_threshold; image and "
         "pooled: at the part's own best threshold; null of one part, and of more than 30",
         "groups.blur": "parts of the set by the true kernel's width, HR pixels: the root of its mean variance along "

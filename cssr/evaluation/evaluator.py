@@ -97,8 +97,8 @@ def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool 
         columns |= {"hd95": curves["hd95"].tolist(), "msd": curves["msd"].tolist()}
         columns |= topology(prob, batch.mask) | inspection(prob, batch.mask)
         for key in (key for key, error in zip(batch.key, columns["width_error"]) if error is None):
-            told = f"warning: {key}: too ragged for the errors of widths and lengths, which are of the other images"
-            print(one_line(told), file=sys.stderr)
+            warning = f"warning: {key}: too ragged for the errors of widths and lengths, which are of the other images"
+            print(one_line(warning), file=sys.stderr)
     rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
     return [row for row in rows if row["pixels"]]
 

@@ -195,8 +195,9 @@ def surface_distances(
 ) -> dict[str, np.ndarray]:
     """Hausdorff percentiles and mean surface distance at all thresholds: "hd95", "hd100", "msd", (B, 99) float64 each.
 
-    prob (B, 1, H, W) floating point; mask (B, 1, H, W) in {0, 1}; distances in pixels. The contour is the set of pixel
-    corners whose four pixels are not all alike, each counted by its length of contour; beyond the image is background.
+    prob (B, 1, H, W) floating point; mask (B, 1, H, W) in {0, 1}; distances in pixels. The contour is the set of
+    corners between four pixels that are not all alike, each counted by its length of contour; beyond the image is
+    background.
     A percentile is taken of both directed distances, and the greater one returned; msd averages the two directed means.
     0 where mask and prediction are both empty, max(H, W) where one is. Raises ValueError where the shapes differ.
     Exact whatever the masks. Runs on the CPU: on one core about 0.5 ms a threshold at which the prediction changes for

@@ -33,8 +33,8 @@ from cssr.utils.threads import WriteBehind
 
 _ITEM = 4  # bytes of a float32
 _LOOK = 128  # pixels a side of the windows in which a photograph is looked at
-_PIECE = 64  # rows without data that are written at once
-_AHEAD = 2  # batches of tiles, and pieces of results, that wait
+_CHUNK = 64  # rows without data that are written at once
+_AHEAD = 2  # batches of tiles, and chunks of results, that wait
 
 
 class Scratch:
@@ -205,9 +205,9 @@ class _Frame:
         return None if rows is None else rows[0, 0].numpy()
 
     def blank(self, count: int) -> Iterator[np.ndarray]:
-        """So many rows of the whole without data, in pieces: n W float32."""
-        for start in range(0, count, _PIECE):
-            yield np.zeros((min(_PIECE, count - start), self.shape[1]), np.float32)
+        """`count` rows of the whole without data, in chunks: n W float32."""
+        for start in range(0, count, _CHUNK):
+            yield np.zeros((min(_CHUNK, count - start), self.shape[1]), np.float32)
 
 
 class _SR:
@@ -338,20 +338,20 @@ def _enlarged(place: geotiff.Place | None, scale: int) -> geotiff.Place | None:
 def memory(model: JointModel, photograph: Photograph, wanted: Wanted, side: int, keep_mask: bool = False) -> int:
     """Bytes that a photograph needs at most, beside the networks and what they compute of a batch of tiles.
 
-    The photograph as it is held; of the SR image a row of tiles (float32, 3 channels) and pieces on their way; results
+    The photograph as it is held; of the SR image a row of tiles (float32, 3 channels) and the chunks in flight; results
     that become PNGs, and the last blocks of those that become TIFFs. `side` of the tiles, 0: the whole photograph.
     """
     height, width = photograph.shape
     row = width * model.scale * 12  # bytes of a row of the SR image
     tiles = min(side or height, height) * model.scale * row
-    pieces = 64 * row * 12
+    chunks = 64 * row * 12
     results = sum(_held(name, photograph, wanted, model.scale) for name in wanted.results if name != "kernel")
     mask = height * width * (1 if wanted.size == "photo" else model.scale**2) if keep_mask else 0
-    return photograph.held + geotiff.CACHE + tiles + pieces + results + mask
+    return photograph.held + geotiff.CACHE + tiles + chunks + results + mask
 
 
 def _held(name: str, photograph: Photograph, wanted: Wanted, scale: int) -> int:
-    """Bytes of a result in memory: of a TIFF rows of blocks, of a PNG all; as pieces, in one, and while it is saved."""
+    """Bytes of a result in memory: of a TIFF rows of blocks, of a PNG all; as chunks, whole, and while saved."""
     scale = 1 if name != "sr" and wanted.size == "photo" else scale
     height, width = (side * scale for side in photograph.shape)
     pixel = 3 if name in ("sr", "overlay") else 4 if name == "prob" and wanted.as_float else 1

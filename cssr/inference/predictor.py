@@ -49,7 +49,7 @@ def predict(
     Args:
         model: in evaluation mode, on any device.
         image: a file, a PIL image, H W 3 uint8 (H W 4 with alpha), or 3 H W float 0..1. Where it holds no data
-            (`cssr/utils/valid_pixels.py`), nothing is found, and nothing is taken from there.
+            (`cssr/utils/valid_pixels.py`), no crack is predicted, and nothing is taken from there.
         tile: LQ pixels a side of the tiles in which a larger image is worked; 0: the whole image at once. Tiles overlap
             by `overlap` and are blended; the normalisation and a predicted kernel are those of the whole image.
     Raises: ValueError, one line, for what is no such image.

@@ -154,7 +154,7 @@ def make_optimizer(config: Config) -> torch.optim.Optimizer:
 
 
 def values_each(optimizer: torch.optim.Optimizer) -> float:
-    """Float32 values of its state for each parameter, as found in one that has stepped."""
+    """Float32 values of its state for each parameter, counted in one that has stepped."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return _bytes(value for value in kept if value.numel() > 1) / _bytes(parameters)

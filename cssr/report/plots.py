@@ -110,7 +110,7 @@ def reliability_plot(results: Sequence[Result]) -> Plot | None:
     ]
     words = (
         "Pixels of all images in bins of probability: their mean probability, and how many of them are crack. On the "
-        "diagonal, probabilities can be taken at their word; below it, cracks are found too surely."
+        "diagonal, probabilities can be taken at their word; below it, the model is overconfident."
     )
     labels, guide = ("probability", "share of crack"), " ".join(_points([_at(0, 0), _at(1, 1)]))
     across, up = _ticks(1, 0.2), _ticks(1, 0.2, across=False)

@@ -27,7 +27,7 @@ def report(
         paths: results files, or directories that hold some (a run's are all taken).
         out: where to; made where it is missing.
         title: the report's heading.
-        reference: name of the result of whose IoU_max the others' are shares; by default the only HR upper bound.
+        reference: name of the result that the others' IoU_max are shares of; by default the only HR upper bound.
     Returns: the path of `report.md`.
     Raises: ValueError, one line, for what cannot be read and for an unknown reference; nothing is written then.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore
 
 OFFLOADED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-_OVERDUE = 60  # seconds by which a collective outlives the watchdog, whose message says more
+_OVERDUE = 60  # seconds by which a collective outlives the watchdog: the latter's message says more
 
 
 def start_engine(timeout: float = 1800, **arguments: Any) -> Accelerator:

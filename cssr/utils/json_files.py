@@ -38,7 +38,7 @@ def read_bytes(path: Path, largest: int = _LARGEST) -> bytes:
 
 
 def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it again") -> Any:
-    """Parse JSON as `read_json` does, from bytes that `name` stands for in errors."""
+    """Parse JSON as `read_json` does, from bytes; errors call them `name`."""
     values = sum(map(data.count, (b",", b"[", b"{")))
     if values > _MOST:
         raise ValueError(f"{name} has some {values} values, more than {_MOST}: cut it into several")

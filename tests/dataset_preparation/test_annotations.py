@@ -371,7 +371,7 @@ def test_labelme_that_cannot_be_used_is_refused(tmp_path):
         ([[1, 1], [None, 1], [4, 3]], r"a.json is damaged.*shapes\[0\].points must be"),
         ([[0.1, 0.1], [0.5, 0.1], [0.5, 0.9]], "shape 0 .'crack'. has coordinates relative to the image's sides"),
         ([[1, 1], [4, 1e300], [4, 3]], "shape 0 .'crack'. goes too far beyond its image of 8x6 pixels"),
-        ([[1, 9], [4, 9], [4, 12]], "shape 0 .'crack'. lies outside of its image of 8x6 pixels"),
+        ([[1, 9], [4, 9], [4, 12]], "shape 0 .'crack'. is outside of its image of 8x6 pixels"),
     ],
 )
 def test_labelme_points_that_cannot_be_meant_are_named(tmp_path, points, message):

@@ -38,7 +38,7 @@ _PERCENTILES = (5, 25, 50, 75, 95)
 
 @dataclass
 class Case:
-    """A sample and what was found in it. `path` names it to people, below the root."""
+    """A sample and the results of its examination. `path` names it to people, below the root."""
 
     part: str
     path: str

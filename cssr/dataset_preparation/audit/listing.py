@@ -17,7 +17,7 @@ _PARTS = re.compile(r"choose with --split from: ([^;]+)")
 
 
 def list_parts(name: str, options: dict[str, Any], against: str | None) -> tuple[list[Part], list[Finding]]:
-    """The parts of a dataset, unread, and what their listing found.
+    """The parts of a dataset, unread, and the findings of their listing.
 
     Args:
         name: of the source; `options`: its own.
@@ -49,7 +49,7 @@ def _parts_of(name: str, options: dict[str, Any]) -> list[str]:
 
 
 def _open(name: str, options: dict[str, Any]) -> tuple[Source | None, list[Finding]]:
-    """A source, without unpaired files where it can pass over them, and what was found; None if it cannot be listed.
+    """A source, without unpaired files where it can pass over them, and findings; None if it cannot be listed.
 
     Raises: ValueError for a mistake on the command line.
     """

@@ -7,7 +7,7 @@
 Pairs, sizes, damage, colour modes, EXIF orientation, mask values, empty and full masks, copies (the same pixels),
 near-duplicates (a perceptual hash, however turned or mirrored) and images that show the same spot (overlapping tiles
 and photographs), within and across the parts: all of them, where the layout has parts and --split names none. With
---out it writes doctor.json (everything found, by path) and doctor.png (pictures of it).
+--out it writes doctor.json (all findings, by path) and doctor.png (pictures of it).
 
 Exit status: 0 the set may be sharded, 1 it must not be as it is (there are errors; warnings do not count), 2 a mistake
 on the command line or no way to finish, 130 interrupted.
@@ -84,7 +84,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def examine(args: argparse.Namespace) -> tuple[list[Part], list[Case], list[Finding]]:
-    """Do what the command line asks. Returns the parts, all samples, and what was found, the worst first."""
+    """Do what the command line asks. Returns the parts, all samples, and the findings, the worst first."""
     options = {name: getattr(args, name) for name in inspect.signature(SOURCES.get(args.source)).parameters}
     check_bits(args.bits)
     parts, findings = list_parts(args.source, options, args.against)

@@ -1,7 +1,7 @@
 """Sources: one file per dataset layout on disk.
 
 Contract: a registered function `name(root: Root, split: Split = None, **options) -> Source` lists what there is without
-decoding any of it, and raises ValueError (one sentence: what was found, and the remedy) where a picture lacks its mask,
+decoding any of it, and raises ValueError (one sentence: the fault and the remedy) where a picture lacks its mask,
 a mask its picture, or nothing is there. The command line is made from the signature: an option needs a default and an
 annotation (`int`, `float`, `str`, each also `| None`, `bool` for a switch, or `Annotated` with its help text); the
 first line of the docstring introduces the source. A source made from nothing has neither `root` nor `split`.

@@ -27,7 +27,9 @@ from cssr.utils.annotations import Within, fits, shortened
 from cssr.utils.image_files import walk, with_suffix
 from cssr.utils.json_files import read_json
 
-Annotations = Annotated[str | None, "the JSON, below ROOT (without it, the usual places; {split} stands for --split)"]
+Annotations = Annotated[
+    str | None, "the JSON, below ROOT (without it, the usual places; {split}: the value of --split)"
+]
 Images = Annotated[str | None, "folder of the images, below ROOT (without it, the usual places)"]
 Categories = Annotated[str | None, "names of the categories that are crack, with commas between"]
 

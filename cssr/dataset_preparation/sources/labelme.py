@@ -216,6 +216,6 @@ def _pasted(text: str, corner: np.ndarray, height: int, width: int, path: Path) 
     mask = np.zeros((height, width), bool)
     rows, columns = min(part.shape[0], height - top), min(part.shape[1], width - left)
     if left < 0 or top < 0 or rows < 1 or columns < 1:
-        raise ValueError(f"{path}: a mask in it lies outside of the image; save it again")
+        raise ValueError(f"{path}: a mask in it is outside of the image; save it again")
     mask[top : top + rows, left : left + columns] = part[:rows, :columns]
     return mask
