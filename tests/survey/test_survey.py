@@ -190,7 +190,7 @@ def test_without_the_extra_the_table_is_written_and_the_remedy_said(survey, tmp_
     write_survey(survey, out, {})
     monkeypatch.setattr("cssr.survey.write.find_spec", lambda name: None)
     (note,) = write_survey(survey, out, {})
-    assert "pip install 'cssr[survey]'" in told
+    assert "pip install 'cssr[survey]'" in note
     assert {path.name for path in out.iterdir()} == {"cracks.csv", "survey.json"}  # nothing of another survey
 
 
