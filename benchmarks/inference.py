@@ -9,25 +9,23 @@ A photograph is read from a TIFF, worked in tiles, and its mask and SR image wri
 With --photographs, a folder of JPEGs and all results: `plain` gives them to the command one after the other, `ours`
 together, so that reading, networks and writing overlap.
 
-Medians of the rounds in seconds and megapixels of the photograph a second. The share of `ours` in `bare` is how busy
-the device is kept; of a model that predicts a kernel, that takes one pass over the SR network more.
+The share of the bare pass is how busy the device is kept; of a model that predicts a kernel, that takes one pass over
+the SR network more.
 """
 
 import argparse
 import contextlib
 import io
 import json
-import os
-import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
-import machine
 import numpy as np
 import torch
+from harness import Limit, Pair, command
 from PIL import Image
 
 from cssr import predict as predict_command
@@ -43,7 +41,6 @@ from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
 from cssr.models.tiling import Tiles
 from cssr.utils import geotiff
-from cssr.utils.markdown import markdown_table
 from cssr.utils.photographs import open_photograph
 
 SMALL = {
@@ -56,64 +53,66 @@ WANTED = Wanted(("sr", "mask"), format="tiff")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    options = _parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    words = argparse.ArgumentParser(add_help=False)
+    few = 4 if torch.accelerator.is_available() else 1
+    words.add_argument("--photographs", type=int, default=1, metavar="N", help="in a folder (1: one, a TIFF)")
+    words.add_argument("--side", type=int, help="pixels of the photograph's sides (4000; without a GPU 500)")
+    words.add_argument("--model", type=Path, help="run or export (default: a small one with weights as drawn)")
+    words.add_argument("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE})")
+    words.add_argument("--batch", type=int, default=few, help="tiles at once (4; 1 on a CPU, which is busy with one)")
+    words.add_argument("--rounds", type=int, default=3, help="turns of each way (3)")
+    options, rest = words.parse_known_args(arguments)
+    command(__doc__, partial(pairs, options=options), rest, [words])
+
+
+def pairs(quick: bool, options: argparse.Namespace) -> Iterable[Pair]:
+    """The one pair; masks may differ in one pixel of 10,000."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = load_model(options.model) if options.model else build_model(ModelConfig(**SMALL)).eval()
-    model = for_inference(model.to(device))
-    side = options.side or (500 if device.type == "cpu" else 4000)
-    if options.quick:
-        side, options.tile = 120, 96
+    model, many = for_inference(model.to(device)), options.photographs > 1
+    side = 120 if quick else options.side or (500 if device.type == "cpu" else 4000)
+    options.tile = 96 if quick else options.tile
     with tempfile.TemporaryDirectory() as scratch:
-        ways = (ways_of_many if options.photographs > 1 else ways_of_one)(model, Path(scratch), side, options)
-        share = equal(ways)
-        seconds = timed(ways, machine.CLOCKS[options.clock], 1 if options.quick else options.rounds)
-    seconds = {name: [s / options.photographs for s in each] for name, each in seconds.items()}
-    print("\n".join(table(seconds, side, f"{device}, {options.threads} threads, {options.clock} clock")))
-    if options.json:
-        name = f"prediction of {options.photographs} photographs of {side} x {side} (batch {options.batch})"
-        options.json.write_text(json.dumps(report(name, seconds, share, options), indent=1), encoding="utf-8")
+        plain, ours = (ways_of_many if many else ways_of_one)(model, Path(scratch), side, options)
+        yield Pair(
+            f"prediction of {options.photographs} x {side} x {side} pixels, batch {options.batch}",
+            "one after the other" if many else "whole image, tile by tile", plain, ours, tolerance=1e-4,
+            differ=lambda a, b: float((a != b).mean()), items=options.photographs, rounds=options.rounds,
+            limit=Limit(bare=lambda: bare(model, side, options), bare_name="the forward pass"),
+        )  # fmt: skip
 
 
-def ways_of_one(model: JointModel, scratch: Path, side: int, options: argparse.Namespace) -> dict[str, Callable]:
+def ways_of_one(model: JointModel, scratch: Path, side: int, options: argparse.Namespace) -> tuple[Callable, Callable]:
     """Ways to predict one photograph, a TIFF."""
     photograph = scratch / "photograph.tif"
     rows = geotiff.TiffRows(photograph, (side, side), 3, "uint8", None)
     rows.write(drawn(side))
     rows.finish()
-    return {
-        "bare": lambda: bare(model, side, options.tile, options.batch),
-        "plain": lambda: plain(model, photograph, options.tile),
-        "ours": lambda: ours(model, photograph, options.tile, options.batch),
-    }
+    return lambda: whole(model, photograph, options.tile), lambda: by_rows(model, photograph, options)
 
 
-def ways_of_many(model: JointModel, scratch: Path, side: int, options: argparse.Namespace) -> dict[str, Callable]:
+def ways_of_many(model: JointModel, scratch: Path, side: int, options: argparse.Namespace) -> tuple[Callable, Callable]:
     """Ways to predict a folder of JPEGs."""
     paths = [scratch / f"{number:04d}.jpg" for number in range(options.photographs)]
     for path in paths:
         Image.fromarray(drawn(side)).save(path, quality=92)
-    return {
-        "bare": lambda: bare(model, side, options.tile, options.batch, len(paths)),
-        "plain": lambda: np.concatenate([by_command(model, [path], options) for path in paths]),
-        "ours": lambda: by_command(model, paths, options),
-    }
+    together = lambda: by_command(model, paths, options)  # noqa: E731
+    return lambda: np.concatenate([by_command(model, [path], options) for path in paths]), together
 
 
 def drawn(side: int) -> np.ndarray:
     """Plaster, side x side pixels, with a crack."""
     pixels = np.random.default_rng(0).integers(120, 200, (side, side, 3)).astype(np.uint8)
-    return cv2.polylines(
-        pixels, [np.array([[0, 10], [side // 2, side // 3], [side, side - 10]])], False, (20, 20, 20), 4
-    )
+    crack = np.array([[0, 10], [side // 2, side // 3], [side, side - 10]])
+    return cv2.polylines(pixels, [crack], False, (20, 20, 20), 4)
 
 
 @torch.no_grad()
-def bare(model: JointModel, side: int, tile: int, batch: int, photographs: int = 1) -> None:
+def bare(model: JointModel, side: int, options: argparse.Namespace) -> None:
     """The forward pass alone over as many tiles of as many pixels."""
-    count = len(Tiles(tile, TILE_OVERLAP).places((side, side))) * photographs
-    lq = torch.rand(batch, 3, min(tile, side), min(tile, side), device=model.mean.device)
-    for done in range(0, count, batch):
+    count = len(Tiles(options.tile, TILE_OVERLAP).places((side, side))) * options.photographs
+    lq = torch.rand(options.batch, 3, *2 * (min(options.tile, side),), device=model.mean.device)
+    for done in range(0, count, options.batch):
         outputs = model(lq[: count - done])
     outputs.logits.mean().item()  # until the device is done
 
@@ -128,88 +127,26 @@ def by_command(model: JointModel, paths: Sequence[Path], options: argparse.Names
     return np.array([record["found"]["crack"] for record in records])
 
 
-def plain(model: JointModel, path: Path, tile: int) -> np.ndarray:
+def whole(model: JointModel, path: Path, tile: int) -> np.ndarray:
     """Predict one thing after the other, all in memory; the mask."""
     prediction = predict(model, path, tile)
     with tempfile.TemporaryDirectory() as out:
         for name, pixels in (("sr", prediction.sr), ("mask", prediction.mask().astype(np.uint8) * 255)):
-            shape = pixels.shape[:2]
-            rows = geotiff.TiffRows(Path(out) / name, shape, 3 if pixels.ndim == 3 else 1, "uint8", None)
+            rows = geotiff.TiffRows(Path(out) / name, pixels.shape[:2], 3 if pixels.ndim == 3 else 1, "uint8", None)
             rows.write(pixels)
             rows.finish()
     return prediction.mask()
 
 
-def ours(model: JointModel, path: Path, tile: int, batch: int) -> np.ndarray:
+def by_rows(model: JointModel, path: Path, options: argparse.Namespace) -> np.ndarray:
     """Predict by rows, as the command does; the mask."""
-    tiles = Tiles(tile, TILE_OVERLAP, batch, ahead=2)
+    tiles = Tiles(options.tile, TILE_OVERLAP, options.batch, ahead=2)
     with (
         tempfile.TemporaryDirectory() as out,
         open_photograph(path) as photograph,
         Files(Path(out) / "photograph") as files,
     ):
         return predict_rows(model, photograph, files, WANTED, tiles, keep_mask=True).crack_prob > 0
-
-
-def equal(ways: dict[str, Callable[[], Any]]) -> float:
-    """The share of pixels in which the masks of both differ, one in 10,000 at most; all ways are warm afterwards."""
-    ways["bare"]()
-    share = float((ways["plain"]() != ways["ours"]()).mean())
-    if share > 1e-4:
-        raise SystemExit(f"error: the masks differ in {share:.2%} of the pixels")
-    return share
-
-
-def timed(ways: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round; the order turns from round to round."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds):
-        for name in list(ways)[:: -1 if turn % 2 else 1]:
-            begin = clock()
-            ways[name]()
-            seconds[name].append(clock() - begin)
-    return seconds
-
-
-def table(seconds_of: dict[str, list[float]], side: int, where: str) -> list[str]:
-    """Markdown."""
-    medians = {name: statistics.median(seconds) for name, seconds in seconds_of.items()}
-    rows = [
-        [name, f"{s:.2f}", f"{1 / s:.3g}", f"{side**2 / 1e6 / s:.3g}", f"{medians['bare'] / s:.0%}"]
-        for name, s in medians.items()
-    ]
-    head = ["way", "s", "photographs/s", "MP/s", "share of bare"]
-    return [f"Photograph of {side} x {side}, {where}:", "", markdown_table(head, rows, right=range(1, 5))]
-
-
-def report(name: str, seconds: dict[str, list[float]], share: float, options: argparse.Namespace) -> dict[str, Any]:
-    """Contents of the JSON: settings, rates, results and failures, as the other benchmarks write them."""
-    bare, plain, ours = (statistics.median(seconds[way]) for way in ("bare", "plain", "ours"))
-    line = {
-        "name": name, "formulation": "whole image, tile by tile", "plain": plain, "ours": ours, "asked": None,
-        "unit": "s", "item": "image", "threads": options.threads, "difference": share, "tolerance": 1e-4,
-        "rounds": [a / b for a, b in zip(seconds["plain"], seconds["ours"])], "ratio": plain / ours, "met": None,
-        "bound": {"by": "the forward pass", "achieved": ours, "rate": bare, "share": bare / ours},
-    }  # fmt: skip
-    settings = {"threads": options.threads, "clock": options.clock, "quick": options.quick}
-    return {"machine": machine.facts(), "settings": settings, "rates": [], "results": [line], "failures": []}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--photographs", type=int, default=1, metavar="N", help="in a folder (1: one, a TIFF)")
-    add("--side", type=int, help="pixels of the photograph's sides (4000; without a GPU 500)")
-    add("--model", type=Path, help="run or export (default: a small one with weights as drawn)")
-    add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE})")
-    few = 4 if torch.accelerator.is_available() else 1
-    add("--batch", type=int, default=few, help="tiles worked at once (4; 1 on a CPU, which is busy with one)")
-    add("--rounds", type=int, default=3, help="turns of each way (3)")
-    add("--quick", action="store_true", help="120 pixels, one round: whether it works")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
-    add("--clock", choices=machine.CLOCKS, default="wall", help="cpu: where others use the machine too (wall)")
-    add("--json", type=Path, metavar="FILE", help="write figures")
-    return parser
 
 
 if __name__ == "__main__":
