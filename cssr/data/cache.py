@@ -139,19 +139,18 @@ class Cache:
             with self._alone():
                 os.truncate(file.fileno(), 0)
                 if self._make_room(entry.size):
-                    self._allocate(file, entry.size)
+                    try:
+                        os.posix_fallocate(file.fileno(), 0, entry.size)
+                    except OSError as error:
+                        raise Unreachable(
+                            f"data.cache: {self.directory} has no room for {entry.size} bytes: {error.strerror}"
+                        ) from error
                     return
             time.sleep(0.1)
         raise Unreachable(f"{self._limit()}: every shard in {self.directory} is in use; raise it")
 
     def _limit(self) -> str:
         return f"data.cache_gib={self.capacity / 2**30:.3g}"
-
-    def _allocate(self, file: BinaryIO, size: int) -> None:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            raise Unreachable(f"data.cache: {self.directory} has no room for {size} bytes: {error.strerror}") from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -25,16 +25,14 @@ def open_train_sets(data: DataConfig, scale: int | None = None) -> list[ShardSet
                 f"set data.crop to at most {side}, or data.resized_crop=[0.6,1]"
             )
     if scale is not None:
-        _check_stored(data, sets, scale)
+        for name in ("resized_crop", "photometric"):
+            if getattr(data, name):
+                raise DataError(
+                    f"data.{name} changes HR images, degradation=stored takes LQ images as they are: unset it"
+                )
+        check_lq(sets, scale, "data.train")
     _check_cache(data, sets, list(weights.values()))
     return sets
-
-
-def _check_stored(data: DataConfig, sets: Sequence[ShardSet], scale: int) -> None:
-    for name in ("resized_crop", "photometric"):
-        if getattr(data, name):
-            raise DataError(f"data.{name} changes HR images, degradation=stored takes LQ images as they are: unset it")
-    check_lq(sets, scale, "data.train")
 
 
 def check_lq(sets: Sequence[ShardSet], scale: int, setting: str) -> None:

@@ -113,7 +113,11 @@ def find_tars(place: str | Path) -> Tars | None:
     """
     text = str(place).removeprefix("file://")
     if not is_remote(text) and Path(text).is_dir():
-        return _tars_in(Path(text))
+        folder, index = Path(text), Path(text, "index.json")
+        if index.is_file() and not _is_of_others(index):
+            return None
+        names = sorted(path.name for path in folder.iterdir() if _TAR.fullmatch(path.name) and path.is_file())
+        return Tars(folder, tuple(names)) if names else None
     parts = _TAR.fullmatch(text)
     if parts is None or text.startswith("pipe:"):
         return None
@@ -123,14 +127,6 @@ def find_tars(place: str | Path) -> Tars | None:
     label = parts["name"] + (parts["query"] or "" if not is_remote(text) else "")
     root = root + (parts["query"] or "") if is_remote(text) else Path(root)
     return Tars(root, _expanded(label), label)
-
-
-def _tars_in(folder: Path) -> Tars | None:
-    index = folder / "index.json"
-    if index.is_file() and not _is_of_others(index):
-        return None
-    names = sorted(path.name for path in folder.iterdir() if _TAR.fullmatch(path.name) and path.is_file())
-    return Tars(folder, tuple(names)) if names else None
 
 
 def _is_of_others(index: Path) -> bool:

@@ -47,7 +47,10 @@ class LanePlan:
             return _split(self._starts, int(self._of_pass(number)[lane * self.rows + row]))
         size = max(1, self.window // self.lanes)
         block, inside = divmod(row, size)
-        row = block * size + int(self._block(number, lane, block, size)[inside])
+        if self._blocks.get(lane, (None,))[0] != (number, block):
+            order = rng(self.seed, number, lane, block).permutation(min(size, self.rows - block * size))
+            self._blocks[lane] = (number, block), order
+        row = block * size + int(self._blocks[lane][1][inside])
         order, starts = self._of_pass(number)
         position, index = _split(starts, lane * self.rows + row)
         return int(order[position]), index
@@ -67,12 +70,6 @@ class LanePlan:
     def _sample_order(self, number: int) -> np.ndarray:
         orders = [rng(self.seed, number, k).permutation(self.total) for k in range(self.repeats)]
         return np.concatenate(orders).astype(np.int32 if self.total < 2**31 else np.int64)
-
-    def _block(self, number: int, lane: int, block: int, size: int) -> np.ndarray:
-        if self._blocks.get(lane, (None,))[0] != (number, block):
-            order = rng(self.seed, number, lane, block).permutation(min(size, self.rows - block * size))
-            self._blocks[lane] = (number, block), order
-        return self._blocks[lane][1]
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -112,7 +112,11 @@ class ShardSet:
             raise DataError(f"{setting}: {where} is damaged or of another format than {FORMAT}; {_REMEDY}")
         names, counts = (tuple(shard[what] for shard in index["shards"]) for what in ("name", "samples"))
         shards = cls(root, names, counts, index, cache)
-        shards._check_pixels(setting, data.max_pixels)
+        if shards.pixels > data.max_pixels:
+            raise DataError(
+                f"{setting}: {shards.root} has images of {shards.pixels} pixels, more than "
+                f"data.max_pixels={data.max_pixels}: raise that if the set is to be trusted"
+            )
         shards._check_files(setting)
         return shards
 
@@ -192,13 +196,6 @@ class ShardSet:
         if self.cache:
             return self.cache.use(self.entry(shard), notify)
         return open(self.address(shard), "rb")
-
-    def _check_pixels(self, setting: str, most: int) -> None:
-        if self.pixels > most:
-            raise DataError(
-                f"{setting}: {self.root} has images of {self.pixels} pixels, more than data.max_pixels={most}: "
-                "raise that if the set is to be trusted"
-            )
 
     def _check_files(self, setting: str) -> None:
         for shard in self.index["shards"]:

@@ -186,19 +186,15 @@ def _mask_and_valid(
         return None, valid
     values = np.asarray(item.mask())
     mask = form.rule.apply(values)
-    _check_size(item, mask, width, height)
-    known = values != NO_DATA if values.dtype != bool else None
-    if known is not None and not known.all():
-        valid = known if valid is None else valid & known
-    return mask if valid is None else mask & valid, valid
-
-
-def _check_size(item: Item, mask: np.ndarray, width: int, height: int) -> None:
     if mask.shape != (height, width):
         raise ValueError(
             f"{item.origin} is {width}x{height}, but its mask is "
             f"{mask.shape[1]}x{mask.shape[0]}; give both the same size"
         )
+    known = values != NO_DATA if values.dtype != bool else None
+    if known is not None and not known.all():
+        valid = known if valid is None else valid & known
+    return mask if valid is None else mask & valid, valid
 
 
 def _beside(item: Item, form: Form, width: int, height: int) -> Members:

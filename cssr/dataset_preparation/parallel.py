@@ -48,7 +48,10 @@ def share(work: Work, count: int, workers: int, step: Callable[[], None] = lambd
                 if ahead is not None and following - min(busy.values(), default=following) >= ahead:
                     break
                 pipe = free.pop()
-                _send(pipe, following)
+                try:
+                    pipe.send(following)
+                except BrokenPipeError:
+                    _receive(pipe)
                 busy[pipe], following = following, following + 1
             for pipe in wait(list(busy)):
                 kind, value = _receive(pipe)
@@ -113,13 +116,6 @@ def _worker_pool(work: Work, workers: int) -> Iterator[list[Connection]]:
             process.join()
         for pipe in pipes:
             pipe.close()
-
-
-def _send(pipe: Connection, task: int) -> None:
-    try:
-        pipe.send(task)
-    except BrokenPipeError:
-        _receive(pipe)
 
 
 def _receive(pipe: Connection) -> tuple[int, Any]:

@@ -150,7 +150,9 @@ def _cell(sample: Sample) -> Image.Image:
     if getattr(sample, "lq", None) is not None:
         panels.append(Image.fromarray(sample.lq).resize(panels[0].size, Image.Resampling.NEAREST))
     if getattr(sample, "kernel", None) is not None:
-        panels.append(_kernel(sample.kernel, panels[0].height // 2))
+        side = panels[0].height // 2
+        shown = np.rint(255 * np.clip(sample.kernel / max(sample.kernel.max(), 1e-12), 0, 1)).astype(np.uint8)
+        panels.append(Image.fromarray(shown).convert("RGB").resize((side, side), Image.Resampling.NEAREST))
     row = joined(panels, gap=_GAP)
     cell = Image.new("RGB", (row.width, row.height + _TEXT), "white")
     cell.paste(row, (0, 0))
@@ -158,11 +160,6 @@ def _cell(sample: Sample) -> Image.Image:
     text = _shorten(sample.key, font, row.width)
     ImageDraw.Draw(cell).text((0, cell.height - _TEXT + 2), text, fill="black", font=font)
     return cell
-
-
-def _kernel(kernel: np.ndarray, side: int) -> Image.Image:
-    shown = np.rint(255 * np.clip(kernel / max(kernel.max(), 1e-12), 0, 1)).astype(np.uint8)
-    return Image.fromarray(shown).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
 
 
 def _shorten(text: str, font: Any, width: int) -> str:

@@ -59,7 +59,7 @@ def _open(name: str, options: dict[str, Any]) -> tuple[Source | None, list[Findi
     except ValueError as problem:
         if not _FAULT.search(str(problem)):
             raise
-        findings = [Finding(ERROR, "listing", _words(problem, options))]
+        findings = [Finding(ERROR, "listing", " ".join(str(problem).replace(root_prefix(options), "").split()))]
     if options.get("skip_unpaired") is not False:
         return None, findings
     try:
@@ -71,10 +71,6 @@ def _open(name: str, options: dict[str, Any]) -> tuple[Source | None, list[Findi
 
 def _notes(source: Source) -> list[Finding]:
     return [Finding(NOTE, "source", note) for note in source.notes]
-
-
-def _words(problem: Exception, options: dict[str, Any]) -> str:
-    return " ".join(str(problem).replace(root_prefix(options), "").split())
 
 
 def root_prefix(options: dict[str, Any]) -> str:
