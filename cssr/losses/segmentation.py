@@ -41,7 +41,11 @@ def _over_heads(term: Term, aux_weight: Weight, pixel_weight: Setting, distance:
         maps = weight(outputs, batch, progress)
         total = term(outputs.logits, batch, progress, maps)
         for logits in outputs.aux:
-            _check_size(logits, batch.mask)
+            if logits.shape != batch.mask.shape:
+                raise ValueError(
+                    f"loss.seg: auxiliary logits are {list(logits.shape[-2:])}, the mask is "
+                    f"{list(batch.mask.shape[-2:])}; model.form=seg_then_sr takes loss.seg={{name: at_lq, loss: ...}}"
+                )
             total = total + aux_weight * term(logits, batch, progress, maps)
         return total
 
@@ -142,14 +146,6 @@ def _combo(weight: Sequence[float], mix: Sequence[float], dice: Callable) -> Reg
     _check_pair("weight", weight)
     _check_pair("mix", mix)
     return lambda logits, mask, maps: combo_term(logits, mask, weight, mix, dice, maps)
-
-
-def _check_size(logits: Tensor, mask: Tensor) -> None:
-    if logits.shape != mask.shape:
-        raise ValueError(
-            f"loss.seg: auxiliary logits are {list(logits.shape[-2:])}, the mask is {list(mask.shape[-2:])}; "
-            "model.form=seg_then_sr takes loss.seg={name: at_lq, loss: ...}"
-        )
 
 
 def _check_pair(name: str, values: Any) -> None:

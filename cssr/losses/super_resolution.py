@@ -122,7 +122,10 @@ def blind(
     Raises:
         ValueError: where the SR network predicts no kernel, or the degradation has none.
     """
-    of_sr, of_lq, of_kernel = _three(weights)
+    numbers = isinstance(weights, Sequence) and all(isinstance(w, Real) and w >= 0 for w in weights)
+    if not numbers or len(weights) != 3:
+        raise ValueError(f"loss 'blind': weights needs three numbers (SR, LQ, kernel), none negative; found {weights}")
+    of_sr, of_lq, of_kernel = weights
     check_padding(padding)
     resampler(1, method, antialias)  # refuses an unknown method
     weight = build_weight(pixel_weight)
@@ -140,13 +143,6 @@ def blind(
 
     loss.needs_distance, loss.needs_kernel = weight.needs_distance, True
     return loss
-
-
-def _three(weights: Any) -> Sequence[float]:
-    numbers = isinstance(weights, Sequence) and all(isinstance(w, Real) and w >= 0 for w in weights)
-    if not numbers or len(weights) != 3:
-        raise ValueError(f"loss 'blind': weights needs three numbers (SR, LQ, kernel), none negative; found {weights}")
-    return weights
 
 
 def _check(outputs: Outputs, batch: Batch) -> None:

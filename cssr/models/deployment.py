@@ -211,19 +211,15 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
                 os.replace(path, out / path.name)
         finally:
             shutil.rmtree(folder)
-    _remove_others(out, files)
+    # files that are left of another model
+    written = {name for file in files for name in file["written"]}
+    for name in {*_FILES.values(), f"{_FILES['onnx']}.data"} - written:
+        (out / name).unlink(missing_ok=True)
     facts = {**describe(deployed), "files": files, "tolerance": tolerance}
     if "onnx" in formats:
         facts["example"] = (EXAMPLE + _OF_CRACKS * ("prob" in deployed.names)).splitlines()
     write_atomic(out / "model.json", json.dumps(facts, indent=2) + "\n")
     return facts
-
-
-def _remove_others(out: Path, files: Sequence[dict[str, Any]]) -> None:
-    """Remove what is left of another model's files."""
-    written = {name for file in files for name in file["written"]}
-    for name in {*_FILES.values(), f"{_FILES['onnx']}.data"} - written:
-        (out / name).unlink(missing_ok=True)
 
 
 def _write(

@@ -147,7 +147,10 @@ class Tiles:
             if top > above:
                 done, above = (top - above) * scale, top
                 yield from _chunks(total[..., :done, :], part.dtype)
-                _move_up(total, done)
+                # the share of the tiles above in the next rows moves to the top, with zeros below
+                rest = total[..., done:, :].clone()
+                total[..., : rest.shape[-2], :] = rest
+                total[..., rest.shape[-2] :, :] = 0
             share = down.of(top, total)[:, None] * across.of(left, total)
             total[..., left * scale : left * scale + part.shape[-1]].addcmul_(part.to(total.dtype), share)
         yield from _chunks(total, part.dtype)
@@ -157,13 +160,6 @@ def _chunks(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """Copies, few rows each: the memory of rows that are done is used again."""
     for chunk in rows.split(_CHUNK, -2):
         yield chunk.to(dtype, copy=True)
-
-
-def _move_up(total: Tensor, done: int) -> None:
-    """Make place for tiles below: what those above have left there goes to the top, and zeros below it."""
-    rest = total[..., done:, :].clone()
-    total[..., : rest.shape[-2], :] = rest
-    total[..., rest.shape[-2] :, :] = 0
 
 
 def tiled(

@@ -183,7 +183,11 @@ def write(run_dir: Path, snapshot: Snapshot) -> Path:
         sync(final.parent)
     except Exception as error:  # safetensors has exceptions of its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
-        raise _unwritten(final, error) from error
+        free = shutil.disk_usage(final.parent).free / 2**30
+        raise ValueError(
+            f"train.run_dir: {final} cannot be written: {' '.join(str(error).split())} ({free:.1f} GiB are free "
+            "there); make room, and run the same command again"
+        ) from error
     return final
 
 
@@ -200,14 +204,6 @@ def _fill(directory: Path, snapshot: Snapshot) -> None:
     }
     (directory / "state.json").write_text(json.dumps({**state, "sha256": digest(state)}, indent=2), encoding="utf-8")
     sync(directory)
-
-
-def _unwritten(path: Path, error: Exception) -> ValueError:
-    free = shutil.disk_usage(path.parent).free / 2**30
-    return ValueError(
-        f"train.run_dir: {path} cannot be written: {' '.join(str(error).split())} ({free:.1f} GiB are free there); "
-        "make room, and run the same command again"
-    )
 
 
 class Saver:

@@ -123,7 +123,10 @@ class Stepper:
         Returns: this rank's mean losses, on the device.
         """
         self.settle()
-        self._begin_phase(progress)
+        phase, step = self.task.phase(progress), progress.samples // self._config.train.batch_size
+        self._hold.groups = held_groups(self._groups, phase, step)
+        self.task.hold_still(self._hold.groups if phase.hold_batch_norm else frozenset())
+        self.lr = self._learning_rate.apply(self._base, progress, phase)
         if self._statistics:
             torch._foreach_copy_(self._before, self._statistics)
         queued = Queued(number, stop)
@@ -160,12 +163,6 @@ class Stepper:
             batch = dataclasses.replace(batch, lq=lq, kernel=kernel)
         hr, lq = (image.contiguous(memory_format=self._layout) for image in (batch.hr, batch.lq))
         return dataclasses.replace(batch, hr=hr, lq=lq)
-
-    def _begin_phase(self, progress: Progress) -> None:
-        phase, step = self.task.phase(progress), progress.samples // self._config.train.batch_size
-        self._hold.groups = held_groups(self._groups, phase, step)
-        self.task.hold_still(self._hold.groups if phase.hold_batch_norm else frozenset())
-        self.lr = self._learning_rate.apply(self._base, progress, phase)
 
     def _micro_step(self, batch: Batch, progress: Progress, queued: Queued) -> None:
         """Forward and backward of a micro-batch; ranks sum up the losses of a step beside its last backward pass."""

@@ -132,7 +132,10 @@ def blur_skip(
         ValueError: one line: a setting out of range, or a network without features to modulate.
     """
     _check(net, kernel_size, reduce, modulate_by, layers)
-    inner = _inner(net, pretrained)
+    settings = {"name": net} if isinstance(net, str) else net
+    if pretrained and isinstance(settings, Mapping):
+        settings = {**settings, "pretrained": pretrained}
+    inner = SEG.build(settings)
     channels, conditions = _head_inputs(inner, net), (reduce or kernel_size) ** 2
     each = [Layer(channels, conditions, _BRANCHES[modulate_by]) for _ in range(layers)]
     return BlurSkip(inner, each, kernel_size, reduce)
@@ -150,13 +153,6 @@ def _check(net: str | dict[str, Any], kernel_size: int, reduce: int | None, modu
         raise ValueError(f"{_WHERE} layers must be at least 1, found {layers}; for none, take model.seg=net by itself")
     if isinstance(net, Mapping) and "pretrained" in net:
         raise ValueError(f"{_WHERE} net takes no pretrained; set model.seg.pretrained={net['pretrained']} instead")
-
-
-def _inner(net: str | dict[str, Any], pretrained: bool | str) -> nn.Module:
-    settings = {"name": net} if isinstance(net, str) else net
-    if pretrained and isinstance(settings, Mapping):
-        settings = {**settings, "pretrained": pretrained}
-    return SEG.build(settings)
 
 
 def _head_inputs(net: nn.Module, setting: str | dict[str, Any]) -> int:

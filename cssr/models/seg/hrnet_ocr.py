@@ -111,7 +111,13 @@ def hrnet_ocr(
     _check(encoder, width, hidden, dropout)
     net = _published_fusion(timm_encoder(encoder, None, pretrained, _BRANCHES))
     if isinstance(pretrained, str):
-        _check_loaded(net, encoder, pretrained)
+        # timm itself would leave those that are missing as drawn
+        weights = load_state_dict(pretrained)
+        missing = [key for key, _ in net.named_parameters() if key not in weights]
+        if missing:
+            raise ValueError(
+                f"model.seg.pretrained: {pretrained} lacks {len(missing)} weights of {encoder}, {missing[0]} the first"
+            )
     return HRNetOCR(net, width, hidden, dropout)
 
 
@@ -131,11 +137,3 @@ def _published_fusion(encoder: nn.Module) -> nn.Module:
         if isinstance(layer, nn.Upsample):
             layer.mode, layer.align_corners = "bilinear", True
     return encoder
-
-
-def _check_loaded(encoder: nn.Module, name: str, path: str) -> None:
-    """Refuse a file without all the weights: timm itself would leave those that are missing as drawn."""
-    weights = load_state_dict(path)
-    missing = [key for key, _ in encoder.named_parameters() if key not in weights]
-    if missing:
-        raise ValueError(f"model.seg.pretrained: {path} lacks {len(missing)} weights of {name}, {missing[0]} the first")

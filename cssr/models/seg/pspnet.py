@@ -114,7 +114,8 @@ def pspnet(
     Raises:
         ValueError: one line: an encoder that cannot be dilated, or a size, width or dropout out of range.
     """
-    _check(dropout)
+    if len(dropout) != 3 or not all(0 <= share < 1 for share in dropout):
+        raise ValueError(f"{_WHERE} dropout must be three numbers in [0, 1), found {dropout}")
     arguments = {**(encoder_args or {}), "output_stride": _STRIDE}
     if encoder.split(".")[0] not in timm.list_models(module="resnet"):
         return PSPNet(_dilated(encoder, pretrained, arguments), sizes, width, dropout)
@@ -136,11 +137,6 @@ def _dilated(encoder: str, pretrained: bool | str, arguments: dict[str, Any]) ->
             f"take one that can be dilated, as {', '.join(_USUAL)}"
         )
     return body
-
-
-def _check(dropout: Sequence[float]) -> None:
-    if len(dropout) != 3 or not all(0 <= share < 1 for share in dropout):
-        raise ValueError(f"{_WHERE} dropout must be three numbers in [0, 1), found {dropout}")
 
 
 def _published_dilation(encoder: nn.Module) -> nn.Module:
