@@ -57,18 +57,16 @@ class Memory:
 
     @cached_property
     def _parts(self) -> tuple[float, float]:
-        sketch, kernel = Sketch(self.config), self._kernel()
-        two, four = (sketch.activations(count, kernel, self.half) for count in (2, 4))  # some networks refuse one image
+        scale, side = self.config.model.scale, self.config.data.crop
+        degrade = DEGRADATIONS.build(self.config.degradation, scale=scale)
+        kernel = degrade(torch.zeros(1, 3, side, side), torch.zeros(1, dtype=torch.long))[1]
+        shape = None if kernel is None else tuple(kernel.shape[1:])
+        sketch = Sketch(self.config)
+        two, four = (sketch.activations(count, shape, self.half) for count in (2, 4))  # some networks refuse one image
         each = (four - two) / 2
         state = FLOAT * sketch.parameters * (1 + values_each(make_optimizer(self.config)))
         average = sketch.bytes if self.config.optim.ema else 0
         return sketch.bytes + state + average + max(two - 2 * each, 0), each
-
-    def _kernel(self) -> tuple[int, ...] | None:
-        scale, side = self.config.model.scale, self.config.data.crop
-        degrade = DEGRADATIONS.build(self.config.degradation, scale=scale)
-        kernel = degrade(torch.zeros(1, 3, side, side), torch.zeros(1, dtype=torch.long))[1]
-        return None if kernel is None else tuple(kernel.shape[1:])
 
     def of(self, images: int) -> float:
         """Bytes of a step of so many images."""

@@ -206,7 +206,10 @@ def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()
     """
     longer = max(image.shape[:2])
     factor = min(max(1.0, round(_SMALLEST / longer)), _LARGEST / longer)
-    picture = _resized(image, factor)
+    # masks in grey on white, so that the lines are seen
+    grey = image if image.ndim == 3 else np.array([_PAPER, _STAIN], np.uint8)[(image != 0).view(np.uint8)]
+    size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
+    picture = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
     picture = picture if picture.ndim == 3 else repeat(picture, "h w -> h w 3")
     unit = max(1, round(max(picture.shape[:2]) / 1200))
     for crack in cracks:
@@ -217,13 +220,6 @@ def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()
     drawn = Image.fromarray(picture)
     _label(drawn, cracks, units, factor, 13 * unit)
     return drawn
-
-
-def _resized(image: np.ndarray, factor: float) -> np.ndarray:
-    """A picture in colour, or of a mask in grey on white, so that lines stand out: H W or H W 3 uint8."""
-    grey = image if image.ndim == 3 else np.array([_PAPER, _STAIN], np.uint8)[(image != 0).view(np.uint8)]
-    size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
 
 
 def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: float, size: int) -> None:

@@ -208,16 +208,12 @@ def _prolonged(points: np.ndarray, radius: float, component: Pixels) -> np.ndarr
         return points
     step /= np.linalg.norm(step)
     dropped = ((points[last:] - points[last]) @ step).max() + np.abs(step).max() / 2
-    end = points[last] + max(dropped, _ahead(points[last], step, radius, component)) * step
-    return np.concatenate([points[: last + 1], [end]])
-
-
-def _ahead(point: np.ndarray, step: np.ndarray, radius: float, component: Pixels) -> float:
-    """Length of the crack onwards in a direction: mean of three lines beside each other."""
+    # the length of the crack onwards: the mean over three parallel lines
     beside = np.array([[-step[1], step[0]]]) * radius / 2
     reach = np.arange(_STEP, 4 * radius + 2, _STEP)
-    seen = component.holds(point + beside * np.array([[[-1]], [[0]], [[1]]]) + reach[:, None] * step)
-    return float(_STEP * np.cumprod(seen, 1).sum(1).mean() + _STEP / 2)
+    seen = component.holds(points[last] + beside * np.array([[[-1]], [[0]], [[1]]]) + reach[:, None] * step)
+    end = points[last] + max(dropped, float(_STEP * np.cumprod(seen, 1).sum(1).mean() + _STEP / 2)) * step
+    return np.concatenate([points[: last + 1], [end]])
 
 
 def _arc(points: np.ndarray) -> np.ndarray:

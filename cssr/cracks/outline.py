@@ -76,17 +76,13 @@ def _simple(walk: list[tuple[int, int]]) -> Iterator[Ring]:
             for passed in ring:
                 del position[passed]
             del path[len(path) - len(ring) :]
-            yield _closed(ring)
+            # without corners at which it does not turn
+            points = np.array(ring, np.int64)
+            step = np.sign(np.roll(points, -1, 0) - points)
+            points = points[(step != np.roll(step, 1, 0)).any(1)]
+            yield np.concatenate([points, points[:1]])
         position[corner] = len(path)
         path.append(corner)
-
-
-def _closed(ring: list[tuple[int, int]]) -> Ring:
-    """The same without corners at which it does not turn."""
-    points = np.array(ring, np.int64)
-    step = np.sign(np.roll(points, -1, 0) - points)
-    points = points[(step != np.roll(step, 1, 0)).any(1)]
-    return np.concatenate([points, points[:1]])
 
 
 def _area(ring: Ring) -> float:

@@ -62,7 +62,10 @@ def centre_paths(component: Pixels, outside: cKDTree, most_nodes: float = float(
         raise TooRagged(f"one of its components, of {len(component)} pixels, has {nodes} ends and junctions")
     radius = outside.query(line.points)[0] - 0.5
     while True:
-        graph = _graph(line)
+        links = _links(line)
+        degree = (links < len(line)).sum(1)
+        junction = _junctions(links, degree)
+        graph = _Graph(line, degree, junction, _chains(np.sort(links, 1).tolist(), degree.tolist(), junction.tolist()))
         spurs = [n for chain in graph.chains if _is_spur(chain, graph, radius) for n in chain if graph.junction[n] < 0]
         if not spurs:
             return _paths(graph, radius)
@@ -77,13 +80,6 @@ def _links(line: Pixels) -> np.ndarray:
     for k in range(1, 8, 2):
         links[there[:, k - 1] | there[:, (k + 1) % 8], k] = none
     return links
-
-
-def _graph(line: Pixels) -> _Graph:
-    links = _links(line)
-    degree = (links < len(line)).sum(1)
-    junction = _junctions(links, degree)
-    return _Graph(line, degree, junction, _chains(np.sort(links, 1).tolist(), degree.tolist(), junction.tolist()))
 
 
 def _junctions(links: np.ndarray, degree: np.ndarray) -> np.ndarray:

@@ -79,15 +79,14 @@ class Scratch:
         self._later.wait()
         values, columns = np.empty((height, width, 3), np.float32), self.shape[1]
         for row in range(height):
-            self._fill(memoryview(values[row]).cast("B"), ((top + row) * columns + left) * 3 * _ITEM)
+            room = memoryview(values[row]).cast("B")
+            offset = ((top + row) * columns + left) * 3 * _ITEM
+            while room:
+                count = os.preadv(self._file.fileno(), [room], offset)
+                if not count:
+                    raise OSError("the temporary file of the SR image ends too early")
+                room, offset = room[count:], offset + count
         return values
-
-    def _fill(self, room: memoryview, offset: int) -> None:
-        while room:
-            count = os.preadv(self._file.fileno(), [room], offset)
-            if not count:
-                raise OSError("the temporary file of the SR image ends too early")
-            room, offset = room[count:], offset + count
 
 
 @dataclass(frozen=True)

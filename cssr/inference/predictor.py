@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from cssr.config.schema import TILE, TILE_OVERLAP, segments
-from cssr.data.batch import Outputs
 from cssr.models.joint import JointModel
 from cssr.models.training_range import blur_sigma, outside
 from cssr.utils.images import to_image
@@ -62,7 +61,11 @@ def predict(
     within = {} if large is None else {"valid": _enlarged(valid[..., box[0], box[1]], model.scale)}
     outputs = model.infer(lq, tile, overlap, progress, **within)
     if large is not None:
-        outputs = _framed(outputs, box, full, large, model.scale)
+        # the results of the rectangle in their place in the whole image, 0 (no crack) where it holds no data
+        (height, width), (rows, columns) = full, box
+        pad = [model.scale * n for n in (columns.start, width - columns.stop, rows.start, height - rows.stop)]
+        sr, logits = (F.pad(x.float(), pad) for x in (outputs.sr, outputs.logits))
+        outputs = replace(outputs, sr=sr * large, logits=logits)
     prob = outputs.logits[0, 0].float().sigmoid().cpu().numpy() if segments(model.config) else None
     kernel = None if outputs.kernel is None else outputs.kernel[0, 0].float().cpu().numpy()
     blur = None if outputs.kernel is None else blur_sigma(outputs.kernel.float()).item()
@@ -86,14 +89,6 @@ def _extent(valid: Tensor | None, shape: Sequence[int]) -> tuple[slice, slice]:
 
 def _enlarged(valid: Tensor, scale: int) -> Tensor:
     return valid.float().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-
-
-def _framed(outputs: Outputs, box: tuple[slice, slice], shape: Sequence[int], valid: Tensor, scale: int) -> Outputs:
-    """Results of a rectangle in their place in the whole image, 0 (no crack) where it holds no data."""
-    (height, width), (rows, columns) = shape, box
-    pad = [scale * n for n in (columns.start, width - columns.stop, rows.start, height - rows.stop)]
-    sr, logits = (F.pad(x.float(), pad) for x in (outputs.sr, outputs.logits))
-    return replace(outputs, sr=sr * valid, logits=logits)
 
 
 def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> tuple[Tensor, Tensor | None]:

@@ -59,7 +59,9 @@ class DryRun:
 
     def rows(self) -> list[Row]:
         """Batch, lanes, data and parameters."""
-        self._check_split()
+        sizes = self.config.train.batch_size, self.launch.world, self.config.data.workers, self.micro_batch
+        with self._checking():
+            check_split(self.config.data.lanes, *sizes)
         with self._checking():
             check_strategy(self.config, self.launch.in_parts, "cpu" if self.on_cpu else self.machine.device)
         data = self._data()
@@ -70,12 +72,6 @@ class DryRun:
         with self._checking():
             self._check_kernel()
         return [*self._sizes(), ("data", data), *self._parameters()]
-
-    def _check_split(self) -> None:
-        config = self.config
-        sizes = config.train.batch_size, self.launch.world, config.data.workers, self.micro_batch
-        with self._checking():
-            check_split(config.data.lanes, *sizes)
 
     def _sizes(self) -> list[Row]:
         config, world = self.config, self.launch.world

@@ -42,7 +42,10 @@ class Row:
 def write_tables(entries: Sequence[Entry], points: Sequence[Point], out: Path, recipe: str, note: str = "") -> str:
     """Write `table.md`, `table.csv` and `table.json` into `out`; returns the Markdown. Settings come as in `points`."""
     rows = table_rows(entries, points)
-    text = _markdown(rows, recipe, note)
+    blocks = [f"# {Path(recipe).stem}", *([note] if note else [])]
+    for benchmark in dict.fromkeys(row.benchmark for row in rows):
+        blocks += [f"## {benchmark}", _table([row for row in rows if row.benchmark == benchmark], Path(recipe).stem)]
+    text = "\n\n".join([*blocks, _NOTE]) + "\n"
     table = {"format": FORMAT, "recipe": recipe, "note": note, "rows": [vars(row) for row in rows]}
     write_atomic(out / "table.json", json.dumps(table, indent=1))
     write_atomic(out / "table.csv", _csv(rows))
@@ -89,13 +92,6 @@ def _csv(rows: Sequence[Row]) -> str:
             numbers = [measures[key][what] for key in KEYS for what in ("mean", "deviation")]
             writer.writerow([row.benchmark, kind, *row.setting.values(), len(row.seeds), *numbers])
     return buffer.getvalue()
-
-
-def _markdown(rows: Sequence[Row], recipe: str, note: str) -> str:
-    blocks = [f"# {Path(recipe).stem}", *([note] if note else [])]
-    for benchmark in dict.fromkeys(row.benchmark for row in rows):
-        blocks += [f"## {benchmark}", _table([row for row in rows if row.benchmark == benchmark], Path(recipe).stem)]
-    return "\n\n".join([*blocks, _NOTE]) + "\n"
 
 
 def _table(rows: Sequence[Row], recipe: str) -> str:

@@ -34,7 +34,7 @@ def draw(
     longer = max(height, width)
     factor = max(_LEAST, min(longer, max(images[1].size) if images[1] else longer)) / longer
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    new = _resized(images[1], size)
+    new = np.asarray((images[1] or Image.new("RGB", (1, 1), _GREY)).convert("RGB").resize(size)).copy()
     to_picture = np.diag([factor, factor, 1.0])
     old = _placed(images[0], pair, to_picture, size)
     to_old = to_picture @ pair.registration.matrix
@@ -58,10 +58,6 @@ def draw(
     there = [state for state in COLOURS if any(change.state == state for change in changes)]
     titles = ((f"old: {pair.old.name}", ()), (f"new: {pair.new.name}", ()), ("", there))
     return joined([_titled(*both) for both in zip(pictures, *zip(*titles))], width > 1.6 * height, _GAP)
-
-
-def _resized(image: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray((image or Image.new("RGB", (1, 1), _GREY)).convert("RGB").resize(size)).copy()
 
 
 def _placed(image: Image.Image | None, pair: Pair, to_picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
