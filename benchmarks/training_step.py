@@ -223,7 +223,8 @@ class Step:
         self.gradients: Tensor | None = None
         if name == "plain":
             plain = PlainStep(task, degrade, config.optim.lr, device())
-            self.optimizer, self._take = plain.optimizer, self._plainly(plain)
+            self.optimizer = plain.optimizer
+            self._take = lambda progress: plain(self.batch, progress, draw_seed(SEED, JOINT, 0, 0))
         else:
             AcceleratorState._reset_state(True)  # an engine has one precision
             engine = engines.start_engine(mixed_precision=precision)
@@ -237,9 +238,6 @@ class Step:
         losses = self._take(Progress(JOINT, TOTAL))
         self.taken += 1
         return {**losses, **({} if self.gradients is None else {"gradients": self.gradients})}
-
-    def _plainly(self, plain: PlainStep) -> Callable[[Progress], dict[str, Tensor]]:
-        return lambda progress: plain(self.batch, progress, draw_seed(SEED, JOINT, 0, 0))
 
     def _ours(self, stepper: Stepper) -> Callable[[Progress], dict[str, Tensor]]:
         def take(progress: Progress) -> dict[str, Tensor]:

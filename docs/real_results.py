@@ -99,7 +99,9 @@ def _numbers(sets: Mapping[str, list[Rows]], systems: Mapping[str, Mapping[str, 
     """Of one system under one degradation: measures of each set, of the held-out ones together, and by blur."""
     parts = dict(sets)
     if "uav315_test" in parts and clean:
-        parts["uav315_clean"] = [[r for r in rows if _stem(r) in clean] for rows in parts["uav315_test"]]
+        parts["uav315_clean"] = [
+            [row for row in rows if Path(str(row["key"])).name.split(".")[0] in clean] for rows in parts["uav315_test"]
+        ]
     whole = _together(sets)
     if whole:
         parts["held_out"] = whole
@@ -109,10 +111,6 @@ def _numbers(sets: Mapping[str, list[Rows]], systems: Mapping[str, Mapping[str, 
         references = {name: _together(systems[name]) for name in systems if _together(systems[name])}
         numbers["differences"] = {name: difference(whole, other) for name, other in references.items()}
     return numbers
-
-
-def _stem(row: Mapping[str, Any]) -> str:
-    return Path(str(row["key"])).name.split(".")[0]
 
 
 def _together(sets: Mapping[str, list[Rows]]) -> list[Rows]:

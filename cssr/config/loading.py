@@ -162,14 +162,11 @@ def describe(cls: type = Config, indent: int = 0) -> str:
             lines += [f"{pad}{f.name}:", describe(f.type, indent + 1)]
             continue
         default = f.default_factory() if f.default is dataclasses.MISSING else f.default
-        setting = f"{pad}{f.name}: {_inline(default)}"
+        if isinstance(default, list):
+            default = [to_dict(v) if dataclasses.is_dataclass(v) else v for v in default]
+        setting = f"{pad}{f.name}: {to_inline_yaml(default)}"
         lines.append(f"{setting:<43} # {comment}" if comment else setting)
     return "\n".join(lines)
-
-
-def _inline(value: Any) -> str:
-    value = [to_dict(v) if dataclasses.is_dataclass(v) else v for v in value] if isinstance(value, list) else value
-    return to_inline_yaml(value)
 
 
 def _field_comments(cls: type) -> dict[str, str]:

@@ -192,7 +192,8 @@ def of_file(path: Path, distance: float | None = None) -> PixelSize | None:
     """
     try:
         with open_image(path) as picture:
-            exif, xmp = dict(picture.getexif().get_ifd(_EXIF)), _bytes(picture.info.get("xmp", b""))
+            exif, xmp = dict(picture.getexif().get_ifd(_EXIF)), picture.info.get("xmp", b"")
+            xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
             width, height = picture.size
     except (OSError, ValueError, SyntaxError):  # no header that Pillow reads
         return None
@@ -252,10 +253,6 @@ def _of_xmp(xmp: bytes, name: bytes) -> float | None:
         return float(match[1]) if match else None
     except ValueError:
         return None
-
-
-def _bytes(xmp: bytes | str) -> bytes:
-    return xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
 
 
 # ---- several ways ----

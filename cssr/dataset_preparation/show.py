@@ -111,18 +111,13 @@ def _about_lq(index: dict[str, Any]) -> list[str]:
         return []
     side = index.get("kernel")
     kernel = f"; blur kernels of {side} x {side}" if side else ""
-    return [f"  LQ images: {index['scale']} times smaller{kernel}", *_about_degradation(index)]
+    about = [f"  LQ images: {index['scale']} times smaller{kernel}"]
+    if index.get("degradation"):
+        from cssr.config.yaml_loader import to_inline_yaml  # slow to import
 
-
-def _about_degradation(index: dict[str, Any]) -> list[str]:
-    """Lines about the degradation of a set that stores LQ images."""
-    if not index.get("degradation"):
-        return []
-    from cssr.config.yaml_loader import to_inline_yaml  # slow to import
-
-    seed = f", seed {index['degradation_seed']}" if "degradation_seed" in index else ""
-    about = [f"  degradation: {to_inline_yaml(index['degradation'])}{seed}"]
-    about += [f"  resampler: {index['resampler']}"] if index.get("resampler") else []
+        seed = f", seed {index['degradation_seed']}" if "degradation_seed" in index else ""
+        about.append(f"  degradation: {to_inline_yaml(index['degradation'])}{seed}")
+        about += [f"  resampler: {index['resampler']}"] if index.get("resampler") else []
     return about
 
 

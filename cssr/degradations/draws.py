@@ -60,12 +60,9 @@ def check_range(
     rule = f"{low:g} <= low <= high" if low > -math.inf else "[low, high], low <= high"
     rule = f"{above:g} < low <= high" if above > -math.inf else rule
     rule += f" <= {high:g}" if high < math.inf else ""
-    if not _is_range(value) or value[0] < low or value[0] <= above or value[1] > high:
+    is_range = fits(value, Sequence[float]) and len(value) == 2 and value[0] <= value[1]
+    if not is_range or value[0] < low or value[0] <= above or value[1] > high:
         raise ValueError(f"degradation {name!r}: {setting} needs {rule}, found {value}")
-
-
-def _is_range(value: Any) -> bool:
-    return fits(value, Sequence[float]) and len(value) == 2 and value[0] <= value[1]
 
 
 def check_share(name: str, setting: str, value: Any) -> None:

@@ -260,11 +260,9 @@ def _blur(row: dict[str, Any]) -> str:
 
 
 def _part(rows: Sequence[dict[str, Any]], threshold: float | None) -> dict[str, Any]:
-    at = threshold is not None and has_segmentation(rows)
-    return {"images": len(rows), "iou": _iou_at(rows, threshold) if at else None, **aggregate(rows)}
-
-
-def _iou_at(rows: Sequence[dict[str, Any]], threshold: float) -> float:
-    best = int(np.abs(THRESHOLDS.numpy() - threshold).argmin())
-    tp, fp, fn = ([row[name][best] for row in rows] for name in ("tp", "fp", "fn"))
-    return math.fsum(iou(tp, fp, fn)) / len(rows)
+    mean_iou = None
+    if threshold is not None and has_segmentation(rows):
+        best = int(np.abs(THRESHOLDS.numpy() - threshold).argmin())
+        tp, fp, fn = ([row[name][best] for row in rows] for name in ("tp", "fp", "fn"))
+        mean_iou = math.fsum(iou(tp, fp, fn)) / len(rows)
+    return {"images": len(rows), "iou": mean_iou, **aggregate(rows)}

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cssr.config.loading import parse_value
 from cssr.config.registry import did_you_mean
@@ -116,14 +115,10 @@ def _value(text: str, axis: str) -> Value:
     if not text:
         raise ValueError(f"{axis!r} has an empty value: write null for none")
     value = parse_value(text, repr(axis))
-    return Value(text, _label(value))
-
-
-def _label(value: Any) -> str:
-    """1e-4 and 0.0001 are the same."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return json.dumps(value)
-    return value if isinstance(value, str) else to_inline_yaml(value)
+    if isinstance(value, str):
+        return Value(text, value)
+    scalar = value is None or isinstance(value, (bool, int, float))  # 1e-4 and 0.0001 are the same
+    return Value(text, json.dumps(value) if scalar else to_inline_yaml(value))
 
 
 def split_values(text: str) -> list[str]:

@@ -84,13 +84,10 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[dict[str, str]]) -> list[Job
             _end(working, arrived)
         if arrived:
             left = [job.name for job in (*(running.job for running in working), *waiting) if job.missing()]
-            raise KeyboardInterrupt(f"interrupted; {_listed(left)} left of {len(jobs)}: the same command continues")
+            shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+            listed = f"{len(left)} ({shown})" if left else "nothing"
+            raise KeyboardInterrupt(f"interrupted; {listed} left of {len(jobs)}: the same command continues")
     return failed
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} ({shown})" if names else "nothing"
 
 
 @contextmanager

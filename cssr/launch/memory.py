@@ -107,7 +107,9 @@ class Sketch:
             half: whether under bfloat16 autocast.
         """
         with self._mode:
-            batch, progress = self._batch(micro_batch, kernel), self._end()
+            batch = self._batch(micro_batch, kernel)
+            total = self.config.train.steps * self.config.train.batch_size
+            progress = Progress(total - self.config.train.batch_size, total)  # the joint phase: all losses count
             inputs = [value for value in vars(batch).values() if isinstance(value, Tensor)]
             with Living([*self.model.parameters(), *self.model.buffers(), *inputs]) as living:
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -126,11 +128,6 @@ class Sketch:
             lq=torch.zeros(count, 3, side // scale, side // scale),
             kernel=torch.zeros(count, *kernel) if kernel else None,
         )
-
-    def _end(self) -> Progress:
-        """The last step: as a rule of the joint phase, in which all losses count."""
-        total = self.config.train.steps * self.config.train.batch_size
-        return Progress(samples=total - self.config.train.batch_size, total=total)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

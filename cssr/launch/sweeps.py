@@ -110,7 +110,9 @@ def check_unchanged(out: Path, runs: Sequence[Run]) -> dict[str, dict]:
 
     Raises: ValueError, one line, if a run that has checkpoints was begun with others.
     """
-    record = _read_record(out / "sweep.json")
+    path, shape = out / "sweep.json", {"runs": dict[str, dict[str, Any]]}
+    remedy = "remove it if the settings are what they were"
+    record = read_json(path, shape, remedy)["runs"] if path.exists() else {}
     for run in runs:
         now = json.loads(json.dumps(to_dict(run.config)))
         before = record.get(run.name, now)
@@ -123,13 +125,6 @@ def check_unchanged(out: Path, runs: Sequence[Run]) -> dict[str, dict]:
             )
         record[run.name] = now
     return record
-
-
-def _read_record(path: Path) -> dict[str, dict]:
-    if not path.exists():
-        return {}
-    shape = {"runs": dict[str, dict[str, Any]]}
-    return read_json(path, shape, "remove it if the settings are what they were")["runs"]
 
 
 # ---- the work ----

@@ -114,7 +114,10 @@ class DSRL(nn.Module):
         shallow, deep = self.encoder(lq)
         deep = self.aspp(deep)
         probs = self._probabilities(self.seg_decoder(deep, shallow), lq)
-        sr = self._enhance(self.sr_decoder(deep, shallow))
+        sr = self.sr_decoder(deep, shallow)
+        for double in reversed(self.doublings):
+            sr = double(sr)
+        sr = self.tail(sr)
         features = (self.pointwise(probs[:, :1]), sr)
         if self.scale != self.native:
             sr, probs = (_enlarge(x, [self.scale * side for side in lq.shape[-2:]]) for x in (sr, probs))
@@ -130,11 +133,6 @@ class DSRL(nn.Module):
         logits = logits.float().clamp(-30, 30)
         probs = _enlarge(torch.cat((logits, -logits), 1).sigmoid(), lq.shape[-2:])
         return _enlarge(probs, [self.native * side for side in lq.shape[-2:]])
-
-    def _enhance(self, x: Tensor) -> Tensor:
-        for double in reversed(self.doublings):
-            x = double(x)
-        return self.tail(x)
 
     def _check(self, lq: Tensor) -> None:
         height, width = lq.shape[-2:]

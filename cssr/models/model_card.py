@@ -69,7 +69,9 @@ def evaluations(export: Mapping[str, Any], run: Path | None, results: Iterable[P
     own = sorted(run.glob("evaluations/*/results.json")) if run else []
     measured = {}
     for path in (*own, *given):
-        data = _read_result(path)
+        data = read_json(path, {"format": str, "metrics": {"image": dict}, "images": Any}, "evaluate again")
+        if not data["format"].startswith("cssr-results-") or not data["metrics"]["image"]:
+            raise ValueError(f"{path} is no results file of cssr, or damaged: evaluate again")
         same = (data.get("checkpoint_sha256") or {}).get("model.safetensors") in (None, export.get("sha256"))
         if same:
             measured[data["data"], data["images"], bool(data.get("tta"))] = data
@@ -83,13 +85,6 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise ValueError(f"--results: no results.json at {path}")
     return files
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    data = read_json(path, {"format": str, "metrics": {"image": dict}, "images": Any}, "evaluate again")
-    if not data["format"].startswith("cssr-results-") or not data["metrics"]["image"]:
-        raise ValueError(f"{path} is no results file of cssr, or damaged: evaluate again")
-    return data
 
 
 def segments(export: Mapping[str, Any]) -> bool:

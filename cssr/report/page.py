@@ -52,7 +52,10 @@ def compose_page(results: Sequence[Result], base: Result | None, title: str) -> 
         "definitions": definitions(results, base, _shown_here(results)),
         "sampled": any(shown.samples),
         "listed": any(result.data.get("per_image") for result in results),
-        "data": _data(results, shown.samples, shown.uris),
+        "data": {  # of the page's script
+            "results": [_described(result, own) for result, own in zip(results, shown.samples)],
+            **{"uris": shown.uris, "images": images_of(results)},
+        },
     }
     style, script = _asset("report.css"), "".join(map(_asset, _SCRIPTS))
     # Content-Security-Policy: nothing is fetched, and no script runs but ours, by its sha256
@@ -124,15 +127,6 @@ def _reliability(segmented: Sequence[Result]) -> dict[str, Any] | None:
     ]
     count = len(measured[0][1]["reliability"]["prob"])
     return {"rows": rows, "bins": [f"{n / count:.2f} to {(n + 1) / count:.2f}" for n in range(count)]}
-
-
-def _data(results: Sequence[Result], samples: Sequence[Any], uris: dict[str, str]) -> dict[str, Any]:
-    """Data of the page's script."""
-    return {
-        "results": [_described(result, own) for result, own in zip(results, samples)],
-        "uris": uris,
-        "images": images_of(results),
-    }
 
 
 def _described(result: Result, samples: Any) -> dict[str, Any]:

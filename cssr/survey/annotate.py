@@ -96,7 +96,7 @@ def rank(prefixes: Sequence[Path], names: Sequence[str], out: Path) -> list[tupl
     Probabilities are the calibrated ones that prediction has written (with --tta, means over orientations).
     Raises: ValueError where they were not written.
     """
-    scores = [entropy(_probabilities(prefix)) for prefix in prefixes]
+    scores = [entropy(_valid_probabilities(prefix)) for prefix in prefixes]
     order = sorted(range(len(prefixes)), key=lambda n: (-scores[n], names[n]))
     ranked = [(scores[n], names[n]) for n in order]
     table = io.StringIO()
@@ -123,18 +123,24 @@ def entropy(prob: np.ndarray) -> float:
     return float((bits * levels).sum() / levels.sum())
 
 
-def _probabilities(prefix: Path) -> np.ndarray:
+def probabilities(prefix: Path) -> np.ndarray | None:
+    """Of crack, H W (H W 2 with alpha), uint8 of which 255 is 1, or float; None where none were written."""
     for ending in ("_prob.png", "_prob.tif"):
         path = prefix.with_name(prefix.name + ending)
         if path.is_file():
             with open_image(path) as image:
-                layers = np.asarray(image)
-            return layers[layers[..., 1] > 0][:, 0] if layers.ndim == 3 else layers
+                return np.asarray(image)
     path = prefix.with_name(f"{prefix.name}_prob.npy")
-    if path.is_file():
-        values = np.load(path)
-        return values[np.isfinite(values)]
-    raise ValueError(f"--rank: no probabilities of {prefix}: predict with prob among --write")
+    return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+
+
+def _valid_probabilities(prefix: Path) -> np.ndarray:
+    prob = probabilities(prefix)
+    if prob is None:
+        raise ValueError(f"--rank: no probabilities of {prefix}: predict with prob among --write")
+    if prob.ndim == 3:
+        return prob[prob[..., 1] > 0][:, 0]
+    return prob if prob.dtype == np.uint8 else prob[np.isfinite(prob)]
 
 
 def _cell(prefix: Path, place: int, score: float, name: str) -> np.ndarray:

@@ -251,7 +251,7 @@ class _Pair:
         beside = np.setdiff1d(beside[0], hinted[0]), np.setdiff1d(beside[1], hinted[1])
         # A line counts for both where one survey has it and the other sees it faintly.
         lengths = float(self.before.length[a].sum()) + faint[1], float(self.after.length[b].sum()) + faint[0]
-        off = self._length_uncertainty(olds, news, lengths), self._width_uncertainty()
+        off = self._uncertainties(olds, news, lengths)
         missed = False
         if olds and news:
             widths = (
@@ -293,14 +293,12 @@ class _Pair:
             return before is not None and new is not None and new < before * self.scale
         return after is not None and old < after
 
-    def _length_uncertainty(self, olds: list[int], news: list[int], lengths: tuple[float, float]) -> float:
+    def _uncertainties(self, olds: list[int], news: list[int], lengths: tuple[float, float]) -> tuple[float, float]:
+        """Expanded uncertainties of the differences of lengths and of widths."""
         before, after = (sum(map(side.ends, chosen)) for side, chosen in ((self.before, olds), (self.after, news)))
-        ends = before * self.scale**2 + after
-        return COVERAGE * math.hypot(self.uncertainty.end * ends**0.5, self.uncertainty.along * max(lengths))
-
-    def _width_uncertainty(self) -> float:
-        old, new = self.uncertainty.widths
-        return COVERAGE * math.hypot(old * self.scale, new)
+        ends, (old, new) = before * self.scale**2 + after, self.uncertainty.widths
+        length = math.hypot(self.uncertainty.end * ends**0.5, self.uncertainty.along * max(lengths))
+        return COVERAGE * length, COVERAGE * math.hypot(old * self.scale, new)
 
     def _place(
         self, olds: list[int], news: list[int], beside: tuple[np.ndarray, np.ndarray], words: list[str]

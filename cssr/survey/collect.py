@@ -65,6 +65,13 @@ class Survey:
     photographs: list[Row] = field(default_factory=list)
     prefixes: list[Path] = field(default_factory=list)
 
+    def by_photograph(self) -> dict[str, list[Row]]:
+        """The rows of each photograph, by its name."""
+        rows: dict[str, list[Row]] = {photograph["name"]: [] for photograph in self.photographs}
+        for row in self.rows:
+            rows[row["photograph"]].append(row)
+        return rows
+
     def severities(self, rows: Iterable[Row] | None = None) -> dict[str, int]:
         """Count the cracks of each class, and those that cannot be classed."""
         counts = dict.fromkeys((*self.limits.classes, "size of a pixel not known"), 0)

@@ -194,9 +194,9 @@ class Comparison:
         All have temporary names until they are whole. Raises: ValueError where they cannot be written.
         """
         names = [f"pair_{number:03d}.jpg" for number in range(1, len(self.pairs) + 1)]
-        writers: dict[str, Callable[[Path], Any] | None] = dict.fromkeys(_earlier(out))
-        for index, name in enumerate(names):
-            writers[name] = functools.partial(self._picture, index)
+        earlier = (path.name for path in out.glob("pair_[0-9][0-9][0-9]*.jpg")) if out.is_dir() else ()
+        writers: dict[str, Callable[[Path], Any] | None] = dict.fromkeys(earlier)
+        writers |= {name: functools.partial(self._picture, index) for index, name in enumerate(names)}
         with_book = find_spec("xlsxwriter") is not None
         writers |= {
             "changes.csv": lambda path: tables.write_rows(COLUMNS, self.rows, path),
@@ -301,8 +301,3 @@ def _size_of(row: Mapping[str, Any]) -> float:
 
 def _refusal(one: Refused) -> tuple[str | None, str | None, str]:
     return *(photograph and photograph.name for photograph in (one.old, one.new)), one.reason
-
-
-def _earlier(out: Path) -> list[str]:
-    """Pictures of an earlier comparison."""
-    return [path.name for path in out.glob("pair_[0-9][0-9][0-9]*.jpg")] if out.is_dir() else []

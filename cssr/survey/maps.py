@@ -34,7 +34,8 @@ def write_geopackage(survey: Survey, path: Path) -> list[str]:
             ("crack_areas", "MultiPolygon", survey.areas),
         ):
             shapes = [geometries[n] if suffix else _reprojected(geometries[n], survey.crs[n], target) for n in chosen]
-            shapes = [_upwards(one) for one in shapes] if suffix == "_px" else shapes
+            if suffix == "_px":  # y upwards
+                shapes = [{**one, "coordinates": _negated(one["coordinates"])} for one in shapes]
             rows = [survey.rows[n] for n in chosen]
             _write_layer(path, f"{name}{suffix}", kind, rows, shapes, None if suffix else target)
     others = sorted({crs for crs in survey.crs if crs and crs != target})
@@ -66,11 +67,6 @@ def _reprojected(geometry: Any, crs: str | None, target: str | None) -> Any:
     from shapely.geometry import mapping, shape
 
     return mapping(geopandas.GeoSeries([shape(geometry)], crs=crs).to_crs(target)[0])
-
-
-def _upwards(geometry: Any) -> Any:
-    """Coordinates with y upwards."""
-    return {**geometry, "coordinates": _negated(geometry["coordinates"])}
 
 
 def _negated(coordinates: Any) -> Any:

@@ -10,14 +10,13 @@ from einops import reduce
 from PIL import Image
 
 from cssr.cracks.pixel_size import PixelSize
-from cssr.survey.annotate import LINES, prefixes_of
+from cssr.survey.annotate import LINES, prefixes_of, probabilities
 from cssr.survey.changes import Cracks, View
 from cssr.survey.collect import Row, collect
 from cssr.survey.geometry import paths, to_pixels
 from cssr.survey.registration import NotRegistered, Picture, read_picture, reduced
 from cssr.survey.severity import Limits
 from cssr.survey.write import FOLDER
-from cssr.utils.images import open_image
 from cssr.utils.interrupts import one_line
 from cssr.utils.json_files import read_json
 from cssr.utils.photographs import open_photograph
@@ -158,30 +157,16 @@ def view_of(photograph: Surveyed, level: float) -> View:
 
 def _faint(photograph: Surveyed, level: float) -> np.ndarray | None:
     """Pixels in which a probability reaches a level, H W bool; None where no probabilities were written."""
-    prob = _probabilities(photograph.prefix)
+    try:
+        prob = probabilities(photograph.prefix)
+    except (OSError, ValueError):  # damaged, or too large
+        return None
     height, width = photograph.shape
+    prob = prob[..., 0] if prob is not None and prob.ndim == 3 else prob
     if prob is None or prob.shape[0] % height or prob.shape[1] % width:
         return None
     high = prob >= level * (255 if prob.dtype == np.uint8 else 1)
     return reduce(high, "(h a) (w b) -> h w", "max", h=height, w=width)
-
-
-def _probabilities(prefix: Path) -> np.ndarray | None:
-    """Of crack, H W, uint8 of which 255 is 1, or float."""
-    for ending in ("_prob.png", "_prob.tif"):
-        path = prefix.with_name(prefix.name + ending)
-        if path.is_file():
-            try:
-                with open_image(path) as image:
-                    layers = np.asarray(image)
-            except (OSError, ValueError):  # damaged, or too large
-                return None
-            return layers if layers.ndim == 2 else layers[..., 0]
-    path = prefix.with_name(f"{prefix.name}_prob.npy")
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
-    except (OSError, ValueError):
-        return None
 
 
 def image_of(photograph: Surveyed, side: int) -> Image.Image | None:

@@ -133,9 +133,7 @@ def _total(survey: Survey, name: str, factor: float, unit: str) -> str:
 
 def _photographs(survey: Survey) -> Iterator[tuple[int, Row, dict[str, int], str | None]]:
     """Number, facts, classes and picture of each."""
-    by_name: dict[str, list[Row]] = {photograph["name"]: [] for photograph in survey.photographs}
-    for row in survey.rows:
-        by_name[row["photograph"]].append(row)
+    by_name = survey.by_photograph()
     for number, (photograph, prefix) in enumerate(zip(survey.photographs, survey.prefixes), 1):
         classes = {name: count for name, count in survey.severities(by_name[photograph["name"]]).items() if count}
         yield number, photograph, classes, address(_picture(prefix), _SHEET)

@@ -30,8 +30,8 @@ def write_xlsx(survey: Survey, path: Path, about: Sequence[tuple[str, str]]) -> 
     Raises: ValueError for more cracks than a sheet has rows.
     """
     classes = [*survey.severities(())]
-    per_photograph = _severities_by_photograph(survey)
-    rows = [[*map(p.get, _PHOTOGRAPH), *per_photograph[p["name"]].values()] for p in survey.photographs]
+    rows_of = survey.by_photograph()
+    rows = [[*map(p.get, _PHOTOGRAPH), *survey.severities(rows_of[p["name"]]).values()] for p in survey.photographs]
     known = [("limits", survey.limits.name), ("source of the limits", survey.limits.source)]
     sheets = {
         "cracks": (list(COLUMNS), (row.values() for row in survey.rows)),
@@ -66,13 +66,6 @@ def write_book(
         _sheet(book, bold, "columns", ["column", "unit", "meaning"], meanings)
         known = [("expanded uncertainty", f"{COVERAGE:g} standard uncertainties, about 95 %")]
         _sheet(book, bold, "about", ["what", "value"], [*about, *known])
-
-
-def _severities_by_photograph(survey: Survey) -> dict[str, dict[str, int]]:
-    rows: dict[str, list] = {photograph["name"]: [] for photograph in survey.photographs}
-    for row in survey.rows:
-        rows[row["photograph"]].append(row)
-    return {name: survey.severities(own) for name, own in rows.items()}
 
 
 def _sheet(book: Any, bold: Any, name: str, header: Sequence[str], rows: Iterable[Iterable]) -> None:

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 _END = object()
@@ -34,7 +35,9 @@ def read_ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
             yield item
     finally:
         stop.set()
-        _empty(line)  # a thread that waits for room continues, and sees that it is to stop
+        with suppress(queue.Empty):  # a thread that waits for room continues, and sees that it is to stop
+            while True:
+                line.get_nowait()
         thread.join()
 
 
@@ -48,14 +51,6 @@ def _fill(items: Iterable[Any], line: queue.Queue, stop: threading.Event) -> Non
         line.put(_END)
     except BaseException as error:
         line.put(_Failure(error))
-
-
-def _empty(line: queue.Queue) -> None:
-    while True:
-        try:
-            line.get_nowait()
-        except queue.Empty:
-            return
 
 
 class WriteBehind:
