@@ -1,7 +1,7 @@
-"""Findings of the examination of a dataset, one for each kind of thing, with the samples concerned; and statistics.
+"""Findings of the examination of a dataset, one for each kind of thing, with the samples concerned.
 
 First those about single samples and the masks of a part, then those about several images (the same, nearly the same, of
-the same spot, within one part or across parts), then sizes, modes, mask values, shares and widths of cracks.
+the same spot, within one part or across parts).
 """
 
 from collections import Counter, defaultdict
@@ -29,11 +29,6 @@ _FAULTS = {  # kind -> severity, remedy
     "faulty JPEG data": (WARNING, "decoders fill such places with grey or noise: look at them"),
 }
 _SOFT = 32  # grey level that the noise of JPEG masks without crack does not reach
-WIDTH = (
-    "twice the Euclidean distance to the edge, at its local maxima along the middle of a crack, in pixels; "
-    "percentiles over the length of all cracks"
-)
-_PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass
@@ -331,81 +326,3 @@ def of_groups(cases: Sequence[Case]) -> list[Finding]:
     touched = _touched(cases, crossing.values())
     message = f"by their names, {touched}; cut the set by photograph instead"
     return [Finding(WARNING, "photographs in several parts", message, entries)] if entries else []
-
-
-def tally(part: Part, cases: Sequence[Case]) -> dict[str, Any]:
-    """The figures of one part, for doctor.json."""
-    mine = [case for case in cases if case.part == part.name]
-    seen = [case.look for case in mine if case.look.size]
-    figures = {
-        "images": len(mine),
-        "compared_only": part.compared,
-        "sizes": _counts(f"{look.size[0]}x{look.size[1]}" for look in seen),
-        "modes": _counts(look.mode for look in seen),
-    }
-    masks = [case for case in mine if case.crack and case.crack.share is not None]
-    return {**figures, "masks": _of_masks(part, masks) if masks else None}
-
-
-def _counts(values: Any) -> dict[str, int]:
-    return dict(sorted(Counter(values).items(), key=lambda entry: (-entry[1], entry[0])))
-
-
-def _of_masks(part: Part, cases: Sequence[Case]) -> dict[str, Any]:
-    shares = np.array([case.crack.share for case in cases])
-    widths = sum(case.crack.widths for case in cases)
-    return {
-        "rule": part.rule.sentence,
-        "values": _values(cases),
-        "empty": int((shares == 0).sum()),
-        "crack_share": {"mean": round(float(shares.mean()), 6), "where_any": _percentiles(shares[shares > 0])},
-        "crack_width": {"definition": WIDTH, **_percentiles(np.repeat(np.arange(len(widths)), widths), 1)},
-    }
-
-
-def _values(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
-    """Value -> its share of all mask pixels, and how many masks hold it."""
-    pixels, masks = Counter(), Counter()
-    for case in cases:
-        pixels.update(case.look.values)
-        masks.update(case.look.values.keys())
-    total = sum(pixels.values())
-    return {str(v): {"share": round(pixels[v] / total, 6), "masks": masks[v]} for v in sorted(pixels)}
-
-
-def _percentiles(values: np.ndarray, digits: int = 6) -> dict[str, float]:
-    if not len(values):
-        return {}
-    percentiles = np.percentile(values, _PERCENTILES)
-    return {f"p{p}": round(float(value), digits) for p, value in zip(_PERCENTILES, percentiles)}
-
-
-def lines(name: str, figures: dict[str, Any]) -> list[str]:
-    """The figures of a part for people."""
-    sizes, modes = _short(figures["sizes"]), _short(figures["modes"])
-    first = f"{name or 'all'}: {figures['images']} images; sizes {sizes}; modes {modes}"
-    if figures["compared_only"]:
-        return [f"{first} (for comparison)"]
-    return [first, *(_mask_lines(figures["masks"]) if figures["masks"] else ["  no masks that could be read"])]
-
-
-def _short(counts: dict[str, int], shown: int = 4) -> str:
-    more = f" and {len(counts) - shown} more" if len(counts) > shown else ""
-    return ", ".join(f"{what} ({count})" for what, count in list(counts.items())[:shown]) + more
-
-
-def _mask_lines(masks: dict[str, Any]) -> list[str]:
-    values = {v: f"{100 * e['share']:.3g} % in {e['masks']} masks" for v, e in masks["values"].items()}
-    shown = sorted(values, key=lambda v: -masks["values"][v]["share"])[:4]
-    more = f" and {len(values) - 4} more" if len(values) > 4 else ""
-    share, width = masks["crack_share"], masks["crack_width"]
-    text = [
-        f"  mask rule: {masks['rule']}",
-        f"  mask values: {', '.join(f'{v} ({values[v]})' for v in shown)}{more}",
-        f"  crack pixels: {100 * share['mean']:.2f} % of all; empty masks: {masks['empty']}",
-    ]
-    if "p50" in width:
-        low, middle, high = (100 * share["where_any"][p] for p in ("p5", "p50", "p95"))
-        text[2] += f"; of an image with crack 5/50/95 %: {low:.2f}, {middle:.2f}, {high:.2f} %"
-        text.append("  crack width 5/50/95 %: {p5:g}, {p50:g}, {p95:g} px, along the cracks' length".format(**width))
-    return text

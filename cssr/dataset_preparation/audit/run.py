@@ -25,6 +25,7 @@ import numpy as np
 from cssr import __version__
 from cssr.dataset_preparation.audit import contact_sheet
 from cssr.dataset_preparation.audit.examine import Crack, Look, look, measure, simplejpeg
+from cssr.dataset_preparation.audit.figures import lines, tally
 from cssr.dataset_preparation.audit.findings import (
     ERROR,
     NOTE,
@@ -32,7 +33,6 @@ from cssr.dataset_preparation.audit.findings import (
     Case,
     Finding,
     Part,
-    lines,
     of_copies,
     of_files,
     of_groups,
@@ -40,7 +40,6 @@ from cssr.dataset_preparation.audit.findings import (
     of_masks,
     of_overlaps,
     of_pictures,
-    tally,
 )
 from cssr.dataset_preparation.audit.listing import check_keys, list_parts
 from cssr.dataset_preparation.audit.similarity import BITS, check_library, find_links, find_overlaps, groups_of
