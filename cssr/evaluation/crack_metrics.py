@@ -1,7 +1,7 @@
 """Measures of cracks rather than pixels, at one threshold: clDice, clIoU, boundary F1, width and length errors.
 
 Sources: Shit et al. 2021 (clDice); Benz and Rodehorst 2024 (clIoU with a tolerance, on cracks); Csurka et al. 2013
-(boundary F1). `definitions()` says in words how each is computed here.
+(boundary F1). `DEFINITIONS` says in words how each is computed here.
 """
 
 import cv2

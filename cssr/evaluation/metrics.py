@@ -1,7 +1,7 @@
 """Measures of one image, pure functions: counts at 99 thresholds and the scores that follow from them, PSNR, SSIM.
 
 A pixel is called crack where `prob > threshold`, both in float32, at the 99 thresholds 0.01, 0.02, ..., 0.99. Every
-figure is finite on an empty mask; only the PSNR of identical images is infinite. `definitions()` says in words what
+figure is finite on an empty mask; only the PSNR of identical images is infinite. `DEFINITIONS` says in words what
 each reported number is, and belongs in every results file.
 
 Sources: the protocol of CSBSR (per-image IoU at 99 thresholds, smoothing 1e-5); Wang et al. 2004 (SSIM). The surface

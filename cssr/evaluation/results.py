@@ -13,7 +13,7 @@ from cssr import __version__
 from cssr.evaluation import metrics
 from cssr.evaluation.aggregate import aggregate, breakdown, has_segmentation, intervals, iou_curve, set_histogram
 from cssr.evaluation.calibration import fit_temperature, reliability
-from cssr.evaluation.definitions import SEGMENTATION_KEYS, definitions
+from cssr.evaluation.definitions import DEFINITIONS, SEGMENTATION_KEYS
 from cssr.utils.files import free_name, safe_name
 from cssr.utils.json_files import read_json
 
@@ -65,9 +65,9 @@ def _calibration(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str,
 def _definitions(segmented: bool) -> dict[str, str]:
     if segmented:
         about = "IoU of the image at the threshold of metrics.image.iou_max_threshold"
-        return definitions() | {"per_image.iou": about}
+        return DEFINITIONS | {"per_image.iou": about}
     dropped = (*SEGMENTATION_KEYS, "thresholds", "calibration.temperature", "calibration.reliability")
-    kept = {key: text for key, text in definitions().items() if key not in dropped}
+    kept = {key: text for key, text in DEFINITIONS.items() if key not in dropped}
     return kept | {"segmentation": _NO_SEGMENTATION}
 
 

@@ -17,7 +17,7 @@ from cssr.data.batch import Batch, Outputs
 from cssr.data.sampler import LanePlan, MixedPlan
 from cssr.data.transforms import signed_distance
 from cssr.degradations.kernels import gaussian_kernel
-from cssr.evaluation.definitions import KEYS, definitions
+from cssr.evaluation.definitions import DEFINITIONS, KEYS
 from cssr.losses import LOSSES
 
 DOCS = ROOT / "docs"
@@ -47,7 +47,7 @@ def tables(page: str, heading: str) -> list[dict[str, list[int]]]:
 # ---- docs/metrics.md ----
 
 
-@pytest.mark.parametrize("key", sorted({*KEYS, *definitions()}))
+@pytest.mark.parametrize("key", sorted({*KEYS, *DEFINITIONS}))
 def test_every_measure_is_explained(key):
     assert key in named(text("metrics.md")), f"docs/metrics.md has no `{key}`: say what it is and where it is computed"
 

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist, directed_hausdorff
 from cssr.evaluation import metrics
 from cssr.evaluation import surface_distance as distances
 from cssr.evaluation.aggregate import _mean, aggregate, iou_curve
-from cssr.evaluation.definitions import CRACK_KEYS, IMAGE_KEYS, KEYS, LINE_KEYS, SEGMENTATION_KEYS, definitions
+from cssr.evaluation.definitions import CRACK_KEYS, DEFINITIONS, IMAGE_KEYS, KEYS, LINE_KEYS, SEGMENTATION_KEYS
 from cssr.evaluation.surface_distance import surface_distances
 
 GOLDEN = SHARED / "golden" / "losses_degradation_metrics.npz"
@@ -530,7 +530,7 @@ def test_rows_that_cannot_be_aggregated_are_refused():
 def test_every_number_has_a_definition():
     others = {"image", "pooled", "thresholds", "intervals", "groups.source", "groups.blur", "per_image.blur_sigma"}
     others |= {"calibration.temperature", "calibration.reliability"}
-    assert set(definitions()) == set(KEYS) | others
+    assert set(DEFINITIONS) == set(KEYS) | others
     assert set(SEGMENTATION_KEYS) | set(IMAGE_KEYS) == set(KEYS)
 
 
