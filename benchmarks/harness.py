@@ -209,7 +209,7 @@ def parser(doc: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argpars
 def positive(text: str) -> int:
     """A number of 1 or more."""
     if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, found {text}")
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
     return int(text)
 
 

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         if "onnx" in options.format:
             check_onnx()
         if not options.tolerance > 0:
-            raise ValueError(f"--tolerance must be above 0, found {options.tolerance}")
+            raise ValueError(f"--tolerance must be above 0, got {options.tolerance}")
         model = load_model(options.model, options.checkpoint)
         facts = deploy(model, list(dict.fromkeys(options.format)), options.out, options.tolerance)
     for entry in facts["files"]:

@@ -59,7 +59,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     values.pop("phases", None)
     config = _typed(Config, values)
     if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
-        raise ValueError(f"config: phases must be a list of phases, found {phases}")
+        raise ValueError(f"config: phases must be a list of phases, got {phases}")
     config.phases = [_typed(PhaseConfig, phase, f"phases[{k}].") for k, phase in enumerate(phases)]
     check(config)
     import_modules(config.imports)
@@ -112,9 +112,9 @@ def _confused(defaults: Any, values: Mapping[str, Any], prefix: str) -> Iterator
         if dataclasses.is_dataclass(default) and isinstance(value, dict):
             yield from _confused(default, value, f"{prefix}{name}.")
         elif isinstance(default, list) and isinstance(value, dict):
-            yield f"{prefix}{name} must be a list, found {value}"
+            yield f"{prefix}{name} must be a list, got {value}"
         elif isinstance(value, list) and (isinstance(default, dict) or dataclasses.is_dataclass(default)):
-            yield f"{prefix}{name} must be a mapping, found {value}"
+            yield f"{prefix}{name} must be a mapping, got {value}"
 
 
 def _escaped(value: Any) -> Any:
@@ -199,7 +199,7 @@ def _read_both(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     data = path.read_bytes()
     values, texts = (load_yaml(data, loader, f"config: {path} is not valid YAML") or {} for loader in (Loader, Texts))
     if not isinstance(values, dict):
-        raise ValueError(f"config: {path} must hold settings by name, found {type(values).__name__}")
+        raise ValueError(f"config: {path} must hold settings by name, got {type(values).__name__}")
     return values, texts
 
 
@@ -221,7 +221,7 @@ def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> 
     if base is None:
         return [values]
     if not isinstance(text, str):
-        raise ValueError(f"config: base in {path} must be the path of a recipe, found {base!r}")
+        raise ValueError(f"config: base in {path} must be the path of a recipe, got {base!r}")
     return [*recipe_layers(cls, path.parent / Path(text).expanduser(), (*above, real)), values]
 
 
@@ -309,7 +309,7 @@ def merge(cls: type, base: dict[str, Any], layer: Any, path: str = "") -> dict[s
     of a mapping that is given anew.
     """
     if not isinstance(layer, dict):
-        raise ValueError(f"config: {path.rstrip('.') or 'a recipe'} must hold settings by name, found {layer!r}")
+        raise ValueError(f"config: {path.rstrip('.') or 'a recipe'} must hold settings by name, got {layer!r}")
     merged = dict(base)
     for key, value in layer.items():
         inner, name = _setting_type(cls, key), f"{path}{key}"
@@ -323,7 +323,7 @@ def _replace(base: Any, value: Any, name: str) -> Any:
     if component and isinstance(value, str):
         value = {"name": value}
     if component and isinstance(value, list):
-        raise ValueError(f"config: {name} must be a name or a mapping with a name, found {value}")
+        raise ValueError(f"config: {name} must be a name or a mapping with a name, got {value}")
     if component and isinstance(value, dict) and value.get("name", base["name"]) == base["name"]:
         return {**base, **value}
     return value

@@ -62,13 +62,13 @@ class Registry:
             ValueError: unknown name, unknown argument, or a value that the function refuses.
         """
         if not isinstance(component, (str, Mapping)):
-            raise ValueError(f"a {self.kind} is a name or a mapping with a name; found {component!r}")
+            raise ValueError(f"a {self.kind} is a name or a mapping with a name; got {component!r}")
         arguments = {"name": component} if isinstance(component, str) else dict(component)
         if "name" not in arguments:
-            raise ValueError(f"a {self.kind} needs a name: one of {', '.join(self.names())}; found {arguments}")
+            raise ValueError(f"a {self.kind} needs a name: one of {', '.join(self.names())}; got {arguments}")
         name = arguments.pop("name")
         if not isinstance(name, str):
-            raise ValueError(f"the name of a {self.kind} is a word, found {name!r}: one of {', '.join(self.names())}")
+            raise ValueError(f"the name of a {self.kind} is a word, got {name!r}: one of {', '.join(self.names())}")
         factory, parameters = self.get(name), self.parameters(name)
         accepted = {key: value for key, value in context.items() if key in parameters}
         self._check(name, parameters, arguments, accepted)
@@ -102,7 +102,7 @@ class Registry:
         for key, value in arguments.items():
             kind = hints.get(key, parameters[key].annotation if key in parameters else Any)
             if kind is not inspect.Parameter.empty and not fits(value, kind):
-                raise ValueError(f"{self.kind} {name!r}: {key} must be {described(kind)}, found {shortened(value)}")
+                raise ValueError(f"{self.kind} {name!r}: {key} must be {described(kind)}, got {shortened(value)}")
             if (count := _count(value)) > _MOST_VALUES:
                 raise ValueError(f"{self.kind} {name!r}: {key} holds {count} values: give at most {_MOST_VALUES}")
 

@@ -31,7 +31,7 @@ ScheduleSetting = float | str | Mapping[str, Any]  # a number, or a component of
 def build_schedule(setting: ScheduleSetting) -> Schedule:
     """The schedule that a setting describes; a plain number is constant."""
     if not fits(setting, ScheduleSetting):
-        raise ValueError(f"a schedule is a number or one of {', '.join(SCHEDULES.names())}; found {setting}")
+        raise ValueError(f"a schedule is a number or one of {', '.join(SCHEDULES.names())}; got {setting}")
     if isinstance(setting, (int, float)):
         return constant(float(setting))
     return SCHEDULES.build(setting)
@@ -44,7 +44,7 @@ def bounded_schedule(setting: ScheduleSetting, low: float, high: float, name: st
     for samples in (0, *ends, total, _FAR):
         value = schedule(Progress(samples, total))
         if not low <= value <= high:
-            raise ValueError(f"{name} must be {low:g} to {high:g}, found {value:g} at {samples} samples")
+            raise ValueError(f"{name} must be {low:g} to {high:g}, got {value:g} at {samples} samples")
     return schedule
 
 
@@ -77,7 +77,7 @@ def staircase(
     CSSR's alpha of the boundary losses: 1 to 0.01, 0.01 an epoch, held at 1 while only SR trains (`begin`).
     """
     if every < 1:
-        raise ValueError(f"schedule 'staircase': every must be at least 1 sample, found {every}")
+        raise ValueError(f"schedule 'staircase': every must be at least 1 sample, got {every}")
     return lambda progress: max(end, start - step * (max(progress.samples - begin, 0) // every))
 
 

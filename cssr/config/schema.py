@@ -172,9 +172,9 @@ def check(config: Config) -> None:
     _check_bounds({key: _at(config, key) for key in _BOUNDS})
     for key in ("optim.clip_norm", "optim.layer_decay"):
         if _at(config, key) == 0:
-            raise ValueError(f"{key} must be above 0, found 0; null: none")
+            raise ValueError(f"{key} must be above 0, got 0; null: none")
     if config.optim.ema == 1:
-        raise ValueError("optim.ema must be below 1, found 1: the average would stay as the weights began")
+        raise ValueError("optim.ema must be below 1, got 1: the average would stay as the weights began")
     if not config.train.run_dir:
         raise ValueError("train.run_dir is empty: name the directory of the run")
     check_model(config.model)
@@ -190,7 +190,7 @@ def _check_finite(value: Any, key: str = "") -> None:
         for name, part in parts:
             _check_finite(part, f"{key}[{name}]" if isinstance(name, int) else f"{key}.{name}".lstrip("."))
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key} must be a finite number, found {value}")
+        raise ValueError(f"{key} must be a finite number, got {value}")
 
 
 def _check_bounds(values: Mapping[str, Any]) -> None:
@@ -198,7 +198,7 @@ def _check_bounds(values: Mapping[str, Any]) -> None:
         low, high = _BOUNDS.get(key, (None, None))
         if low is not None and value is not None and not low <= value <= high:
             limit = str(high) if isinstance(high, int) and high < 10**7 else f"{high:g}"
-            raise ValueError(f"{key} must be {low} to {limit}, found {value}")
+            raise ValueError(f"{key} must be {low} to {limit}, got {value}")
 
 
 # what can be meant: smallest and largest value; null is fine where it is allowed
@@ -256,7 +256,7 @@ def check_model(model: ModelConfig) -> None:
         )
     for key, values in (("model.mean", model.mean), ("model.std", model.std)):
         if len(values) != 3 or (key == "model.std" and min(values) <= 0):
-            raise ValueError(f"{key} needs three numbers (red, green, blue), std above 0; found {values}")
+            raise ValueError(f"{key} needs three numbers (red, green, blue), std above 0; got {values}")
 
 
 def _check_suffixes(suffixes: Mapping[str, Any]) -> None:
@@ -276,7 +276,7 @@ def _check_sizes(config: Config) -> None:
         raise ValueError(f"data.crop={data.crop} is not a multiple of model.scale={scale}; try {near}")
     share = data.resized_crop
     if share is not None and not (len(share) == 2 and 0 < share[0] <= share[1] <= 1):
-        raise ValueError(f"data.resized_crop needs [low, high] with 0 < low <= high <= 1, found {share}")
+        raise ValueError(f"data.resized_crop needs [low, high] with 0 < low <= high <= 1, got {share}")
     check_tile(config.eval.tile, "eval.tile")
 
 
@@ -284,7 +284,7 @@ def check_tile(tile: int, setting: str) -> None:
     """Refuse tiles too small for their overlap; ValueError names the setting."""
     if tile != 0 and tile <= 2 * TILE_OVERLAP:
         raise ValueError(
-            f"{setting} must be 0 or exceed {2 * TILE_OVERLAP} LQ pixels (overlap {TILE_OVERLAP}), found {tile}"
+            f"{setting} must be 0 or exceed {2 * TILE_OVERLAP} LQ pixels (overlap {TILE_OVERLAP}), got {tile}"
         )
 
 
@@ -293,11 +293,11 @@ def _check_phases(phases: Sequence[PhaseConfig]) -> None:
     if not phases or ends[-1] is not None or None in ends[:-1]:
         raise ValueError("phases: every phase but the last needs until: SAMPLES, and the last until: null")
     if sorted(set(ends[:-1])) != ends[:-1] or ends[0] == 0 or (ends[0] or 1) < 1:
-        raise ValueError(f"phases: until must rise from phase to phase, in samples, found {ends[:-1]}")
+        raise ValueError(f"phases: until must rise from phase to phase, in samples, got {ends[:-1]}")
     for phase in phases:
         for group, factor in phase.lr.items():
             if not fits(factor, Annotated[float, Within(0, 10**6)]):
-                raise ValueError(f"phases: {phase.name}.lr.{group} must be 0 to 1e+06, found {shortened(factor)}")
+                raise ValueError(f"phases: {phase.name}.lr.{group} must be 0 to 1e+06, got {shortened(factor)}")
 
 
 def segments(model: ModelConfig) -> bool:

@@ -39,7 +39,7 @@ class Units:
     def __post_init__(self) -> None:
         for name, value in (("scale", self.scale), ("mm_per_pixel", self.mm_per_pixel)):
             if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a number above 0, found {value}")
+                raise ValueError(f"{name} must be a number above 0, got {value}")
 
 
 @dataclass(frozen=True)

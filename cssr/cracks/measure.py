@@ -73,7 +73,7 @@ def measure_cracks(
         rough as noise, which would be measured for hours.
     """
     if np.ndim(mask) != 2:
-        raise ValueError(f"a mask of height x width is needed, found an array of shape {np.shape(mask)}")
+        raise ValueError(f"a mask of height x width is needed, got an array of shape {np.shape(mask)}")
     components, cracks, branches, measured = Components(mask), [], 0, 0
     # A centre line has no more pixels than its crack, each step being 1.42 at most.
     order = np.flatnonzero(1.42 * components.areas + 2 >= least_length)
@@ -99,7 +99,7 @@ def measure_cracks(
 def check_most(most: int) -> None:
     """ValueError unless it is a number of cracks that can be measured."""
     if most < 1:
-        raise ValueError(f"--most-cracks must be 1 or more, found {most}")
+        raise ValueError(f"--most-cracks must be 1 or more, got {most}")
 
 
 def _check(components: Components, chosen: np.ndarray, most_branches: int) -> None:

@@ -64,7 +64,7 @@ def typed(text: str) -> PixelSize:
         mm, error = float(value), float(uncertainty) if uncertainty else None
         return PixelSize(mm, _TYPED * mm if error is None else error, "typed")
     except ValueError:
-        raise ValueError(f"--mm-per-pixel must be mm above 0, as 0.2 or 0.2+-0.005, found {text}") from None
+        raise ValueError(f"--mm-per-pixel must be mm above 0, as 0.2 or 0.2+-0.005, got {text}") from None
 
 
 def of_points(first: Sequence[float], second: Sequence[float], mm: float) -> PixelSize:

@@ -136,7 +136,7 @@ def run(options: argparse.Namespace) -> None:
     with errors_end():
         units = Units(options.scale, options.mm_per_pixel)
         if not 0 <= options.least_length < float("inf"):
-            raise ValueError(f"--least-length must be 0 or more, found {options.least_length}")
+            raise ValueError(f"--least-length must be 0 or more, got {options.least_length}")
         check_most(options.most_cracks)
         what = What(options.threshold, options.crack_colors, options.crack_values)
         choose(what.threshold, what.colors, what.values)

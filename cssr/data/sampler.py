@@ -132,7 +132,7 @@ def allocate(weights: Sequence[float], lanes: int) -> list[int]:
     """Whole lanes for each weight, by largest remainder, at least one each."""
     weights = np.asarray(weights, dtype=float)
     if (weights <= 0).any() or not np.isfinite(weights).all():
-        raise ValueError(f"data.train: weights must be positive numbers, found {weights.tolist()}")
+        raise ValueError(f"data.train: weights must be positive numbers, got {weights.tolist()}")
     exact = weights / weights.sum() * lanes
     share = np.floor(exact).astype(int)
     share[np.argsort(share - exact, kind="stable")[: lanes - share.sum()]] += 1

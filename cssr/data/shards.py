@@ -241,7 +241,7 @@ def parse_sets(setting: Any, name: str) -> dict[str, float]:
         return dict.fromkeys(setting, 1.0)
     if isinstance(setting, Mapping) and all(isinstance(weight, (int, float)) for weight in setting.values()):
         return {str(path): float(weight) for path, weight in setting.items()}
-    raise DataError(f"{name} must be a shard directory, several, or {{directory: weight}}; found {setting}")
+    raise DataError(f"{name} must be a shard directory, several, or {{directory: weight}}; got {setting}")
 
 
 def open_sets(setting: Any, name: str, data: DataConfig | None = None) -> list[ShardSet]:

@@ -131,7 +131,7 @@ def _checked(values: dict[str, Any]) -> Benchmark:
         if key not in values:
             raise ValueError(f"{key} is missing; a benchmark file holds {', '.join(known)}")
     if not isinstance(values["name"], str) or not re.fullmatch(r"[\w.+-]+", values["name"]):
-        raise ValueError(f"name needs letters, digits and any of . _ + -; found {values['name']!r}")
+        raise ValueError(f"name needs letters, digits and any of . _ + -; got {values['name']!r}")
     _check_number("scale", values["scale"], 2, MOST_SCALE)
     _check_number("seed", values.get("seed", 0), 0, _MOST_SEED)
     degradation = values["degradation"]
@@ -142,19 +142,19 @@ def _checked(values: dict[str, Any]) -> Benchmark:
 
 def _check_number(key: str, value: Any, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{key} needs a whole number, {low} to {high}; found {value!r}")
+        raise ValueError(f"{key} needs a whole number, {low} to {high}; got {value!r}")
 
 
 def _check_component(component: Any, scale: int) -> None:
     if not isinstance(component, Mapping) or not isinstance(component.get("name"), str):
-        raise ValueError(f"degradation needs a mapping with a name, as {{name: gaussian}}; found {component!r}")
+        raise ValueError(f"degradation needs a mapping with a name, as {{name: gaussian}}; got {component!r}")
     if component["name"] == "stored":
         raise ValueError("degradation=stored degrades nothing; name one that makes LQ images")
     parameters = DEGRADATIONS.parameters(component["name"])
     for key, value in component.items():
         kind = parameters[key].annotation if key in parameters else None
         if kind in _PLAIN and type(value) is not kind:
-            raise ValueError(f"degradation.{key} needs {_PLAIN[kind]}; found {value!r}")
+            raise ValueError(f"degradation.{key} needs {_PLAIN[kind]}; got {value!r}")
     try:
         DEGRADATIONS.build(component, scale=scale)
     except TypeError as problem:  # of a value that is compared before it is looked at

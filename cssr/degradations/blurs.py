@@ -116,7 +116,7 @@ def _noised(lq: Tensor, rngs: Rngs, level: Sequence[float]) -> Tensor:
 def check_size(name: str, size: int) -> None:
     """Refuse a kernel of even side, which has no central pixel."""
     if not isinstance(size, int) or size % 2 == 0 or size < 1:
-        raise ValueError(f"degradation {name!r}: size must be odd, found {size}; its centre is a pixel")
+        raise ValueError(f"degradation {name!r}: size must be odd, got {size}; its centre is a pixel")
 
 
 def check_fits(name: str, what: str, needed: float, size: int) -> None:

@@ -62,13 +62,13 @@ def check_range(
     rule += f" <= {high:g}" if high < math.inf else ""
     is_range = fits(value, Sequence[float]) and len(value) == 2 and value[0] <= value[1]
     if not is_range or value[0] < low or value[0] <= above or value[1] > high:
-        raise ValueError(f"degradation {name!r}: {setting} needs {rule}, found {value}")
+        raise ValueError(f"degradation {name!r}: {setting} needs {rule}, got {value}")
 
 
 def check_share(name: str, setting: str, value: Any) -> None:
     """Refuse what is no probability."""
     if not fits(value, Share):
-        raise ValueError(f"degradation {name!r}: {setting} needs a probability, 0 to 1, found {value}")
+        raise ValueError(f"degradation {name!r}: {setting} needs a probability, 0 to 1, got {value}")
 
 
 def check_weights(name: str, setting: str, value: Any, count: int) -> None:
@@ -76,5 +76,5 @@ def check_weights(name: str, setting: str, value: Any, count: int) -> None:
     numbers = isinstance(value, Sequence) and len(value) == count and all(isinstance(v, Real) for v in value)
     if not numbers or min(value) < 0 or not 0 < sum(value) < math.inf:
         raise ValueError(
-            f"degradation {name!r}: {setting} needs {count} numbers, none negative, not all 0; found {value}"
+            f"degradation {name!r}: {setting} needs {count} numbers, none negative, not all 0; got {value}"
         )

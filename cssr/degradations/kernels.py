@@ -78,7 +78,7 @@ def _shaped(
     draw = _elliptical(name, sigma, theta, isotropic, size)
     check_range(name, "shape", shape, above=0)
     if not shape[0] <= 1 <= shape[1]:
-        raise ValueError(f"degradation {name!r}: shape needs low <= 1 <= high, found {shape}")
+        raise ValueError(f"degradation {name!r}: shape needs low <= 1 <= high, got {shape}")
 
     def kernels(rngs: Rngs) -> Tensor:
         q = 2 * _quadratic_form(draw(rngs), size)
@@ -193,7 +193,7 @@ def random_blur(
     """
     check_size("random_blur", size)
     if not isinstance(blurs, Sequence) or isinstance(blurs, str) or not blurs:
-        raise ValueError(f"degradation 'random_blur': blurs needs a list of blurs, found {blurs!r}")
+        raise ValueError(f"degradation 'random_blur': blurs needs a list of blurs, got {blurs!r}")
     parts = [BLURS.build(part, size=size) for part in blurs]
     weights = [1] * len(parts) if weights is None else weights
     check_weights("random_blur", "weights", weights, len(parts))

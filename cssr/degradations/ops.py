@@ -70,7 +70,7 @@ def blur_strided(hr: Tensor, kernel: Tensor, padding: Padding, scale: int) -> Te
 def check_padding(padding: str) -> None:
     """Refuse a padding that `blur` does not know."""
     if padding not in BORDERS:
-        raise ValueError(f"degradation: padding must be one of {', '.join(BORDERS)}, found {padding!r}")
+        raise ValueError(f"degradation: padding must be one of {', '.join(BORDERS)}, got {padding!r}")
 
 
 def check_border(hr: Tensor, reach: int, padding: Padding) -> None:
@@ -93,7 +93,7 @@ def resampler(scale: int, method: Method, antialias: bool) -> tuple[Callable[[Te
         return lambda x: F.interpolate(x, size=_reduced(x, scale), mode="area"), f"area x1/{scale} (mean of blocks)"
     if method == "strided":
         return lambda x: _strided(x, scale), f"strided x1/{scale} (first pixel of each block)"
-    raise ValueError(f"degradation: method must be bicubic, bilinear, area or strided, found {method!r}")
+    raise ValueError(f"degradation: method must be bicubic, bilinear, area or strided, got {method!r}")
 
 
 def _strided(x: Tensor, scale: int) -> Tensor:

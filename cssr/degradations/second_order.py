@@ -94,7 +94,7 @@ def second_order(
 def _settings(name: str, published: Pass, changes: Mapping[str, Any] | None, size: int) -> Pass:
     known = [field.name for field in dataclasses.fields(Pass)]
     if not isinstance(changes or {}, Mapping):
-        raise ValueError(f"degradation 'second_order': {name} needs settings ({', '.join(known)}), found {changes!r}")
+        raise ValueError(f"degradation 'second_order': {name} needs settings ({', '.join(known)}), got {changes!r}")
     for key in changes or {}:
         if key not in known:
             raise ValueError(f"degradation 'second_order': {name} does not take {key!r}{did_you_mean(key, known)}")
@@ -112,7 +112,7 @@ def _check(settings: Pass, prefix: str, size: int) -> None:
     check_fits("second_order", f"{prefix}sigma={settings.sigma[1]:g}", 4 * settings.sigma[1] + 1, size)
     check_weights("second_order", prefix + "resize_weights", settings.resize_weights, 3)
     if not settings.resize[0] <= 1 <= settings.resize[1]:
-        raise ValueError(f"degradation 'second_order': {prefix}resize needs low <= 1 <= high, found {settings.resize}")
+        raise ValueError(f"degradation 'second_order': {prefix}resize needs low <= 1 <= high, got {settings.resize}")
 
 
 def _blur(settings: Pass, size: int) -> Blur:

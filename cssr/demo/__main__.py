@@ -47,11 +47,11 @@ def _check(options: argparse.Namespace) -> None:
     check_tile(options.tile, "--tile")
     for name in ("max_megabytes", "max_megapixels", "seconds"):
         if not 0 < getattr(options, name) < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} must be a number above 0, found {getattr(options, name):g}")
+            raise ValueError(f"--{name.replace('_', '-')} must be a number above 0, got {getattr(options, name):g}")
     if options.waiting < 0:
-        raise ValueError(f"--waiting must be 0 or more, found {options.waiting}")
+        raise ValueError(f"--waiting must be 0 or more, got {options.waiting}")
     if not 0 <= options.port < 65536:
-        raise ValueError(f"--port must be in 0..65535, found {options.port}")
+        raise ValueError(f"--port must be in 0..65535, got {options.port}")
 
 
 def _app(options: argparse.Namespace) -> Any:

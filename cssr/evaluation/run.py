@@ -53,7 +53,7 @@ def check_options(options: argparse.Namespace) -> None:
     for name, lowest in {"batch_size": 1, "limit": 1, "workers": 0, "seed": 0}.items():
         value = getattr(options, name)
         if value is not None and value < lowest:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, found {value}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}")
     world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     check_processes(options.workers * world, f"--workers {options.workers}", gib=0.3)
     check_tile(options.tile, "--tile")

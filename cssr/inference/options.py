@@ -35,15 +35,15 @@ def choose_model(options: argparse.Namespace) -> None:
 def check(options: argparse.Namespace) -> None:
     """Refuse options that cannot be meant; ValueError names the option."""
     if not 0 <= options.threshold <= 1:
-        raise ValueError(f"--threshold must be in 0..1, found {options.threshold}")
+        raise ValueError(f"--threshold must be in 0..1, got {options.threshold}")
     if options.tile is not None:
         check_tile(options.tile, "--tile")
     check_bits(options.bits)
     for name in ("batch", "every"):
         if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
+            raise ValueError(f"--{name} must be 1 or more, got {getattr(options, name)}")
     if not options.memory > 0:
-        raise ValueError(f"--memory must be above 0 (GiB), found {options.memory}")
+        raise ValueError(f"--memory must be above 0 (GiB), got {options.memory}")
     _check_measures(options)
     if options.format == "tiff" and not geotiff.there():
         raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
@@ -55,16 +55,16 @@ def _check_measures(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is for --measure, which is not given")
     for name in ("marker_side", "distance"):
         if getattr(options, name) is not None and not 0 < getattr(options, name) < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} must be above 0, found {getattr(options, name)}")
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(options, name)}")
     if options.detectable < 0:
-        raise ValueError(f"--detectable must be 0 or more, found {options.detectable}")
+        raise ValueError(f"--detectable must be 0 or more, got {options.detectable}")
     for name in ("least_length", "width_uncertainty"):
         if not 0 <= getattr(options, name) < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, found {getattr(options, name)}")
+            raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(options, name)}")
     if options.mm_per_pixel is not None and options.known_distance is not None:
         raise ValueError("--mm-per-pixel and --known-distance both say the size of a pixel: give one of them")
     if options.marker_family is not None and options.marker_family not in FAMILIES:
-        raise ValueError(f"--marker-family must be one of {', '.join(FAMILIES)}, found {options.marker_family}")
+        raise ValueError(f"--marker-family must be one of {', '.join(FAMILIES)}, got {options.marker_family}")
     if (options.rectify or options.marker_family) and options.marker_side is None:
         raise ValueError("--rectify and --marker-family need --marker-side, the side of the markers in mm")
     if options.measure:

@@ -95,7 +95,7 @@ def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> tuple[T
     """1 3 H W float32, 0..1, and which pixels hold data: 1 1 H W bool, None where all do."""
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise ValueError(f"a tensor of 3 x height x width, 0..1, is needed, found {image.dtype} {[*image.shape]}")
+            raise ValueError(f"a tensor of 3 x height x width, 0..1, is needed, got {image.dtype} {[*image.shape]}")
         return image[None].float(), None
     array, valid = read_with_valid(image)
     array = fill_missing(array, valid)

@@ -114,7 +114,7 @@ def check_options(options: argparse.Namespace) -> None:
     for name in ("processes", "jobs"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, found {value}")
+            raise ValueError(f"--{name} must be at least 1, got {value}")
     if options.config_file:
         find_launch_file(options.config_file)
     if options.sbatch_args and not options.slurm:

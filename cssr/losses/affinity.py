@@ -25,7 +25,7 @@ def feature_affinity(pool: int = 16, normalize: bool = False) -> Callable:
         ValueError: from the loss, where the model gives no features or they are smaller than `pool`.
     """
     if isinstance(pool, bool) or not isinstance(pool, int) or pool < 1:
-        raise ValueError(f"loss 'feature_affinity': pool must be a whole number of at least 1, found {pool!r}")
+        raise ValueError(f"loss 'feature_affinity': pool must be a whole number of at least 1, got {pool!r}")
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
         if len(outputs.features) != 2:

@@ -57,13 +57,13 @@ def build_weight(setting: Mapping[str, Any] | None) -> PixelWeight:
         return PixelWeight()
     known = [f.name for f in fields(PixelWeight)]
     if not isinstance(setting, Mapping):
-        raise ValueError(f"pixel_weight is null or a mapping of {', '.join(known)}; found {setting!r}")
+        raise ValueError(f"pixel_weight is null or a mapping of {', '.join(known)}; got {setting!r}")
     for name, value in setting.items():
         if name not in known:
             raise ValueError(f"pixel_weight does not take {name!r}{did_you_mean(name, known)}")
         kind = Samples if name == "begin" else Weight
         if not fits(value, kind):
-            raise ValueError(f"pixel_weight: {name} must be {described(kind)}, found {shortened(value)}")
+            raise ValueError(f"pixel_weight: {name} must be {described(kind)}, got {shortened(value)}")
     return PixelWeight(**setting)
 
 

@@ -151,7 +151,7 @@ def _combo(weight: Sequence[float], mix: Sequence[float], dice: Callable) -> Reg
 def _check_pair(name: str, values: Any) -> None:
     numbers = isinstance(values, Sequence) and all(isinstance(v, Real) and v >= 0 for v in values)
     if not numbers or len(values) != 2 or not sum(values):
-        raise ValueError(f"segmentation loss: {name} needs two numbers, none negative, not both 0; found {values!r}")
+        raise ValueError(f"segmentation loss: {name} needs two numbers, none negative, not both 0; got {values!r}")
 
 
 def weighted_bce(logits: Tensor, mask: Tensor, weight: Sequence[float] = (1.0, 1.0), maps: Maps = ()) -> Tensor:

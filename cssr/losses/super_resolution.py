@@ -48,7 +48,7 @@ def ms_ssim(alpha: float = 0.84) -> Callable:
     Raises: ValueError for an alpha outside of 0..1.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"loss 'ms_ssim': alpha must be in 0..1, found {alpha}")
+        raise ValueError(f"loss 'ms_ssim': alpha must be in 0..1, got {alpha}")
     measure = MS_SSIMLoss(alpha=alpha, compensation=1.0, reduction="none")
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
@@ -73,7 +73,7 @@ def task_perceptual(levels: int | None = None) -> Callable:
         ValueError: levels below 1; from the loss, without features; from the task, a network without an encoder.
     """
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 1):
-        raise ValueError(f"loss 'task_perceptual': levels must be a whole number of at least 1, found {levels!r}")
+        raise ValueError(f"loss 'task_perceptual': levels must be a whole number of at least 1, got {levels!r}")
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
         if not outputs.sr_features:
@@ -124,7 +124,7 @@ def blind(
     """
     numbers = isinstance(weights, Sequence) and all(isinstance(w, Real) and w >= 0 for w in weights)
     if not numbers or len(weights) != 3:
-        raise ValueError(f"loss 'blind': weights needs three numbers (SR, LQ, kernel), none negative; found {weights}")
+        raise ValueError(f"loss 'blind': weights needs three numbers (SR, LQ, kernel), none negative; got {weights}")
     of_sr, of_lq, of_kernel = weights
     check_padding(padding)
     resampler(1, method, antialias)  # refuses an unknown method

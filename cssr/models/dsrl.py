@@ -145,7 +145,7 @@ class DSRL(nn.Module):
         if of_means.training and len(lq) == 1 and isinstance(of_means, nn.BatchNorm2d):
             raise ValueError(
                 "network 'dsrl': training needs at least 2 samples per process, since it normalises the means of whole "
-                "images over the samples; found 1: raise the batch size"
+                "images over the samples; got 1: raise the batch size"
             )
 
 
@@ -194,12 +194,12 @@ def dsrl(
 
 def _check_scale(scale: int, upsample: str) -> None:
     if upsample not in get_args(Upsample):
-        raise ValueError(f"network 'dsrl': upsample must be one of {', '.join(get_args(Upsample))}, found {upsample!r}")
+        raise ValueError(f"network 'dsrl': upsample must be one of {', '.join(get_args(Upsample))}, got {upsample!r}")
     if not isinstance(scale, int) or scale < 2:
-        raise ValueError(f"network 'dsrl': model.scale must be a whole number from 2, found {scale!r}")
+        raise ValueError(f"network 'dsrl': model.scale must be a whole number from 2, got {scale!r}")
     if upsample == "deconv" and scale.bit_count() != 1:
         raise ValueError(
-            f"network 'dsrl': upsample=deconv doubles the size, so model.scale must be 2, 4, 8, ..., found {scale}; "
+            f"network 'dsrl': upsample=deconv doubles the size, so model.scale must be 2, 4, 8, ..., got {scale}; "
             "upsample=bilinear takes any scale from 2"
         )
 
@@ -207,13 +207,13 @@ def _check_scale(scale: int, upsample: str) -> None:
 def _check_rest(encoder: str, width: int, rates: Sequence[int], dropout: Sequence[float]) -> None:
     where = "network 'dsrl':"
     if encoder.split(".")[0] not in timm.list_models(module="resnet"):
-        raise ValueError(f"{where} encoder must be a ResNet of timm, found {encoder!r}{did_you_mean(encoder, _USUAL)}")
+        raise ValueError(f"{where} encoder must be a ResNet of timm, got {encoder!r}{did_you_mean(encoder, _USUAL)}")
     if width < 1:
-        raise ValueError(f"{where} width must be at least 1, found {width}")
+        raise ValueError(f"{where} width must be at least 1, got {width}")
     if not isinstance(rates, Sequence) or min(rates, default=1) < 1:
-        raise ValueError(f"{where} rates must be a list of numbers from 1, found {rates}")
+        raise ValueError(f"{where} rates must be a list of numbers from 1, got {rates}")
     if not isinstance(dropout, Sequence) or len(dropout) != 3 or not all(0 <= share < 1 for share in dropout):
-        raise ValueError(f"{where} dropout must be three numbers in [0, 1), found {dropout}")
+        raise ValueError(f"{where} dropout must be three numbers in [0, 1), got {dropout}")
 
 
 def _multi_grid(encoder: nn.Module) -> nn.Module:

@@ -128,7 +128,7 @@ def layers_from_the_end(seg: EncoderDecoder, names: Sequence[str]) -> list[int]:
     architecture = (getattr(inner, "pretrained_cfg", None) or {}).get("architecture")
     if architecture is None:
         raise ValueError(
-            f"optim.layer_decay needs one of timm's encoders, found {type(encoder).__name__} "
+            f"optim.layer_decay needs one of timm's encoders, got {type(encoder).__name__} "
             "(model.seg=smp: tu- and a timm model's name)"
         )
     with torch.device("meta"):

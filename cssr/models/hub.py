@@ -177,14 +177,14 @@ def _read_notes(path: Path) -> str:
 def check(name: str, licence: str) -> None:
     """Refuse what the Hub would refuse; ValueError, one line."""
     if not NAME.fullmatch(name) or "--" in name or ".." in name:
-        raise ValueError(f"the name on the Hub must be owner/name, of letters, digits, - _ and ., found {name!r}")
+        raise ValueError(f"the name on the Hub must be owner/name, of letters, digits, - _ and ., got {name!r}")
     _check_licence(licence)
 
 
 def _check_licence(licence: str) -> None:
     if not _LICENCE.fullmatch(licence):
         raise ValueError(
-            f"the licence must be one as the Hub names them (apache-2.0, cc-by-4.0, other), found {licence!r}"
+            f"the licence must be one as the Hub names them (apache-2.0, cc-by-4.0, other), got {licence!r}"
         )
 
 

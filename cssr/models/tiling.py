@@ -95,7 +95,7 @@ class Tiles:
     def __post_init__(self) -> None:
         if not 0 <= 2 * self.overlap < self.side:
             raise ValueError(
-                f"tiles of {self.side} pixels need an overlap below {(self.side + 1) // 2}, found {self.overlap}"
+                f"tiles of {self.side} pixels need an overlap below {(self.side + 1) // 2}, got {self.overlap}"
             )
 
     def enlarged(self, scale: int) -> "Tiles":

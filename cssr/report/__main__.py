@@ -27,7 +27,7 @@ def _survey(options: argparse.Namespace) -> None:
     with errors_end():
         if options.results:
             raise ValueError(
-                f"--survey takes no other results, found {options.results[0]}: compare those in another call"
+                f"--survey takes no other results, got {options.results[0]}: compare those in another call"
             )
         written = write_report(options.survey, options.out, options.title)
     print(*(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in written), sep="\n")

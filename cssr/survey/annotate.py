@@ -29,7 +29,7 @@ _SHEET, _CELL = 24, 320  # photographs of the sheet, and pixels of a side
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr.annotate` asks for. Raises: ValueError, one line."""
     if not 0 <= options.least_confidence <= 1:
-        raise ValueError(f"--least-confidence must be in 0..1, found {options.least_confidence}")
+        raise ValueError(f"--least-confidence must be in 0..1, got {options.least_confidence}")
     prefixes = measured_prefixes(options.results)
     bar = tqdm(prefixes, unit="photo", disable=not sys.stderr.isatty())
     everything = [annotations.read(prefix, options.least_confidence) for prefix in bar]

@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     for name in ("width_uncertainty", "end_uncertainty"):
         value = getattr(options, name)
         if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, found {value}")
+            raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
     old, new = Results(options.old), Results(options.new)
     pairs, refused = pair_up(old, new, options.pairs, options.by)
     _say_each("not compared", refused)

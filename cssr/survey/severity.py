@@ -58,12 +58,12 @@ def _limits(given: object) -> Limits:
         raise ValueError("a table has name, classes, and may have source and width")
     width, classes = given.get("width", "p95"), given["classes"]
     if width not in WIDTHS:
-        raise ValueError(f"width must be one of {', '.join(WIDTHS)}, found {width!r}")
+        raise ValueError(f"width must be one of {', '.join(WIDTHS)}, got {width!r}")
     if not isinstance(classes, Sequence) or len(classes) < 2 or not all(map(_is_class, classes)):
         raise ValueError("classes must be two or more of {name: text, above: mm}")
     above = tuple(float(entry["above"]) for entry in classes)
     if above[0] != 0 or any(not low < high for low, high in pairwise(above)):
-        raise ValueError(f"above must begin with 0 and rise from class to class, found {', '.join(map(str, above))}")
+        raise ValueError(f"above must begin with 0 and rise from class to class, got {', '.join(map(str, above))}")
     names = tuple(str(entry["name"]) for entry in classes)
     if len(set(names)) < len(names):
         raise ValueError("two classes have the same name")

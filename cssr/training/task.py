@@ -162,7 +162,7 @@ def _weighted(entry: Any) -> tuple[str, Schedule, Loss]:
     """Name, weight and loss of an entry of `loss.extra`."""
     if not isinstance(entry, dict) or set(entry) != {"loss", "weight"}:
         raise ValueError(
-            f"loss.extra: an entry is {{loss: NAME or component, weight: NUMBER or schedule}}, found {entry}"
+            f"loss.extra: an entry is {{loss: NAME or component, weight: NUMBER or schedule}}, got {entry}"
         )
     loss, component = LOSSES.build(entry["loss"]), entry["loss"]
     name = component if isinstance(component, str) else component["name"]
@@ -206,11 +206,11 @@ def build_mix(setting: Any, where: str) -> PatchMix | None:
         return None
     known = [f.name for f in fields(PatchMix)]
     if not isinstance(setting, Mapping):
-        raise ValueError(f"{where} is null or a mapping of {', '.join(known)}; found {setting!r}")
+        raise ValueError(f"{where} is null or a mapping of {', '.join(known)}; got {setting!r}")
     for name in setting:
         if name not in known:
             raise ValueError(f"{where} takes no {name!r}{did_you_mean(str(name), known)}")
     size, share = setting.get("size", 16), setting.get("share", 0.5)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"{where}.size must be a whole number of at least 1 (HR pixels), found {size!r}")
+        raise ValueError(f"{where}.size must be a whole number of at least 1 (HR pixels), got {size!r}")
     return PatchMix(bounded_schedule(share, 0, 1, f"{where}.share"), size)

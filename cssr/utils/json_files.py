@@ -76,7 +76,7 @@ def misfit(value: Any, shape: Any, path: str = "") -> str | None:
     where = path or "the whole"
     if isinstance(shape, dict):
         if not isinstance(value, dict):
-            return f"{where} must be an object, found {shortened(value)}"
+            return f"{where} must be an object, got {shortened(value)}"
         for key, inner in shape.items():
             name, optional = key.removeprefix("?"), key.startswith("?")
             if name not in value:
@@ -89,7 +89,7 @@ def misfit(value: Any, shape: Any, path: str = "") -> str | None:
         return None
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"{where} must be a list, found {shortened(value)}"
+            return f"{where} must be a list, got {shortened(value)}"
         faults = (misfit(part, shape[0], f"{path}[{number}]") for number, part in enumerate(value))
         return next((fault for fault in faults if fault), None)
-    return None if fits(value, shape) else f"{where} must be {described(shape)}, found {shortened(value)}"
+    return None if fits(value, shape) else f"{where} must be {described(shape)}, got {shortened(value)}"

@@ -165,7 +165,7 @@ def check_array(image: np.ndarray) -> np.ndarray:
     """The array itself; ValueError, one line, unless it is H W 3 uint8, or H W 4 with alpha."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
         raise ValueError(
-            f"an array of height x width x 3 (4 with alpha), uint8, is needed, found {image.dtype} {[*image.shape]}"
+            f"an array of height x width x 3 (4 with alpha), uint8, is needed, got {image.dtype} {[*image.shape]}"
         )
     return image
 

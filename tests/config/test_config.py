@@ -450,15 +450,15 @@ def test_there_are_recipes():
 @pytest.mark.parametrize(
     "component, said",
     [
-        ({"name": "hammer", "weight": "abc"}, "tool 'hammer': weight must be a whole number, found 'abc'"),
-        ({"name": "hammer", "weight": None}, "found None"),
-        ({"name": "hammer", "weight": True}, "found True"),
-        ({"name": "hammer", "weight": 1.5}, "found 1.5"),
-        ({"name": "drill", "sizes": 3}, "sizes must be a list, each a whole number of 1 to 9, found 3"),
-        ({"name": "drill", "sizes": [1, 10]}, r"found \[1, 10\]"),
-        ({"name": "drill", "speed": float("nan")}, "speed must be a number or null, found nan"),
-        ({"name": "drill", "way": "left"}, "way must be in or out, found 'left'"),
-        ({"name": "drill", "more": [1]}, r"more must be a mapping or null, found \[1\]"),
+        ({"name": "hammer", "weight": "abc"}, "tool 'hammer': weight must be a whole number, got 'abc'"),
+        ({"name": "hammer", "weight": None}, "got None"),
+        ({"name": "hammer", "weight": True}, "got True"),
+        ({"name": "hammer", "weight": 1.5}, "got 1.5"),
+        ({"name": "drill", "sizes": 3}, "sizes must be a list, each a whole number of 1 to 9, got 3"),
+        ({"name": "drill", "sizes": [1, 10]}, r"got \[1, 10\]"),
+        ({"name": "drill", "speed": float("nan")}, "speed must be a number or null, got nan"),
+        ({"name": "drill", "way": "left"}, "way must be in or out, got 'left'"),
+        ({"name": "drill", "more": [1]}, r"more must be a mapping or null, got \[1\]"),
         ({"name": "saw", "teet": 3}, r"does not take 'teet' \(did you mean teeth\?\)"),
         ({"name": ["hammer"]}, "the name of a tool is a word"),
     ],
@@ -552,7 +552,7 @@ def test_building_leaves_the_component_as_it_was(tools):
         ({"name": "hammer"}, "tool 'hammer' needs weight"),
         ({"name": "hammer", "wieght": 2}, "does not take 'wieght' .did you mean weight.*weight: int"),
         ({"name": "hammer", "weight": 2, "scale": 3}, "does not take 'scale'"),  # the caller's, not the user's
-        ({"name": 3}, "the name of a tool is a word, found 3"),
+        ({"name": 3}, "the name of a tool is a word, got 3"),
     ],
 )
 def test_a_mistake_is_answered_with_what_to_type(tools, component, message):
@@ -582,7 +582,7 @@ def test_a_recipe_differs_from_its_base(tmp_path):
     [
         ("base: gone.yaml", "config: no recipe at .*gone.yaml"),
         ("base: recipe.yaml", "config: .*recipe.yaml is its own base: recipe.yaml -> recipe.yaml"),
-        ("base: [a, b]", r"config: base in .*recipe.yaml must be the path of a recipe, found \['a', 'b'\]"),
+        ("base: [a, b]", r"config: base in .*recipe.yaml must be the path of a recipe, got \['a', 'b'\]"),
     ],
 )
 def test_bases_that_cannot_be(tmp_path, text, message):
@@ -630,11 +630,11 @@ def test_an_error_does_not_repeat_all_that_it_was_given():
 @pytest.mark.parametrize(
     "group, name, value, said",
     [
-        ("optim", "arguments", [1], "optim.arguments must be a mapping, found"),
-        ("phases", 0, {"lr": {"sr": [1]}}, r"joint.lr.sr must be 0 to 1e\+06, found \[1\]"),
-        ("model", "sr", ["dbpn"], "model.sr must be a mapping, found"),
-        ("loss", "extra", {"a": 1}, "loss.extra must be a list, found"),
-        ("phases", 0, {"lr": [1]}, r"phases.0..lr must be a mapping, found"),
+        ("optim", "arguments", [1], "optim.arguments must be a mapping, got"),
+        ("phases", 0, {"lr": {"sr": [1]}}, r"joint.lr.sr must be 0 to 1e\+06, got \[1\]"),
+        ("model", "sr", ["dbpn"], "model.sr must be a mapping, got"),
+        ("loss", "extra", {"a": 1}, "loss.extra must be a list, got"),
+        ("phases", 0, {"lr": [1]}, r"phases.0..lr must be a mapping, got"),
     ],
 )
 def test_lists_and_mappings_in_place_of_each_other_are_named(group, name, value, said):

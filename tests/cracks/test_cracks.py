@@ -243,7 +243,7 @@ def test_holes_and_forks_of_components():
 
 
 def test_a_mask_of_another_shape_is_an_error_of_one_line():
-    with pytest.raises(ValueError, match=r"height x width is needed, found an array of shape \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"height x width is needed, got an array of shape \(2, 3, 4\)"):
         measure_cracks(np.zeros((2, 3, 4)))
 
 

@@ -271,9 +271,9 @@ def test_which_files_of_a_folder_are_masks(tmp_path):
     [
         (["nowhere", "--out", "o"], "no mask or folder at nowhere"),
         (["{folder}", "--out", "o"], "no mask in .*: none of its files ends with .jpg"),
-        (["{folder}", "--out", "o", "--scale", "0"], "scale must be a number above 0, found 0"),
-        (["{folder}", "--out", "o", "--least-length", "nan"], "--least-length must be 0 or more, found nan"),
-        (["{folder}", "--out", "o", "--mm-per-pixel", "-2"], "mm_per_pixel must be a number above 0, found -2"),
+        (["{folder}", "--out", "o", "--scale", "0"], "scale must be a number above 0, got 0"),
+        (["{folder}", "--out", "o", "--least-length", "nan"], "--least-length must be 0 or more, got nan"),
+        (["{folder}", "--out", "o", "--mm-per-pixel", "-2"], "mm_per_pixel must be a number above 0, got -2"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):
@@ -310,5 +310,5 @@ def test_a_ragged_mask_costs_no_other_its_measures(tmp_path, capsys):
     assert (
         len(rows_of(tmp_path / "out/specks_cracks.csv")) == 500 and len(rows_of(tmp_path / "out/two_cracks.csv")) == 2
     )
-    with pytest.raises(SystemExit, match="--most-cracks must be 1 or more, found 0"):
+    with pytest.raises(SystemExit, match="--most-cracks must be 1 or more, got 0"):
         main([*words[:-1], "0"])

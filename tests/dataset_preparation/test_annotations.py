@@ -196,7 +196,7 @@ def test_coco_that_cannot_be_used_is_refused(tmp_path):
         ({"annotations": [{**box[0], "segmentation": [[1, 2, 3, 4]]}]}, "has no outline"),
         ({"images": []}, "lists no images"),
         ({"images": [{"id": 1}]}, r"images\[0\] has no file_name"),
-        ({"categories": None}, "categories must be a list, found None"),
+        ({"categories": None}, "categories must be a list, got None"),
         ({"images": [*found["images"], {**found["images"][0], "id": 8}]}, "duplicate key 'a'"),
         ({"images": [*found["images"], {**found["images"][0], "file_name": "c.jpg"}]}, "two images the same id"),
         ({"images": [*found["images"], {**found["images"][0], "id": 8, "file_name": "c.jpg"}]}, "1 of 3 .*--skip-unp"),

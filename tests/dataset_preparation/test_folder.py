@@ -357,5 +357,5 @@ def test_groups_by_expression(tmp_path):
 
 @pytest.mark.parametrize("threshold", [300, 255, -1])
 def test_a_threshold_that_no_grey_value_crosses_is_refused(tmp_path, threshold):
-    with pytest.raises(ValueError, match=f"threshold must be a whole number or null of 0 to 254, found {threshold}"):
+    with pytest.raises(ValueError, match=f"threshold must be a whole number or null of 0 to 254, got {threshold}"):
         SOURCES.build({"name": "folder", "root": tmp_path, "threshold": threshold})

@@ -79,7 +79,7 @@ def test_area_is_the_mean_of_blocks_and_strided_the_first_pixel():
 
 def test_an_unknown_method_is_named():
     for name in ("downsample", "gaussian"):
-        with pytest.raises(ValueError, match="bicubic, bilinear, area or strided, found 'lanczos'"):
+        with pytest.raises(ValueError, match="bicubic, bilinear, area or strided, got 'lanczos'"):
             build(name, method="lanczos")
 
 
@@ -162,7 +162,7 @@ def test_kernels_sum_to_one(size):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"size": 20}, "size must be odd, found 20"),
+        ({"size": 20}, "size must be odd, got 20"),
         ({"size": -1}, "size must be a whole number of 1 to 101"),
         ({"sigma": [0, 1]}, "sigma needs 0 < low <= high"),
         ({"sigma": [2, 1]}, "sigma needs 0 < low <= high"),

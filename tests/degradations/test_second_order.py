@@ -240,11 +240,11 @@ def test_an_image_that_the_scale_does_not_divide_is_a_mistake():
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"size": 20}, "size must be odd, found 20"),
-    ({"final_sinc": 1.5}, "final_sinc must be a number of 0 to 1, found 1.5"),
+    ({"size": 20}, "size must be odd, got 20"),
+    ({"final_sinc": 1.5}, "final_sinc must be a number of 0 to 1, got 1.5"),
     ({"first": {"jpg": [30, 95]}}, "first does not take 'jpg' (did you mean jpeg"),
-    ({"first": [1]}, "first must be a mapping or null, found [1]"),
-    ({"first": {"jpeg": [0, 95]}}, "first.jpeg needs 1 <= low <= high <= 100, found [0, 95]"),
+    ({"first": [1]}, "first must be a mapping or null, got [1]"),
+    ({"first": {"jpeg": [0, 95]}}, "first.jpeg needs 1 <= low <= high <= 100, got [0, 95]"),
     ({"second": {"noise": [0.2, 0.1]}}, "second.noise needs 0 <= low <= high"),
     ({"second": {"poisson": [-1, 1]}}, "second.poisson needs 0 <= low <= high"),
     ({"second": {"resize": [1.1, 1.2]}}, "second.resize needs low <= 1 <= high"),

@@ -153,7 +153,7 @@ def test_logits_of_every_form_are_divided_by_the_temperature(form, orientations)
 
 @pytest.mark.parametrize("value", ["0", "-1", ".inf", ".nan"])
 def test_temperatures_that_divide_nothing_are_refused(value):
-    with pytest.raises(ValueError, match="^model.temperature must be .*, found"):
+    with pytest.raises(ValueError, match="^model.temperature must be .*, got"):
         load_config(overrides=[f"model.temperature={value}"])
 
 

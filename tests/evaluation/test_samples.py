@@ -110,7 +110,7 @@ def test_missing_and_damaged_samples(tmp_path):
     elsewhere = [{**good["samples"][0], "folder": "../.."}]
     for bad, message in (
         ("{", "no JSON: Expecting"),
-        ("[]", "or something else: the whole must be an object, found"),
+        ("[]", "or something else: the whole must be an object, got"),
         ('{"format": "x"}', "evaluate again: its format is 'x', expected 'cssr-samples-1'"),
         (json.dumps({"format": "cssr-samples-1"}), "the whole has no samples"),
         (json.dumps({**good, "samples": elsewhere}), "'../..' is no folder of it"),

@@ -125,5 +125,5 @@ def test_mistakes_are_one_line(arguments, message, export, tmp_path):
     (np.zeros((8, 9, 5), np.uint8), r"uint8 \[8, 9, 5\]"), (torch.zeros(1, 3, 8, 9), r"torch.float32 \[1, 3, 8, 9\]"),
 ])  # fmt: skip
 def test_arrays_of_another_kind_are_refused(export, image, found):
-    with pytest.raises(ValueError, match=f"is needed, found {found}"):
+    with pytest.raises(ValueError, match=f"is needed, got {found}"):
         predict(JointModel.from_pretrained(export), image)

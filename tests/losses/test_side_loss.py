@@ -78,5 +78,5 @@ def test_every_map_learns():
 
 
 def test_an_unknown_balance_is_refused():
-    with pytest.raises(ValueError, match="balance must be batch or image, found 'pixel'"):
+    with pytest.raises(ValueError, match="balance must be batch or image, got 'pixel'"):
         side_loss(balance="pixel")

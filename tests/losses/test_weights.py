@@ -155,7 +155,7 @@ def test_finite_with_gradient_on_uniform_masks(name, fill):
 
 
 @pytest.mark.parametrize("setting, message", [
-    (2.0, "a mapping or null, found 2.0"),
+    (2.0, "a mapping or null, got 2.0"),
     ([1, 2], "mapping"),
     ({"cracks": 1}, r"does not take 'cracks' \(did you mean crack\?\)"),
     ({"crack": -1}, r"crack must be a number of 0 to 1e\+06"),

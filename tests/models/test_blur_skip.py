@@ -279,13 +279,13 @@ def test_building_never_downloads(monkeypatch):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"kernel_size": 4}, "kernel_size must be odd, found 4"),
-        ({"kernel_size": -1}, "kernel_size must be a whole number of 1 to 101, found -1"),
-        ({"reduce": 4}, "reduce must be odd and below kernel_size .5., or null, found 4"),
+        ({"kernel_size": 4}, "kernel_size must be odd, got 4"),
+        ({"kernel_size": -1}, "kernel_size must be a whole number of 1 to 101, got -1"),
+        ({"reduce": 4}, "reduce must be odd and below kernel_size .5., or null, got 4"),
         ({"reduce": 5}, "reduce must be odd and below"),
-        ({"reduce": 0}, "reduce must be a whole number of 1 to 101 or null, found 0"),
+        ({"reduce": 0}, "reduce must be a whole number of 1 to 101 or null, got 0"),
         ({"layers": 0}, "layers must be a whole number of 1 to 4096"),
-        ({"modulate_by": "kernels"}, "modulate_by must be features_and_kernel or kernel, found 'kernels'"),
+        ({"modulate_by": "kernels"}, "modulate_by must be features_and_kernel or kernel, got 'kernels'"),
         ({"modulate_by": "origin"}, "modulate_by must be features_and_kernel or kernel"),
         ({"net": {**PSPNET, "pretrained": True}}, "set model.seg.pretrained=True instead"),
         ({"net": "pspnett"}, "did you mean pspnet"),
@@ -308,10 +308,10 @@ def test_mistakes_are_answered_in_one_line(settings, message):
 @pytest.mark.parametrize(
     "kernel, message",
     [
-        (kernels(2, 7), r"must be \[2, 1, 5, 5\], found \[2, 1, 7, 7\]"),
-        (kernels(1), r"must be \[2, 1, 5, 5\], found \[1, 1, 5, 5\]"),
-        (kernels(2).flatten(1), r"found \[2, 25\]"),
-        (None, "a kernel is needed, found none"),
+        (kernels(2, 7), r"must be \[2, 1, 5, 5\], got \[2, 1, 7, 7\]"),
+        (kernels(1), r"must be \[2, 1, 5, 5\], got \[1, 1, 5, 5\]"),
+        (kernels(2).flatten(1), r"got \[2, 25\]"),
+        (None, "a kernel is needed, got none"),
     ],
 )
 def test_kernels_of_another_shape_are_refused(kernel, message):

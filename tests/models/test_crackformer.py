@@ -185,13 +185,13 @@ def test_dropout_and_normalisation_are_those_published(full_size):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"width": 24}, "width must be a multiple of 16, found 24"),
-        ({"width": 0}, "width must be a whole number of 1 to 4096, found 0"),
-        ({"window": 4}, "window must be odd and at least 1, found 4"),
-        ({"window": -1}, "window must be a whole number of 1 to 101, found -1"),
-        ({"dropout": 1}, r"dropout must be in \[0, 1\), found 1"),
-        ({"dropout": -0.1}, r"dropout must be a number of 0 to 1, found -0.1"),
-        ({"pretrained": True}, "no pretrained weights, found pretrained=True"),
+        ({"width": 24}, "width must be a multiple of 16, got 24"),
+        ({"width": 0}, "width must be a whole number of 1 to 4096, got 0"),
+        ({"window": 4}, "window must be odd and at least 1, got 4"),
+        ({"window": -1}, "window must be a whole number of 1 to 101, got -1"),
+        ({"dropout": 1}, r"dropout must be in \[0, 1\), got 1"),
+        ({"dropout": -0.1}, r"dropout must be a number of 0 to 1, got -0.1"),
+        ({"pretrained": True}, "no pretrained weights, got pretrained=True"),
     ],
 )
 def test_impossible_settings_are_answered_in_one_line(settings, message):

@@ -185,23 +185,23 @@ def test_a_single_sample_needs_held_normalisation():
 @pytest.mark.parametrize("size", [(18, 20), (20, 21)])
 def test_sides_must_be_multiples_of_the_stride(size):
     net = build()
-    with pytest.raises(ValueError, match=f"multiples of 4, found {size[0]} x {size[1]}; pad it"):
+    with pytest.raises(ValueError, match=f"multiples of 4, got {size[0]} x {size[1]}; pad it"):
         net(torch.rand(2, 3, *size))
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"scale": 3}, "must be 2, 4, 8, ..., found 3; upsample=bilinear takes any scale"),
-        ({"scale": 1}, "whole number from 2, found 1"),
-        ({"scale": 1, "upsample": "bilinear"}, "whole number from 2, found 1"),
-        ({"scale": 2.5, "upsample": "bilinear"}, "whole number from 2, found 2.5"),
-        ({"upsample": "bicubic"}, "deconv, bilinear, found 'bicubic'"),
+        ({"scale": 3}, "must be 2, 4, 8, ..., got 3; upsample=bilinear takes any scale"),
+        ({"scale": 1}, "whole number from 2, got 1"),
+        ({"scale": 1, "upsample": "bilinear"}, "whole number from 2, got 1"),
+        ({"scale": 2.5, "upsample": "bilinear"}, "whole number from 2, got 2.5"),
+        ({"upsample": "bicubic"}, "deconv, bilinear, got 'bicubic'"),
         ({"encoder": "resnet35"}, "did you mean.*resnet34"),
         ({"encoder": "vgg16"}, "must be a ResNet.*choose from resnet18"),
-        ({"width": 0}, "width must be at least 1, found 0"),
-        ({"rates": [6, 0]}, "numbers from 1, found .6, 0"),
-        ({"rates": 6}, "numbers from 1, found 6"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"rates": [6, 0]}, "numbers from 1, got .6, 0"),
+        ({"rates": 6}, "numbers from 1, got 6"),
         ({"dropout": 0.5}, "three numbers in"),
         ({"dropout": [0.5, 0.1]}, "three numbers in"),
         ({"dropout": [0.5, 0.5, 1.0]}, "three numbers in"),

@@ -166,9 +166,7 @@ def test_reduced_precision():
 
 def test_one_image_is_refused_in_training_only():
     net, x = build(), torch.rand(1, 3, 32, 32)
-    with pytest.raises(
-        ValueError, match="2 images or more in a forward pass.*found 1; set train.micro_batch"
-    ) as caught:
+    with pytest.raises(ValueError, match="2 images or more in a forward pass.*got 1; set train.micro_batch") as caught:
         net(torch.rand(1, 3, 64, 64))
     assert "\n" not in str(caught.value)
     for module in net.modules():
@@ -208,12 +206,12 @@ def test_weights_of_another_width_are_refused(tmp_path):
     "settings, message",
     [
         ({"encoder": "hrnet_w47"}, "did you mean.*hrnet_w48"),
-        ({"encoder": "resnet34"}, "must be an HRNet of timm, found 'resnet34' .choose from.*hrnet_w48"),
+        ({"encoder": "resnet34"}, "must be an HRNet of timm, got 'resnet34' .choose from.*hrnet_w48"),
         ({"encoder": "hrnet_w18_small.nowhere", "pretrained": True}, "hrnet_w18_small.nowhere"),
-        ({"width": 0}, "width must be a whole number of 1 to 4096, found 0"),
-        ({"hidden": 0}, "hidden must be a whole number of 1 to 4096, found 0"),
-        ({"dropout": 1.0}, r"a number in \[0, 1\), found 1.0"),
-        ({"dropout": [0.1]}, r"dropout must be a number of 0 to 1, found \[0.1\]"),
+        ({"width": 0}, "width must be a whole number of 1 to 4096, got 0"),
+        ({"hidden": 0}, "hidden must be a whole number of 1 to 4096, got 0"),
+        ({"dropout": 1.0}, r"a number in \[0, 1\), got 1.0"),
+        ({"dropout": [0.1]}, r"dropout must be a number of 0 to 1, got \[0.1\]"),
         ({"classes": 2}, "does not take 'classes'"),
         ({"pretrained": "nowhere.safetensors"}, "no weight file at nowhere"),
     ],

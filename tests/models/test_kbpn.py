@@ -250,5 +250,5 @@ def test_impossible_settings_are_answered_in_one_line(settings, message):
 
 
 def test_a_kernel_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"must be \[2, 1, 7, 7\], found \[2, 1, 5, 5\]"):
+    with pytest.raises(ValueError, match=r"must be \[2, 1, 7, 7\], got \[2, 1, 5, 5\]"):
         build()(torch.rand(2, 3, 8, 8), kernels(2, 5))

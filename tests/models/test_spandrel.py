@@ -162,7 +162,7 @@ def test_under_autocast():
         (4, {}, "needs weights=FILE, or an architecture"),
         (4, {"architecture": "Compactt"}, "did you mean Compact"),
         (4, {"architecture": "Compact", "arguments": {"num_fea": 4}}, "'num_fea'; it takes num_in_ch"),
-        (4, {"architecture": "Compact", "arguments": [4]}, "arguments must be a mapping or null, found .4."),
+        (4, {"architecture": "Compact", "arguments": [4]}, "arguments must be a mapping or null, got .4."),
         (4, {"architecture": "Compact", "arguments": {"upscale": 2}}, "for scale 2, but model.scale is 4"),
         (4, {"architecture": "Compact", "arguments": {"num_in_ch": 1}}, "takes and gives .1, 3. channels"),
         (4, {"architecture": "Compact", "arguments": {"num_in_ch": 4, "num_out_ch": 4}}, "takes and gives .4, 4."),
@@ -170,7 +170,7 @@ def test_under_autocast():
         (1, {"architecture": "DRUNet", "arguments": {"in_nc": 4, "nc": [4] * 4, "out_nc": 3}}, "enlarge a batch"),
         (1, {"architecture": "LaMa"}, "for Inpainting; it must be for SR or Restoration"),
         (4, {"weights": "nowhere.pth"}, "no weight file at nowhere.pth"),
-        (4, {"weights": True}, "weights must be a word or null, found True"),
+        (4, {"weights": True}, "weights must be a word or null, got True"),
     ],
     ids=str,
 )

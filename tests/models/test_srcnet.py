@@ -73,9 +73,9 @@ def test_reduced_precision_is_finite():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"scale": 3}, "model.scale must be one of 2, 4, 8, found 3"),
-        ({"scale": 1}, "model.scale must be one of 2, 4, 8, found 1"),
-        ({"groups": 0}, "groups must be a whole number of 1 to 4096, found 0"),
+        ({"scale": 3}, "model.scale must be one of 2, 4, 8, got 3"),
+        ({"scale": 1}, "model.scale must be one of 2, 4, 8, got 1"),
+        ({"groups": 0}, "groups must be a whole number of 1 to 4096, got 0"),
         ({"blocks": 0}, "blocks must be a whole number of 1 to 4096"),
         ({"hidden": -1}, "hidden must be a whole number of 1 to 4096"),
         ({"width": 0}, "width must be a whole number of 1 to 4096"),

@@ -77,7 +77,7 @@ def test_tiles_cover_the_length_and_overlap_enough(length, tile, overlap):
 
 @pytest.mark.parametrize("tile, overlap, below", [(64, 32, 32), (64, 40, 32), (65, 33, 33), (8, -1, 4), (0, 0, 0)])
 def test_an_overlap_that_is_too_large(tile, overlap, below):
-    with pytest.raises(ValueError, match=f"tiles of {tile} pixels need an overlap below {below}, found {overlap}"):
+    with pytest.raises(ValueError, match=f"tiles of {tile} pixels need an overlap below {below}, got {overlap}"):
         tiled(lambda part: part, image(100, 100), tile, overlap)
 
 

@@ -185,7 +185,7 @@ def test_what_is_no_survey_is_one_line(surveys, tmp_path):
         ((tmp_path / "nowhere", surveys[1]), "no directory at"),
         ((tmp_path / "empty", surveys[1]), "holds no results: run cssr.predict PHOTOGRAPHS --measure"),
         ((surveys[0], bad), "holds 1 predicted photographs without measures"),
-        ((*surveys, "--width-uncertainty", "-1"), "--width-uncertainty must be 0 or more, found -1"),
+        ((*surveys, "--width-uncertainty", "-1"), "--width-uncertainty must be 0 or more, got -1"),
         ((*surveys, "--end-uncertainty", "nan"), "--end-uncertainty must be 0 or more"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):

@@ -18,15 +18,15 @@ SHAPE = {"images": [{"id": int | str, "?name": str | None, "size": Annotated[int
 @pytest.mark.parametrize(
     "value, fault",
     [
-        ([], "the whole must be an object, found []"),
+        ([], "the whole must be an object, got []"),
         ({}, "the whole has no images"),
-        ({"images": {}}, "images must be a list, found {}"),
-        ({"images": [3]}, "images[0] must be an object, found 3"),
+        ({"images": {}}, "images must be a list, got {}"),
+        ({"images": [3]}, "images[0] must be an object, got 3"),
         ({"images": [{"id": 1, "size": 1}, {"id": 1}]}, "images[1] has no size"),
-        ({"images": [{"id": None, "size": 1}]}, "images[0].id must be a whole number or a word, found None"),
-        ({"images": [{"id": "a", "size": 10}]}, "images[0].size must be a whole number of 1 to 9, found 10"),
-        ({"images": [{"id": 1, "size": True}]}, "images[0].size must be a whole number of 1 to 9, found True"),
-        ({"images": [{"id": 1, "size": 2, "name": [1]}]}, "images[0].name must be a word or null, found [1]"),
+        ({"images": [{"id": None, "size": 1}]}, "images[0].id must be a whole number or a word, got None"),
+        ({"images": [{"id": "a", "size": 10}]}, "images[0].size must be a whole number of 1 to 9, got 10"),
+        ({"images": [{"id": 1, "size": True}]}, "images[0].size must be a whole number of 1 to 9, got True"),
+        ({"images": [{"id": 1, "size": 2, "name": [1]}]}, "images[0].name must be a word or null, got [1]"),
         ({"images": [{"id": "a", "size": 9, "name": None}], "more": [{}]}, None),
     ],
 )

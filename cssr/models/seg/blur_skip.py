@@ -92,11 +92,11 @@ class BlurSkip(nn.Module):
 
     def _checked(self, kernel: Tensor | None, batch: int) -> Tensor:
         if kernel is None:
-            raise ValueError(f"{_WHERE} a kernel is needed, found none; use a model.form and model.sr that predict one")
+            raise ValueError(f"{_WHERE} a kernel is needed, got none; use a model.form and model.sr that predict one")
         expected = (batch, 1, self.kernel_size, self.kernel_size)
         if kernel.shape != expected:
             raise ValueError(
-                f"{_WHERE} the kernel must be {list(expected)}, found {list(kernel.shape)}; "
+                f"{_WHERE} the kernel must be {list(expected)}, got {list(kernel.shape)}; "
                 "set model.seg.kernel_size to that of model.sr"
             )
         return kernel
@@ -143,14 +143,14 @@ def blur_skip(
 
 def _check(net: str | dict[str, Any], kernel_size: int, reduce: int | None, modulate_by: str, layers: int) -> None:
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"{_WHERE} kernel_size must be odd, found {kernel_size}; set it to that of model.sr")
+        raise ValueError(f"{_WHERE} kernel_size must be odd, got {kernel_size}; set it to that of model.sr")
     if reduce is not None and (not 1 <= reduce < kernel_size or reduce % 2 == 0):
-        raise ValueError(f"{_WHERE} reduce must be odd and below kernel_size ({kernel_size}), or null, found {reduce}")
+        raise ValueError(f"{_WHERE} reduce must be odd and below kernel_size ({kernel_size}), or null, got {reduce}")
     if modulate_by not in _BRANCHES:
         known = get_args(ModulateBy)
         raise ValueError(f"{_WHERE} unknown modulate_by={modulate_by!r}{did_you_mean(modulate_by, known)}")
     if layers < 1:
-        raise ValueError(f"{_WHERE} layers must be at least 1, found {layers}; for none, take model.seg=net by itself")
+        raise ValueError(f"{_WHERE} layers must be at least 1, got {layers}; for none, take model.seg=net by itself")
     if isinstance(net, Mapping) and "pretrained" in net:
         raise ValueError(f"{_WHERE} net takes no pretrained; set model.seg.pretrained={net['pretrained']} instead")
 

@@ -192,11 +192,11 @@ def crackformer(
     """
     where = "segmentation network 'crackformer':"
     if pretrained:
-        raise ValueError(f"{where} there are no pretrained weights, found pretrained={pretrained!r}; leave it out")
+        raise ValueError(f"{where} there are no pretrained weights, got pretrained={pretrained!r}; leave it out")
     if width < 1 or width % 16:
-        raise ValueError(f"{where} width must be a multiple of 16, found {width}; the published one is 64")
+        raise ValueError(f"{where} width must be a multiple of 16, got {width}; the published one is 64")
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"{where} window must be odd and at least 1, found {window}; the published one is 7")
+        raise ValueError(f"{where} window must be odd and at least 1, got {window}; the published one is 7")
     if not 0 <= dropout < 1:
-        raise ValueError(f"{where} dropout must be in [0, 1), found {dropout}; the published one is 0.3")
+        raise ValueError(f"{where} dropout must be in [0, 1), got {dropout}; the published one is 0.3")
     return CrackFormer(width, partial(Block, window=window, dropout=dropout))

@@ -53,7 +53,7 @@ class ObjectContext(nn.Module):
         if norm.training and images < 2 and isinstance(norm, nn.BatchNorm2d):  # not one that is synchronised
             raise ValueError(
                 "segmentation network 'hrnet_ocr': training needs 2 images or more in a forward pass (BatchNorm takes "
-                f"its statistics of one value per image), found {images}; set train.micro_batch accordingly"
+                f"its statistics of one value per image), got {images}; set train.micro_batch accordingly"
             )
 
 
@@ -124,11 +124,11 @@ def hrnet_ocr(
 def _check(encoder: str, width: int, hidden: int, dropout: float) -> None:
     where = "segmentation network 'hrnet_ocr':"
     if encoder.split(".")[0] not in timm.list_models(module="hrnet"):
-        raise ValueError(f"{where} encoder must be an HRNet of timm, found {encoder!r}{did_you_mean(encoder, _USUAL)}")
+        raise ValueError(f"{where} encoder must be an HRNet of timm, got {encoder!r}{did_you_mean(encoder, _USUAL)}")
     if min(width, hidden) < 1:
-        raise ValueError(f"{where} width and hidden must be at least 1, found width={width}, hidden={hidden}")
+        raise ValueError(f"{where} width and hidden must be at least 1, got width={width}, hidden={hidden}")
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise ValueError(f"{where} dropout must be a number in [0, 1), found {dropout!r}")
+        raise ValueError(f"{where} dropout must be a number in [0, 1), got {dropout!r}")
 
 
 def _published_fusion(encoder: nn.Module) -> nn.Module:

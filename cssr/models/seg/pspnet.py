@@ -115,7 +115,7 @@ def pspnet(
         ValueError: one line: an encoder that cannot be dilated, or a size, width or dropout out of range.
     """
     if len(dropout) != 3 or not all(0 <= share < 1 for share in dropout):
-        raise ValueError(f"{_WHERE} dropout must be three numbers in [0, 1), found {dropout}")
+        raise ValueError(f"{_WHERE} dropout must be three numbers in [0, 1), got {dropout}")
     arguments = {**(encoder_args or {}), "output_stride": _STRIDE}
     if encoder.split(".")[0] not in timm.list_models(module="resnet"):
         return PSPNet(_dilated(encoder, pretrained, arguments), sizes, width, dropout)

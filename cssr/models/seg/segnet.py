@@ -65,7 +65,7 @@ def segnet(encoder: str = "vgg16_bn", pretrained: bool | str = False) -> SegNet:
     """
     if encoder.split(".")[0] not in _ENCODERS:
         raise ValueError(
-            f"segmentation network 'segnet': encoder must be a VGG with BatchNorm, found {encoder!r}"
+            f"segmentation network 'segnet': encoder must be a VGG with BatchNorm, got {encoder!r}"
             f"{did_you_mean(encoder, _ENCODERS)}"
         )
     vgg = timm_encoder(encoder, 5, pretrained, {})

@@ -81,7 +81,7 @@ def unet(
     """
     if upsample not in _UPSAMPLE:
         raise ValueError(
-            f"segmentation network 'unet': upsample must be one of {', '.join(_UPSAMPLE)}, found {upsample!r}"
+            f"segmentation network 'unet': upsample must be one of {', '.join(_UPSAMPLE)}, got {upsample!r}"
         )
     body = timm_encoder(encoder, depth, pretrained, encoder_args or {})
     check_pyramid(body, encoder)

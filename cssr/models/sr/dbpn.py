@@ -57,10 +57,10 @@ def dbpn(
     """
     if scale not in PROJECTION:
         raise ValueError(
-            f"SR network 'dbpn': model.scale must be one of {', '.join(map(str, PROJECTION))}, found {scale}"
+            f"SR network 'dbpn': model.scale must be one of {', '.join(map(str, PROJECTION))}, got {scale}"
         )
     if stages < 2 or width < 1 or features < 1:
         raise ValueError(
-            f"SR network 'dbpn': needs stages >= 2 and positive widths, found stages={stages}, width={width}"
+            f"SR network 'dbpn': needs stages >= 2 and positive widths, got stages={stages}, width={width}"
         )
     return DBPN(scale, stages, width, features, residual, channels)

@@ -25,7 +25,7 @@ class FoldedDBPN(nn.Module):
     def __init__(self, network: DBPN):
         super().__init__()
         if network.scale != SCALE:
-            raise ValueError(f"a DBPN for scale {SCALE} is needed, found one for {network.scale}")
+            raise ValueError(f"a DBPN for scale {SCALE} is needed, got one for {network.scale}")
         self.scale, self.residual, self.head = network.scale, network.residual, network.head
         self.ups, self.downs = (nn.ModuleList(map(_Projection, part)) for part in (network.ups, network.downs))
         width = network.tail.in_channels // len(network.ups)

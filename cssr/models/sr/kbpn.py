@@ -298,7 +298,7 @@ class KBPN(nn.Module):
         expected = (batch, 1, self.kernel_size, self.kernel_size)
         if kernel.shape != expected:
             raise ValueError(
-                f"SR network 'kbpn': a given kernel must be {list(expected)}, found {list(kernel.shape)}; "
+                f"SR network 'kbpn': a given kernel must be {list(expected)}, got {list(kernel.shape)}; "
                 "set model.sr.kernel_size to the degradation's size"
             )
         return normalized(kernel)
@@ -336,7 +336,7 @@ def kbpn(
     """
     if scale not in PROJECTION:
         raise ValueError(
-            f"SR network 'kbpn': model.scale must be one of {', '.join(map(str, PROJECTION))}, found {scale}"
+            f"SR network 'kbpn': model.scale must be one of {', '.join(map(str, PROJECTION))}, got {scale}"
         )
     _check_kernel(kernel_size, predicted_size, zero_pad_kernel)
     layers = Layers(scale, width, upsample)
@@ -351,7 +351,7 @@ def kbpn(
 
 def _check_kernel(kernel_size: int, predicted_size: int, zero_pad: bool) -> None:
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"SR network 'kbpn': kernel_size must be odd, found {kernel_size}; its centre is a pixel")
+        raise ValueError(f"SR network 'kbpn': kernel_size must be odd, got {kernel_size}; its centre is a pixel")
     if zero_pad and (predicted_size >= kernel_size or predicted_size % 2 == 0):
         raise ValueError(
             f"SR network 'kbpn': zero_pad_kernel needs an odd predicted_size below kernel_size ({kernel_size}), "

@@ -84,11 +84,11 @@ def srcnet(
     """
     if scale not in PROJECTION:
         raise ValueError(
-            f"SR network 'srcnet': model.scale must be one of {', '.join(map(str, PROJECTION))}, found {scale}"
+            f"SR network 'srcnet': model.scale must be one of {', '.join(map(str, PROJECTION))}, got {scale}"
         )
     sizes = {"groups": groups, "blocks": blocks, "width": width, "hidden": hidden, "enlarged": enlarged}
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"SR network 'srcnet': {name} must be at least 1, found {size}")
+            raise ValueError(f"SR network 'srcnet': {name} must be at least 1, got {size}")
     body = Residual((Residual((Block(width, hidden) for _ in range(blocks)), width) for _ in range(groups)), width)
     return SrcNet(scale, body, width, enlarged, channels)
