@@ -1,4 +1,4 @@
-"""What takes the time of a training step on a CPU, layer by layer: `python benchmarks/step_profile.py [RECIPE ...]`.
+"""Profile of a training step on a CPU, layer by layer: `python benchmarks/step_profile.py [RECIPE ...]`.
 
 Steps of the recipe's own networks, batch and crop, on one drawn batch, under PyTorch's profiler. Two tables: by part
 (degradation, networks, losses, forward and backward; the update), and by kind of layer, forward and backward together,

@@ -265,7 +265,7 @@ def _check_suffixes(suffixes: Mapping[str, Any]) -> None:
     if suffixes and not (words and "image" in suffixes and {*suffixes} <= {"image", "mask"}):
         raise ValueError(
             f"data.suffixes must be as {{image: [jpg, png], mask: seg.png}}, or without mask for images alone; "
-            f"found {suffixes}"
+            f"got {suffixes}"
         )
 
 

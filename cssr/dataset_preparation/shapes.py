@@ -1,7 +1,7 @@
 """Annotated shapes as masks: polygons, lines, discs, and COCO's run lengths.
 
-Coordinates are continuous, x first, in pixels: pixel (0, 0) covers 0..1 in both. A polygon takes the pixels whose
-centres it holds, as COCO's own code does: `cv2.fillPoly` takes the border too, and makes cracks a pixel wider. Of the
+Coordinates are continuous, x first, in pixels: pixel (0, 0) covers 0..1 in both. A polygon takes the pixels with their
+centres inside, as COCO's own code does: `cv2.fillPoly` takes the border too, and makes cracks a pixel wider. Of the
 border it takes only what is needed where a polygon is thinner than a pixel, and would break or vanish.
 """
 

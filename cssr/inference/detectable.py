@@ -1,7 +1,7 @@
 """Least width of a crack that a model finds: cracks of known width drawn onto the photographs themselves.
 
 Probability of detection by width is a logistic curve of the logarithm of the width (hit or miss, as MIL-HDBK-1823A has
-it for cracks). A drawn crack is found where the mask covers half of its centre line, and did not before.
+it for cracks). A drawn crack is detected where the mask covers half of its centre line, and did not before.
 """
 
 import math
@@ -37,8 +37,8 @@ class Detectable:
     """Probability of detection by width; widths in pixels of the photograph, None where a probability is not reached.
 
     Attributes:
-        hits: found cracks of each of `widths`, of `tries` each.
-        p50, p90: the widths found with a probability of 50 and 90 %; p90_upper: the latter's 95 % upper bound.
+        hits: detected cracks of each of `widths`, of `tries` each.
+        p50, p90: the widths detected with a probability of 50 and 90 %; p90_upper: the latter's 95 % upper bound.
         parts: of the photographs that were drawn on. contrast, blur: of the cracks.
     """
 

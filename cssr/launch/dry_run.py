@@ -114,8 +114,8 @@ class DryRun:
         self.optimizer = make_optimizer(self.config)
         if self.launch.offloads and type(self.optimizer) not in OFFLOADED:
             raise ValueError(
-                f"optim.optimizer={self.config.optim.optimizer} would silently become DeepSpeed's Adam, whose step is "
-                "the one on the CPU: set adam, adamw or adagrad, or use launch/zero2.yaml"
+                f"optim.optimizer={self.config.optim.optimizer} would silently become DeepSpeed's Adam, the one "
+                "that steps on the CPU: set adam, adamw or adagrad, or use launch/zero2.yaml"
             )
 
     def _check_kernel(self) -> None:

@@ -139,7 +139,7 @@ class DSRL(nn.Module):
         if height % self.stride or width % self.stride:
             raise ValueError(
                 f"network 'dsrl': the sides of an LQ image must be multiples of {self.stride}, "
-                f"found {height} x {width}; pad it, and crop what comes out"
+                f"got {height} x {width}; pad it, and crop what comes out"
             )
         of_means = self.aspp.convs[-1][2]  # a SyncBatchNorm, which is another class, sees other processes' samples too
         if of_means.training and len(lq) == 1 and isinstance(of_means, nn.BatchNorm2d):

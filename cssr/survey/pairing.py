@@ -162,14 +162,14 @@ def _listed(table: Path, old: Results, new: Results) -> list[tuple[Surveyed, Sur
         raise ValueError(f"--pairs: {table} needs columns old and new under a row of these names, and a row for a pair")
     chosen = []
     for number, row in enumerate(rows, 2):
-        found = []
+        pair = []
         for side, results in (("old", old), ("new", new)):
             named = [photograph for photograph in results.photographs if row[side] in photograph.names]
             if len(named) != 1:
                 which = "no photograph" if not named else f"{len(named)} photographs"
                 raise ValueError(f"--pairs: {table}, line {number}: {row[side]!r} is {which} of {results.directory}")
-            found.append(named[0])
-        chosen.append(tuple(found))
+            pair.append(named[0])
+        chosen.append(tuple(pair))
     for side, photographs in zip(("old", "new"), zip(*chosen)):
         twice = next((one for n, one in enumerate(photographs) if one in photographs[:n]), None)
         if twice:

@@ -73,7 +73,7 @@ def _arguments(config: Config) -> dict[str, Any]:
 
 
 def omission(engine: Accelerator, optimizer: torch.optim.Optimizer) -> Literal["engine", "device", "host"]:
-    """Who leaves out a step with a loss that is not finite.
+    """The place at which a step with a loss that is not finite is left out.
 
     DeepSpeed and loss scaling do by themselves, as the gradients are nan. Fused Adam and AdamW read a flag on the
     device. For any other optimizer the host reads it before the update. Fused SGD does not count as it allocates its

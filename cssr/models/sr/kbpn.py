@@ -355,5 +355,5 @@ def _check_kernel(kernel_size: int, predicted_size: int, zero_pad: bool) -> None
     if zero_pad and (predicted_size >= kernel_size or predicted_size % 2 == 0):
         raise ValueError(
             f"SR network 'kbpn': zero_pad_kernel needs an odd predicted_size below kernel_size ({kernel_size}), "
-            f"found {predicted_size}; change it or leave zero_pad_kernel out"
+            f"got {predicted_size}; change it or leave zero_pad_kernel out"
         )
