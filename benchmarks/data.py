@@ -25,7 +25,7 @@ import numpy as np
 from harness import Limit, Pair, Result, command
 from machine import ROOT
 from PIL import Image
-from scipy.ndimage import distance_transform_edt
+from plain_step import by_scipy
 
 from cssr.config.schema import DataConfig
 from cssr.data.checks import open_train_sets
@@ -140,11 +140,6 @@ def mask_by_pil(path: Path) -> np.ndarray:
     return (np.asarray(Image.open(path)) > 0).astype(np.uint8)
 
 
-def by_scipy(mask: np.ndarray) -> np.ndarray:
-    """Signed distance of a mask with a crack."""
-    return (distance_transform_edt(mask == 0) - distance_transform_edt(mask)).astype(np.float32)
-
-
 def stored_files(shards: ShardSet, shard: int, index: int) -> tuple[bytes, bytes]:
     """The bytes of image and mask as a shard holds them."""
     with shards.file(shard, print) as file:
@@ -169,8 +164,7 @@ def by_pil_and_scipy(image: Path, mask: Path, seed: int) -> tuple[np.ndarray, ..
     photo, cracks = photo[row : row + CROP, column : column + CROP], cracks[row : row + CROP, column : column + CROP]
     if draws.random() < 0.5:
         photo, cracks = photo[:, ::-1], cracks[:, ::-1]
-    distance = by_scipy(cracks) if cracks.any() else cracks
-    return np.ascontiguousarray(photo.transpose(2, 0, 1)), cracks[None].copy(), distance[None].astype(np.float32)
+    return np.ascontiguousarray(photo.transpose(2, 0, 1)), cracks[None].copy(), by_scipy(cracks)[None]
 
 
 # ---- the loader ----

@@ -70,12 +70,18 @@ class Turn:
         return dry if self.dry else machine.rates("cuda", "wall", torch.get_num_threads())
 
     @property
-    def best(self) -> int:
-        """The batch that was fastest in bf16, an image; the smallest where none was timed."""
+    def fastest(self) -> dict[str, Any]:
+        """Line of the batch that was fastest in bf16, an image; the smallest, and a guess, where none was timed."""
         path = self.out / "step.json"
         lines = json.loads(path.read_text())["sizes"] if path.is_file() else []
         timed = [line for line in lines if line["way"] == "bfloat16" and line["images_per_s"]]
-        return max(timed, key=lambda line: line["images_per_s"])["batch"] if timed else self.batches[0]
+        guess = {"batch": self.batches[0], "images_per_s": 100.0}
+        return max(timed, key=lambda line: line["images_per_s"], default=guess)
+
+    @property
+    def best(self) -> int:
+        """The fastest batch."""
+        return self.fastest["batch"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -248,7 +254,7 @@ def epoch(turn: Turn) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         workspace = Workspace(Path(scratch), Namespace(recipe=None, crop=turn.side if not turn.dry else 32))
         case = Case("one", "cpu.yaml" if turn.dry else "single_gpu.yaml", 1)
-        steps = 6 if turn.dry else max(int(40 * speed(turn) / batch), 12)
+        steps = 6 if turn.dry else max(int(40 * turn.fastest["images_per_s"] / batch), 12)
         lines = workspace.run(case, steps, batch, f"data.workers={workers}")
     steady = lines[len(lines) // 3 :]
     rate = median(line["images_per_s"] for line in steady)
@@ -258,13 +264,6 @@ def epoch(turn: Turn) -> dict[str, Any]:
         "waits_for_data": waits, "loader_ahead": waits <= BEHIND, "minutes": SAMPLES / rate / 60,
         "asked_minutes": MINUTES,
     }  # fmt: skip
-
-
-def speed(turn: Turn) -> float:
-    """Images a second of bf16 as timed, or a guess."""
-    path = turn.out / "step.json"
-    lines = json.loads(path.read_text())["sizes"] if path.is_file() else []
-    return max((line["images_per_s"] or 0 for line in lines if line["way"] == "bfloat16"), default=0) or 100.0
 
 
 STAGES = {"correctness": correctness, "step": step, "kernels": kernels, "epoch": epoch, "compiled": compiled}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from evaluation import drawn
 from harness import Limit, Pair, command
-from scipy.ndimage import distance_transform_edt
+from plain_step import by_scipy
 
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch, Outputs
@@ -30,11 +30,6 @@ def pairs(quick: bool) -> Iterable[Pair]:
             tolerance=1e-4, asked=asked, items=len(masks), threads=1, limit=Limit(bytes=5.0 * side**2 * len(masks)),
         )  # fmt: skip
     yield in_the_step(6, 32 if quick else 224)
-
-
-def by_scipy(mask: np.ndarray) -> np.ndarray:
-    """`signed_distance` of a mask with a crack, by scipy."""
-    return (distance_transform_edt(mask == 0) - distance_transform_edt(mask)).astype(np.float32)
 
 
 def in_the_step(count: int, side: int) -> Pair:

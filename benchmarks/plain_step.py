@@ -41,15 +41,15 @@ class PlainStep:
 
     def degraded(self, batch: Batch) -> Batch:
         """The batch on the device with LQ images, kernels and distances, made one sample at a time."""
-        distance = torch.from_numpy(np.stack([signed(mask[0].numpy()) for mask in batch.mask])[:, None])
+        distance = torch.from_numpy(np.stack([by_scipy(mask[0].numpy()) for mask in batch.mask])[:, None])
         batch = batch.to(self.device)
         pairs = [self.degrade(batch.hr[n : n + 1], batch.seed[n : n + 1]) for n in range(len(batch))]
         lq, kernel = (torch.cat(parts) for parts in zip(*pairs))
         return Batch(batch.hr, batch.mask, distance.to(self.device), batch.seed, batch.key, lq, kernel)
 
 
-def signed(mask: np.ndarray) -> np.ndarray:
-    """Signed distance by scipy, both sides of the whole image; H W float32."""
+def by_scipy(mask: np.ndarray) -> np.ndarray:
+    """`signed_distance` of a mask by scipy, both sides of the whole image; H W float32."""
     if not mask.any():
         return np.zeros(mask.shape, np.float32)
     return (distance_transform_edt(mask == 0) - distance_transform_edt(mask)).astype(np.float32)
