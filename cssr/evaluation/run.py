@@ -27,8 +27,8 @@ from cssr.evaluation.visualization import sample_panels, save_picture, strip, ta
 from cssr.models.inference_form import for_inference
 from cssr.models.joint import JointModel
 from cssr.models.load import choose, degradation_of, export_in, load_model
-from cssr.models.orientations import ORIENTATIONS
 from cssr.models.shipped import is_shipped
+from cssr.models.tta import ORIENTATIONS
 from cssr.utils.cli import errors_end
 from cssr.utils.distributed import start_engine
 from cssr.utils.files import naming, sha256_of, write_atomic

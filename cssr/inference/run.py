@@ -17,7 +17,7 @@ from cssr.inference.sources import photographs
 from cssr.inference.writers import Files
 from cssr.models.joint import JointModel
 from cssr.models.load import load_model
-from cssr.models.orientations import ORIENTATIONS
+from cssr.models.tta import ORIENTATIONS
 from cssr.survey.collect import collect
 from cssr.survey.severity import DEFAULT as DEFAULT_LIMITS
 from cssr.survey.severity import Limits, load_limits

@@ -24,11 +24,11 @@ from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
 from cssr.models.export import load_export, read_export, write_export
 from cssr.models.hub import came_from_hub, check_untrusted, fetch, is_hub_name, push, stage
-from cssr.models.orientations import mean_logits
 from cssr.models.seg import SEG
 from cssr.models.shipped import is_shipped, shipped_directory
 from cssr.models.sr import SR
 from cssr.models.tiling import Kept, Moments, Tiles, Whole, Windows, WithValid, moments_of
+from cssr.models.tta import mean_logits
 
 FORMS = Registry("form of the joint model")
 _GROUPS = {

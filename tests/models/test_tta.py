@@ -10,7 +10,7 @@ from torch import nn
 from cssr.config.schema import ModelConfig
 from cssr.models.deployment import Deployed, deploy
 from cssr.models.joint import build_model
-from cssr.models.orientations import ORIENTATIONS, mean_logits, turned, turned_back
+from cssr.models.tta import ORIENTATIONS, mean_logits, turned, turned_back
 
 EQUIVARIANT = {"scale": 2, "sr": {"name": "bicubic"}, "seg": {"name": "one_convolution"}}
 KBPN = {"name": "kbpn", "stages": 2, "width": 2, "features": 2, "hidden": 2, "kernel_size": 5, "predicted_size": 3}
