@@ -26,7 +26,7 @@ from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.degradations import DEGRADATIONS
-from cssr.launch.memory import FLOAT, Sketch, make_optimizer, values_each
+from cssr.launch.memory import FLOAT, FakeTask, make_optimizer, values_each
 from cssr.models.joint import build_model
 from cssr.training.log import memory_gib
 from cssr.training.step import Stepper
@@ -61,12 +61,12 @@ class Memory:
         degrade = DEGRADATIONS.build(self.config.degradation, scale=scale)
         kernel = degrade(torch.zeros(1, 3, side, side), torch.zeros(1, dtype=torch.long))[1]
         shape = None if kernel is None else tuple(kernel.shape[1:])
-        sketch = Sketch(self.config)
-        two, four = (sketch.activations(count, shape, self.half) for count in (2, 4))  # some networks refuse one image
+        fake = FakeTask(self.config)
+        two, four = (fake.activations(count, shape, self.half) for count in (2, 4))  # some networks refuse one image
         each = (four - two) / 2
-        state = FLOAT * sketch.parameters * (1 + values_each(make_optimizer(self.config)))
-        average = sketch.bytes if self.config.optim.ema else 0
-        return sketch.bytes + state + average + max(two - 2 * each, 0), each
+        state = FLOAT * fake.parameters * (1 + values_each(make_optimizer(self.config)))
+        average = fake.bytes if self.config.optim.ema else 0
+        return fake.bytes + state + average + max(two - 2 * each, 0), each
 
     def of(self, images: int) -> float:
         """Bytes of a step of so many images."""

@@ -16,7 +16,7 @@ from cssr.data.shards import ShardSet, open_sets, parse_sets
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluation.evaluator import measures_segmentation
 from cssr.launch.launch_file import LaunchFile, Machine
-from cssr.launch.memory import Need, Sketch, largest_micro_batch, make_optimizer, needs, on_cpu
+from cssr.launch.memory import FakeTask, Need, largest_micro_batch, make_optimizer, needs, on_cpu
 from cssr.training.checks import check_best, check_degradation, check_strategy, check_training
 from cssr.utils.distributed import OFFLOADED
 
@@ -46,7 +46,7 @@ class DryRun:
         self.accumulation = max(config.train.batch_size // (launch.world * self.micro_batch), 1)
         self.on_cpu = not machine.devices or launch.use_cpu or launch.cpu
         self.sets: list[ShardSet] = []
-        self.sketch: Sketch | None = None
+        self.fake: FakeTask | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.kernel: tuple[int, ...] | None = None
 
@@ -66,7 +66,7 @@ class DryRun:
             check_strategy(self.config, self.launch.in_parts, "cpu" if self.on_cpu else self.machine.device)
         data = self._data()
         with self._checking():
-            self.sketch = Sketch(self.config)
+            self.fake = FakeTask(self.config)
         with self._checking():
             self._check_optimizer()
         with self._checking():
@@ -121,38 +121,38 @@ class DryRun:
     def _check_kernel(self) -> None:
         """Degrade an empty image, or look at what the sets store."""
         config = self.config
-        if self.sketch is None:
+        if self.fake is None:
             return
         if not is_stored(config.degradation):
             degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
             side = config.data.crop
             kernel = degrade(torch.zeros(1, 3, side, side), torch.zeros(1, dtype=torch.int64))[1]
             self.kernel = None if kernel is None else tuple(kernel.shape[1:])
-            check_degradation(config, degrade, self.sketch.task)
-        elif self.sketch.task.needs_kernel:
-            side = getattr(self.sketch.model.sr, "kernel_size", None)
+            check_degradation(config, degrade, self.fake.task)
+        elif self.fake.task.needs_kernel:
+            side = getattr(self.fake.model.sr, "kernel_size", None)
             self.kernel = (1, side, side) if side else None
             check_kernels(self.sets, side, "data.train")
 
     def _parameters(self) -> list[Row]:
-        if self.sketch is None:
+        if self.fake is None:
             return []
-        sizes = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in self.sketch.groups().items())
-        return [("parameters", f"{sizes}; together {self.sketch.parameters / 1e6:.2f} M")]
+        sizes = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in self.fake.groups().items())
+        return [("parameters", f"{sizes}; together {self.fake.parameters / 1e6:.2f} M")]
 
     # ---- memory ----
 
     def memory(self) -> list[Section]:
         """The memory of a rank, beside that of its device; a need that is larger is a fault."""
-        if self.sketch is None or self.optimizer is None:
+        if self.fake is None or self.optimizer is None:
             return []
         title = "memory of a rank, GiB, estimated"
         try:
-            activations = self.sketch.activations(self.micro_batch, self.kernel, self.launch.precision != "no")
+            activations = self.fake.activations(self.micro_batch, self.kernel, self.launch.precision != "no")
         except Exception as error:  # networks of one's own may look at the values that these tensors do not have
             reason = " ".join(str(error).split())[:160]
             return [(title, [("unknown", f"the model needs true tensors: {type(error).__name__}: {reason}")])]
-        needed = needs(self.launch, self.sketch, self.optimizer, activations)
+        needed = needs(self.launch, self.fake, self.optimizer, activations)
         self._check_memory(needed)
         return [(title, [*map(_row, needed), *self._together(needed)])]
 
@@ -161,7 +161,7 @@ class DryRun:
         of = f"of {there / GIB:.2f}, the device's" if there and not self.on_cpu else ""
         of = f"of {there / GIB:.2f}, this machine's for each of its processes" if there and self.on_cpu else of
         rows = [_row(Need("together", sum(need.bytes for need in needed), of))]
-        beside = on_cpu(self.launch, self.sketch, self.optimizer)
+        beside = on_cpu(self.launch, self.fake, self.optimizer)
         return [*rows, _row(Need("on the CPU", beside, "weights, gradients and state of the part"))] if beside else rows
 
     def _there(self) -> float | None:

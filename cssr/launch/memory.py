@@ -40,7 +40,7 @@ class Need:
     why: str = ""
 
 
-class Living(TorchDispatchMode):
+class LiveStorages(TorchDispatchMode):
     """Counts the bytes of all storages that operations make and that still live: `now`, and at most, `peak`.
 
     `own`: tensors that were there before; operations give views of them.
@@ -71,8 +71,8 @@ class Living(TorchDispatchMode):
         self.now -= size
 
 
-class Sketch:
-    """A task on tensors without contents: its shapes are true, it needs no memory.
+class FakeTask:
+    """A task on fake tensors: its shapes are true, it needs no memory.
 
     Raises: ValueError, one line, for settings that make no model.
     """
@@ -111,13 +111,13 @@ class Sketch:
             total = self.config.train.steps * self.config.train.batch_size
             progress = Progress(total - self.config.train.batch_size, total)  # the joint phase: all losses count
             inputs = [value for value in vars(batch).values() if isinstance(value, Tensor)]
-            with Living([*self.model.parameters(), *self.model.buffers(), *inputs]) as living:
+            with LiveStorages([*self.model.parameters(), *self.model.buffers(), *inputs]) as live:
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
                     loss = self.task(batch, progress)["loss"]
-                forward = living.peak
+                forward = live.peak
                 loss.backward()
         self.model.zero_grad(set_to_none=True)
-        return _bytes(inputs) + max(forward, living.peak - FLOAT * self.parameters)
+        return _bytes(inputs) + max(forward, live.peak - FLOAT * self.parameters)
 
     def _batch(self, count: int, kernel: tuple[int, ...] | None) -> Batch:
         side, scale = self.config.data.crop, self.config.model.scale
@@ -157,45 +157,45 @@ def values_each(optimizer: torch.optim.Optimizer) -> float:
     return _bytes(value for value in kept if value.numel() > 1) / _bytes(parameters)
 
 
-def needs(launch: LaunchFile, sketch: Sketch, optimizer: torch.optim.Optimizer, activations: int) -> list[Need]:
+def needs(launch: LaunchFile, fake: FakeTask, optimizer: torch.optim.Optimizer, activations: int) -> list[Need]:
     """All that a rank keeps on its device during a step."""
     each = values_each(optimizer)
     of_strategy = {1: _zero, 2: _zero, 3: _zero3}.get(launch.zero_stage, _plain)
     of_strategy = _fsdp if launch.strategy == "fsdp" else of_strategy
-    needed = of_strategy(launch, sketch, each)
-    if sketch.config.optim.ema:
-        needed.append(Need("average", sketch.bytes, "optim.ema"))
+    needed = of_strategy(launch, fake, each)
+    if fake.config.optim.ema:
+        needed.append(Need("average", fake.bytes, "optim.ema"))
     return [*needed, Need("activations", activations, "with the batch and what the losses need")]
 
 
-def on_cpu(launch: LaunchFile, sketch: Sketch, optimizer: torch.optim.Optimizer) -> float:
+def on_cpu(launch: LaunchFile, fake: FakeTask, optimizer: torch.optim.Optimizer) -> float:
     """Bytes of a rank that the strategy has put into the CPU's memory: weights, gradients and state of its part."""
-    part = FLOAT * sketch.parameters / launch.world
+    part = FLOAT * fake.parameters / launch.world
     return part * (2 + values_each(optimizer)) if launch.offloads else 0.0
 
 
-def _plain(launch: LaunchFile, sketch: Sketch, each: float) -> list[Need]:
-    size = FLOAT * sketch.parameters
-    needed = [Need("model", sketch.bytes), Need("gradients", size), _state(size * each, each)]
+def _plain(launch: LaunchFile, fake: FakeTask, each: float) -> list[Need]:
+    size = FLOAT * fake.parameters
+    needed = [Need("model", fake.bytes), Need("gradients", size), _state(size * each, each)]
     return [*needed, Need("exchange", size, "DDP's buckets")] if launch.strategy == "ddp" else needed
 
 
-def _zero(launch: LaunchFile, sketch: Sketch, each: float) -> list[Need]:
+def _zero(launch: LaunchFile, fake: FakeTask, each: float) -> list[Need]:
     """ZeRO-1 and 2 keep a second float32 copy of a rank's part of the weights beside the state."""
-    size, stage = FLOAT * sketch.parameters, launch.zero_stage
+    size, stage = FLOAT * fake.parameters, launch.zero_stage
     part = size / launch.world
     gradients = Need("gradients", size if stage == 1 else 0 if launch.offloads else part, _part(launch, stage > 1))
     state = Need("optimizer", 0, "on the CPU") if launch.offloads else _state(part * (each + 1), each, launch)
-    return [Need("model", sketch.bytes), gradients, state, Need("exchange", size, "DeepSpeed's bucket")]
+    return [Need("model", fake.bytes), gradients, state, Need("exchange", size, "DeepSpeed's bucket")]
 
 
-def _zero3(launch: LaunchFile, sketch: Sketch, each: float) -> list[Need]:
+def _zero3(launch: LaunchFile, fake: FakeTask, each: float) -> list[Need]:
     """DeepSpeed lets up to a thousand million gathered weights live, which is all of such networks."""
-    size = FLOAT * sketch.parameters
+    size = FLOAT * fake.parameters
     part = size / launch.world
     state = Need("optimizer", 0, "on the CPU") if launch.offloads else _state(part * (each + 1), each, launch)
     return [
-        Need("model", sketch.bytes - size + part, _part(launch)),
+        Need("model", fake.bytes - size + part, _part(launch)),
         Need("gathered", size, "weights, whole while they are used"),
         Need("gradients", 0 if launch.offloads else part, _part(launch)),
         state,
@@ -203,12 +203,12 @@ def _zero3(launch: LaunchFile, sketch: Sketch, each: float) -> list[Need]:
     ]
 
 
-def _fsdp(launch: LaunchFile, sketch: Sketch, each: float) -> list[Need]:
+def _fsdp(launch: LaunchFile, fake: FakeTask, each: float) -> list[Need]:
     """The file wraps the network as a whole: all weights and gradients are there at once, in the lower precision."""
-    size = FLOAT * sketch.parameters
+    size = FLOAT * fake.parameters
     part, gathered = size / launch.world, size / (1 if launch.precision == "no" else 2)
     return [
-        Need("model", sketch.bytes - size + part, _part(launch)),
+        Need("model", fake.bytes - size + part, _part(launch)),
         Need("gathered", 2 * gathered, "weights and gradients, whole while they are used"),
         Need("gradients", part, _part(launch)),
         _state(part * each, each, launch),

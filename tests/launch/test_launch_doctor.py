@@ -21,7 +21,7 @@ from cssr.launch import dry_run as dry_run
 from cssr.launch import memory as estimate
 from cssr.launch.doctor import main
 from cssr.launch.launch_file import LaunchFile, Machine, faults, notes, read_launch_file
-from cssr.launch.memory import Living, Sketch, make_optimizer, needs, on_cpu, values_each
+from cssr.launch.memory import FakeTask, LiveStorages, make_optimizer, needs, on_cpu, values_each
 from cssr.models.joint import build_model
 from cssr.training.task import Task
 
@@ -202,8 +202,8 @@ def test_what_does_not_fit_is_refused_with_the_micro_batch_that_would():
 
 
 @pytest.fixture(scope="module")
-def sketch() -> Sketch:
-    return Sketch(load_config(TINY))
+def fake() -> FakeTask:
+    return FakeTask(load_config(TINY))
 
 
 @pytest.fixture(scope="module")
@@ -223,21 +223,21 @@ def parameters() -> int:
      {"model": 1, "gradients": 0, "optimizer": 0, "exchange": 1}),
     ("FSDP", {}, {"model": 0.25, "gathered": 2, "gradients": 0.25, "optimizer": 0.5}),
 ])  # fmt: skip
-def test_memory_of_a_rank_of_four_by_closed_form(kind, more, expected, sketch, parameters):
+def test_memory_of_a_rank_of_four_by_closed_form(kind, more, expected, fake, parameters):
     """In multiples of the weights; the average of the weights is whole on every rank."""
     launch = LaunchFile(kind, more.get("processes", 4), deepspeed=more if kind == "DEEPSPEED" else {})
-    found = {need.name: need.bytes for need in needs(launch, sketch, make_optimizer(sketch.config), 77)}
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in sketch.model.buffers())
+    found = {need.name: need.bytes for need in needs(launch, fake, make_optimizer(fake.config), 77)}
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in fake.model.buffers())
     assert found.pop("activations") == 77 and found.pop("average") == 4 * parameters + buffers
     found["model"] -= buffers
     assert found == pytest.approx({name: share * 4 * parameters for name, share in expected.items()})
 
 
-def test_what_is_offloaded_is_counted_for_the_cpu(sketch, parameters):
+def test_what_is_offloaded_is_counted_for_the_cpu(fake, parameters):
     launch = LaunchFile("DEEPSPEED", 4, deepspeed={"zero_stage": 2, "offload_optimizer_device": "cpu"})
-    optimizer = make_optimizer(sketch.config)
-    assert on_cpu(launch, sketch, optimizer) == pytest.approx(4 * parameters)  # (1 + 1 + 2) / 4 of the weights
-    assert on_cpu(LaunchFile("MULTI_GPU", 4), sketch, optimizer) == 0
+    optimizer = make_optimizer(fake.config)
+    assert on_cpu(launch, fake, optimizer) == pytest.approx(4 * parameters)  # (1 + 1 + 2) / 4 of the weights
+    assert on_cpu(LaunchFile("MULTI_GPU", 4), fake, optimizer) == 0
 
 
 @pytest.mark.parametrize("optimizer, each", [("adamw", 2), ("sgd", 1), ("momentum", 1), ("lion", 1), ("adagrad", 1)])
@@ -247,16 +247,16 @@ def test_the_optimizers_state_is_found_by_stepping_it(optimizer, each):
 
 def test_living_storages_are_counted_once_and_until_they_die():
     weight = nn.Parameter(torch.ones(1000))
-    with Living([weight]) as living:
+    with LiveStorages([weight]) as live:
         first = weight.detach().view(10, 100)  # no memory of its own
         second = first * 2
         third = second[:5]  # holds all of the second
-        assert (living.now, living.peak) == (4000, 4000)
+        assert (live.now, live.peak) == (4000, 4000)
         del second
-        assert living.now == 4000
+        assert live.now == 4000
         fourth = third + 1
         del third, fourth
-    assert (living.now, living.peak) == (0, 6000)
+    assert (live.now, live.peak) == (0, 6000)
 
 
 def test_activations_of_a_known_network():
@@ -271,7 +271,7 @@ def test_activations_of_a_known_network():
                 value = (value * weight) ** 2
             return {"loss": value.sum()}
 
-    found = Sketch(load_config(TINY))
+    found = FakeTask(load_config(TINY))
     with found._mode:
         weight = nn.Parameter(torch.ones(()))
     found.task = Squares()
@@ -285,7 +285,7 @@ def test_activations_of_a_known_network():
 def test_activations_are_near_those_that_the_allocator_saw(half):
     """tiny.yaml; convolutions on a CPU have a workspace besides."""
     config = load_config(TINY, ["data.crop=192"])
-    estimated = Sketch(config).activations(2, None, half)
+    estimated = FakeTask(config).activations(2, None, half)
     task = Task(build_model(config.model), config).train()
     for parameter in task.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -306,20 +306,20 @@ def test_activations_are_near_those_that_the_allocator_saw(half):
 
 def test_recomputed_activations_are_fewer():
     configs = (load_config(TINY, [f"train.recompute={on}"]) for on in ("false", "true"))
-    kept, fewer = (Sketch(config).activations(2, None, False) for config in configs)
+    kept, fewer = (FakeTask(config).activations(2, None, False) for config in configs)
     assert 0 < fewer < 0.8 * kept
 
 
 def test_an_estimate_needs_no_memory_of_its_size():
     """A crop whose activations would be terabytes."""
-    assert Sketch(load_config(TINY, ["data.crop=16384"])).activations(64, None, False) > 2**40
+    assert FakeTask(load_config(TINY, ["data.crop=16384"])).activations(64, None, False) > 2**40
 
 
 def test_a_network_that_looks_at_its_values_is_left_out(monkeypatch):
     def look(self, *_):
         raise RuntimeError("no value is here")
 
-    monkeypatch.setattr(estimate.Sketch, "activations", look)
+    monkeypatch.setattr(estimate.FakeTask, "activations", look)
     rows, wrong = run_dry()
     assert wrong == [] and "no value is here" in rows["unknown"] and "together" not in rows
 
