@@ -103,8 +103,8 @@ class Watchdog:
         os._exit(STUCK)
 
 
-class LeftOut:
-    """The steps left out for a loss that was not finite, a line each in `skipped.jsonl`; too many end the run."""
+class SkippedSteps:
+    """The steps skipped for a loss that was not finite, a line each in `skipped.jsonl`; too many end the run."""
 
     def __init__(self, path: Path, most: int):
         self._path, self._most = path, most

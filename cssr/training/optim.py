@@ -72,12 +72,12 @@ def _arguments(config: Config) -> dict[str, Any]:
     return {"fused": True, **chosen} if kind in _FUSED and not _WAYS & chosen.keys() else chosen
 
 
-def omission(engine: Accelerator, optimizer: torch.optim.Optimizer) -> Literal["engine", "device", "host"]:
-    """The place at which a step with a loss that is not finite is left out.
+def skipped_by(engine: Accelerator, optimizer: torch.optim.Optimizer) -> Literal["engine", "device", "host"]:
+    """The part that skips a step with a loss that is not finite: engine, device or host.
 
     DeepSpeed and loss scaling do by themselves, as the gradients are nan. Fused Adam and AdamW read a flag on the
     device. For any other optimizer the host reads it before the update. Fused SGD does not count as it allocates its
-    momentum in the first step, and never fills it where that is left out; nor does FSDP, as its tensors are no plain
+    momentum in the first step, and never fills it where that is skipped; nor does FSDP, as its tensors are no plain
     ones.
     """
     if engines.uses_deepspeed(engine) or engine.scaler is not None:

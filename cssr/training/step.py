@@ -23,7 +23,7 @@ from cssr.config.schema import Config
 from cssr.data.batch import Batch
 from cssr.data.sampler import draw_seed
 from cssr.training.activation_checkpointing import recompute_blocks
-from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups, omission
+from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups, skipped_by
 from cssr.training.task import BATCH_NORMS, Task
 from cssr.utils import distributed as engines
 
@@ -34,13 +34,13 @@ class Outcome:
 
     Attributes:
         losses: means over the ranks.
-        left_out: {rank, loss, finite, keys} of each rank, of the first micro-batch with a loss that is not finite on
-            some rank, for which the step was left out; None for a step that was taken.
+        skipped: {rank, loss, finite, keys} of each rank, of the first micro-batch with a loss that is not finite on
+            some rank, for which the step was skipped; None for a step that was taken.
         stop: whether a rank asks for the end of the run.
     """
 
     losses: dict[str, float]
-    left_out: list[dict[str, Any]] | None
+    skipped: list[dict[str, Any]] | None
     stop: bool
 
 
@@ -94,7 +94,7 @@ class Stepper:
         engines.configure_deepspeed(engine, optimizer, micro_batch, accumulation, config.optim.clip_norm)
         self.module, self.optimizer = engine.prepare(task, optimizer)
         self._base = engines.base_optimizer(self.optimizer)
-        self._omission = omission(engine, self._base)
+        self._skipped_by = skipped_by(engine, self._base)
         self._queued: Queued | None = None
         norms = (module for module in self.model.modules() if isinstance(module, BATCH_NORMS))
         self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
@@ -146,10 +146,10 @@ class Stepper:
             return None
         sums, world = queued.sums.read(), self._engine.num_processes
         flags, stop, losses = sums[: self._accumulation], sums[self._accumulation], sums[self._accumulation + 1 :]
-        left_out = self._leave_out(queued, flags) if any(flags) else None
-        if self._average and not left_out:
+        skipped = self._skip(queued, flags) if any(flags) else None
+        if self._average and not skipped:
             self._average.update(self.model, step=queued.number)
-        return Outcome({name: loss / world for name, loss in zip(queued.terms[0], losses)}, left_out, stop > 0)
+        return Outcome({name: loss / world for name, loss in zip(queued.terms[0], losses)}, skipped, stop > 0)
 
     def next(self, stream: Iterator[Batch]) -> Batch:
         """The next micro-batch on the device, degraded; the wait for it is counted."""
@@ -176,22 +176,22 @@ class Stepper:
             queued.keys.append(batch.key)
             if last:
                 queued.sums = engines.RankSum(engine, queued.summands())
-            loss = _spoiling(terms["loss"]) if self._omission == "engine" else terms["loss"]
+            loss = _spoiling(terms["loss"]) if self._skipped_by == "engine" else terms["loss"]
             engines.backward(engine, loss, self._accumulation)
 
     def _update(self, queued: Queued) -> None:
         """Update of the weights, which does nothing where a loss of any rank is not finite."""
-        if self._omission == "host" and any(queued.sums.read()[: self._accumulation]):
+        if self._skipped_by == "host" and any(queued.sums.read()[: self._accumulation]):
             self.optimizer.zero_grad()
             return
-        if self._omission == "device":
+        if self._skipped_by == "device":
             self._base.found_inf = queued.sums.on_device()[: self._accumulation].sum().clamp(max=1)
         if self._config.optim.clip_norm is not None:
             self._engine.clip_grad_norm_(self.module.parameters(), self._config.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _leave_out(self, queued: Queued, flags: list[float]) -> list[dict[str, Any]]:
+    def _skip(self, queued: Queued, flags: list[float]) -> list[dict[str, Any]]:
         """Undo the statistics of a step, and gather what the first bad micro-batch was on each rank."""
         if self._statistics:
             torch._foreach_copy_(self._statistics, self._before)

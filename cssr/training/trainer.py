@@ -30,7 +30,7 @@ from cssr.models.training_range import training_range
 from cssr.training import checkpoint as store
 from cssr.training.checkpoint import Saver, restore, take
 from cssr.training.checks import check_degradation, prepare
-from cssr.training.fault_tolerance import LeftOut, RunLock, StopSignal, Watchdog, explain
+from cssr.training.fault_tolerance import RunLock, SkippedSteps, StopSignal, Watchdog, explain
 from cssr.training.log import (
     Console,
     has_step,
@@ -94,8 +94,8 @@ class Run:
         if outcome is None:
             return
         self.stopping = outcome.stop
-        if outcome.left_out:
-            self.console.line(self.left_out.note(self.step, outcome.left_out, self.engine.is_main_process))
+        if outcome.skipped:
+            self.console.line(self.skipped.note(self.step, outcome.skipped, self.engine.is_main_process))
         elif self._due(self.config.train.log_every) or self.step == 1:
             self._log(outcome.losses)
 
@@ -103,7 +103,7 @@ class Run:
         """The last checkpoint, and the export of a run that is finished."""
         self._save()
         self.saver.wait()
-        if self.left_out.count >= self.config.train.steps:
+        if self.skipped.count >= self.config.train.steps:
             raise ValueError(
                 f"every step was left out, as no loss was finite: nothing was trained, and no export is written; "
                 f"look at {self.dir / 'skipped.jsonl'}, lower optim.lr or set optim.clip_norm"
@@ -291,7 +291,7 @@ class Run:
             for name in ("metrics.jsonl", "validation.jsonl", "skipped.jsonl"):
                 truncate_lines(self.dir / name, self.step)
         engine.wait_for_everyone()
-        self.left_out = LeftOut(self.dir / "skipped.jsonl", config.train.max_skipped)
+        self.skipped = SkippedSteps(self.dir / "skipped.jsonl", config.train.max_skipped)
         self.saver, self.stop = Saver(self.dir, config.train.keep), StopSignal()
         self.watchdog = Watchdog(config.train.hang_timeout, self.dir / "stacks" / f"rank_{engine.process_index}.txt")
         engine.init_trackers(

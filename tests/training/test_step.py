@@ -20,7 +20,7 @@ from cssr.degradations import DEGRADATIONS
 from cssr.models.export import read_tensors
 from cssr.models.joint import build_model
 from cssr.training.checks import check_strategy
-from cssr.training.optim import omission
+from cssr.training.optim import skipped_by
 from cssr.training.sharded_state import copied, spread_moments, whole_moments
 from cssr.training.step import Stepper
 from cssr.training.task import Task
@@ -104,7 +104,7 @@ def test_a_step_on_a_gpu_waits_for_no_number(recipe):
         outcome = stepper.settle()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert outcome.left_out is None and math.isfinite(outcome.losses["loss"])
+    assert outcome.skipped is None and math.isfinite(outcome.losses["loss"])
 
 
 def test_what_is_sent_arrives_as_asked():
@@ -146,15 +146,15 @@ def test_a_left_out_step_leaves_no_trace(optimizer, accumulation, at):
     stepper.task.seg_loss = Bad(stepper.task.seg_loss, at)
     stream = batches()
     stepper.step(stream, Progress(0, 100), 1)
-    assert stepper.settle().left_out is None
+    assert stepper.settle().skipped is None
     before = whole_state(stepper)
     stepper.step(stream, Progress(2, 100), 2, stop=True)
     outcome, after = stepper.settle(), whole_state(stepper)
-    assert [(rank["rank"], rank["finite"], rank["keys"]) for rank in outcome.left_out] == [(0, False, ["a", "b"])]
+    assert [(rank["rank"], rank["finite"], rank["keys"]) for rank in outcome.skipped] == [(0, False, ["a", "b"])]
     assert outcome.stop and before.keys() == after.keys()
     assert not [name for name, value in before.items() if not value.equal(after[name])]
     stepper.step(stream, Progress(4, 100), 3)
-    assert stepper.settle().left_out is None and stepper.settle() is None
+    assert stepper.settle().skipped is None and stepper.settle() is None
     assert all(bool(value.isfinite().all()) for value in whole_state(stepper).values())
 
 
@@ -164,11 +164,11 @@ def test_the_first_step_can_be_left_out(optimizer):
     one, other = (a_stepper(f"optim={{optimizer: {optimizer}}}", "optim.ema=null") for _ in range(2))
     one.task.seg_loss, stream = Bad(one.task.seg_loss, 1), batches()
     one.step(iter([next(batches())]), Progress(0, 100), 1)
-    assert one.settle().left_out
+    assert one.settle().skipped
     batch = next(stream)
     for stepper in (one, other):
         stepper.step(iter([batch]), Progress(2, 100), 2)
-        assert stepper.settle().left_out is None
+        assert stepper.settle().skipped is None
     for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -182,7 +182,7 @@ def deepspeed(stage: int, **zero) -> SimpleNamespace:
 def test_deepspeed_leaves_steps_out_by_the_norm_of_gradients():
     """Which it computes where it is not told otherwise, and in stages with ZeRO only."""
     optimizer, engine = torch.optim.Adam([torch.zeros(2)]), deepspeed(2, compute_grad_norm=False)
-    assert omission(engine, optimizer) == "engine"
+    assert skipped_by(engine, optimizer) == "engine"
     engines.configure_deepspeed(engine, optimizer, 1, 1, None)
     assert "compute_grad_norm" not in engine.deepspeed_plugin.deepspeed_config["zero_optimization"]
     with pytest.raises(ValueError, match="zero_stage: 0 is not supported"):
