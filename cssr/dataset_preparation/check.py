@@ -31,7 +31,7 @@ from cssr.data.foreign import find_tars
 from cssr.data.shards import ShardSet
 from cssr.data.tar_reader import Files, contents
 from cssr.dataset_preparation.images import BROKEN
-from cssr.dataset_preparation.parallel import share
+from cssr.dataset_preparation.parallel import imap_unordered
 from cssr.dataset_preparation.split import FILE, read_split
 from cssr.dataset_preparation.writer import FORMAT, wids_fields
 from cssr.utils.files import PARTIAL, identity
@@ -85,7 +85,7 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
         return inspect_shard(root / entries[task]["name"], entries[task], index, decode, tell)
 
     bar = tqdm(total=index["samples"], desc="checking", unit=" samples", leave=False, disable=not sys.stderr.isatty())
-    with bar, closing(share(work, len(entries), workers, bar.update)) as results:
+    with bar, closing(imap_unordered(work, len(entries), workers, bar.update)) as results:
         results_of.update(results)
     ordered = [results_of[number] for number in range(len(entries))]
     faults = [f"{entry['name']}: {fault}" for entry, one in zip(entries, ordered) for fault in one.faults]

@@ -32,7 +32,7 @@ from cssr.dataset_preparation.encode import Form, form_of, measure
 from cssr.dataset_preparation.groups import unmatched
 from cssr.dataset_preparation.options import read_arguments, read_check_arguments
 from cssr.dataset_preparation.pairing import left_out
-from cssr.dataset_preparation.parallel import in_order, share, watch
+from cssr.dataset_preparation.parallel import imap, imap_unordered, with_progress
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Source
 from cssr.dataset_preparation.split import FILE, Split, apply, deal, group_of, join, read_related, read_split
@@ -188,7 +188,9 @@ def _decide(source: Source, workers: int) -> MaskRule | None:
     if source.decide is None:
         return None
     items = source.items
-    with closing(watch(in_order(lambda n: items[n].mask(), len(items), workers), len(items), "reading masks")) as masks:
+    with closing(
+        with_progress(imap(lambda n: items[n].mask(), len(items), workers), len(items), "reading masks")
+    ) as masks:
         return source.decide(replace(item, mask=lambda values=mask: values) for item, mask in zip(items, masks))
 
 
@@ -198,8 +200,8 @@ def _shards(parts: dict[str, list[Item]], args: argparse.Namespace) -> list[Shar
     for name, items in parts.items():
         counts = [1] * len(items)
         if args.tiling:
-            tiles = in_order(lambda n, of=items: measure(of[n], args.tiling), len(items), args.workers)
-            counts = list(watch(tiles, len(items), "measuring"))
+            tiles = imap(lambda n, of=items: measure(of[n], args.tiling), len(items), args.workers)
+            counts = list(with_progress(tiles, len(items), "measuring"))
         shards += pack(name, items, counts, args.shard_size)
     return shards
 
@@ -239,7 +241,7 @@ def _write(shards: list[Shard], form: Form, workspace: Workspace, workers: int) 
 
     kept, total = 0, sum(shard.samples for shard in shards)
     bar = tqdm(total=total, desc="writing", unit=" samples", leave=False, disable=not sys.stderr.isatty())
-    with bar, closing(share(work, len(shards), workers, bar.update)) as results:
+    with bar, closing(imap_unordered(work, len(shards), workers, bar.update)) as results:
         for _, (record, was_there) in results:
             if was_there:
                 kept += 1

@@ -28,17 +28,19 @@ _STEP, _DONE, _FAILED = range(3)
 Work = Callable[[int, Callable[[], None]], Any]
 
 
-class Lost(ValueError):
+class WorkerDied(ValueError):
     """A process ended without having been asked to."""
 
 
-def share(work: Work, count: int, workers: int, step: Callable[[], None] = lambda: None, ahead: int | None = None):
+def imap_unordered(
+    work: Work, count: int, workers: int, step: Callable[[], None] = lambda: None, ahead: int | None = None
+):
     """Do tasks 0 to count - 1 in `workers` processes. Yields (task, result) as they are finished, in any order.
 
     Args:
         work: work(task, tell) -> result; it may call tell() now and then, upon which `step` is called here.
         ahead: how far beyond the earliest unfinished task others may be begun (None: any).
-    Raises: what `work` raised, if a ValueError or OSError; Lost if a process died; KeyboardInterrupt on a signal.
+    Raises: what `work` raised, if a ValueError or OSError; WorkerDied if a process died; KeyboardInterrupt on a signal.
     """
     with _worker_pool(work, min(workers, count)) as free:
         busy: dict[Connection, int] = {}
@@ -64,14 +66,14 @@ def share(work: Work, count: int, workers: int, step: Callable[[], None] = lambd
                     yield busy.pop(pipe), value
 
 
-def in_order(work: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
+def imap(work: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
     """work(0), work(1), ... computed ahead in `workers` processes; a few results are held at a time.
 
     Raises: the first ValueError or OSError of `work`, in the order of the tasks.
     """
     early: dict[int, Any] = {}
     following = 0
-    for task, result in share(lambda task, _: _attempt(work, task), count, workers, ahead=2 * workers):
+    for task, result in imap_unordered(lambda task, _: _attempt(work, task), count, workers, ahead=2 * workers):
         early[task] = result
         while following in early:
             value, problem = early.pop(following)
@@ -81,7 +83,7 @@ def in_order(work: Callable[[int], Any], count: int, workers: int) -> Iterator[A
             following += 1
 
 
-def watch(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+def with_progress(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
     """Pass results on under a progress bar on a terminal; closed with them."""
     with closing(results):
         yield from tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty())
@@ -122,7 +124,7 @@ def _receive(pipe: Connection) -> tuple[int, Any]:
     try:
         return pipe.recv()
     except (EOFError, ConnectionResetError):
-        raise Lost(
+        raise WorkerDied(
             "a process of --workers was killed, for lack of memory, perhaps; take fewer --workers and run again"
         ) from None
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cssr.dataset_preparation.parallel import Lost
+from cssr.dataset_preparation.parallel import WorkerDied
 from cssr.utils.files import PARTIAL, lock_file, naming, replace_file, sync
 from cssr.utils.json_files import parse_json, read_json
 
@@ -110,7 +110,7 @@ def _clearing_up(workspace: Workspace, keep: bool) -> Iterator[None]:
         yield
     except BaseException as problem:
         full = isinstance(problem, OSError) and problem.errno in FULL
-        mistake = isinstance(problem, (ValueError, OSError, KeyboardInterrupt)) and not isinstance(problem, Lost)
+        mistake = isinstance(problem, (ValueError, OSError, KeyboardInterrupt)) and not isinstance(problem, WorkerDied)
         left = _left(workspace, keep or full or workspace.precious or not mistake)
         if isinstance(problem, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted; {left or 'nothing was written, run the command again'}") from None

@@ -16,7 +16,7 @@ import pytest
 from shard_helpers import draw, draw_mask, make_tree, run, same_bytes, shard
 
 from cssr.dataset_preparation import workspace, writer
-from cssr.dataset_preparation.parallel import in_order, share
+from cssr.dataset_preparation.parallel import imap, imap_unordered
 from cssr.dataset_preparation.sources import SOURCES
 
 WORDS = ("synthetic", "--count", 60, "--size", 64, "--shard-size", 3, "--ratio", "train=0.7", "val=0.3")
@@ -319,7 +319,7 @@ def test_results_in_order_whatever_takes_long():
         time.sleep(0.02 * (task % 3 == 0))
         return task, os.getpid()
 
-    found = list(in_order(work, 12, 3))
+    found = list(imap(work, 12, 3))
     assert [task for task, _ in found] == list(range(12)) and len({pid for _, pid in found}) == 3
 
 
@@ -332,13 +332,13 @@ def test_the_first_error_in_order_is_raised():
 
     found = []
     with pytest.raises(ValueError, match="task 2"):
-        found.extend(in_order(work, 9, 3))
+        found.extend(imap(work, 9, 3))
     assert multiprocessing.active_children() == []
 
 
 def test_a_fault_of_the_program_says_where():
     with pytest.raises(RuntimeError, match="in work_wrongly"):
-        list(share(work_wrongly, 3, 2))
+        list(imap_unordered(work_wrongly, 3, 2))
 
 
 def work_wrongly(task, tell):
@@ -351,11 +351,11 @@ def test_no_task_runs_far_ahead_of_the_earliest(tmp_path):
         time.sleep(0.4 * (task == 0))
         return task
 
-    results = in_order(work, 50, 2)
+    results = imap(work, 50, 2)
     next(results)
     assert len(list(tmp_path.iterdir())) <= 2 * 2
     results.close()
 
 
 def test_a_few_more_workers_than_tasks():
-    assert sorted(share(lambda task, tell: task * task, 2, 9)) == [(0, 0), (1, 1)]
+    assert sorted(imap_unordered(lambda task, tell: task * task, 2, 9)) == [(0, 0), (1, 1)]

@@ -44,7 +44,7 @@ from cssr.dataset_preparation.audit.findings import (
 from cssr.dataset_preparation.audit.listing import check_keys, list_parts
 from cssr.dataset_preparation.audit.similarity import BITS, check_library, find_links, find_overlaps, groups_of
 from cssr.dataset_preparation.options import build_parser, check_source
-from cssr.dataset_preparation.parallel import in_order, watch
+from cssr.dataset_preparation.parallel import imap, with_progress
 from cssr.dataset_preparation.sources import SOURCES, MaskRule
 from cssr.dataset_preparation.split import DOCTOR_FORMAT
 from cssr.utils.cli import check_bits, program, run_command
@@ -110,7 +110,7 @@ def _look(
     def work(n: int) -> Look:
         return look(cases[n].item, owner[n].prefix, near, overlaps, owner[n].compared, bits)
 
-    for case, state in zip(cases, watch(in_order(work, len(cases), workers), len(cases), "reading")):
+    for case, state in zip(cases, with_progress(imap(work, len(cases), workers), len(cases), "reading")):
         case.look = state
     return [finding for part in parts if part.source.decide and not part.compared for finding in _decide(part)]
 
@@ -139,7 +139,7 @@ def _measure(parts: list[Part], cases: list[Case], workers: int) -> list[Finding
         part = rules[chosen[n].part]
         return measure(chosen[n].item, part.rule, part.prefix)
 
-    for case, crack in zip(chosen, watch(in_order(work, len(chosen), workers), len(chosen), "measuring")):
+    for case, crack in zip(chosen, with_progress(imap(work, len(chosen), workers), len(chosen), "measuring")):
         case.crack = crack
     sentences = {part.rule.sentence: name for name, part in rules.items()}
     if len(sentences) < 2:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cssr.dataset_preparation.parallel import in_order, watch
+from cssr.dataset_preparation.parallel import imap, with_progress
 
 BITS = 256
 _FREQUENCIES, _SIDE = 16, 64  # of a hash; of the grey image that it is computed from
@@ -75,7 +75,7 @@ def find_links(hashes: np.ndarray, limit: int, workers: int) -> Links:
     """
     count, parts, held = len(hashes), [Links(*np.zeros((4, 0), np.int64))], 0
     tasks = -(-count // _ROWS)
-    for links in watch(in_order(lambda task: _links_of(hashes, task, limit), tasks, workers), tasks, "comparing"):
+    for links in with_progress(imap(lambda task: _links_of(hashes, task, limit), tasks, workers), tasks, "comparing"):
         parts.append(links)
         held += len(links.first)
         if held > _HELD:
@@ -177,8 +177,8 @@ def find_overlaps(features: list[Features], workers: int) -> list[Overlap]:
     cv2.setRNGSeed(0)
     index = cv2.flann_Index(codes, {"algorithm": 1, "trees": _TREES})
     tasks, votes = -(-len(codes) // _QUERIES), defaultdict(set)
-    alike = in_order(lambda task: _like(index, codes, owners, task), tasks, workers)
-    for pairs in watch(alike, tasks, "overlaps"):
+    alike = imap(lambda task: _like(index, codes, owners, task), tasks, workers)
+    for pairs in with_progress(alike, tasks, "overlaps"):
         for one, other in pairs.tolist():
             one, other = (one, other) if owners[one] < owners[other] else (other, one)
             votes[owners[one], owners[other]].add((one, other))
