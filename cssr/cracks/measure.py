@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from cssr.cracks.components import Components, Pixels, Runs
-from cssr.cracks.skeleton import Path, TooRagged, centre_paths
+from cssr.cracks.skeleton import Path, TooRagged, skeleton_paths
 
 MOST_CRACKS = 10_000  # components of a mask that are measured; some tens of seconds
 
@@ -149,7 +149,7 @@ def _reduction(runs: Runs) -> int:
 def _measure_lines(component: Pixels, most_nodes: float = float("inf")) -> Crack:
     """Measure a component, but for the number, the box and the area."""
     outside = cKDTree(component.rim())
-    paths, meeting = centre_paths(component, outside, most_nodes)
+    paths, meeting = skeleton_paths(component, outside, most_nodes)
     axis = _main_axis(component.points)
     stout = len(paths) == 1 and paths[0].loose == (True, True) and paths[0].length < 5 * paths[0].radius
     measured = _as_a_spot(component, axis, paths[0], outside) if stout else _along(component, paths, meeting, outside)

@@ -49,7 +49,9 @@ class TooRagged(ValueError):
     """A mask of more branches than can be measured."""
 
 
-def centre_paths(component: Pixels, outside: cKDTree, most_nodes: float = float("inf")) -> tuple[list[Path], list[int]]:
+def skeleton_paths(
+    component: Pixels, outside: cKDTree, most_nodes: float = float("inf")
+) -> tuple[list[Path], list[int]]:
     """The paths of a component's centre line, and how many of them meet at each junction.
 
     outside: of the pixels outside along its rim. A spur is a path to an end that reaches less beyond the side of the
@@ -177,7 +179,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 _STAYS = _tables()
 
 
-def centre_line(mask: np.ndarray) -> np.ndarray:
+def thin(mask: np.ndarray) -> np.ndarray:
     """Lines about a pixel wide in the middle of a mask: (H, W) in {0, 1} -> (H, W) uint8, a part of it.
 
     As many components (joined by sides or corners) and holes as the mask has; beyond the image is background. Each

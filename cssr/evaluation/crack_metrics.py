@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cssr.cracks.measure import TooRagged, measure_cracks
-from cssr.cracks.skeleton import centre_line
+from cssr.cracks.skeleton import thin
 from cssr.evaluation.definitions import BOUNDARY_TOLERANCE, CRACK_KEYS, LINES_THRESHOLD, TOLERANCE
 from cssr.evaluation.metrics import same_shape
 
@@ -32,7 +32,7 @@ def topology(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]:
 def _measure(pred: np.ndarray, true: np.ndarray) -> dict[str, float]:
     if not (pred.any() and true.any()):
         return dict.fromkeys(("cldice", "cliou", "boundary_f1"), float(pred.any() == true.any()))
-    lines = centre_line(pred), centre_line(true)
+    lines = thin(pred), thin(true)
     edges = _boundary(pred), _boundary(true)
     return {
         "cldice": _harmonic(true[lines[0] > 0].mean(), pred[lines[1] > 0].mean()),

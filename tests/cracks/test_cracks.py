@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from cssr.cracks import measure
 from cssr.cracks.components import Components, Runs, _runs
 from cssr.cracks.measure import Crack, TooRagged, measure_cracks
-from cssr.cracks.skeleton import centre_line, stays_when_thinned
+from cssr.cracks.skeleton import stays_when_thinned, thin
 
 ANGLES = (0, 7, 15, 22.5, 30, 45, 53, 63, 75, 90, 101, 120, 135, 160, 178)
 
@@ -309,7 +309,7 @@ def test_lists_of_pixels_are_thinned_like_images():
             component = runs.pixels()
             kept = component[stays_when_thinned(component.neighbours())]
             line[kept.y, kept.x] = 1
-        assert np.array_equal(line, centre_line(mask))
+        assert np.array_equal(line, thin(mask))
 
 
 def test_a_speck_around_a_hole_is_no_wider_than_it_is():

@@ -7,7 +7,7 @@ from scipy.ndimage import binary_erosion, label
 from scipy.spatial.distance import cdist
 from test_metrics import soft_case
 
-from cssr.cracks.skeleton import centre_line
+from cssr.cracks.skeleton import thin
 from cssr.evaluation.crack_metrics import topology
 
 NAMES = ("cldice", "cliou", "boundary_f1")
@@ -55,13 +55,13 @@ def _goes(m: np.ndarray, i: int, j: int, second: bool) -> bool:
 def test_thinning_equals_the_rule_pixel_by_pixel(seed):
     speckle = np.random.default_rng(seed).random((40, 33)) < 0.4 + 0.15 * seed
     for mask in (speckle, soft_case(seed)[1][0, 0].numpy() > 0):
-        np.testing.assert_array_equal(centre_line(mask) > 0, plain_thinning(mask))
+        np.testing.assert_array_equal(thin(mask) > 0, plain_thinning(mask))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_thinning_keeps_pieces_and_holes(seed):
     mask = np.random.default_rng(seed).random((60, 60)) < 0.3 + 0.1 * seed
-    line = centre_line(mask) > 0
+    line = thin(mask) > 0
     assert not (line & ~mask).any() and line.sum() < mask.sum()
     for a, neighbours in ((mask, np.ones((3, 3))), (np.pad(~mask, 1, constant_values=True), None)):
         b = line if neighbours is not None else np.pad(~line, 1, constant_values=True)
@@ -69,19 +69,19 @@ def test_thinning_keeps_pieces_and_holes(seed):
 
 
 def test_centre_lines_of_stripes_are_in_their_middle():
-    line = centre_line(stripe(20))
+    line = thin(stripe(20))
     rows, columns = np.nonzero(line)
     assert set(rows) == {22} and columns.min() <= 13 and columns.max() >= 46 and len(rows) == len(set(columns))
     i, j = np.mgrid[:60, :60]
-    diagonal = centre_line((abs(i - j) <= 2) & (i + j > 20) & (i + j < 100))
+    diagonal = thin((abs(i - j) <= 2) & (i + j > 20) & (i + j < 100))
     assert diagonal.sum() >= 36 and (np.abs(np.subtract(*np.nonzero(diagonal))) <= 1).all()
 
 
 def test_thinning_leaves_its_input_alone():
     for mask in (stripe(20).astype(np.uint8), stripe(20).astype(bool), np.zeros((5, 7), np.uint8)):
         before = mask.copy()
-        assert centre_line(mask).shape == mask.shape and (mask == before).all()
-    assert not centre_line(np.zeros((5, 7))).any()
+        assert thin(mask).shape == mask.shape and (mask == before).all()
+    assert not thin(np.zeros((5, 7))).any()
 
 
 # ---- measures ----
