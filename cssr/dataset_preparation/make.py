@@ -35,7 +35,16 @@ from cssr.dataset_preparation.pairing import left_out
 from cssr.dataset_preparation.parallel import imap, imap_unordered, with_progress
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Source
-from cssr.dataset_preparation.split import FILE, Split, apply, deal, group_of, join, read_related, read_split
+from cssr.dataset_preparation.split import (
+    FILE,
+    Split,
+    apply_split,
+    draw_split,
+    group_of,
+    join_related,
+    read_related,
+    read_split,
+)
 from cssr.dataset_preparation.tiles import check_names
 from cssr.dataset_preparation.workspace import Workspace, check_free, open_workspace, refuse_another
 from cssr.dataset_preparation.writer import Shard, forget, input_states, is_whole, pack, write_index, write_shard
@@ -82,7 +91,7 @@ def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
         related = [[_safe(key) for key in keys] for keys in related]
         known = {item.key for item in source.items}
         notes += left_out(f"images of --groups {args.groups} that are not here", sorted({*sum(related, [])} - known))
-        source = replace(source, items=join(source.items, related))
+        source = replace(source, items=join_related(source.items, related))
     source = replace(source, notes=(*source.notes, *notes, *filter(None, [left])))
     if args.tiling:
         check_names(source.items)
@@ -93,9 +102,9 @@ def make(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     """Do what the command line asks. Returns the folders made and their indexes."""
     check_free(args.out)
     source, taken = open_source(args)
-    split = deal(source.items, args.ratio, args.seed) if args.ratio else None
+    split = draw_split(source.items, args.ratio, args.seed) if args.ratio else None
     split = read_split(args.split_file) if args.split_file else split
-    parts = apply(split, source.items) if split else {"": source.items}
+    parts = apply_split(split, source.items) if split else {"": source.items}
     plan = _plan(args, source, taken, split, parts)
     return write_set(source, parts, plan, _header(args, source, taken, split), args, split)
 

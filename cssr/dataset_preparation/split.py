@@ -66,7 +66,7 @@ def read_related(path: Path, source: str, part: str) -> list[list[str]]:
     return [keys for keys in related if keys]
 
 
-def join(items: Sequence[Item], related: Sequence[Sequence[str]]) -> list[Item]:
+def join_related(items: Sequence[Item], related: Sequence[Sequence[str]]) -> list[Item]:
     """The items, those that share a group or have related keys in one group, called like the first of its own.
 
     Keys that no item has are passed over. Raises: ValueError if there are only such.
@@ -102,7 +102,7 @@ def parse_ratio(words: list[str]) -> dict[str, float]:
     return ratio
 
 
-def deal(items: list[Item], ratio: dict[str, float], seed: int) -> Split:
+def draw_split(items: list[Item], ratio: dict[str, float], seed: int) -> Split:
     """Draw parts: the groups, in a seeded order, fill one part after the other up to its share of the items.
 
     A group goes to the part that holds its middle, so that a part misses its share by half a group at most.
@@ -140,7 +140,7 @@ def read_split(path: Path) -> Split:
     return split
 
 
-def apply(split: Split, items: list[Item]) -> dict[str, list[Item]]:
+def apply_split(split: Split, items: list[Item]) -> dict[str, list[Item]]:
     """The items of each part, in their order. ValueError unless the split is about exactly these groups."""
     owner = {group: name for name, groups in split.parts.items() for group in groups}
     here = set(map(group_of, items))

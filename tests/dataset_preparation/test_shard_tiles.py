@@ -14,7 +14,7 @@ from shard_helpers import draw, draw_mask, make_tree, read, refused, run, same_b
 from cssr.dataset_preparation import encode as samples
 from cssr.dataset_preparation.encode import encode, form_of
 from cssr.dataset_preparation.sources import Item, MaskRule
-from cssr.dataset_preparation.split import deal, group_of, parse_ratio
+from cssr.dataset_preparation.split import draw_split, group_of, parse_ratio
 from cssr.dataset_preparation.tiles import Tiling
 
 RULE = MaskRule("as drawn", lambda values: values > 0)
@@ -187,18 +187,18 @@ def frames(groups: dict[str, int]) -> list[Item]:
 
 def test_frames_of_one_photograph_stay_together():
     items = frames({f"g{k:02d}": 1 + k % 4 for k in range(40)})
-    split = deal(items, {"train": 0.7, "val": 0.2, "test": 0.1}, 5)
+    split = draw_split(items, {"train": 0.7, "val": 0.2, "test": 0.1}, 5)
     assert sorted(sum(split.parts.values(), [])) == sorted({group_of(item) for item in items})
     counts = {name: sum(group_of(item) in groups for item in items) for name, groups in split.parts.items()}
     assert all(abs(counts[name] - share * len(items)) <= 2 for name, share in split.ratio.items())
-    assert deal(items, split.ratio, 5) == split != deal(items, split.ratio, 6)
+    assert draw_split(items, split.ratio, 5) == split != draw_split(items, split.ratio, 6)
     with pytest.raises(ValueError, match="of 1 groups none is left"):
-        deal(frames({"a": 9}), {"train": 0.5, "val": 0.5}, 0)
+        draw_split(frames({"a": 9}), {"train": 0.5, "val": 0.5}, 0)
 
 
 def test_without_groups_parts_have_the_rounded_sizes():
     items = [pair(f"k{k:03d}", 8, 8) for k in range(101)]
-    split = deal(items, parse_ratio(["train=0.8", "val=0.1", "test=0.1"]), 0)
+    split = draw_split(items, parse_ratio(["train=0.8", "val=0.1", "test=0.1"]), 0)
     assert [len(groups) for groups in split.parts.values()] == [81, 10, 10]
 
 

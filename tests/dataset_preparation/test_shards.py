@@ -24,7 +24,7 @@ from cssr.data.shards import ShardSet
 from cssr.dataset_preparation.audit.examine import look
 from cssr.dataset_preparation.images import store_picture
 from cssr.dataset_preparation.sources import SOURCES, Item
-from cssr.dataset_preparation.split import join
+from cssr.dataset_preparation.split import join_related
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def test_related_images_stay_in_one_part(tree, tmp_path):
 
 def test_groups_join_what_shares_a_photograph_already():
     items = [Item(key, key, bytes, None, group=key[0]) for key in ("a1", "a2", "b1", "b2", "c1")]
-    joined = join(items, [["b2", "a1"], ["x", "y"]])
+    joined = join_related(items, [["b2", "a1"], ["x", "y"]])
     assert [item.group for item in joined] == ["a", "a", "a", "a", "c"]
 
 
