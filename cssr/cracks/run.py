@@ -25,7 +25,7 @@ _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _IS_POINT, _OWN = 1025, 2048, 3072, 2, 32
 
 
 @dataclass(frozen=True)
-class What:
+class Criterion:
     """Criterion of crack in a mask: at most one of these (`cssr.cracks.masks.choose`); none: by the mask's values."""
 
     threshold: int | None = None
@@ -33,13 +33,15 @@ class What:
     values: str | None = None
 
 
-def read_mask(path: Path, what: What = What()) -> tuple[np.ndarray, Georeference | None]:
+def read_mask(path: Path, criterion: Criterion = Criterion()) -> tuple[np.ndarray, Georeference | None]:
     """Read a mask as H W bool, and its place on the map if the file (GeoTIFF) states one.
 
     What is crack is decided as for a dataset of this one mask (`cssr.cracks.masks`). Raises: ValueError where it
     cannot be read, or it is unclear what is crack in it.
     """
-    read, decide = choose(what.threshold, what.colors, what.values, path.suffix.lower() in LOSSY_SUFFIXES)
+    read, decide = choose(
+        criterion.threshold, criterion.colors, criterion.values, path.suffix.lower() in LOSSY_SUFFIXES
+    )
     values = read(path)
     try:
         mask = decide([MaskFile(path.name, values)]).apply(values)
@@ -96,13 +98,18 @@ def _files(folder: Path) -> list[Path]:
 
 
 def measure_file(
-    path: Path, stem: Path, units: Units, least_length: float, what: What = What(), most: int = MOST_CRACKS
+    path: Path,
+    stem: Path,
+    units: Units,
+    least_length: float,
+    criterion: Criterion = Criterion(),
+    most: int = MOST_CRACKS,
 ) -> list[Crack]:
     """Measure a mask file and write `stem_cracks.csv`, `.geojson` and `.png`.
 
     `least_length`: photograph's pixels. `most`: as for `measure_cracks`; what is left out is reported on stderr.
     """
-    mask, place = read_mask(path, what)
+    mask, place = read_mask(path, criterion)
     if mask.mean() > MOSTLY:
         remedy = "if it is inverted, name the cracks with --crack-values 0"
         tqdm.write(one_line(f"warning: {path} is crack by {mask.mean():.0%}; {remedy}"), file=sys.stderr)
@@ -138,20 +145,20 @@ def run(options: argparse.Namespace) -> None:
         if not 0 <= options.least_length < float("inf"):
             raise ValueError(f"--least-length must be 0 or more, got {options.least_length}")
         check_most(options.most_cracks)
-        what = What(options.threshold, options.crack_colors, options.crack_values)
-        choose(what.threshold, what.colors, what.values)
+        criterion = Criterion(options.threshold, options.crack_colors, options.crack_values)
+        choose(criterion.threshold, criterion.colors, criterion.values)
         masks = masks_at(options.masks)
-        failed = _measure_all(masks, options, units, what)
+        failed = _measure_all(masks, options, units, criterion)
     print(f"{len(masks) - len(failed)} masks: table, GeoJSON and picture of each in {options.out}")
     if failed:
         sys.exit(f"error: {len(failed)} of {len(masks)} masks failed: {', '.join(failed[:5])}")
 
 
-def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Units, what: What) -> list[str]:
+def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Units, criterion: Criterion) -> list[str]:
     failed = []
     for stem, path in tqdm(masks.items(), unit="mask", disable=not sys.stderr.isatty()):
         try:
-            cracks = measure_file(path, options.out / stem, units, options.least_length, what, options.most_cracks)
+            cracks = measure_file(path, options.out / stem, units, options.least_length, criterion, options.most_cracks)
         except ValueError as error:
             tqdm.write(one_line(f"error: {error}"), file=sys.stderr)
         else:

@@ -112,7 +112,7 @@ def serve(app: Any, listener: socket.socket) -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        app.state.turns.close()
+        app.state.queue.close()
         listener.close()
 
 

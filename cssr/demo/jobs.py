@@ -60,7 +60,7 @@ class Job:
         self.future.cancel()
 
 
-class Places:
+class BoundedQueue:
     """A queue's places: one for the request being served, and `waiting` others."""
 
     def __init__(self, waiting: int):
@@ -78,7 +78,7 @@ class Places:
             self.taken -= 1
 
 
-class Turns(Places):
+class JobQueue(BoundedQueue):
     """A queue before one thread.
 
     Args:
@@ -89,7 +89,7 @@ class Turns(Places):
     def __init__(self, waiting: int, seconds: float):
         super().__init__(waiting)
         self.seconds = seconds
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="turns")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
 
     def start(self, work: Callable[[Job], Any]) -> Job:
         """Line up `work(job)`."""

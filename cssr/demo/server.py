@@ -34,7 +34,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cssr.config.schema import segments
-from cssr.demo.jobs import Full, Job, Limits, Places, Turns
+from cssr.demo.jobs import BoundedQueue, Full, Job, JobQueue, Limits
 from cssr.demo.responses import open_photograph, predicted
 from cssr.models.joint import JointModel
 
@@ -65,13 +65,13 @@ def create_app(model: JointModel, limits: Limits, name: str = "", names: tuple[s
         name: of the model, to be shown.
         names: host names, beside `localhost`, by which a browser may reach the server.
     """
-    turns = Turns(limits.waiting, limits.seconds)
+    queue = JobQueue(limits.waiting, limits.seconds)
     facts = {"name": name, "scale": model.scale, "segments": segments(model.config)}
     facts |= {bound: getattr(limits, bound) for bound in ("bytes", "pixels", "seconds")}
     routes = [_page(file) for file in PAGES]
     routes += [
         Route("/facts", lambda request: JSONResponse(facts)),
-        Route("/predict", Predict(model, limits, turns), methods=["POST"]),
+        Route("/predict", Predict(model, limits, queue), methods=["POST"]),
         Route("/measure", Measure(limits, model.scale), methods=["POST"]),
     ]
     busy = {"error": "The server is busy, and as many as may wait are waiting: try again in a minute."}
@@ -80,7 +80,7 @@ def create_app(model: JointModel, limits: Limits, name: str = "", names: tuple[s
         Full: lambda *_: JSONResponse(busy, 503, headers={"Retry-After": "60"}),
     }
     app = Starlette(routes=routes, middleware=[Middleware(Access, names=names)], exception_handlers=handlers)
-    app.state.turns = turns
+    app.state.queue = queue
     return app
 
 
@@ -97,29 +97,29 @@ class Refused(Exception):
 class Predict:
     """POST /predict, as an ASGI endpoint, so that its place in the queue is given back however the request ends."""
 
-    def __init__(self, model: JointModel, limits: Limits, turns: Turns):
-        self.model, self.limits, self.turns = model, limits, turns
+    def __init__(self, model: JointModel, limits: Limits, queue: JobQueue):
+        self.model, self.limits, self.queue = model, limits, queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        with self.turns.place():
+        with self.queue.place():
             body = await read_body(request, self.limits.bytes, UPLOAD)
             try:
                 image, notes = await anyio.to_thread.run_sync(open_photograph, body, self.limits.pixels)
             except ValueError as error:
                 raise HTTPException(422, str(error)) from None
-            job = self.turns.start(lambda job: predicted(self.model, image, self.limits.tile, job.progress))
+            job = self.queue.start(lambda job: predicted(self.model, image, self.limits.tile, job.progress))
             async with aclosing(self._answer(job, notes)) as answer:
                 await StreamingResponse(answer, media_type="application/x-ndjson")(scope, receive, send)
 
     async def _answer(self, job: Job, notes: list[str]) -> AsyncIterator[bytes]:
         try:
-            async with aclosing(self.turns.follow(job)) as ticks:
+            async with aclosing(self.queue.follow(job)) as ticks:
                 async for _ in ticks:
                     yield _line(event="progress", **self._place(job))
             parts = result_of(job)
         except TimeoutError:
-            yield _line(event="error", error=f"It took longer than {self.turns.seconds:g} seconds, the limit here.")
+            yield _line(event="error", error=f"It took longer than {self.queue.seconds:g} seconds, the limit here.")
         except Refused as error:
             yield _line(event="error", error=str(error))
         else:
@@ -156,7 +156,7 @@ class Measure:
 
     def __init__(self, limits: Limits, scale: int):
         self.scale, self.most = scale, limits.pixels * scale**2
-        self.places, self.turn = Places(_WAITING), anyio.Lock()
+        self.places, self.turn = BoundedQueue(_WAITING), anyio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

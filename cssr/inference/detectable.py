@@ -103,7 +103,7 @@ def detectable(
 
 
 @dataclass(frozen=True)
-class Course:
+class CentreLine:
     """Centre line of a crack through the middle of a part: in any direction, swinging by some pixels.
 
     Attributes:
@@ -119,7 +119,7 @@ class Course:
     middle: np.ndarray
 
     @classmethod
-    def drawn(cls, side: int, rng: np.random.Generator) -> "Course":
+    def drawn(cls, side: int, rng: np.random.Generator) -> "CentreLine":
         """One at random."""
         angle = rng.uniform(0, math.pi)
         amplitude, period, phase = rng.uniform(0, 3), rng.uniform(20, 60), rng.uniform(0, 2 * math.pi)
@@ -145,9 +145,11 @@ class Course:
         return reduce(inside.astype(np.float32), "(h a) (w b) -> h w", "mean", a=_FINE, b=_FINE)
 
 
-def draw(image: np.ndarray, course: Course, width: float, blur: float, contrast: float = CONTRAST) -> np.ndarray:
+def draw(
+    image: np.ndarray, centre_line: CentreLine, width: float, blur: float, contrast: float = CONTRAST
+) -> np.ndarray:
     """A part (S S 3 uint8) with a crack of so many pixels: it takes `contrast` of the light, blurred as all else."""
-    covered = course.covered(width)
+    covered = centre_line.covered(width)
     covered = cv2.GaussianBlur(covered, (0, 0), blur) if blur > 0.05 else covered
     return np.round(image * (1 - contrast * covered[..., None])).astype(np.uint8)
 
@@ -208,10 +210,10 @@ def _drawn_apart(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """A part with a crack drawn apart from the mask (`near`), and its line; None where that has no room."""
     for _ in range(_PLACES):
-        course = Course.drawn(image.shape[0], rng)
-        line = course.points()
+        centre_line = CentreLine.drawn(image.shape[0], rng)
+        line = centre_line.points()
         if len(line) and _share(near, line, scale) <= _FREE:
-            return draw(image, course, width, blur), line
+            return draw(image, centre_line, width, blur), line
     return None
 
 

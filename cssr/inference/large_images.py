@@ -177,7 +177,7 @@ def as_tiff(wanted: Wanted, photograph: Photograph, scale: int) -> bool:
     if wanted.format != "auto":
         return wanted.format == "tiff"
     height, width = photograph.shape
-    return geotiff.there() and (photograph.place is not None or height * width * scale**2 > PNG_PIXELS)
+    return geotiff.installed() and (photograph.place is not None or height * width * scale**2 > PNG_PIXELS)
 
 
 class _Frame:

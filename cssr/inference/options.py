@@ -45,7 +45,7 @@ def check(options: argparse.Namespace) -> None:
     if not options.memory > 0:
         raise ValueError(f"--memory must be above 0 (GiB), got {options.memory}")
     _check_measures(options)
-    if options.format == "tiff" and not geotiff.there():
+    if options.format == "tiff" and not geotiff.installed():
         raise ValueError("--format tiff needs rasterio: pip install 'cssr[large]'")
 
 

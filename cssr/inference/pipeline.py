@@ -233,7 +233,7 @@ class Pipeline:
         if need <= self._room:
             return
         remedy = f"a --tile below {side}" if side else "--tile 256"
-        large = "" if geotiff.there() else ", pip install 'cssr[large]' for TIFFs by windows"
+        large = "" if geotiff.installed() else ", pip install 'cssr[large]' for TIFFs by windows"
         needed = math.ceil(100 * need / _GIB) / 100
         raise ValueError(
             f"needs {needed:g} GiB beside the networks, above --memory {self._options.memory:g}: choose more, "

@@ -113,7 +113,7 @@ def _between(old: Surveyed, new: Surveyed) -> Transform:
     unknown = [photograph.name for photograph in (old, new) if not photograph.crs]
     if unknown:
         raise NotRegistered(f"the map of {unknown[0]} has no name, that of the other has one")
-    if not geotiff.there():
+    if not geotiff.installed():
         raise NotRegistered(f"they are on maps of {old.crs} and {new.crs}: pip install 'cssr[large]' to compare them")
     return lambda points: geotiff.reprojected(points, old.crs, new.crs)
 

@@ -34,7 +34,7 @@ class Place:
         return Place(self.crs, self.transform * self.transform.scale(1 / scale))
 
 
-def there() -> bool:
+def installed() -> bool:
     """Return whether rasterio is installed."""
     return find_spec("rasterio") is not None
 

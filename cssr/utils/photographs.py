@@ -185,7 +185,7 @@ def open_photograph(image: Source, pixels: int = PIXELS, bits: int | None = None
         return Photograph(_Decoded(Image.fromarray(check_array(image))))
     try:
         file = isinstance(image, (str, Path, bytes))
-        if file and geotiff.is_tiff(image) and geotiff.there():
+        if file and geotiff.is_tiff(image) and geotiff.installed():
             return _open_tiff(image, pixels, bits)
         return _decode(image, pixels, bits)
     except Exception as error:  # of damaged files, decoders raise many kinds

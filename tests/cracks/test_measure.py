@@ -12,7 +12,7 @@ from PIL import Image
 
 from cssr.cracks.files import Georeference, Units, annotated, write_geojson, write_picture, write_table
 from cssr.cracks.measure import measure_cracks
-from cssr.cracks.run import What, masks_at, read_mask
+from cssr.cracks.run import Criterion, masks_at, read_mask
 from cssr.measure import main
 
 
@@ -169,7 +169,7 @@ def test_unclear_masks_are_refused_with_the_option_that_clears_them(tmp_path, ca
         option, value, _ = path.stem.split("_", 2)
         with pytest.raises(ValueError, match=rf"{path.name}.*--(crack-)?{option}"):
             read_mask(path)
-        what = What(int(value)) if option == "threshold" else What(**{option: value})
+        what = Criterion(int(value)) if option == "threshold" else Criterion(**{option: value})
         assert np.array_equal(read_mask(path, what)[0], mask_of_two() > 0), path.name
     with pytest.raises(SystemExit, match="8 of 8 masks failed"):
         main([str(tmp_path), "--out", str(tmp_path / "out")])
@@ -185,7 +185,7 @@ def test_a_mask_that_is_crack_by_more_than_half_is_measured_with_a_warning(tmp_p
     save(1 - mask_of_two(), tmp_path / "inverted.png")
     main([str(tmp_path), "--out", str(tmp_path / "out")])
     assert "inverted.png is crack by 98%; if it is inverted" in capsys.readouterr().err
-    assert np.array_equal(read_mask(tmp_path / "inverted.png", What(values="0"))[0], mask_of_two() > 0)
+    assert np.array_equal(read_mask(tmp_path / "inverted.png", Criterion(values="0"))[0], mask_of_two() > 0)
 
 
 def test_missing_data_of_a_geotiff_are_no_crack(tmp_path):

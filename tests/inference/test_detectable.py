@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cssr.inference.detectable import CONTRAST, WIDTHS, Course, detectable, draw, fit
+from cssr.inference.detectable import CONTRAST, WIDTHS, CentreLine, detectable, draw, fit
 from cssr.utils.photographs import open_photograph
 
 
@@ -15,7 +15,7 @@ from cssr.utils.photographs import open_photograph
 def test_a_drawn_crack_takes_as_much_light_as_its_area(width):
     """Area = width x length, as the line runs through the whole part; the rest of the part stays as it was."""
     for seed in range(5):
-        course = Course.drawn(64, np.random.default_rng(seed))
+        course = CentreLine.drawn(64, np.random.default_rng(seed))
         drawn, line = draw(np.full((64, 64, 3), 200, np.uint8), course, width, 0.6), course.points()
         inner = np.zeros((64, 64), bool)
         inner[4:60, 4:60] = True

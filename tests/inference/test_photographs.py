@@ -14,7 +14,7 @@ from cssr.utils.photographs import open_photograph, read_photograph, read_with_v
 
 ORIENTATION = 0x0112
 WINDOW = (3, 5, 20, 11)
-needs_rasterio = pytest.mark.skipif(not geotiff.there(), reason="needs rasterio: pip install 'cssr[large]'")
+needs_rasterio = pytest.mark.skipif(not geotiff.installed(), reason="needs rasterio: pip install 'cssr[large]'")
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def deep(path, pixels, bits: int, channels: int) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
 def test_values_in_16_bits_are_scaled_by_those_that_they_have(bits, channels, library, pixels, tmp_path, monkeypatch):
-    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    monkeypatch.setattr(geotiff, "installed", lambda: library == "rasterio")
     expected = pixels[..., ::-1] if channels == 3 else np.repeat(pixels[..., :1], 3, 2)
     for ending in ("png", "tif"):
         path = tmp_path / f"a.{ending}"
@@ -113,7 +113,7 @@ def test_the_bits_that_a_file_states_count(pixels, tmp_path):
     with open_photograph(path) as photograph:
         assert photograph.bits == 12 and photograph.note == "values of 12 bits"
         assert np.abs(photograph.pixels(0, 0, 40, 30)[..., ::-1].astype(int) - pixels // 8).max() <= 1
-    if geotiff.there():
+    if geotiff.installed():
         import rasterio
 
         how = {"driver": "GTiff", "height": 40, "width": 30, "count": 3, "dtype": "uint16", "NBITS": 12}
@@ -138,7 +138,7 @@ def masked_files(folder, pixels, valid):
         for ending in ("png", "tif", "webp"):
             how = {"lossless": True, "exact": True} if ending == "webp" else {}
             Image.fromarray(layers).save(folder / f"alpha{value}.{ending}", **how)
-    if not geotiff.there():
+    if not geotiff.installed():
         return
     import rasterio
 
@@ -157,7 +157,7 @@ def test_pixels_without_data_are_black_and_distinguished(library, tmp_path, monk
     valid = np.zeros((40, 30), bool)
     valid[5:35, 4:20] = valid[10:20, 20:27] = True
     masked_files(tmp_path, pixels, valid)
-    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    monkeypatch.setattr(geotiff, "installed", lambda: library == "rasterio")
     for path in sorted(tmp_path.iterdir()):
         if path.name == "mask.tif" and library == "pillow":
             with pytest.raises(ValueError, match="its mask of missing pixels needs rasterio"):
@@ -180,7 +180,7 @@ def test_pixels_without_data_are_black_and_distinguished(library, tmp_path, monk
 
 @pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
 def test_a_mask_of_gdal_beside_the_file_counts(library, pixels, tmp_path, monkeypatch):
-    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    monkeypatch.setattr(geotiff, "installed", lambda: library == "rasterio")
     valid = np.zeros((40, 30), bool)
     valid[5:35, 4:20] = True
     for name in ("a.tif", "b.png"):
@@ -196,7 +196,7 @@ def test_a_mask_of_gdal_beside_the_file_counts(library, pixels, tmp_path, monkey
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
 def test_a_tiff_in_which_0_is_white(depth, library, pixels, tmp_path, monkeypatch):
-    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    monkeypatch.setattr(geotiff, "installed", lambda: library == "rasterio")
     monkeypatch.setattr(photographs, "_SMALL", 0)
     stored = pixels[..., 0] if depth == 8 else 65535 - pixels[..., 0] * np.uint16(257)  # of 8 bits, Pillow turns them
     Image.fromarray(stored).save(tmp_path / "a.tif", tiffinfo={262: 0})
@@ -298,7 +298,7 @@ def test_a_tiff_that_ends_too_early(share, tmp_path, monkeypatch):
 @pytest.mark.parametrize("library", ["pillow", pytest.param("rasterio", marks=needs_rasterio)])
 def test_damage_within_a_tiff_is_said_once_and_with_its_place(library, pixels, tmp_path, monkeypatch, capfd):
     """libtiff writes lines of its own to stderr unless it is kept from that."""
-    monkeypatch.setattr(geotiff, "there", lambda: library == "rasterio")
+    monkeypatch.setattr(geotiff, "installed", lambda: library == "rasterio")
     Image.fromarray(pixels).save(tmp_path / "a.tif", compression="tiff_adobe_deflate")
     data = bytearray((tmp_path / "a.tif").read_bytes())
     data[8:40] = bytes(32)  # of the first strip
@@ -315,7 +315,7 @@ def test_damage_within_a_tiff_is_said_once_and_with_its_place(library, pixels, t
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_damage_of_colours_in_16_bits_is_said_once(suffix, pixels, tmp_path, monkeypatch, capfd):
     """OpenCV, libpng and libtiff write of it to stderr unless they are kept from that; an odd profile is no damage."""
-    monkeypatch.setattr(geotiff, "there", lambda: False)
+    monkeypatch.setattr(geotiff, "installed", lambda: False)
     data = bytearray(cv2.imencode(f".{suffix}", pixels.astype(np.uint16) * 257)[1].tobytes())
     if suffix == "png":
         profile = b"iCCPsRGB\0\0" + zlib.compress(b"too short")

@@ -44,7 +44,7 @@ def framed(tmp_path):
         layers[..., 3] = 0
         layers[BOX] = np.dstack([pixels, np.full((40, 40), 255, np.uint8)])
         Image.fromarray(layers).save(tmp_path / f"alpha{value}.png")
-        if geotiff.there():
+        if geotiff.installed():
             import rasterio
 
             how = {"driver": "GTiff", "height": WHOLE[0], "width": WHOLE[1], "count": 3, "dtype": "uint8"}

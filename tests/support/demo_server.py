@@ -78,7 +78,7 @@ def serving_page(model: JointModel, **limits) -> Iterator[str]:
     finally:
         running.should_exit = True
         thread.join()
-        app.state.turns.close()
+        app.state.queue.close()
 
 
 def unpacked(body: bytes) -> tuple[list[dict], dict[str, Image.Image]]:
