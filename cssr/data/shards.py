@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 
 from cssr.config.schema import DataConfig
 from cssr.data.cache import Cache, Entry, cache_directory
-from cssr.data.foreign import find_tars, foreign_index
+from cssr.data.foreign import foreign_index
 from cssr.data.remote import DataError, Notify, Remote, Unreachable, is_remote
 from cssr.data.tar_reader import FORMAT as FORMAT
 from cssr.data.tar_reader import SLOTS, Naming
+from cssr.data.tars import find_tars
 from cssr.utils.files import digest
 from cssr.utils.json_files import no_key_twice
 

@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from cssr.data.dataset import read_sample
 from cssr.data.decode import decode_kernel, image_size
-from cssr.data.foreign import find_tars
 from cssr.data.shards import ShardSet
 from cssr.data.tar_reader import Files, contents
+from cssr.data.tars import find_tars
 from cssr.dataset_preparation.images import BROKEN
 from cssr.dataset_preparation.parallel import imap_unordered
 from cssr.dataset_preparation.split import FILE, read_split

@@ -9,10 +9,10 @@ import torch
 from cssr.config.loading import load_config
 from cssr.config.schema import Config
 from cssr.data.checks import check_kernels, check_lq, is_stored, open_train_sets
-from cssr.data.foreign import find_tars
 from cssr.data.remote import is_remote
 from cssr.data.sampler import check_split
 from cssr.data.shards import ShardSet, open_sets, parse_sets
+from cssr.data.tars import find_tars
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluation.evaluator import measures_segmentation
 from cssr.launch.launch_file import LaunchFile, Machine

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cssr.data.foreign import find_tars
 from cssr.data.remote import is_remote
 from cssr.data.shards import open_sets
+from cssr.data.tars import find_tars
 from cssr.evaluate import add_options
 from cssr.evaluation import run as measured
 from cssr.evaluation.results import load
