@@ -23,8 +23,8 @@ from torch import Tensor
 
 from cssr.config.schema import RESULTS, segments
 from cssr.inference.writers import PNG_PIXELS, Files, Rows, float_rows, picture_rows, save_array, save_png
-from cssr.models.joint import JointModel, valid_rows
-from cssr.models.tiling import Tiles
+from cssr.models.joint import JointModel
+from cssr.models.tiling import Tiles, valid_rows
 from cssr.models.training_range import blur_sigma, outside
 from cssr.utils import geotiff
 from cssr.utils.images import overlay

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from cssr.models.shipped import is_shipped, shipped_directory
 
@@ -244,3 +245,41 @@ def _renamed(weights: Mapping[str, Tensor], name: str, module: str) -> dict[str,
             f"cssr asks for ({EXTRA})"
         )
     return dict(zip(own, weights.values()))
+
+
+@torch.compiler.disable
+def constant_features(encoder: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """The feature maps of an image, B C y x each; weights and BatchNorm's statistics are constants."""
+    buffers = {name: value.clone() for name, value in encoder.named_buffers()}
+
+    def encode(image: Tensor) -> tuple[Tensor, ...]:
+        return tensors_in(functional_call(encoder, buffers, (image,)))
+
+    return _GradientOfInput.apply(encode, x) if torch.is_grad_enabled() and x.requires_grad else encode(x)
+
+
+class _GradientOfInput(torch.autograd.Function):
+    """A function of a tensor and of weights with a gradient for the tensor alone.
+
+    Weights stay the modules' own, which engines that shard them gather, and no `requires_grad` is switched.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable, x: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.results = function(ctx.x)
+        return tuple(result.detach() for result in ctx.results)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        (gradient,) = torch.autograd.grad(ctx.results, ctx.x, gradients)
+        del ctx.results
+        return None, gradient
+
+
+def tensors_in(maps: Any) -> tuple[Tensor, ...]:
+    """The tensors of nested lists, flat: some encoders give tokens beside their maps."""
+    if isinstance(maps, Tensor):
+        return (maps,)
+    return tuple(tensor for part in maps or () for tensor in tensors_in(part))

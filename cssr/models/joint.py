@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from cssr.config.loading import model_config
 from cssr.config.registry import Count, Registry
@@ -22,12 +21,13 @@ from cssr.models.blocks import pad_to_multiple
 from cssr.models.build_limit import build_limit
 from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
+from cssr.models.encoders import constant_features
 from cssr.models.export import load_export, read_export, write_export
 from cssr.models.hub import came_from_hub, check_untrusted, fetch, is_hub_name, push, stage
 from cssr.models.seg import SEG
 from cssr.models.shipped import is_shipped, shipped_directory
 from cssr.models.sr import SR
-from cssr.models.tiling import Kept, Moments, Tiles, Whole, Windows, WithValid, moments_of
+from cssr.models.tiling import Kept, Moments, Tiles, Whole, Windows, WithValid, moments_of, reduced_valid, valid_rows
 from cssr.models.tta import mean_logits
 
 FORMS = Registry("form of the joint model")
@@ -115,7 +115,7 @@ class JointModel(nn.Module):
 
         Their gradient reaches the image alone: the weights are constants, and BatchNorm's statistics do not see it.
         """
-        return _features_of(self._padded(x), self.seg.encoder)
+        return constant_features(self.seg.encoder, self._padded(x))
 
     def _padded(self, x: Tensor) -> Tensor:
         return pad_to_multiple(x, getattr(self.seg, "stride", 1))
@@ -138,7 +138,7 @@ class JointModel(nn.Module):
             return self(lq) if valid is None else self(lq, valid=valid)
         outputs: dict[str, list[Tensor]] = {}
         for name, rows in self.infer_rows(
-            Whole(lq, reduced(valid, self.scale)), Tiles(tile, overlap, progress=progress), Kept()
+            Whole(lq, reduced_valid(valid, self.scale)), Tiles(tile, overlap, progress=progress), Kept()
         ):
             outputs.setdefault(name, []).append(rows)
         return Outputs(**{name: torch.cat(rows, -2) for name, rows in outputs.items()})
@@ -253,43 +253,6 @@ class JointModel(nn.Module):
         return model.eval()
 
 
-@torch.compiler.disable
-def _features_of(x: Tensor, encoder: nn.Module) -> tuple[Tensor, ...]:
-    buffers = {name: value.clone() for name, value in encoder.named_buffers()}
-
-    def encode(image: Tensor) -> tuple[Tensor, ...]:
-        return tensors_in(functional_call(encoder, buffers, (image,)))
-
-    return _GradientOfInput.apply(encode, x) if torch.is_grad_enabled() and x.requires_grad else encode(x)
-
-
-class _GradientOfInput(torch.autograd.Function):
-    """A function of a tensor and of weights with a gradient for the tensor alone.
-
-    Weights stay the modules' own, which engines that shard them gather, and no `requires_grad` is switched.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, function: Callable, x: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            ctx.x = x.detach().requires_grad_()
-            ctx.results = function(ctx.x)
-        return tuple(result.detach() for result in ctx.results)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        (gradient,) = torch.autograd.grad(ctx.results, ctx.x, gradients)
-        del ctx.results
-        return None, gradient
-
-
-def tensors_in(maps: Any) -> tuple[Tensor, ...]:
-    """The tensors of nested lists, flat: some encoders give tokens beside their maps."""
-    if isinstance(maps, Tensor):
-        return (maps,)
-    return tuple(tensor for part in maps or () for tensor in tensors_in(part))
-
-
 def group_of(name: str) -> str:
     """The parameter group of a parameter (or of a module, with a dot at its end) of this name."""
     special = (group for group, part in _GROUPS.items() if part.search(name))
@@ -395,23 +358,6 @@ class SRThenSeg(JointModel):
         return torch.stack([*kernels]).mean(0)
 
 
-def reduced(valid: Tensor | None, scale: int) -> Tensor | None:
-    """Valid pixels (B 1 H W) at LQ size, B 1 h w bool: those of which half or more are."""
-    return None if valid is None else F.avg_pool2d(valid.float(), scale) >= 0.5
-
-
-def valid_rows(lq: Windows, top: int, count: int, scale: int) -> Tensor | None:
-    """Mask of valid pixels of rows of the SR image, B 1 count W bool; None where all of the image are."""
-    if not getattr(lq, "masked", False):
-        return None
-    first, last = top // scale, -(-(top + count) // scale)
-    valid = lq.valid(first, 0, last - first, lq.shape[1])
-    if valid is None:
-        return torch.ones(1, 1, count, lq.shape[1] * scale, dtype=torch.bool)
-    large = valid.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    return large[..., top - first * scale : top - first * scale + count, :] > 0
-
-
 def _for_each_tile(value: Tensor | None, part: Tensor) -> Tensor | None:
     """Repeat what belongs to each of B images for a stack of tiles of each."""
     return None if value is None else repeat(value, "b ... -> (n b) ...", n=len(part) // len(value))
@@ -434,7 +380,7 @@ class SegThenSR(JointModel):
 
         There is no SR image: `sr` is the bicubic enlargement, to look at. `moments`: as `normalize` takes them.
         """
-        lq_logits, *aux = self._averaged(self.normalize(lq, moments, reduced(valid, self.scale)))
+        lq_logits, *aux = self._averaged(self.normalize(lq, moments, reduced_valid(valid, self.scale)))
         mask_sr = self.sr(lq_logits.sigmoid())[0]
         logits = self.calibrate(mask_sr.float().clamp(_LOGIT_BOUND, 1 - _LOGIT_BOUND).logit())
         sr = self.clip(F.interpolate(lq, scale_factor=self.scale, mode="bicubic"))

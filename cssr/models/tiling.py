@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cssr.utils.threads import read_ahead
@@ -281,3 +282,20 @@ class Moments:
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean and (biased) variance, B C 1 1 float32 each."""
         return self._mean.float(), self._variance.float()
+
+
+def reduced_valid(valid: Tensor | None, scale: int) -> Tensor | None:
+    """Valid pixels (B 1 H W) at LQ size, B 1 h w bool: those of which half or more are."""
+    return None if valid is None else F.avg_pool2d(valid.float(), scale) >= 0.5
+
+
+def valid_rows(lq: Windows, top: int, count: int, scale: int) -> Tensor | None:
+    """Mask of valid pixels of rows of the SR image, B 1 count W bool; None where all of the image are."""
+    if not getattr(lq, "masked", False):
+        return None
+    first, last = top // scale, -(-(top + count) // scale)
+    valid = lq.valid(first, 0, last - first, lq.shape[1])
+    if valid is None:
+        return torch.ones(1, 1, count, lq.shape[1] * scale, dtype=torch.bool)
+    large = valid.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return large[..., top - first * scale : top - first * scale + count, :] > 0
