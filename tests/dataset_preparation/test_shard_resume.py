@@ -252,7 +252,7 @@ def test_a_process_that_dies_is_named_and_costs_its_shard_only(tmp_path, whole, 
 def test_keep_keeps_when_interrupted_and_later_mistakes_do_not_lose_it(tmp_path, capsys, monkeypatch):
     words = ("folder", "--root", make_tree(tmp_path / "root"), "--shard-size", 2, "--out", tmp_path / "out")
     fail_at(monkeypatch, "shard-000002", KeyboardInterrupt())
-    monkeypatch.setattr("cssr.dataset_preparation.make.share", _in_this_process)
+    monkeypatch.setattr("cssr.dataset_preparation.make.imap_unordered", _in_this_process)
     assert run(*words, "--keep") == 130
     assert "interrupted; 2 finished shards are kept" in capsys.readouterr().err
     assert run(*words) == 130  # what an earlier run has left is not this one's to remove
