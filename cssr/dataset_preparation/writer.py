@@ -193,20 +193,16 @@ def write_index(
             "images, or keep them with --keep-blank"
         )
     kept = [record for record in records if record["samples"]]
-    stem = _stem(header, kept)
-    shards = [{"name": f"{stem}-{r['number']:06d}.tar", **{key: r[key] for key in _FACTS}} for r in kept]
+    # SOURCE-PART-DIGEST: webdataset and wids cache shards by base name, which no two sets must share
+    names = [header.get("benchmark") or header["source"], header.get("part") or header.get("split")]
+    digest = hashlib.sha256("".join(record["sha256"] for record in kept).encode()).hexdigest()[:8]
+    base = "-".join([*(re.sub(r"[^A-Za-z0-9_.]", "_", name) for name in names if name), digest])
+    shards = [{"name": f"{base}-{r['number']:06d}.tar", **{key: r[key] for key in _FACTS}} for r in kept]
     for record, shard in zip(kept, shards):
         os.replace(directory / record["name"], directory / shard["name"])
     index = {"format": FORMAT, **header, **about, **tally.summary(), "shards": shards, **wids_fields(shards)}
     replace_file(directory / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return index
-
-
-def _stem(header: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
-    """SOURCE-PART-DIGEST: webdataset and wids cache shards by base name, which no two sets must share."""
-    names = [header.get("benchmark") or header["source"], header.get("part") or header.get("split")]
-    digest = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:8]
-    return "-".join([*(re.sub(r"[^A-Za-z0-9_.]", "_", name) for name in names if name), digest])
 
 
 def wids_fields(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The command lines of the launchers of many jobs, and names for what they write; nothing here takes long to import."""
 
 import argparse
+import importlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cssr.evaluate import add_options as add_evaluation_options
@@ -40,30 +41,26 @@ setting but for its seed: mean and standard deviation (n - 1) over its seeds, pe
 Exit status: 0 all is there, 1 something failed or is missing, 2 a mistake on the command line, 130 interrupted.
 """
 
-_HELP = {"-h", "--help"}
 _HOW = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
 
 
 def evaluate(arguments: list[str] | None = None) -> int:
     """Command line of launch/evaluate.py. Returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if _HELP & {*arguments}:
-        evaluation_parser().print_help()
-        return 0
-    from cssr.launch.evaluations import main  # takes seconds, which --help does not need
-
-    return main(arguments)
+    return _start("cssr.launch.evaluations", evaluation_parser, arguments)
 
 
 def sweep(arguments: list[str] | None = None) -> int:
     """Command line of launch/sweep.py. Returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if _HELP & {*arguments}:
-        sweep_parser().print_help()
-        return 0
-    from cssr.launch.sweeps import main  # as above
+    return _start("cssr.launch.sweeps", sweep_parser, arguments)
 
-    return main(arguments)
+
+def _start(module: str, parser: Callable[[], Parser], arguments: list[str] | None) -> int:
+    """Run a module's `main`, which takes seconds to import; --help does not need it."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & {*arguments}:
+        parser().print_help()
+        return 0
+    return importlib.import_module(module).main(arguments)
 
 
 def evaluation_parser() -> Parser:

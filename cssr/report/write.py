@@ -42,18 +42,15 @@ def write(results: Sequence[Result], base: Result | None, out: Path, title: str 
     with naming(out):
         out.mkdir(parents=True, exist_ok=True)
     pictures = [block for result in results for block in _pictures(result, out)]
-    if curves := [_curve(result) for result in results if result.segmented]:
+    drawn = [(result, result.data["curves"]) for result in results if result.segmented]
+    curves = [Curve(r.name, c["thresholds"], c["image_iou"], c["pooled_iou"], r.bound) for r, c in drawn]
+    if curves:
         write_atomic(out / "curves.png", iou_curves(curves))
     write_atomic(out / "table.csv", _csv(results))
     write_atomic(out / "table.tex", latex_tables(results, base, title))
     write_atomic(out / "report.html", page)
     write_atomic(out / "report.md", compose(results, base, title, pictures))
     return out / "report.md"
-
-
-def _curve(result: Result) -> Curve:
-    curves = result.data["curves"]
-    return Curve(result.name, curves["thresholds"], curves["image_iou"], curves["pooled_iou"], result.bound)
 
 
 def _pictures(result: Result, out: Path) -> list[str]:

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 
 from cssr import __version__
 from cssr.survey.collect import COLUMNS, Row, Survey, collect
+from cssr.survey.geometry import paths
 from cssr.survey.severity import Limits
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.images import open_image
@@ -186,7 +187,7 @@ def _map(survey: Survey) -> dict[str, Any] | None:
     chosen = [n for n, crs in enumerate(survey.crs) if crs == target] if target is not None else []
     if not chosen:
         return None
-    lines = [(n, line) for n in chosen for line in _lines(survey.lines[n])]
+    lines = [(n, line) for n in chosen for line in paths(survey.lines[n])]
     xs, ys = zip(*(point for _, line in lines for point in line))
     extent = max((max(xs) - min(xs)) / _MAP[0], (max(ys) - min(ys)) / _MAP[1]) or 1.0
     drawn = [
@@ -198,7 +199,3 @@ def _map(survey: Survey) -> dict[str, Any] | None:
     ]
     bar = 10 ** math.floor(math.log10(extent * _MAP[0] / 3)) if extent > 0 else 1.0
     return {"lines": drawn, "bar": bar / extent, "bar_text": f"{bar:g}", "width": _MAP[0], "height": _MAP[1]}
-
-
-def _lines(geometry: dict) -> list[list]:
-    return [geometry["coordinates"]] if geometry["type"] == "LineString" else geometry["coordinates"]

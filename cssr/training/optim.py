@@ -1,7 +1,7 @@
 """Optimizer, learning rates and what holds a parameter group still."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import timm.optim
 import torch
@@ -36,20 +36,17 @@ def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
             f"{did_you_mean(settings.optimizer, timm.optim.list_optimizers())}"
         )
     try:
+        kind = timm.optim.get_optimizer_class(settings.optimizer, bind_defaults=False)
+        fused = {"fused": True} if kind in _FUSED and not _WAYS & settings.arguments.keys() else {}
         own = {"opt": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay}
-        how = dict(**own, **_arguments(config))
-        _try(**how)
+        how = dict(**own, **fused, **settings.arguments)
+        weight = nn.Parameter(torch.zeros(2, 2))  # of no model: some settings are refused by a step only
+        weight.grad = torch.zeros(2, 2)
+        timm.optim.create_optimizer_v2([weight], **how).step()
         return timm.optim.create_optimizer_v2(groups, **how)
     except Exception as error:  # optimizers refuse settings in every way: IndexError, KeyError, ...
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"optim: {settings.optimizer} refuses its settings: {reason}") from error
-
-
-def _try(**how: Any) -> None:
-    """Take a step on a weight of no model, as some settings are refused by it only."""
-    weight = nn.Parameter(torch.zeros(2, 2))
-    weight.grad = torch.zeros(2, 2)
-    timm.optim.create_optimizer_v2([weight], **how).step()
 
 
 def _by_layer(model: JointModel, decay: float | None) -> Iterator[tuple[str, list[str], float]]:
@@ -64,12 +61,6 @@ def _by_layer(model: JointModel, decay: float | None) -> Iterator[tuple[str, lis
         yield from ((group, of_layer, decay**layer) for layer, of_layer in sorted(layers.items()))
     if decay is not None and "encoder" not in model.groups():
         raise ValueError("optim.layer_decay needs a segmentation network on an encoder: model.seg=unet, pspnet or smp")
-
-
-def _arguments(config: Config) -> dict[str, Any]:
-    kind = timm.optim.get_optimizer_class(config.optim.optimizer, bind_defaults=False)
-    chosen = config.optim.arguments
-    return {"fused": True, **chosen} if kind in _FUSED and not _WAYS & chosen.keys() else chosen
 
 
 def skipped_by(engine: Accelerator, optimizer: torch.optim.Optimizer) -> Literal["engine", "device", "host"]:

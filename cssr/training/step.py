@@ -176,7 +176,9 @@ class Stepper:
             queued.keys.append(batch.key)
             if last:
                 queued.sums = engines.RankSum(engine, queued.summands())
-            loss = _spoiling(terms["loss"]) if self._skipped_by == "engine" else terms["loss"]
+            loss = terms["loss"]
+            if self._skipped_by == "engine":  # DeepSpeed and loss scaling skip a step with gradients that are nan
+                loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
             engines.backward(engine, loss, self._accumulation)
 
     def _update(self, queued: Queued) -> None:
@@ -199,8 +201,3 @@ class Stepper:
         loss = queued.terms[micro]["loss"].item()
         mine = {"rank": self._engine.process_index, "loss": str(loss), "finite": math.isfinite(loss)}
         return gather_object([{**mine, "keys": queued.keys[micro]}])
-
-
-def _spoiling(loss: Tensor) -> Tensor:
-    """The loss, of which all gradients are nan where it is not finite: what DeepSpeed and loss scaling look for."""
-    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
