@@ -208,12 +208,12 @@ def waiting(recipe: str, shards: Path, run_dir: Path, steps: int) -> tuple[float
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    words = argparse.ArgumentParser(add_help=False)
-    words.add_argument("--folder", type=Path, help="folder with images/ and masks/")
-    words.add_argument("--count", type=int, default=48, help="samples (48)")
-    words.add_argument("--any", action="store_true", help="crops without cracks too")
-    options, rest = words.parse_known_args(arguments)
-    command(__doc__, partial(pairs, folder=options.folder, count=options.count, every=options.any), rest, [words])
+    arg_parser = argparse.ArgumentParser(add_help=False)
+    arg_parser.add_argument("--folder", type=Path, help="folder with images/ and masks/")
+    arg_parser.add_argument("--count", type=int, default=48, help="samples (48)")
+    arg_parser.add_argument("--any", action="store_true", help="crops without cracks too")
+    options, rest = arg_parser.parse_known_args(arguments)
+    command(__doc__, partial(pairs, folder=options.folder, count=options.count, every=options.any), rest, [arg_parser])
 
 
 if __name__ == "__main__":

@@ -86,17 +86,18 @@ class Turn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 1 where a stage failed or a result is wrong."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--dry-run", action="store_true", help="small sizes, on the CPU")
-    words.add_argument("--out", type=Path, default=machine.ROOT / "benchmarks" / "results", help="directory")
-    words.add_argument("--only", nargs="+", choices=STAGES, default=[*STAGES], metavar="STAGE", help=", ".join(STAGES))
-    words.add_argument("--stage", choices=[*STAGES, "reference"], help=argparse.SUPPRESS)
-    words.add_argument("--seconds", type=float, default=0, help=argparse.SUPPRESS)
-    options = words.parse_args(arguments)
+    arg_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = arg_parser.add_argument
+    add("--dry-run", action="store_true", help="small sizes, on the CPU")
+    add("--out", type=Path, default=machine.ROOT / "benchmarks" / "results", help="directory")
+    add("--only", nargs="+", choices=STAGES, default=[*STAGES], metavar="STAGE", help=", ".join(STAGES))
+    add("--stage", choices=[*STAGES, "reference"], help=argparse.SUPPRESS)
+    add("--seconds", type=float, default=0, help=argparse.SUPPRESS)
+    options = arg_parser.parse_args(arguments)
     if options.stage:
         return stage(options)
     if not options.dry_run and not torch.cuda.is_available():
-        words.error("there is no GPU: --dry-run takes the same way on the CPU")
+        arg_parser.error("there is no GPU: --dry-run takes the same way on the CPU")
     options.out.mkdir(parents=True, exist_ok=True)
     began, report = time.monotonic(), {"machine": machine.facts(), "dry_run": options.dry_run, "stages": {}}
     for name in options.only:

@@ -196,14 +196,14 @@ def command(
 def parser(doc: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
     """Parser of the options that all parts have."""
     how = argparse.RawDescriptionHelpFormatter
-    words = argparse.ArgumentParser(description=doc, formatter_class=how, parents=parents)
-    words.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it works")
-    words.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="default: all cores")
-    words.add_argument(
+    arg_parser = argparse.ArgumentParser(description=doc, formatter_class=how, parents=parents)
+    arg_parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it works")
+    arg_parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    arg_parser.add_argument(
         "--clock", choices=machine.CLOCKS, default="wall", help="cpu: where others use the machine too (wall)"
     )
-    words.add_argument("--json", type=Path, metavar="FILE", help="write figures, settings, machine and versions")
-    return words
+    arg_parser.add_argument("--json", type=Path, metavar="FILE", help="write figures, settings, machine and versions")
+    return arg_parser
 
 
 def positive(text: str) -> int:

@@ -53,16 +53,17 @@ WANTED = Wanted(("sr", "mask"), format="tiff")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    words = argparse.ArgumentParser(add_help=False)
+    arg_parser = argparse.ArgumentParser(add_help=False)
     few = 4 if torch.accelerator.is_available() else 1
-    words.add_argument("--photographs", type=int, default=1, metavar="N", help="in a folder (1: one, a TIFF)")
-    words.add_argument("--side", type=int, help="pixels of the photograph's sides (4000; without a GPU 500)")
-    words.add_argument("--model", type=Path, help="run or export (default: a small one with weights as drawn)")
-    words.add_argument("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE})")
-    words.add_argument("--batch", type=int, default=few, help="tiles at once (4; 1 on a CPU, which is busy with one)")
-    words.add_argument("--rounds", type=int, default=3, help="turns of each way (3)")
-    options, rest = words.parse_known_args(arguments)
-    command(__doc__, partial(pairs, options=options), rest, [words])
+    add = arg_parser.add_argument
+    add("--photographs", type=int, default=1, metavar="N", help="in a folder (1: one, a TIFF)")
+    add("--side", type=int, help="pixels of the photograph's sides (4000; without a GPU 500)")
+    add("--model", type=Path, help="run or export (default: a small one with weights as drawn)")
+    add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE})")
+    add("--batch", type=int, default=few, help="tiles at once (4; 1 on a CPU, which is busy with one)")
+    add("--rounds", type=int, default=3, help="turns of each way (3)")
+    options, rest = arg_parser.parse_known_args(arguments)
+    command(__doc__, partial(pairs, options=options), rest, [arg_parser])
 
 
 def pairs(quick: bool, options: argparse.Namespace) -> Iterable[Pair]:

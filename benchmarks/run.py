@@ -45,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    words = parser(__doc__)
-    words.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
-    words.add_argument("--out", type=Path, default=HERE / "results", help="directory (benchmarks/results)")
-    words.add_argument("--markdown", nargs="?", type=Path, const=Path(), metavar="FILE", help="see above")
-    options = words.parse_args(arguments)
+    arg_parser = parser(__doc__)
+    arg_parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    arg_parser.add_argument("--out", type=Path, default=HERE / "results", help="directory (benchmarks/results)")
+    arg_parser.add_argument("--markdown", nargs="?", type=Path, const=Path(), metavar="FILE", help="see above")
+    options = arg_parser.parse_args(arguments)
     if options.markdown == Path():
         options.markdown = options.out / "report.json"
     if options.markdown and not options.markdown.is_file():
-        words.error(f"--markdown: no {options.markdown}; run the benchmarks first, or name a report")
+        arg_parser.error(f"--markdown: no {options.markdown}; run the benchmarks first, or name a report")
     return options
 
 

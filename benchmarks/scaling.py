@@ -64,12 +64,12 @@ class Case:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    words = parser()
-    options = words.parse_args(arguments)
+    arg_parser = parser()
+    options = arg_parser.parse_args(arguments)
     if options.steps <= SKIP or options.rounds < 1:
-        words.error(f"--steps {options.steps} --rounds {options.rounds}: needs more than {SKIP} steps and a round")
+        arg_parser.error(f"--steps {options.steps} --rounds {options.rounds}: needs more than {SKIP} steps and a round")
     if on_device() and (options.traffic or options.batch_norm):
-        words.error("--traffic and --batch-norm compare two CPU processes: hide the GPUs (CUDA_VISIBLE_DEVICES=)")
+        arg_parser.error("--traffic and --batch-norm compare two CPU processes: hide the GPUs (CUDA_VISIBLE_DEVICES=)")
     if options.predict:
         print("\n".join(markdown(predict(options.step_seconds, options.batch, options.parameters))))
         return
@@ -87,20 +87,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     """Parser of the command line."""
     how = argparse.RawDescriptionHelpFormatter
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=how)
-    what = words.add_mutually_exclusive_group()
+    arg_parser = argparse.ArgumentParser(description=__doc__, formatter_class=how)
+    what, add = arg_parser.add_mutually_exclusive_group(), arg_parser.add_argument
     for name in ("traffic", "batch-norm", "predict"):
         what.add_argument(f"--{name}", action="store_true", help="see above")
-    words.add_argument("--strategies", action="store_true", help="ZeRO-1, 2 and 3 too (needs deepspeed)")
-    words.add_argument("--json", type=Path, metavar="FILE", help="write figures, settings, machine and versions")
-    words.add_argument("--recipe", help="YAML to train; default: the small CSBSR, on a GPU configs/csbsr_pspnet.yaml")
-    words.add_argument("--rounds", type=int, default=5, help="turns of each case (5)")
-    words.add_argument("--steps", type=int, default=14, help=f"of a run, of which the first {SKIP} do not count (14)")
-    words.add_argument("--crop", type=int, help="HR pixels a side (128; on a GPU 224)")
-    words.add_argument("--batch", type=int, default=6, help="samples of a process in a step (6)")
-    words.add_argument("--step-seconds", type=float, nargs="+", default=[0.0133, 0.0222, 0.0667], metavar="T")
-    words.add_argument("--parameters", type=float, default=PARAMETERS, help="of the model, for --predict (89.3e6)")
-    return words
+    add("--strategies", action="store_true", help="ZeRO-1, 2 and 3 too (needs deepspeed)")
+    add("--json", type=Path, metavar="FILE", help="write figures, settings, machine and versions")
+    add("--recipe", help="YAML to train; default: the small CSBSR, on a GPU configs/csbsr_pspnet.yaml")
+    add("--rounds", type=int, default=5, help="turns of each case (5)")
+    add("--steps", type=int, default=14, help=f"of a run, of which the first {SKIP} do not count (14)")
+    add("--crop", type=int, help="HR pixels a side (128; on a GPU 224)")
+    add("--batch", type=int, default=6, help="samples of a process in a step (6)")
+    add("--step-seconds", type=float, nargs="+", default=[0.0133, 0.0222, 0.0667], metavar="T")
+    add("--parameters", type=float, default=PARAMETERS, help="of the model, for --predict (89.3e6)")
+    return arg_parser
 
 
 # ---- runs ----

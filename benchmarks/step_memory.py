@@ -79,11 +79,11 @@ class Memory:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("recipes", nargs="*", default=RECIPES, help=f"below configs/ ({' '.join(RECIPES)})")
-    words.add_argument("--measure", type=int, metavar="N", help="see above; in float32")
-    words.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # a process that measures itself
-    options = words.parse_args(arguments)
+    arg_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg_parser.add_argument("recipes", nargs="*", default=RECIPES, help=f"below configs/ ({' '.join(RECIPES)})")
+    arg_parser.add_argument("--measure", type=int, metavar="N", help="see above; in float32")
+    arg_parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # a process that measures itself
+    options = arg_parser.parse_args(arguments)
     if options.alone:
         print(grown(of_recipe(options.recipes[0]), options.measure))
     elif options.measure:

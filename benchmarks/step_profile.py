@@ -40,10 +40,10 @@ STEPS = 3
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("recipes", nargs="*", default=RECIPES, help=f"below configs/ ({' '.join(RECIPES)})")
-    words.add_argument("--threads", type=int, default=1)
-    options = words.parse_args(arguments)
+    arg_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg_parser.add_argument("recipes", nargs="*", default=RECIPES, help=f"below configs/ ({' '.join(RECIPES)})")
+    arg_parser.add_argument("--threads", type=int, default=1)
+    options = arg_parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     rates = machine.rates("cpu", "cpu", options.threads)
     rate = max(rates["matmul float32"], rates["conv float32"])
