@@ -53,16 +53,16 @@ class Files:
     def new(self, ending: str) -> Path:
         """The path under which a file that ends so is to be written until then."""
         self.endings.append(ending)
-        return self._room / (self._stem.name + ending)
+        return self._scratch / (self._stem.name + ending)
 
     @property
-    def _room(self) -> Path:
+    def _scratch(self) -> Path:
         """Temporary directory until then; also for what GDAL may put beside them."""
-        return self._stem.with_name(f"{self._rooms}{os.getpid()}")
+        return self._stem.with_name(f"{self._scratch_prefix}{os.getpid()}")
 
     @property
-    def _rooms(self) -> str:
-        """The name of this machine's rooms for this stem, before a process's number: other runs may write here too.
+    def _scratch_prefix(self) -> str:
+        """Prefix of this machine's scratch directories for this stem, before the process id: others may write here too.
 
         The stem is hashed, as a long one leaves no place in a file name for more.
         """
@@ -76,15 +76,15 @@ class Files:
 
     def discard(self) -> None:
         """None of them is wanted."""
-        shutil.rmtree(self._room, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
         self.endings.clear()
 
     def __enter__(self) -> "Files":
-        for left in self.directory.glob(f"{glob.escape(self._rooms)}*"):  # by a kill
-            if not psutil.pid_exists(int(left.name.removeprefix(self._rooms))):
+        for left in self.directory.glob(f"{glob.escape(self._scratch_prefix)}*"):  # by a kill
+            if not psutil.pid_exists(int(left.name.removeprefix(self._scratch_prefix))):
                 shutil.rmtree(left, ignore_errors=True)
         self.discard()
-        self._room.mkdir(parents=True)
+        self._scratch.mkdir(parents=True)
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -100,7 +100,7 @@ class Files:
     def _publish(self) -> None:
         for rows in self._open:
             rows.finish()
-        paths = [self._room / (self._stem.name + ending) for ending in self.endings]
+        paths = [self._scratch / (self._stem.name + ending) for ending in self.endings]
         self.sizes = {path.name: path.stat().st_size for path in paths}
         for path in paths:
             os.replace(path, self._stem.with_name(path.name))

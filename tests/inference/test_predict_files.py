@@ -241,7 +241,7 @@ def test_two_runs_write_to_one_directory(export, photos, tmp_path, capsys, monke
         run(export, photos / "a.png", "--out", tmp_path / "out")
         monkeypatch.undo()
     assert {"a_x.txt", "a_sr.png", "a_prediction.json"} <= names(tmp_path / "out")
-    left = tmp_path / "out" / f"{files._rooms}{2**22 + 1}"  # no process has this number
+    left = tmp_path / "out" / f"{files._scratch_prefix}{2**22 + 1}"  # no process has this number
     left.mkdir()
     with rasters.Files(tmp_path / "out" / "a"):
         assert not left.exists()
