@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -63,16 +64,28 @@ def measured_prefixes(results: Path) -> list[Path]:
 
 
 def prefixes_of(results: Path) -> list[Path]:
-    """Path prefixes of the results of measured photographs in a directory; ValueError where there is none."""
+    """Path prefixes of the results of measured photographs in a directory.
+
+    Raises: ValueError, one line, where there is none, or results that were written are gone.
+    """
     if not results.is_dir():
         raise ValueError(f"no directory at {results}")
     records = sorted(results.rglob(f"*{_RECORD}"))
     prefixes = [record.with_name(record.name.removesuffix(_RECORD)) for record in records]
-    prefixes = [prefix for prefix in prefixes if prefix.with_name(prefix.name + LINES).is_file()]
-    if not prefixes:
+    measured = [prefix for prefix in prefixes if prefix.with_name(prefix.name + LINES).is_file()]
+    without = sorted({*prefixes} - {*measured})
+    gone = [prefix for prefix in without if prefix.name + LINES in _files_of(prefix)]
+    if gone:
+        raise ValueError(f"results of {len(gone)} photographs are gone, {gone[0]}{LINES} first: predict again")
+    if not measured:
         held = f"{len(records)} predicted photographs without measures" if records else "no results"
         raise ValueError(f"{results} holds {held}: run cssr.predict PHOTOGRAPHS --measure --out {results}")
-    return prefixes
+    return measured
+
+
+def _files_of(prefix: Path) -> dict[str, Any]:
+    """The files that prediction has written of a photograph, by its record."""
+    return read_json(prefix.with_name(prefix.name + _RECORD), {"?files": dict}).get("files", {})
 
 
 def _named(photographs: Sequence[Annotated], root: Path | None) -> list[Annotated]:

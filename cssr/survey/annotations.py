@@ -1,6 +1,5 @@
 """Predicted cracks as annotations to correct: COCO, Label Studio's predictions, CVAT's images 1.1."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from cssr import __version__
 from cssr.cracks.components import Components
 from cssr.cracks.outline import outline
+from cssr.survey.collect import read_cracks, reading
 from cssr.survey.geometry import paths, to_pixels
 from cssr.utils.interrupts import one_line
 
@@ -56,9 +56,14 @@ def read(prefix: Path, least_score: float = 0.0) -> Annotated:
     """Read the measured cracks of a photograph as whole pixels of it; cracks below `least_score` are left out.
 
     A pixel is crack where half of it is, and along the centre line, so that hairlines thinner than it are kept.
+    Raises: ValueError, one line, for files that are damaged or gone.
     """
-    lines = json.loads(prefix.with_name(f"{prefix.name}_cracks.geojson").read_text(encoding="utf-8"))
-    areas = json.loads(prefix.with_name(f"{prefix.name}_outlines.geojson").read_text(encoding="utf-8"))
+    with reading(prefix):
+        return _read(prefix, least_score)
+
+
+def _read(prefix: Path, least_score: float) -> Annotated:
+    lines, areas = read_cracks(prefix)
     photograph = lines["photograph"]
     pixels = to_pixels(photograph.get("affine"))
     instances = []

@@ -1,8 +1,8 @@
 """The cracks of a survey: one row for each, from the files that prediction has written of each photograph."""
 
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 from cssr.survey.geometry import compact
 from cssr.survey.severity import Limits
 from cssr.utils.interrupts import one_line
+from cssr.utils.json_files import read_json
 
 Row = dict[str, Any]
+_SHAPE = {"features": [{"geometry": dict, "properties": dict}]}
 COVERAGE = 2.0  # standard uncertainties of an expanded one (95 %)
 
 # columns of the table: name, unit, meaning
@@ -80,28 +82,54 @@ class Survey:
         return counts
 
 
-def collect(prefixes: Sequence[Path], limits: Limits, width_uncertainty: float) -> Survey:
-    """The cracks of all photographs, from `PREFIX_cracks.geojson` and `PREFIX_outlines.geojson` of each.
+@contextmanager
+def reading(prefix: Path) -> Iterator[None]:
+    """Turn any error of what the files of a photograph's cracks hold into ValueError, one line, with its prefix."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"the cracks of {prefix} cannot be read ({reason}): predict it again") from None
 
-    `width_uncertainty`: standard, of a measured width, pixels of the photograph.
+
+def read_cracks(prefix: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The lines and the outlines of a photograph's cracks, GeoJSON with as many features each."""
+    lines, areas = (
+        read_json(prefix.with_name(f"{prefix.name}_{what}.geojson"), _SHAPE) for what in ("cracks", "outlines")
+    )
+    if len(lines["features"]) != len(areas["features"]):
+        raise ValueError(f"{len(lines['features'])} lines, but {len(areas['features'])} outlines")
+    return lines, areas
+
+
+def collect(prefixes: Sequence[Path], limits: Limits, width_uncertainty: float) -> Survey:
+    """The cracks of all photographs, whose results are `PREFIX_cracks.geojson` and `PREFIX_outlines.geojson`.
+
+    Args:
+        width_uncertainty: standard, of a measured width, pixels of the photograph.
+    Raises: ValueError, one line, for files that are damaged or gone.
     """
     survey = Survey(limits)
     for prefix in prefixes:
-        lines = json.loads(prefix.with_name(f"{prefix.name}_cracks.geojson").read_text(encoding="utf-8"))
-        areas = json.loads(prefix.with_name(f"{prefix.name}_outlines.geojson").read_text(encoding="utf-8"))
-        photograph = {**lines["photograph"], "name": one_line(lines["photograph"]["name"])}
-        named = lines.get("crs", {}).get("properties", {}).get("name", "")
-        crs = named if "affine" in photograph else None
-        survey.photographs.append({**photograph, "cracks": len(lines["features"])})
-        survey.prefixes.append(prefix)
-        for line, area in zip(lines["features"], areas["features"]):
-            row = _row(line["properties"], photograph, limits, width_uncertainty)
-            survey.rows.append({"crack": len(survey.rows) + 1, **row})
-            survey.boxes.append(tuple(line["properties"][side] for side in ("left", "top", "right", "bottom")))
-            survey.lines.append(compact(line["geometry"]))
-            survey.areas.append(compact(area["geometry"]))
-            survey.crs.append(crs)
+        with reading(prefix):
+            _add(survey, prefix, limits, width_uncertainty)
     return survey
+
+
+def _add(survey: Survey, prefix: Path, limits: Limits, width_uncertainty: float) -> None:
+    lines, areas = read_cracks(prefix)
+    photograph = {**lines["photograph"], "name": one_line(lines["photograph"]["name"])}
+    named = lines.get("crs", {}).get("properties", {}).get("name", "")
+    crs = named if "affine" in photograph else None
+    survey.photographs.append({**photograph, "cracks": len(lines["features"])})
+    survey.prefixes.append(prefix)
+    for line, area in zip(lines["features"], areas["features"]):
+        row = _row(line["properties"], photograph, limits, width_uncertainty)
+        survey.rows.append({"crack": len(survey.rows) + 1, **row})
+        survey.boxes.append(tuple(line["properties"][side] for side in ("left", "top", "right", "bottom")))
+        survey.lines.append(compact(line["geometry"]))
+        survey.areas.append(compact(area["geometry"]))
+        survey.crs.append(crs)
 
 
 def _row(measured: Row, photograph: Row, limits: Limits, width_uncertainty: float) -> Row:

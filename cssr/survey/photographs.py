@@ -12,7 +12,7 @@ from PIL import Image
 from cssr.cracks.pixel_size import PixelSize
 from cssr.survey.annotate import LINES, prefixes_of, probabilities
 from cssr.survey.changes import Cracks, View
-from cssr.survey.collect import Row, collect
+from cssr.survey.collect import Row, collect, reading
 from cssr.survey.geometry import paths, to_pixels
 from cssr.survey.registration import NotRegistered, Picture, read_picture, reduced
 from cssr.survey.severity import Limits
@@ -123,14 +123,11 @@ def _surveyed(prefix: Path, directory: Path) -> Surveyed:
 @functools.lru_cache(maxsize=_HELD)
 def cracks_of(photograph: Surveyed) -> Cracks:
     """Its cracks; ValueError, one line, where its files are damaged."""
-    try:
-        survey = collect([photograph.prefix], _ANY, 0.0)
+    survey = collect([photograph.prefix], _ANY, 0.0)
+    with reading(photograph.prefix):
         pixels = to_pixels(photograph.affine)
         lines = [[np.asarray(pixels(line), float) for line in paths(shape)] for shape in survey.lines]
         rings = [[np.asarray(pixels(ring), float) for ring in paths(shape)] for shape in survey.areas]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"the cracks of {photograph.prefix} cannot be read ({reason}): predict it again") from None
     return Cracks(photograph.shape, lines, rings, survey.rows)
 
 

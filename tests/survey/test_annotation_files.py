@@ -183,6 +183,16 @@ def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "out" / "a_prob.png").unlink()
     with pytest.raises(SystemExit, match="--rank: no probabilities"):
         main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations"), "--rank"])
-    (tmp_path / "out" / "a_cracks.geojson").write_text('{"photograph": 3}')
+    lines = tmp_path / "out" / "a_cracks.geojson"
+    whole = lines.read_text()
+    for name in ("number", "coordinates"):
+        lines.write_text(whole.replace(f'"{name}"', '"other"', 1))
+        with pytest.raises(SystemExit, match="error: the cracks of .*a cannot be read .*: predict it again"):
+            main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations")])
+    (tmp_path / "out" / "a_prediction.json").write_text('{"files": {"a_cracks.geojson": 7}}')
+    lines.unlink()
+    with pytest.raises(SystemExit, match="results of 1 photographs are gone, .*a_cracks.geojson first"):
+        main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations")])
+    lines.write_text('{"photograph": 3}')
     with pytest.raises(SystemExit, match="a_cracks.geojson"):
         main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations")])

@@ -73,6 +73,10 @@ def test_mistakes_are_one_line(results, tmp_path):
     moved = tmp_path / "moved"
     shutil.move(results, moved)  # as a whole: nothing is lost
     main(["--survey", str(moved), "--out", str(tmp_path / "report")])
+    lines = (moved / "two_cracks.geojson").read_text()
+    (moved / "two_cracks.geojson").write_text(lines.replace('"photograph"', '"picture"', 1))
+    with pytest.raises(SystemExit, match="the cracks of .*two cannot be read .*photograph.*: predict it again"):
+        main(["--survey", str(moved), "--out", str(tmp_path / "report")])
     (moved / "two_cracks.geojson").unlink()
     with pytest.raises(SystemExit, match="results of 1 photographs are gone, .*two_cracks.geojson"):
         main(["--survey", str(moved), "--out", str(tmp_path / "report")])
