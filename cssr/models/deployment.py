@@ -201,16 +201,18 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
     model = copy.deepcopy(model).cpu().float().eval()
     model.orientations = 1
     deployed = Deployed(model)
-    program = capture(deployed)
     folder = out / f".partial-{os.getpid()}"
     with naming(out):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True)  # before what takes long
         try:
+            program = capture(deployed)
             files = [_write(form, deployed, program, folder, tolerance) for form in formats]
             for path in sorted(folder.iterdir()):
                 os.replace(path, out / path.name)
         finally:
             shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # where there is something in it
+                out.rmdir()
     # files that are left of another model
     written = {name for file in files for name in file["written"]}
     for name in {*_FILES.values(), f"{_FILES['onnx']}.data"} - written:

@@ -150,6 +150,16 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(export, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_is_a_file_is_refused_before_anything_is_captured(export, tmp_path, monkeypatch):
+    monkeypatch.setattr("cssr.models.deployment.capture", lambda _: pytest.fail("it was captured"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="error: .*file.* cannot be written: (File exists|Not a directory)"):
+        main([str(export), "--out", str(tmp_path / "file")])
+    with pytest.raises(pytest.fail.Exception):
+        main([str(export), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
 def test_large_weights_are_in_a_file_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(deployment, "_ONE_FILE", 0)
     found = deploy(model_of(sr=SRS["srcnet"]), ["onnx"], tmp_path)
