@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cssr.cracks.measure import Crack
 from cssr.cracks.outline import outline
+from cssr.cracks.pixel_size import SIZES
 from cssr.utils.files import write_atomic
 from cssr.utils.images import encoded
 
@@ -37,9 +38,10 @@ class Units:
     source: str = "typed"
 
     def __post_init__(self) -> None:
-        for name, value in (("scale", self.scale), ("mm_per_pixel", self.mm_per_pixel)):
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a number above 0, got {value}")
+        if not 0 < self.scale < float("inf"):
+            raise ValueError(f"scale must be a number above 0, got {self.scale}")
+        if self.mm_per_pixel is not None and not SIZES[0] <= self.mm_per_pixel <= SIZES[1]:
+            raise ValueError(f"mm_per_pixel must be a number above 0 (1e-06 to 1e+06), got {self.mm_per_pixel}")
 
 
 @dataclass(frozen=True)

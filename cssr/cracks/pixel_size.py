@@ -27,6 +27,7 @@ FAMILIES = {  # of printed markers: OpenCV's dictionaries, the smallest that hol
 }
 TILT = 10.0  # degrees to the surface above which a photograph's pixels differ too much to stay silent
 
+SIZES = 1e-6, 1e6  # mm, of a pixel: what can be meant
 _TYPED = 0.01  # relative uncertainty of a size that is typed without one
 _POINT = 1.0  # pixels by which a point that is read off a photograph may be off
 _CORNER = 0.5  # pixels, of a marker's detected corners
@@ -50,7 +51,7 @@ class PixelSize:
     note: str = ""  # what its user should know
 
     def __post_init__(self) -> None:
-        if not (0 < self.mm < math.inf and 0 <= self.uncertainty < math.inf):
+        if not (SIZES[0] <= self.mm <= SIZES[1] and 0 <= self.uncertainty < math.inf):
             raise ValueError(f"{self.source}: a pixel of {self.mm:g} +- {self.uncertainty:g} mm cannot be")
 
     def __str__(self) -> str:

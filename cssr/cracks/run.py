@@ -75,12 +75,15 @@ def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
     Raises: ValueError, one line, where there is none.
     """
     masks: dict[str, Path] = {}
+    seen: set[Path] = set()
     for source in sources:
         if not source.exists():
             raise ValueError(f"no mask or folder at {source}")
         folder = source if source.is_dir() else source.parent
         for path in _files(source) if source.is_dir() else [source]:
-            masks[free_stem(path.relative_to(folder), masks)] = path
+            if path not in seen:
+                masks[free_stem(path.relative_to(folder), masks)] = path
+                seen.add(path)
     return masks
 
 

@@ -17,6 +17,7 @@ from cssr.utils.files import free_stem
 from cssr.utils.image_files import IMAGE_SUFFIXES, is_litter, masks_beside, passed_over, walk, with_suffix
 from cssr.utils.photographs import Photograph, open_photograph
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # it writes of damage to stderr; what is lost is said by us
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".mts")
 
 

@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 _LONGEST = 2000  # characters of the line in which a command fails, which may repeat what it was given
+_EMPTY = {"", "--out=", "--root=", "--data="}
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,12 +34,17 @@ def run(main: Callable[[], Any]) -> Any:
     """Run a command's `main`; afterwards, while the interpreter shuts down, the signals end the process at once.
 
     What the terminal's encoding has not is written as an escape: a name that cannot be shown is no failure. In
-    `--out=~/results` the `~` is the home, which shells see to only where a word begins with it.
+    `--out=~/results` the `~` is the home, which shells see to only where a word begins with it. An empty word is
+    a mistake: of a path it would be the working directory.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (s and (Terminal(s) if s.isatty() else Stream(s)) for s in (sys.stdout, sys.stderr))
+    if empty := _EMPTY.intersection(sys.argv[1:]):
+        sys.exit(
+            f"error: an argument is empty ({empty.pop()!r}), as of a variable that is not set: it would be taken for ."
+        )
     words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in sys.argv]
     sys.argv = [f"{option}{equals}{os.path.expanduser(value)}" for option, equals, value in words]
     try:

@@ -125,7 +125,7 @@ def test_the_picture_shows_lines_in_the_cracks_and_labels_beside_them(tmp_path):
 
 
 def test_units_that_make_no_sense():
-    for units in ({"scale": 0}, {"mm_per_pixel": -1.0}, {"scale": float("nan")}):
+    for units in ({"scale": 0}, {"mm_per_pixel": -1.0}, {"mm_per_pixel": 1e-300}, {"scale": float("nan")}):
         with pytest.raises(ValueError, match=f"{next(iter(units))} must be a number above 0"):
             Units(**units)
 
@@ -259,7 +259,7 @@ def test_which_files_of_a_folder_are_masks(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert list(masks_at([tmp_path])) == ["a", "a.tif", "b/a"]
-    assert list(masks_at([tmp_path / "a.png", tmp_path / "b" / "a.png"])) == ["a", "a.png"]
+    assert list(masks_at([tmp_path / "a.png", tmp_path / "b" / "a.png", tmp_path / "a.png"])) == ["a", "a.png"]
     (tmp_path / "001_cracks.png").touch()  # not ours: no table beside it
     assert "001_cracks" in masks_at([tmp_path])
     (tmp_path / "x_mask.png").touch()
@@ -273,7 +273,10 @@ def test_which_files_of_a_folder_are_masks(tmp_path):
         (["{folder}", "--out", "o"], "no mask in .*: none of its files ends with .jpg"),
         (["{folder}", "--out", "o", "--scale", "0"], "scale must be a number above 0, got 0"),
         (["{folder}", "--out", "o", "--least-length", "nan"], "--least-length must be 0 or more, got nan"),
-        (["{folder}", "--out", "o", "--mm-per-pixel", "-2"], "mm_per_pixel must be a number above 0, got -2"),
+        (
+            ["{folder}", "--out", "o", "--mm-per-pixel", "-2"],
+            r"mm_per_pixel must be a number above 0 \(1e-06 to 1e\+06\), got -2",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):

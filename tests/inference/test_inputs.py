@@ -103,11 +103,12 @@ def test_frames_of_a_video(video, every, numbers):
         assert source.facts()["frame"] == number
 
 
-def test_a_video_that_is_none_cannot_be_opened(tmp_path):
+def test_a_video_that_is_none_cannot_be_opened(tmp_path, capfd):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     (source,) = inputs.each(photographs(tmp_path / "a.mp4"), 1)
     with pytest.raises(ValueError, match=r"cannot read .*a\.mp4 as a photograph"):
         source.open()
+    assert capfd.readouterr().err == ""  # of FFmpeg
 
 
 def test_a_video_that_breaks_off_is_reported_after_its_frames(video):

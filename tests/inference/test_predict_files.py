@@ -330,6 +330,8 @@ def test_no_place_to_write(export, photos, tmp_path):
         (["--least-length", "2"], "--least-length is for --measure"),
         (["--measure", "--least-length", "-2"], "--least-length must be 0 or more"),
         (["--measure", "--mm-per-pixel", "-2"], "--mm-per-pixel must be mm above 0"),
+        (["--measure", "--mm-per-pixel", "1e-300"], "--mm-per-pixel must be mm above 0"),
+        (["--measure", "--detectable", "10000000"], "--detectable must be 0 to 1000, got 10000000"),
         (["--measure", "--known-distance", "1", "1", "1", "1", "50"], "--known-distance: two points 0 pixels"),
         (["--measure", "--known-distance", "1", "1", "99", "1", "9", "--mm-per-pixel", "1"], "give one of them"),
         (["--measure", "--marker-side", "0"], "--marker-side must be above 0"),

@@ -183,6 +183,14 @@ def test_a_tilde_after_an_equals_sign_is_the_home(monkeypatch, tmp_path, handler
     assert interrupts.run(lambda: sys.argv[1:]) == ["~", f"--out={tmp_path}/a", "--name=a=~", "data.train=~/b"]
 
 
+@pytest.mark.parametrize("word", ["", "--out="])
+def test_an_empty_argument_is_a_mistake(word, monkeypatch, handlers):
+    """As of `--out "$OUT"`, which would write into the working directory."""
+    monkeypatch.setattr(sys, "argv", ["measure", "a.png", "--out", word])
+    with pytest.raises(SystemExit, match=f"error: an argument is empty .'{word}'."):
+        interrupts.run(lambda: pytest.fail("it ran"))
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_names_that_the_terminal_cannot_show_are_no_failures(encoding, tmp_path):
     """A name of no text, and one in letters that the encoding has not: each is measured and printed."""
