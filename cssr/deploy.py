@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import errors_end, program
+from cssr.utils.cli import errors_end, program, quick_imports
 
 FORMATS = ("onnx", "torch_export")  # for other systems
 
@@ -36,9 +36,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parser().parse_args(arguments)
-    # imported once the command line is read, as torch takes seconds
-    from cssr.models.deployment import check_onnx, deploy
-    from cssr.models.load import load_model
+    with quick_imports():  # once the command line is read, as torch takes seconds
+        from cssr.models.deployment import check_onnx, deploy
+        from cssr.models.load import load_model
 
     with errors_end():
         if "onnx" in options.format:

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import program
+from cssr.utils.cli import program, quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parser().parse_args(arguments)
-    from cssr.evaluation.run import run  # takes seconds, which --help does not need
+    with quick_imports():  # takes seconds, which --help does not need
+        from cssr.evaluation.run import run
 
     run(options)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cssr.config.schema import PRECISIONS, RESULTS, TILE, TILE_AT_SCALE_1
-from cssr.utils.cli import program
+from cssr.utils.cli import program, quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +87,8 @@ def __getattr__(name: str) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parser().parse_args(arguments)
-    from cssr.inference.run import run  # takes seconds, which --help does not need
+    with quick_imports():  # takes seconds, which --help does not need
+        from cssr.inference.run import run
 
     run(options)
 

@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before imports that take seconds
 import sys
 
 from cssr.config.loading import described, wants_help
+from cssr.utils.cli import quick_imports
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,7 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     if wants_help(arguments):
         print(described(__doc__))
         return
-    from cssr.training.trainer import run  # takes seconds, which --help does not need
+    with quick_imports():  # takes seconds, which --help does not need
+        from cssr.training.trainer import run
 
     run(arguments)
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from torch import Tensor
 
@@ -81,6 +80,7 @@ def fit_temperature(histogram: np.ndarray) -> float:
     background, crack = np.asarray(histogram, dtype=np.float64)
     if not (background.any() and crack.any()):
         return 1.0
+    from scipy.optimize import minimize_scalar  # slow to import
 
     def loss(log_temperature: float) -> float:
         scaled = _LOGIT / np.exp(log_temperature)

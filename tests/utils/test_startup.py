@@ -1,10 +1,13 @@
 """What a command need not import it does not: seconds vary, the modules imported do not."""
 
+import gc
 import subprocess
 import sys
 
 import pytest
 from paths import ROOT
+
+from cssr.utils.cli import quick_imports
 
 HEAVY = (
     "torch",
@@ -68,6 +71,13 @@ def test_help_needs_none_of_them(script, allowed, said):
 def test_a_prediction_that_measures_nothing_needs_no_scipy():
     code = "import sys, cssr.inference.run; print(*({'scipy'} & {*sys.modules}), file=sys.stderr)"
     assert heavy_modules(code)[1] == set()
+
+
+def test_garbage_is_collected_again_after_imports():
+    with pytest.raises(ImportError), quick_imports():
+        assert not gc.isenabled()
+        import no_such_module  # noqa: F401
+    assert gc.isenabled()
 
 
 def test_the_benchmark_starts_programs_that_are_there(monkeypatch):
