@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import gc
 import json
 import sys
 
@@ -18,6 +19,17 @@ from cssr.models.seg import SEG
 from cssr.models.sr import SR
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Garbage is not looked for among all that collection imports and lists, neither then nor in the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
