@@ -230,7 +230,11 @@ def _of_devices(launch: LaunchFile, machine: Machine) -> Iterator[str]:
 
 
 def _of_machines(launch: LaunchFile) -> Iterator[str]:
-    if launch.machines == 1 or launch.strategy == "simple":
+    if launch.strategy == "simple":
+        return
+    if launch.machine_rank is not None and not 0 <= launch.machine_rank < launch.machines:
+        yield f"--machine_rank {launch.machine_rank} with num_machines: {launch.machines}: ranks begin at 0"
+    if launch.machines == 1:
         return
     if launch.processes % launch.machines:
         yield (
@@ -242,8 +246,6 @@ def _of_machines(launch: LaunchFile) -> Iterator[str]:
     if launch.machine_rank is None:
         last = launch.machines - 1
         yield f"every machine would take itself for machine 0, and wait: add --machine_rank R, 0 to {last}, on each"
-    elif not 0 <= launch.machine_rank < launch.machines:
-        yield f"--machine_rank {launch.machine_rank} with num_machines: {launch.machines}: ranks begin at 0"
     if launch.rendezvous != "static":
         yield f"rdzv_backend: {launch.rendezvous} does not bring several machines together here: use static"
     if launch.strategy == "zero" and launch.deepspeed.get("deepspeed_multinode_launcher") != "standard":

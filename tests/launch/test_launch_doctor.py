@@ -78,6 +78,7 @@ REFUSED = {
     "ip": ("multi_node", {}, {"machine_rank": 0}, GPUS, "add --main_process_ip"),
     "rank": ("multi_node", {}, {"main_process_ip": "10.0.0.1"}, GPUS, "add --machine_rank R, 0 to 1"),
     "rank too high": ("multi_node", {}, {**PLACE, "machine_rank": 2}, GPUS, "--machine_rank 2 with num_machines: 2"),
+    "rank of one": ("cpu_2proc", {}, {"machine_rank": 7}, CPU, "--machine_rank 7 with num_machines: 1"),
     "c10d": ("multi_node", {"rdzv_backend": "c10d"}, PLACE, GPUS, "rdzv_backend: c10d"),
     "odd": ("multi_node", {"num_processes": 15}, PLACE, GPUS, "would silently run 14"),
     "pdsh": ("multi_node_zero2", STAGE_2, PLACE, GPUS, "add deepspeed_multinode_launcher: standard"),
