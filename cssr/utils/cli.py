@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import without garbage collection, which frees nothing and takes a fifth of the time of torch and others."""
+    """Import without garbage collection, which frees nothing and takes an eighth of the time of torch and others."""
     enabled = gc.isenabled()
     gc.disable()
     try:
