@@ -201,7 +201,7 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
     model = copy.deepcopy(model).cpu().float().eval()
     model.orientations = 1
     deployed = Deployed(model)
-    folder = out / f".partial-{os.getpid()}"
+    folder, new = out / f".partial-{os.getpid()}", not out.exists()
     with naming(out):
         folder.mkdir(parents=True)  # before what takes long
         try:
@@ -211,7 +211,7 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
                 os.replace(path, out / path.name)
         finally:
             shutil.rmtree(folder)
-            with contextlib.suppress(OSError):  # where there is something in it
+            if new and not any(out.iterdir()):
                 out.rmdir()
     # files that are left of another model
     written = {name for file in files for name in file["written"]}
