@@ -120,7 +120,7 @@ def _decode_plain_png(data: bytes) -> np.ndarray | None:
         return None
     width, height = struct.unpack(">II", data[16:24])
     try:
-        return kornia_rs.io.decode_image_png_u8(data, (height, width), kind)
+        return kornia_rs.io.decode_image_png_u8(pixel_chunks(data), (height, width), kind)
     except Exception as error:  # of no class of its own
         raise ValueError("cannot be decoded") from error
 

@@ -33,6 +33,7 @@ from cssr.utils import geotiff
 from cssr.utils.files import naming
 from cssr.utils.images import open_image
 from cssr.utils.interrupts import one_line
+from cssr.utils.machine import keep_freed_memory
 from cssr.utils.photographs import Photograph
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Pipeline:
                 self._open(job)
             coming = reader.submit(self._next, sources, held + job.need)
             if job.photograph:
+                keep_freed_memory(2 * (held + job.need) <= self._room)
                 finish = self._predict(job, bar)
                 written.result()
                 written, held = writer.submit(finish), job.need

@@ -24,13 +24,11 @@ from cssr.survey.severity import Limits, load_limits
 from cssr.survey.write import FOLDER, write_survey
 from cssr.utils.cli import errors_end
 from cssr.utils.interrupts import one_line
-from cssr.utils.machine import keep_freed_memory
 from cssr.utils.photographs import Photograph, open_photograph
 
 
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr.predict` asks for."""
-    keep_freed_memory()
     try:
         with errors_end():
             choose_model(options)

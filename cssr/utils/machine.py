@@ -10,6 +10,9 @@ from pathlib import Path
 import psutil
 
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # options of mallopt(3)
+_KEPT = {_TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 27, _MMAP_MAX: 0}  # the heap grows by 128 MiB, and never shrinks
+_RETURNED = {_TRIM_THRESHOLD: 1 << 17, _TOP_PAD: 1 << 17, _MMAP_MAX: 1 << 16, _MMAP_THRESHOLD: 1 << 22}
 
 
 def cores() -> int:
@@ -56,16 +59,16 @@ def check_processes(count: int, option: str, gib: float, per_core: int = 4, leas
         )
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep memory that it frees, and take large arrays from it too, as long as it lives.
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let this process keep memory that it frees, and take large arrays from it too; or, `keep` false, return it.
 
     Of itself glibc asks the kernel for new pages for each array above 32 MiB, which are filled with zeros again and
-    again: a fifth of the CPU time of a prediction. Nothing is done on other systems, or where the environment has
-    settings of malloc.
+    again: a fifth of the CPU time of a prediction. What is kept is between arrays that stay, so a process takes more
+    memory, up to half as much again; returned, all of an array above 4 MiB. Nothing is done on other systems, or where
+    the environment has settings of malloc.
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
-    mallopt(-1, -1)  # M_TRIM_THRESHOLD: the end of the heap is never given back
-    mallopt(-2, 1 << 27)  # M_TOP_PAD: it grows in steps of 128 MiB
-    mallopt(-4, 0)  # M_MMAP_MAX: no array is memory of its own
+    for option, value in (_KEPT if keep else _RETURNED).items():
+        mallopt(option, value)
