@@ -135,7 +135,7 @@ def curves(runs: list[Rows]) -> np.ndarray:
 
 
 def draws(images: int) -> np.ndarray:
-    """How often each image is drawn, DRAWS times: the same for every system of so many images."""
+    """Number of times that each image is drawn, in each of DRAWS draws: the same for every system of so many images."""
     return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), DRAWS).astype(np.float64)
 
 

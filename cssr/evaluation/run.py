@@ -41,9 +41,10 @@ _CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "
 
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr/evaluate.py` asks for."""
-    keep_freed_memory()
     with errors_end():
         engine = start_engine()
+        if engine.device.type == "cpu":
+            keep_freed_memory()
         _evaluate(options, engine)
     engine.end_training()
 

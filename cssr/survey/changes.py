@@ -303,7 +303,7 @@ class _Pair:
     def _place(
         self, olds: list[int], news: list[int], beside: tuple[np.ndarray, np.ndarray], words: list[str]
     ) -> tuple[float, float]:
-        """Where the new photograph shows the change."""
+        """Position of the change in the new photograph, x and y."""
         if not news:
             samples, at = self.before, self.before.segments_of(olds)
         else:

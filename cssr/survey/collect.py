@@ -103,7 +103,7 @@ def read_cracks(prefix: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def collect(prefixes: Sequence[Path], limits: Limits, width_uncertainty: float) -> Survey:
-    """The cracks of all photographs, whose results are `PREFIX_cracks.geojson` and `PREFIX_outlines.geojson`.
+    """The cracks of all photographs, from `PREFIX_cracks.geojson` and `PREFIX_outlines.geojson` of each.
 
     Args:
         width_uncertainty: standard, of a measured width, pixels of the photograph.

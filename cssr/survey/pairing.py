@@ -75,7 +75,7 @@ def pair_up(
 
 
 def register(old: Surveyed, new: Surveyed, way: str = "auto") -> Registration:
-    """Where the pixels of one photograph are in the other.
+    """The map of the pixels of one photograph to those of the other.
 
     By features where they hold, and agree with the georeference, if there is one; else by that.
     Raises: NotRegistered, one line.

@@ -56,7 +56,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Registration:
-    """Where the points of one photograph are in another.
+    """The map of the points of one photograph to those of another.
 
     matrix: 3 3, of the first photograph's pixels to the second's. error: standard, of a position, pixels of the second.
     by: "features" or "georeference"; matches: features that agree.

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 _LONGEST = 2000  # characters of the line in which a command fails, which may repeat what it was given
-_EMPTY = {"", "--out=", "--root=", "--data="}
+_EMPTY = re.compile(r"(--[\w-]+=)?")  # an argument, or the value of an option
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -41,10 +41,9 @@ def run(main: Callable[[], Any]) -> Any:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (s and (Terminal(s) if s.isatty() else Stream(s)) for s in (sys.stdout, sys.stderr))
-    if empty := _EMPTY.intersection(sys.argv[1:]):
-        sys.exit(
-            f"error: an argument is empty ({empty.pop()!r}), as of a variable that is not set: it would be taken for ."
-        )
+    empty = next((word for word in sys.argv[1:] if _EMPTY.fullmatch(word)), None)
+    if empty is not None:
+        sys.exit(f"error: an argument is empty ({empty!r}), as of a variable that is not set: give it, or leave it out")
     words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in sys.argv]
     sys.argv = [f"{option}{equals}{os.path.expanduser(value)}" for option, equals, value in words]
     try:

@@ -183,7 +183,7 @@ def test_a_tilde_after_an_equals_sign_is_the_home(monkeypatch, tmp_path, handler
     assert interrupts.run(lambda: sys.argv[1:]) == ["~", f"--out={tmp_path}/a", "--name=a=~", "data.train=~/b"]
 
 
-@pytest.mark.parametrize("word", ["", "--out="])
+@pytest.mark.parametrize("word", ["", "--out=", "--crack-values="])
 def test_an_empty_argument_is_a_mistake(word, monkeypatch, handlers):
     """As of `--out "$OUT"`, which would write into the working directory."""
     monkeypatch.setattr(sys, "argv", ["measure", "a.png", "--out", word])
