@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cssr.config.schedules import Progress
 from cssr.data.batch import Batch
 from cssr.models.blocks import JoinedBranch
-from cssr.models.sr.kbpn import StagePredictor, normalized
+from cssr.models.sr.kernel_predictors import StagePredictor, normalized
 from cssr.training.task import Task
 
 SLOPE = 0.01  # of the predictor's leaky ReLU

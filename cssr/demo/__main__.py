@@ -64,6 +64,7 @@ def _app(options: argparse.Namespace) -> Any:
     from cssr.inference.predictor import device_named
     from cssr.models.inference_form import for_inference
     from cssr.models.load import load_model  # here, as it takes seconds, before which mistakes are answered
+
     limits = Limits(
         bytes=round(options.max_megabytes * 1e6),
         pixels=round(options.max_megapixels * 1e6),

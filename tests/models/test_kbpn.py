@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from cssr.models.blocks import JoinedConv2d, MeanConv2d, constant_map
 from cssr.models.export import assign_state
 from cssr.models.published import convert_state
-from cssr.models.sr import SR
-from cssr.models.sr import kbpn as kbpn_module
-from cssr.models.sr.kbpn import Modulation, ResizeOrPad, StagePredictor, blur_and_reduce
+from cssr.models.sr import SR, kernel_predictors
+from cssr.models.sr.kbpn import Modulation, blur_and_reduce
+from cssr.models.sr.kernel_predictors import ResizeOrPad, StagePredictor
 
 SMALL = {"name": "kbpn", "width": 4, "features": 3, "kernel_size": 7, "predicted_size": 3}
 
@@ -178,7 +178,7 @@ def test_mean_convolution_equals_the_mean_of_the_full_map(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_kernel_correction_equals_the_plain_formulation(size, monkeypatch):
     """The kernel as a map of the image's size, convolved twice, joined, convolved twice more, and averaged."""
-    monkeypatch.setattr(kbpn_module, "normalized", lambda k: k / k.sum((2, 3), keepdim=True))  # stays in double
+    monkeypatch.setattr(kernel_predictors, "normalized", lambda k: k / k.sum((2, 3), keepdim=True))  # stays in double
     net = StagePredictor(hidden=32, predicted_size=3, kernel_size=5, zero_pad=False).double()
     sr, kernel = torch.rand(2, 3, *size, dtype=torch.double), kernels(2, 5).double().requires_grad_()
     of_kernel = net.of_kernel(kernel.flatten(1)[..., None, None].expand(-1, -1, *size))
