@@ -49,9 +49,9 @@ from cssr.dataset_preparation.tiles import check_names
 from cssr.dataset_preparation.workspace import Workspace, check_free, open_workspace, refuse_another
 from cssr.dataset_preparation.writer import Shard, forget, input_states, is_whole, pack, write_index, write_shard
 from cssr.utils.cli import run_command
+from cssr.utils.decoded_image import BESIDE
 from cssr.utils.files import digest, replace_file
 from cssr.utils.image_files import passed_over, walk
-from cssr.utils.photographs import BESIDE
 
 
 def with_safe_keys(source: Source) -> Source:

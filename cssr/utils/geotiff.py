@@ -80,7 +80,7 @@ def _gdal() -> Iterator[Any]:
 
 
 class TiffFile:
-    """A TIFF read by windows: `part` gives Pillow pictures of 8 bits.
+    """A TIFF read by windows: `part` gives pictures of 8 bits.
 
     Attributes:
         size: width, height. place: on the map, or None. masked: whether some pixels may hold no data, by a nodata
@@ -128,13 +128,12 @@ class TiffFile:
             greatest = max(greatest, int(values.max(initial=0)))
         return greatest
 
-    def part(self, left: int, top: int, right: int, bottom: int) -> tuple[Image.Image, np.ndarray | None]:
-        """A window in one of Pillow's modes without alpha, and which pixels hold data (H W bool; None: all)."""
+    def part(self, left: int, top: int, right: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """A window as H W 3 uint8, and which of its pixels hold data (H W bool; None: all)."""
         values, valid = self._read(left, top, right, bottom)
         if values.dtype == np.uint16:
             values = to_8_bits(values, self.bits)
-        picture = self._picture(values)
-        return picture.convert("RGB") if picture.mode in ("RGBA", "LA") else picture, valid
+        return np.asarray(self._picture(values).convert("RGB")), valid
 
     def _read(self, left: int, top: int, right: int, bottom: int) -> tuple[np.ndarray, np.ndarray | None]:
         with self._lock, _gdal() as rasterio:
