@@ -11,9 +11,9 @@ from PIL import Image
 
 from cssr.cracks.pixel_size import PixelSize
 from cssr.survey.annotate import LINES, prefixes_of, probabilities
-from cssr.survey.changes import Cracks, View
 from cssr.survey.collect import Row, collect, reading
 from cssr.survey.geometry import paths, to_pixels
+from cssr.survey.matching import Cracks, View
 from cssr.survey.registration import NotRegistered, Picture, read_picture, reduced
 from cssr.survey.severity import Limits
 from cssr.survey.write import FOLDER

@@ -9,8 +9,9 @@ from spots import SCALE, SIZE, STRAIGHT, camera, mask_of
 
 from cssr.cracks.files import Units, geojson, outlines
 from cssr.cracks.measure import measure_cracks
-from cssr.survey.changes import STATES, Cracks, Uncertainty, changes
+from cssr.survey.changes import STATES, Uncertainty, changes
 from cssr.survey.geometry import paths, segments, to_pixels
+from cssr.survey.matching import Cracks
 from cssr.survey.registration import Registration
 
 CAMERA = camera()
