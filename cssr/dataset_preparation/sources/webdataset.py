@@ -19,7 +19,7 @@ from typing import Annotated, BinaryIO
 import numpy as np
 
 from cssr.cracks.masks import LOSSY_SUFFIXES, Read, choose
-from cssr.data.foreign import NamedBytes, NotRead, list_images
+from cssr.data.make_index import NamedBytes, NotRead, list_images
 from cssr.data.suffixes import Reading, read_names
 from cssr.data.tar_reader import Member
 from cssr.data.tars import Tars, find_tars
