@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(described(__doc__))
         return
     with quick_imports():  # takes seconds, which --help does not need
-        from cssr.training.trainer import run
+        from cssr.training.run import run
 
     run(arguments)
 

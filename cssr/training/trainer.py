@@ -4,7 +4,6 @@
 people and in samples seen for everything that changes.
 """
 
-import os
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
-from cssr.config.loading import changed_settings, load_config, save_config, to_dict
+from cssr.config.loading import changed_settings, save_config, to_dict
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.data.batch import Batch
@@ -30,7 +29,7 @@ from cssr.models.training_range import training_range
 from cssr.training import checkpoint as store
 from cssr.training.checkpoint import Saver, restore, take
 from cssr.training.checks import check_degradation, prepare
-from cssr.training.fault_tolerance import RunLock, SkippedSteps, StopSignal, Watchdog, explain
+from cssr.training.fault_tolerance import RunLock, SkippedSteps, StopSignal, Watchdog
 from cssr.training.log import (
     Console,
     has_step,
@@ -63,7 +62,7 @@ class Run:
             self._validate()
         stream, self.stopping = self._stream(), self.any_rank(bool(self.stop))
         with closing(stream):
-            while self._goes_on():
+            while self._continues():
                 self.watchdog.alive()
                 self._step(stream)
                 validates = self._due(config.train.val_every) and self.prepared.validates
@@ -77,7 +76,7 @@ class Run:
         self._end()
         return None
 
-    def _goes_on(self) -> bool:
+    def _continues(self) -> bool:
         """Return whether there is a step to take, the same on all ranks; the one before is settled first."""
         self._settle()
         return self.step < self.config.train.steps and not self.stopping
@@ -174,7 +173,7 @@ class Run:
     def _save(self) -> None:
         """Take a checkpoint; a thread of rank 0 writes it during training."""
         engines.average_batch_norm(self.engine, *self._models())
-        position, engined = (self.step, self._progress(self.step).samples), self._engined()
+        position, engined = (self.step, self._progress(self.step).samples), self._checkpointed()
         self.saver.save(take(*position, self.config, *engined, keep=self.engine.is_main_process))
 
     def _export(self) -> None:
@@ -264,7 +263,7 @@ class Run:
 
     def _resume(self, start: Path) -> None:
         """Take up a checkpoint, and drop what was logged after it."""
-        state = restore(start, self.config, *self._engined())
+        state = restore(start, self.config, *self._checkpointed())
         if state["samples"] != state["step"] * self.config.train.batch_size:
             raise ValueError(
                 f"train.batch_size={self.config.train.batch_size}: {self.dir} was trained with "
@@ -354,7 +353,7 @@ class Run:
     def _models(self) -> list[torch.nn.Module]:
         return [self.model, self.stepper.ema] if self.stepper.ema else [self.model]
 
-    def _engined(self) -> tuple[Any, ...]:
+    def _checkpointed(self) -> tuple[Any, ...]:
         """Model, optimizer, average and module, as a checkpoint is taken of them."""
         stepper = self.stepper
         return self.model, stepper.optimizer, stepper.ema, stepper.module
@@ -379,42 +378,6 @@ class Run:
             self.watchdog.close()
         if self.lock:
             self.lock.release()
-
-
-def run(arguments: list[str]) -> None:
-    """Train by a recipe and settings, `configs/Y.yaml a.b=c ...`; ends the process with one line where that fails."""
-    try:
-        recipe = arguments[0] if "=" not in arguments[0] or Path(arguments[0]).is_file() else None
-        config = load_config(recipe, arguments[recipe is not None :])
-    except (ValueError, OSError) as error:
-        sys.exit(_once(error))
-    try:
-        run = Run(config)
-    except ValueError as error:
-        sys.exit(_once(error))
-    except (OSError, RuntimeError, MemoryError) as error:
-        sys.exit(f"error: {_explained(error, config, config.train.micro_batch or config.train.batch_size, True)}")
-    try:
-        run.train()
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        sys.exit(f"error: {_explained(error, config, run.prepared.micro_batch)}")
-    finally:
-        run.close()
-    if run.interrupted:
-        sys.exit(128 + run.stop.number)
-
-
-def _once(error: Exception) -> str | int:
-    """Message of one rank, as every rank meets the same mistake."""
-    return f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1
-
-
-def _explained(error: Exception, config: Config, micro_batch: int, building: bool = False) -> Exception:
-    """Turn errors that one line explains into that line; others are raised as they came."""
-    explained = explain(error, config, micro_batch, building)
-    if explained is None and not isinstance(error, (ValueError, OSError)):
-        raise error
-    return explained or error
 
 
 def _millions(sizes: dict[str, int]) -> str:

@@ -17,8 +17,8 @@ from cssr.models.load import read_state
 from cssr.training import checkpoint as store
 from cssr.training.fault_tolerance import StopSignal
 from cssr.training.log import has_step
+from cssr.training.run import run as train
 from cssr.training.trainer import Run
-from cssr.training.trainer import run as train
 from cssr.utils import interrupts
 
 ENDLESS = ["train.steps=4000", "train.save_every=4000", "train.val_every=0", "optim.batch_norm=held"]
