@@ -3,7 +3,7 @@
 Everything here is a closed form of its arguments; `benchmarks/scaling.py --predict` prints the table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cssr.utils.markdown import markdown_table
@@ -24,15 +24,6 @@ PASSES = {"ddp": 2, "zero1": 2, "zero2": 2, "zero3": 3}
 def exchanged(strategy: str, parameters: float, ranks: int) -> float:
     """Bytes that each rank sends in a step in the least case; `parameters` of the model, float32."""
     return PASSES[strategy] * (ranks - 1) / ranks * FLOAT * parameters
-
-
-def sent(payloads: Mapping[str, int], ranks: int) -> float:
-    """Bytes that each rank sends, in the mean, for payloads by collective, around a ring.
-
-    Every collective passes a payload on ranks - 1 times, in parts or whole; an all-reduce does so twice.
-    """
-    times = {kind: 2 if kind == "all_reduce" else 1 for kind in payloads}
-    return sum(times[kind] * payload for kind, payload in payloads.items()) * (ranks - 1) / ranks
 
 
 def step_seconds(alone: float, exchange: float, overlaps: bool) -> float:

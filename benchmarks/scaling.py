@@ -5,8 +5,6 @@ turns, and compares the medians of steady steps: starting up and the first steps
 the training process itself (data.workers=0), so that a process is a core. Where there is a GPU: steps and memory of one
 GPU for configs/csbsr_pspnet.yaml. `--strategies` takes ZeRO-1, 2 and 3 along (DeepSpeed).
 
-    --traffic       bytes that two processes exchange in a step, counted, against the closed form of each strategy
-    --batch-norm    losses of two processes against one, BatchNorm by rank and held, with the same global batch
     --predict       images/s of many GPUs, from the seconds of one GPU's step: the table of docs/scaling.md
 """
 
@@ -19,16 +17,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
-from forecast import exchanged, markdown, predict, sent
+from forecast import markdown, predict
 from harness import write
 from machine import ROOT, facts
-from model_sizes import sizes
-
-from cssr.config.loading import load_config
 
 PARAMETERS = 89.3e6  # of csbsr_pspnet
 SKIP = 2  # first steps: memory is allocated, DDP arranges its buckets
@@ -68,16 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = arg_parser.parse_args(arguments)
     if options.steps <= SKIP or options.rounds < 1:
         arg_parser.error(f"--steps {options.steps} --rounds {options.rounds}: needs more than {SKIP} steps and a round")
-    if on_device() and (options.traffic or options.batch_norm):
-        arg_parser.error("--traffic and --batch-norm compare two CPU processes: hide the GPUs (CUDA_VISIBLE_DEVICES=)")
     if options.predict:
         print("\n".join(markdown(predict(options.step_seconds, options.batch, options.parameters))))
         return
     with tempfile.TemporaryDirectory() as scratch:
         workspace = Workspace(Path(scratch), options)
-        measure = compare_losses if options.batch_norm else count_traffic if options.traffic else time_steps
         try:
-            measured = measure(workspace, options)
+            measured = time_steps(workspace, options)
         except RuntimeError as error:
             sys.exit(f"error: {error}")
     if options.json:
@@ -88,9 +80,8 @@ def parser() -> argparse.ArgumentParser:
     """Parser of the command line."""
     how = argparse.RawDescriptionHelpFormatter
     arg_parser = argparse.ArgumentParser(description=__doc__, formatter_class=how)
-    what, add = arg_parser.add_mutually_exclusive_group(), arg_parser.add_argument
-    for name in ("traffic", "batch-norm", "predict"):
-        what.add_argument(f"--{name}", action="store_true", help="see above")
+    add = arg_parser.add_argument
+    add("--predict", action="store_true", help="see above")
     add("--strategies", action="store_true", help="ZeRO-1, 2 and 3 too (needs deepspeed)")
     add("--json", type=Path, metavar="FILE", help="write figures, settings, machine and versions")
     add("--recipe", help="YAML to train; default: the small CSBSR, on a GPU configs/csbsr_pspnet.yaml")
@@ -117,14 +108,12 @@ class Workspace:
         crop, workers = options.crop or (224 if self.on_device else 128), 8 if self.on_device else 0
         data = [f"data.crop={crop}", f"data.workers={workers}", "data.lanes=48"]
         self.settings = [*([recipe] if recipe else []), *small, *pretrained, *STEADY, *data]
-        self.recipe, self.shards = recipe, scratch / "shards"
+        self.shards = scratch / "shards"
         make = [sys.executable, ROOT / "shards/make_shards.py", "synthetic", "--out", self.shards]
         make += ["--count", 96, "--size", 2 * crop, "--shard-size", 24]
         subprocess.run([str(word) for word in make], check=True, capture_output=True)
 
-    def run(
-        self, case: Case, steps: int, batch: int, *more: str, script: str = "cssr/train.py"
-    ) -> list[dict[str, Any]]:
+    def run(self, case: Case, steps: int, batch: int, *more: str) -> list[dict[str, Any]]:
         """Train for so many steps of `batch` samples over all ranks; returns what is logged at each step.
 
         Raises: RuntimeError with what it said, where a step is missing. Exit codes say nothing: DeepSpeed may abort on
@@ -133,19 +122,14 @@ class Workspace:
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             paths = [f"data.train={self.shards}", f"train.run_dir={folder}/run"]
             length = [f"train.steps={steps}", f"train.batch_size={batch}"]
-            words = [*self._launcher(case), str(ROOT / script), *self.settings, *paths, *length, *more]
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "CSSR_TRAFFIC": str(self.scratch / "traffic.json")}
+            words = [*self._launcher(case), str(ROOT / "cssr/train.py"), *self.settings, *paths, *length, *more]
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=PATIENCE)
             log = Path(folder) / "run/metrics.jsonl"
             lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         if len(lines) < steps:
             raise RuntimeError(f"{case.name}: {len(lines)} of {steps} steps: {reason(done.stderr)}")
         return lines
-
-    def traffic(self, case: Case, steps: int, batch: int) -> list[dict[str, int]]:
-        """Payloads in bytes by collective, of each step but the first two."""
-        self.run(case, steps, batch, script="benchmarks/traffic.py")
-        return json.loads((self.scratch / "traffic.json").read_text())["steps"][SKIP:]
 
     def _launcher(self, case: Case) -> list[str]:
         words = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
@@ -210,58 +194,6 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
         rounds = f"{min(row['ratio_of_rounds']):.2f}..{max(row['ratio_of_rounds']):.2f}"
         print(f"{row['case']:<14}{row['step_seconds']:>10.4f}{row['images_per_s']:>10.1f}", end="")
         print(f"{row['ratio']:>11.2f}{rounds:>14}{row['memory_gib']:>12.2f}")
-
-
-# ---- traffic ----
-
-
-def count_traffic(workspace: Workspace, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bytes that each of two processes sends in a step, counted and on paper; prints the table."""
-    parameters = parameters_of(workspace)
-    print(f"{parameters:,} parameters, {4 * parameters:,} bytes; MB that a rank of two sends in a step\n")
-    print(f"{'':<12}{'counted':>10}{'on paper':>10}{'of it':>7}  payloads, MB")
-    two = [case for case in cases(False, True) if case.ranks == 2]
-    return [counted(case, workspace.traffic(case, 4, 2 * options.batch)[-1], parameters) for case in two]
-
-
-def parameters_of(workspace: Workspace) -> int:
-    """Elements, of what is trained."""
-    overrides = workspace.settings[workspace.recipe is not None :]
-    return sum(sizes(load_config(workspace.recipe, overrides).model)[0].values())
-
-
-def counted(case: Case, payloads: dict[str, int], parameters: int) -> dict[str, Any]:
-    """A line of the table, printed."""
-    strategy = "ddp" if case.file == "cpu_2proc.yaml" else Path(case.file).stem
-    sent_bytes, paper = sent(payloads, case.ranks), exchanged(strategy, parameters, case.ranks)
-    parts = ", ".join(f"{kind} {size / 1e6:.3f}" for kind, size in payloads.items())
-    print(f"{case.name:<12}{sent_bytes / 1e6:>10.3f}{paper / 1e6:>10.3f}{sent_bytes / paper:>7.2f}  {parts}")
-    return {"case": case.name, "payloads": payloads, "sent": sent_bytes, "closed_form": paper}
-
-
-# ---- BatchNorm ----
-
-
-def compare_losses(workspace: Workspace, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Losses of 60 steps of 8 crops, by one process and two, with the same samples; prints the differences."""
-    one, two = cases(False, False)
-    return [differences(way, *(losses(workspace, case, way) for case in (one, two))) for way in ("rank", "held")]
-
-
-def losses(workspace: Workspace, case: Case, way: str) -> list[float]:
-    """Loss of each step."""
-    lines = workspace.run(case, 60, 8, "data.crop=32", f"optim.batch_norm={way}")
-    return [line["loss"] for line in lines]
-
-
-def differences(way: str, one: Sequence[float], two: Sequence[float]) -> dict[str, Any]:
-    """Relative differences of the losses of two from those of one; printed."""
-    each = [abs(b - a) / abs(a) for a, b in zip(one, two)]
-    late = abs(mean(two[-20:]) / mean(one[-20:]) - 1)
-    summary = {"batch_norm": way, "mean": mean(each), "largest": max(each), "mean_of_last_20": late}
-    print(f"optim.batch_norm={way}: losses differ by {summary['mean']:.2g} in the mean, ", end="")
-    print(f"{summary['largest']:.2g} at most; their mean over the last 20 steps by {late:.2g}")
-    return summary
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 KBPN and PSPNet in the joint phase at 224 x 224 pixels: degradation, forward pass, losses, backward pass and update on
 one drawn batch, in turn with the plain formulation (`plain_step.py`): in float32, where losses and gradients must be
 equal up to rounding; under bfloat16 autocast, with recomputed activations, and compiled, where losses must come near.
-Then what each needs of memory, in a process of its own. On a GPU also images a second from batches of 6 to the largest
-that fits, beside what arithmetic alone would take.
+Then what each needs of memory, in a process of its own. `gpu.py` times batches of 6 to the largest that fits a GPU.
 """
 
 import argparse
@@ -12,11 +11,9 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from statistics import median
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import machine
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
@@ -55,7 +52,6 @@ PLAIN = "kernel maps at full size, samples one by one, scipy, float32"
 ROUNDING = 0.03
 ASKED = {"float32": 1.4, "bfloat16": 2.5}  # times as fast, at full size
 BATCHES = (6, 12, 24, 48, 96, 192, 384)
-WARM, STEPS = 3, 10
 
 
 def main() -> None:
@@ -78,8 +74,6 @@ def pairs(quick: bool) -> Iterable[Pair | Result]:
         yield pair(name, side, rounds)
         gc.collect()  # hooks refer to what they hang on
     yield from of_memory(side)
-    if quick or device().type == "cuda":
-        yield from by_size(quick)
 
 
 # ---- in turn ----
@@ -137,52 +131,6 @@ def memory(name: str, side: int) -> float:
     for _ in range(2):
         step()
     return max(memory_gib(device()) - before, 1 / 1024)  # imports may have needed more than small networks do
-
-
-# ---- batches on a GPU ----
-
-
-def by_size(quick: bool) -> Iterable[Result]:
-    """Seconds of an image by precision and batch, beside float32 in batches of 6."""
-    side, first = SMALL if quick else SIDE, []
-    counts = (1, 2) if quick else BATCHES
-    for name in VARIANTS:
-        if "compiled" not in name:  # compilation takes its time for each size
-            yield from sweep(name, side, counts, first)
-
-
-def sweep(name: str, side: int, counts: Sequence[int], first: list[float]) -> Iterable[Result]:
-    """Until a batch does not fit; `first` gets the seconds of an image in the first batch of all."""
-    for count in counts:
-        gc.collect()
-        try:
-            seconds, memory = timed(name, side, count)
-        except torch.OutOfMemoryError:
-            return
-        first.append(seconds)
-        yield Result(
-            f"step of {side} x {side}, {name}, batch {count}, {memory:.1f} GiB", f"float32, batch {counts[0]}",
-            first[0], seconds, bound=bound(name, side, seconds),
-        )  # fmt: skip
-
-
-def timed(name: str, side: int, count: int) -> tuple[float, float]:
-    """Seconds an image, the median of some steps, and the most GiB at once."""
-    if device().type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    step = Step(name, side, count)
-    for _ in range(WARM):
-        step()
-    return median(machine.seconds(step, "wall") for _ in range(STEPS)) / count, memory_gib(device())
-
-
-def bound(name: str, side: int, seconds: float) -> dict[str, Any]:
-    """A step is three forward passes of arithmetic, at best at the rate of large matrices."""
-    precision = "float32" if name == "float32" else "bfloat16"
-    rates = machine.rates(device().type, "wall", torch.get_num_threads())
-    achieved, rate = 6 * sizes(settings(side).model, side)[1] / seconds, rates[f"matmul {precision}"]
-    return {"by": f"arithmetic, {precision}", "achieved": achieved, "rate": rate, "share": achieved / rate}
 
 
 # ---- a step ----
