@@ -34,7 +34,7 @@ def facts() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its name, where the system tells it."""
+    """Its name, where the system gives it."""
     path = Path("/proc/cpuinfo")
     names = [line for line in path.read_text().splitlines() if "model name" in line] if path.is_file() else []
     return names[0].partition(":")[2].strip() if names else platform.processor()

@@ -1,4 +1,4 @@
-"""A training step of CSBSR as it is usually written: what `step.py` compares with.
+"""A training step of CSBSR as it is usually written: what `training_step.py` compares with.
 
 The predicted kernel becomes a map as large as the features and is convolved with them in every stage; images are
 blurred one by one; distances come from scipy, within the step; float32, one order in memory, an update of one tensor

@@ -1,4 +1,4 @@
-"""Models to hand on: `python -m cssr.hub push RUN owner/name --license L`, `pull owner/name`, `pack RUN NAME`.
+"""Models to and from the Hub: `python -m cssr.hub push RUN owner/name --license L`, `pull owner/name`, `pack RUN NAME`.
 
 A push holds the export's two files, a model card written from the run, and sample pictures; it is private by default.
 `pack` writes an export in half precision with its card, as the package holds its own models.

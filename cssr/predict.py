@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
         "photographs: side of their black square")  # fmt: skip
     add("--marker-family", metavar="NAME", help="of the markers: apriltag-36h11, apriltag-25h9, aruco-original, "
         "aruco-6x6, aruco-5x5, aruco-4x4 (any)")  # fmt: skip
-    add("--rectify", action="store_true", help="photographs with a marker are worked as seen from straight ahead of "
-        "the plane that it is on")  # fmt: skip
+    add("--rectify", action="store_true", help="photographs with a marker are turned into a view from straight ahead "
+        "of its plane")  # fmt: skip
     add("--distance", type=float, metavar="M", help="metres from the camera to the surface, where EXIF knows the focal "
         "length alone (as EXIF says)")  # fmt: skip
     add("--limits", metavar="NAME", help="classes of severity by width: en1992-1-1, en1992-1-1-prestressed, "

@@ -118,7 +118,7 @@ def _confused(defaults: Any, values: Mapping[str, Any], prefix: str) -> Iterator
 
 
 def _escaped(value: Any) -> Any:
-    """`${` in a string is no reference to another setting: strings are taken as they stand."""
+    """`${` in a string is no reference to another setting: strings are taken as they are."""
     if isinstance(value, dict):
         return {key: _escaped(inner) for key, inner in value.items()}
     if isinstance(value, list):

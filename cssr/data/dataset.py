@@ -40,7 +40,7 @@ def read_sample(
     Args:
         notify: called with what went wrong on the way, but could be helped.
         with_lq: whether a stored LQ image and kernel are wanted.
-    Raises: DataError if the sample is damaged; Unreachable, a DataError too, if its shard is not to be had.
+    Raises: DataError if the sample is damaged; Unreachable, a DataError too, if its shard cannot be fetched.
     """
     address = shards.address(shard)
     where = f"{address} sample {index}"

@@ -44,7 +44,7 @@ class DataError(ValueError):
 
 
 class Unreachable(DataError):
-    """A remote file is not to be had, after every retry, or not to be kept: nothing takes its place, the run stops."""
+    """A remote file cannot be fetched, after every retry, or stored: nothing takes its place, the run stops."""
 
 
 class _Broken(OSError):

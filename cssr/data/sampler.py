@@ -37,7 +37,7 @@ class LanePlan:
         self.rows = self.total * self.repeats // lanes  # samples of a lane in a pass
         self.whole = self.total <= window or self.repeats > 1  # whether a pass is permuted as one
         self._starts = _starts(self.counts)
-        self._passes: dict[int, Any] = {}  # what is worked out once a pass, of the last two
+        self._passes: dict[int, Any] = {}  # what is computed once a pass, of the last two
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}  # the window that each lane is in, permuted
 
     def locate(self, lane: int, row: int) -> tuple[int, int]:

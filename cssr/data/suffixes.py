@@ -18,7 +18,7 @@ SLOTS = {"image": "jpg", "mask": "mask.png", "valid": "valid.png"}  # as `cssr.d
 _IMAGE = {"image", "images", "img", "imgs", "rgb", "photo", "picture", "input", "hr"}
 _MASK = {"mask", "masks", "seg", "segm", "segmentation", "label", "labels", "lbl", "gt", "annotation", "target"}
 _MASK |= {"truth", "groundtruth"}
-_BESIDE = {"crack", "cracks", "binary", "semantic", "ground"}  # words that may stand with those of a mask
+_BESIDE = {"crack", "cracks", "binary", "semantic", "ground"}  # words that may accompany those of a mask
 
 
 def is_image(name: str) -> bool:

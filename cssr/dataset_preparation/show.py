@@ -1,7 +1,7 @@
 """Summary of a shard set, and a picture of some samples: `python shards/show.py DIR --out a.png`.
 
-Cracks are outlined in red; LQ image (pixels enlarged) and blur kernel (white = its maximum) stand beside an image that
-has them, keys below.
+Cracks are outlined in red; LQ image (pixels enlarged) and blur kernel (white = its maximum) are shown beside an image
+that has them, keys below.
 """
 
 import argparse

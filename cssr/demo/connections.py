@@ -1,4 +1,4 @@
-"""Connections that hold nobody up: deadlines on the headers and on what is not read, and a bound a client."""
+"""Connections, none of which blocks another: deadlines on headers and on what is not read, a bound for each client."""
 
 import asyncio
 from collections import Counter

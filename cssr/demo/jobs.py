@@ -19,8 +19,8 @@ class Limits:
     bytes: int = 32_000_000  # of a photograph's file
     pixels: int = 1_000_000  # of a photograph
     seconds: float = 300.0  # of work on it, from its turn on
-    waiting: int = 4  # requests that wait while one is worked on
-    tile: int = 256  # LQ pixels a side that are worked at once; a request is ended between two tiles
+    waiting: int = 4  # requests that wait while one is processed
+    tile: int = 256  # LQ pixels a side of a tile; a request is ended between two tiles
 
 
 class Full(Exception):

@@ -29,7 +29,7 @@ def open_photograph(body: bytes, most: int) -> tuple[np.ndarray, list[str]]:
     """Read the photograph in `body` as H W 3 uint8 (H W 4 where pixels are missing), upright, and what is to be said.
 
     Raises: ValueError, one sentence for the page, for what is no photograph, is damaged, or has more than `most`
-        pixels, before pixels are decoded where the head of the file tells.
+        pixels, before pixels are decoded where the head of the file says so.
     """
     with warnings.catch_warnings(), io.BytesIO(body) as file:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `most` is the limit here

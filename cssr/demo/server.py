@@ -129,7 +129,7 @@ class Predict:
                 yield part.data
 
     def _place(self, job: Job) -> dict[str, Any]:
-        """Progress of the work: tiles done, of those of all rounds; none are known of what is worked as a whole."""
+        """Progress of the work: tiles done, of those of all rounds; none are known of what is processed as a whole."""
         of = self.model.rounds * job.of
         return {"began": job.began is not None, "done": job.before + job.done, "of": of}
 

@@ -48,7 +48,7 @@ def sample_panels(batch: Batch, outputs: Outputs, index: int, segmentation: bool
 
 
 def strip(rows: Sequence[dict[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
-    """Rows of titled panels as one picture; `captions` stand above the rows."""
+    """Rows of titled panels as one picture; `captions` are above the rows."""
     pictures = [_row(panels, caption) for panels, caption in zip(rows, [*captions, *[""] * len(rows)])]
     return joined(pictures, down=True)
 

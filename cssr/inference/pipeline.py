@@ -173,7 +173,7 @@ class Pipeline:
         return lambda: None
 
     def _side(self, photograph: Photograph) -> int:
-        """Of its tiles; 0: it is worked as a whole."""
+        """Of its tiles; 0: it is processed as a whole."""
         if self._options.tile is not None:
             return self._options.tile
         most = TILE_AT_SCALE_1 if self.model.scale == 1 else TILE

@@ -1,4 +1,4 @@
-"""Jobs: devices and launch commands for a share of them, a queue of jobs over the devices at hand, Slurm arrays.
+"""Jobs: devices and launch commands for a share of them, a queue of jobs over the devices there are, Slurm arrays.
 
 A job holds a lock on its log, which is the standard output of all its processes: so the lock is held for as long as any
 of them lives, whatever became of the others, and no two commands work on the same thing at a time.

@@ -1,4 +1,4 @@
-"""Launch file: what it and accelerate's options ask for, the machine, and why it would not come true.
+"""Launch file: what it and accelerate's options ask for, the machine, and why accelerate would run something else.
 
 Nothing is started here. `faults` knows where accelerate 1.15 and DeepSpeed silently do something else, or fail
 late; each fault is one line with its remedy.
@@ -159,7 +159,7 @@ def read_launch_file(path: Path, options: Mapping[str, Any]) -> LaunchFile:
     )
 
 
-# ---- what would not come true ----
+# ---- what accelerate would not run as asked ----
 
 
 def faults(launch: LaunchFile, machine: Machine) -> list[str]:

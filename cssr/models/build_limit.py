@@ -22,7 +22,7 @@ def build_limit(trained: bool, build: Callable[[], object] | None = None) -> Ite
     """Stop building modules once it is known that their weights exceed this machine's memory.
 
     Args:
-        trained: whether gradients and an optimizer's two moments will stand beside the weights, on a CPU.
+        trained: whether gradients and an optimizer's two moments come on top of the weights, on a CPU.
         build: builds the same modules; called on the device `meta`, where nothing is filled, once there are many
             weights. None: this is such a call, and tensors on `meta` count, which otherwise do not.
     Raises: TooLarge, one line.

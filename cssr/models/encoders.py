@@ -1,4 +1,4 @@
-"""Encoders from timm, for the networks that stand on one."""
+"""Encoders from timm, and the base class of networks that have one."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""`python -m cssr.report`."""
+"""Report of evaluations side by side: `python -m cssr.report RESULTS... --out DIR`."""
 
 from cssr.utils import interrupts
 

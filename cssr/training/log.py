@@ -81,7 +81,7 @@ def trackers(train: TrainConfig, run_dir: Path) -> list[Any]:
 
 
 def tracker_settings(run_dir: Path, step: int) -> dict[str, dict[str, Any]]:
-    """Settings by which trackers go on from a step where the run was stopped, for `Accelerator.init_trackers`."""
+    """Settings by which trackers continue from the step where a run was stopped, for `Accelerator.init_trackers`."""
     kept = run_dir / "mlflow_run_id"
     mlflow = {"run_id": kept.read_text()} if kept.is_file() else {"run_name": run_dir.name}
     return {"tensorboard": {"purge_step": step + 1}, "mlflow": mlflow}

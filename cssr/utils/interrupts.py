@@ -65,7 +65,7 @@ def one_line(text: str) -> str:
 
 
 class Stream:
-    """A text stream that leads to nowhere once its reader has gone, as in `| head`: no work is lost by it."""
+    """A text stream that discards what is written once its reader has closed, as in `| head`: no work is lost by it."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -115,7 +115,7 @@ def held_back() -> Iterator[None]:
 
 
 def leave_terminal() -> None:
-    """Write to nowhere what would go to a terminal that has gone, where every write is an error."""
+    """Discard what would go to a terminal that is closed, where every write is an error."""
     for number in (1, 2):
         if stat.S_ISCHR(os.fstat(number).st_mode):
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)

@@ -1,4 +1,4 @@
-"""Cores and memory of this machine, against which processes are held before they are started; memory of this one."""
+"""Cores and memory of this machine, checks of what is asked of them before it is started; memory of this process."""
 
 import ctypes
 import os

@@ -52,7 +52,7 @@ def _extremes(cases: Sequence[Case]) -> list[tuple[str, list[list[Picture]]]]:
 
 
 def _row(title: str, groups: list[list[Picture]], cases: Sequence[Case], rules: dict[str, Part]) -> Image.Image:
-    """Pictures of a group touch, groups stand apart; what does not fit goes below."""
+    """Pictures of a group touch, groups are set apart; what does not fit goes below."""
     cells = [[_cell(cases[n], text, rules) for n, text in group] for group in groups]
     lines, used = [[]], 0
     for group in cells:

@@ -12,7 +12,7 @@ from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 def crackvision12k(
     root: Root, split: Split = None, threshold: Threshold = None, resize_masks: ResizeMasks = False
 ) -> Source:
-    """ROOT/train, val or test (--split), each with IMG/ and GT/; split_dataset_final/ may stand between."""
+    """ROOT/train, val or test (--split), each with IMG/ and GT/; split_dataset_final/ may be between."""
     licence, layout = (
         "non-commercial research and education only",
         ("**/{split}/IMG/{stem}.*", "**/{split}/GT/{stem}.*"),

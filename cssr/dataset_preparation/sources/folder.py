@@ -114,7 +114,7 @@ def _check_pattern(option: str, pattern: str | None, split: str | None) -> None:
     if not pattern or "{stem}" not in pattern:
         fault = f"is {pattern!r}" if pattern else "is missing"
         raise ValueError(
-            f"{option} {fault}; say where these files lie below --root, with {{stem}} for what pairs share"
+            f"{option} {fault}; say where these files are below --root, with {{stem}} for what pairs share"
         )
     if split is not None and "{split}" not in pattern:
         raise ValueError(f"--split {split} has no place in {option} {pattern!r}; write {{split}} where it belongs")
