@@ -77,8 +77,8 @@ def library_fault(load: Callable[[str], Any] = __import__) -> str | None:
 
 def examine(options: argparse.Namespace) -> list[str]:
     """Print what would run; returns the faults."""
-    from cssr.launch.jobs import find_launch_file
     from cssr.launch.launch_file import Machine, faults, notes, read_launch_file
+    from cssr.launch.launcher import find_launch_file
 
     try:
         path = find_launch_file(options.config_file)

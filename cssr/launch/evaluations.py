@@ -15,8 +15,10 @@ from cssr.data.tars import find_tars
 from cssr.evaluate import add_options
 from cssr.evaluation import run as measured
 from cssr.evaluation.results import load
-from cssr.launch.jobs import Job, Launcher, make_launcher, pick_task, run_jobs, submit
+from cssr.launch.jobs import Job, run_jobs
+from cssr.launch.launcher import Launcher, make_launcher
 from cssr.launch.options import check_options, distinct_names, evaluation_parser
+from cssr.launch.slurm import pick_task, submit
 from cssr.models.load import degradation_of
 from cssr.report import caveats, find_reference, image_table, report
 from cssr.utils.cli import run_command

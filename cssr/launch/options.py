@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cssr.evaluate import add_options as add_evaluation_options
-from cssr.launch.jobs import find_launch_file
+from cssr.launch.launcher import find_launch_file
 from cssr.utils.cli import Parser, program
 from cssr.utils.files import free_name, safe_name
 

@@ -15,8 +15,10 @@ from cssr.data.shards import parse_sets
 from cssr.evaluation import run as measured
 from cssr.launch.evaluations import Benchmark, Checkpoint, Evaluation, find_benchmarks, print_commands, run_evaluations
 from cssr.launch.grid import Axis, Point, points, read_grid
-from cssr.launch.jobs import Job, Launcher, make_launcher, pick_task, run_jobs, submit
+from cssr.launch.jobs import Job, run_jobs
+from cssr.launch.launcher import Launcher, make_launcher
 from cssr.launch.options import check_options, sweep_parser
+from cssr.launch.slurm import pick_task, submit
 from cssr.launch.sweep_table import Entry, write_tables
 from cssr.models.load import checkpoints
 from cssr.utils.cli import run_command

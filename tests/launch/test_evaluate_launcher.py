@@ -18,9 +18,9 @@ from paths import ROOT
 from cssr.config.schema import ModelConfig
 from cssr.evaluate import main as evaluate_main
 from cssr.launch import evaluations as launcher
-from cssr.launch import jobs
-from cssr.launch import jobs as slurm_array
-from cssr.launch.jobs import Job, devices, make_launcher, run_jobs
+from cssr.launch import jobs, slurm
+from cssr.launch.jobs import Job, run_jobs
+from cssr.launch.launcher import devices, make_launcher
 from cssr.launch.options import distinct_names
 from cssr.models.joint import build_model
 from cssr.models.load import choose
@@ -291,8 +291,8 @@ def test_the_environment_says_where_benchmarks_are(models, benchmarks, tmp_path,
 
 
 def lend(monkeypatch, names: list[str], variable: str | None = "CUDA_VISIBLE_DEVICES") -> None:
-    monkeypatch.setattr("cssr.launch.jobs.devices", lambda: names)
-    monkeypatch.setattr("cssr.launch.jobs._visible", lambda: variable)
+    monkeypatch.setattr("cssr.launch.launcher.devices", lambda: names)
+    monkeypatch.setattr("cssr.launch.launcher._visible", lambda: variable)
 
 
 def test_each_job_has_devices_of_its_own(monkeypatch):
@@ -482,7 +482,7 @@ def test_slurm_gets_an_array_of_what_is_missing_and_a_report(
 
 
 def test_without_sbatch_the_commands_are_printed(models, benchmarks, tmp_path, in_process, monkeypatch, capsys):
-    monkeypatch.setattr(slurm_array.shutil, "which", lambda _: None)
+    monkeypatch.setattr(slurm.shutil, "which", lambda _: None)
     assert launcher.main([*words(models, benchmarks, tmp_path / "out"), "--slurm"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert "sbatch is not here" in told[0] and "--array=0-3" in told[1] and "afterany:JOB" in told[2]
@@ -497,7 +497,7 @@ def test_what_sbatch_refuses_is_reported(models, benchmarks, tmp_path, in_proces
 
 @pytest.mark.parametrize("tasks, ranges", [([0], "0"), ([0, 1, 2, 5], "0-2,5"), ([3, 1, 0], "0-1,3"), ([2, 4], "2,4")])
 def test_tasks_as_slurm_writes_them(tasks, ranges):
-    assert slurm_array._ranges(tasks) == ranges
+    assert slurm._ranges(tasks) == ranges
 
 
 # ---- the whole, with processes ----
