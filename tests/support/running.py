@@ -12,7 +12,8 @@ from paths import ROOT, SUPPORT
 
 SMALL = [
     "model.sr={name: dbpn, stages: 2, width: 4, features: 8}",
-    "model.seg={name: smp, architecture: fpn, encoder: tu-resnet10t, decoder_dropout: 0.3}",
+    "model.seg={name: smp, architecture: fpn, encoder: tu-test_resnet, decoder_dropout: 0.3, "
+    "decoder_pyramid_channels: 64}",
     "data.crop=32", "data.workers=1", "train.batch_size=4", "train.log_every=1", "train.val_every=4",
     "train.save_every=3", "train.tensorboard=false", "optim.lr=1e-3", "optim.ema=0.9", "eval.limit=3",
 ]  # fmt: skip

@@ -160,7 +160,7 @@ def small_disk(where: Path, size: str):
 @pytest.mark.slow
 def test_a_full_disk(shards, straight, tmp_path):
     """The second checkpoint has no room; once there is some, the run goes on from the first."""
-    with small_disk(tmp_path / "disk", "190m") as disk:
+    with small_disk(tmp_path / "disk", "31m") as disk:
         run_dir = disk / "run"
         words = arguments(shards, run_dir, "train.keep=1")
         done = launch(words, 2)
