@@ -87,7 +87,7 @@ class Registry:
         for key in arguments:
             taken = key in settable or (open_ended and isinstance(key, str) and not _misspells(key, settable))
             if key in context or not taken:
-                takes = ", ".join(str(parameters[p]) for p in settable) or "no arguments"
+                takes = ", ".join(_in_words(parameters[p]) for p in settable) or "no arguments"
                 raise ValueError(
                     f"{self.kind} {name!r} does not take {key!r}{did_you_mean(key, settable)}; it takes: {takes}"
                 )
@@ -105,6 +105,13 @@ class Registry:
                 raise ValueError(f"{self.kind} {name!r}: {key} must be {described(kind)}, got {shortened(value)}")
             if (count := _count(value)) > _MOST_VALUES:
                 raise ValueError(f"{self.kind} {name!r}: {key} holds {count} values: give at most {_MOST_VALUES}")
+
+
+def _in_words(parameter: inspect.Parameter) -> str:
+    """`stages: a whole number of 1 to 4096 = 6`."""
+    empty = inspect.Parameter.empty
+    kind = "" if parameter.annotation is empty else f": {described(parameter.annotation)}"
+    return f"{parameter.name}{kind}" + ("" if parameter.default is empty else f" = {parameter.default!r}")
 
 
 def _count(value: Any) -> int:

@@ -550,7 +550,7 @@ def test_building_leaves_the_component_as_it_was(tools):
         ("zzz", "unknown tool 'zzz' .choose from hammer, saw"),
         ({"weight": 2}, "a tool needs a name: one of hammer, saw"),
         ({"name": "hammer"}, "tool 'hammer' needs weight"),
-        ({"name": "hammer", "wieght": 2}, "does not take 'wieght' .did you mean weight.*weight: int"),
+        ({"name": "hammer", "wieght": 2}, "does not take 'wieght' .did you mean weight.*takes: weight: a whole number"),
         ({"name": "hammer", "weight": 2, "scale": 3}, "does not take 'scale'"),  # the caller's, not the user's
         ({"name": 3}, "the name of a tool is a word, got 3"),
     ],
