@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +32,7 @@ from cssr.models.shipped import is_shipped
 from cssr.models.tta import ORIENTATIONS
 from cssr.utils.cli import errors_end
 from cssr.utils.distributed import start_engine
-from cssr.utils.files import naming, sha256_of, write_atomic
+from cssr.utils.files import PARTIAL, naming, sha256_of, write_atomic
 from cssr.utils.machine import check_processes, keep_freed_memory
 
 _PICTURED = 3  # images shown of the best, of the median and of the worst
@@ -146,11 +147,25 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
     if not rows:
         raise ValueError(f"--data: no samples in {options.data}")
     result = compose(rows, {**_facts(options, model, component, degrade, sets), **made_from})
-    with naming(out):
-        (out / "results.json").unlink(missing_ok=True)  # if interrupted, no result is left beside other pictures
-        draw_pictures(result, out, model, degrade, engine.device, stream(0, 1), options.tile)
-        write_atomic(out / "results.json", json.dumps(result, indent=1))
+    partial = out / f"{PARTIAL}-{os.getpid()}"
+    try:
+        with naming(out):
+            draw_pictures(result, partial, model, degrade, engine.device, stream(0, 1), options.tile)
+            write_atomic(partial / "results.json", json.dumps(result, indent=1))
+            _take_place(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(summary(result, out))
+
+
+def _take_place(new: Path, out: Path) -> None:
+    """Move a result and its pictures to `out`; whenever that ends, no result is left beside pictures of another."""
+    (out / "results.json").unlink(missing_ok=True)
+    (out / "pictures").mkdir(exist_ok=True)
+    shutil.rmtree(out / "pictures" / "samples", ignore_errors=True)
+    for path in (new / "pictures").iterdir():
+        os.replace(path, out / "pictures" / path.name)
+    os.replace(new / "results.json", out / "results.json")
 
 
 def _facts(

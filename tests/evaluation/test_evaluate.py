@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,14 +96,39 @@ def test_test_time_augmentation_has_a_result_of_its_own(shards, export, tmp_path
     assert images[0]["psnr"] == images[1]["psnr"] and images[0]["aiu"] != images[1]["aiu"]
 
 
+@pytest.mark.parametrize(
+    "name, error, told",
+    [
+        ("write_atomic", OSError(28, "No space left on device"), SystemExit),
+        ("write_samples", KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_an_evaluation_that_ends_early_leaves_the_result_before_it(name, error, told, shards, export, tmp_path):
+    """No disk space, Ctrl-C: pictures and result are those of before, and nothing else is there."""
+    found(shards, export, tmp_path, "--limit", "2")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(*_):
+        raise error
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(told) as end:
+        patched.setattr(f"cssr.evaluation.run.{name}", fail)
+        found(shards, export, tmp_path, "--limit", "3")
+    assert told is KeyboardInterrupt or "cannot be written: No space left on device" in str(end.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_no_result_is_beside_the_pictures_of_another(shards, export, tmp_path, monkeypatch):
     found(shards, export, tmp_path, "--limit", "2")
+    replace = os.replace
 
-    def full(*args):
-        raise OSError(28, "No space left on device")
+    def fail(source, target):
+        if Path(target).parent == tmp_path / "pictures":
+            raise KeyboardInterrupt
+        replace(source, target)
 
-    monkeypatch.setattr("cssr.evaluation.run.write_atomic", full)
-    with pytest.raises(SystemExit, match="error: .*No space left on device"):
+    monkeypatch.setattr("cssr.evaluation.run.os.replace", fail)
+    with pytest.raises(KeyboardInterrupt):
         found(shards, export, tmp_path, "--limit", "3")
     assert not (tmp_path / "results.json").exists()
 
