@@ -212,16 +212,18 @@ class RunLock:
         """[token, what is wrong]."""
         with naming(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "a+b")  # noqa: SIM115, its lock lasts as long as the run
+        with naming(self._path):
+            self._file = open(self._path, "a+b")  # noqa: SIM115, its lock lasts as long as the run
         if not lock_file(self._file, _PATIENCE):
             self._file.seek(0)
             holder = self._file.read().decode(errors="replace").strip()
             return [None, f"train.run_dir: another run writes to {self._path.parent} ({holder}): stop it first"]
         token = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex[:8]}"
-        self._file.truncate(0)
-        self._file.write(token.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.truncate(0)
+            self._file.write(token.encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return [token, None]
 
     def _sees(self, token: str) -> bool:

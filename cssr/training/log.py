@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,12 @@ def keep_tracker_runs(accelerator: Accelerator, run_dir: Path) -> None:
     for tracker in accelerator.trackers:
         if tracker.name == "mlflow" and accelerator.is_main_process:
             write_atomic(run_dir / "mlflow_run_id", tracker.tracker.info.run_id)
+
+
+def hide_writer(failed: threading.ExceptHookArgs) -> None:
+    """Hook for threads that fail: says nothing of tensorboard's writer, as whoever logs next gets its error."""
+    if not type(failed.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(failed)
 
 
 def memory_gib(device: torch.device) -> float:

@@ -6,6 +6,7 @@ people and in samples seen for everything that changes.
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
@@ -33,6 +34,7 @@ from cssr.training.fault_tolerance import RunLock, SkippedSteps, StopSignal, Wat
 from cssr.training.log import (
     Console,
     has_step,
+    hide_writer,
     keep_tracker_runs,
     memory_gib,
     tracker_settings,
@@ -44,6 +46,7 @@ from cssr.training.task import Task
 from cssr.training.validation import Validation, is_better, record
 from cssr.utils import distributed as engines
 from cssr.utils.distributed import AnyRank, start_engine
+from cssr.utils.files import naming
 from cssr.utils.machine import keep_freed_memory
 
 
@@ -115,7 +118,8 @@ class Run:
                 f"stopped at step {self.step} on a signal, checkpoint written; the same command continues from here"
             )
         self.console.close()
-        self.engine.end_training()
+        with naming(self.dir):
+            self.engine.end_training()
 
     # ---- logging, validation, checkpoints, export ----
 
@@ -132,7 +136,8 @@ class Run:
         }
         self.stepper.waited, self.logged_at, self.logged_step = 0.0, now, self.step
         if self.engine.is_main_process:
-            self.engine.log({"samples": self.step * self.config.train.batch_size, **metrics}, step=self.step)
+            with naming(self.dir):
+                self.engine.log({"samples": self.step * self.config.train.batch_size, **metrics}, step=self.step)
             self.console.metrics(self.step, metrics)
 
     def _validate(self) -> None:
@@ -147,7 +152,8 @@ class Run:
             return
         self._keep_best(validated.measures[config.train.best])
         if self.engine.is_main_process:
-            record(validated, self.step, self._progress(self.step).samples, self.dir, self.engine, self.console)
+            with naming(self.dir):
+                record(validated, self.step, self._progress(self.step).samples, self.dir, self.engine, self.console)
         self.logged_at += time.monotonic() - began
 
     def _unvalidated(self) -> bool:
@@ -293,11 +299,13 @@ class Run:
         self.skipped = SkippedSteps(self.dir / "skipped.jsonl", config.train.max_skipped)
         self.saver, self.stop = Saver(self.dir, config.train.keep), StopSignal()
         self.watchdog = Watchdog(config.train.hang_timeout, self.dir / "stacks" / f"rank_{engine.process_index}.txt")
-        engine.init_trackers(
-            "cssr" if not config.train.wandb else config.train.wandb,
-            config=None,
-            init_kwargs=tracker_settings(self.dir, self.step),
-        )
+        threading.excepthook = hide_writer
+        with naming(self.dir):
+            engine.init_trackers(
+                "cssr" if not config.train.wandb else config.train.wandb,
+                config=None,
+                init_kwargs=tracker_settings(self.dir, self.step),
+            )
         keep_tracker_runs(engine, self.dir)
         self.console = Console(config.train.steps, self.step, self.dir / "log.txt", engine.is_main_process)
         self.logged_at, self.logged_step = time.monotonic(), self.step

@@ -1,5 +1,8 @@
 """Trackers that accelerate knows: MLflow's local store holds what metrics.jsonl does, in one run."""
 
+import errno
+import threading
+
 import pytest
 from helpers import draw_shards
 from running import logged, settings
@@ -25,6 +28,21 @@ def test_mlflow_holds_one_run_however_often_it_was_stopped(shards, tmp_path, mon
     seen = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "loss")}
     assert seen == {step: pytest.approx(line["loss"]) for step, line in logged(tmp_path / "run").items()}
     assert len(seen) == 8 and "val/iou_max" in run.data.metrics
+
+
+def test_a_tracker_without_disk_space_is_one_line(shards, tmp_path, monkeypatch, capsys):
+    """TensorBoard's writer fails in a thread of its own, and again where the next value is logged."""
+    record_writer = pytest.importorskip("tensorboard.summary.writer.record_writer", reason="needs tensorboard")
+
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+    words = settings(shards, tmp_path / "run", "train.steps=40", "train.tensorboard=true", "data.workers=0")
+    with pytest.raises(SystemExit, match="run cannot be written: No space left on device .*make room"):
+        main([*words, "train.val_every=0", "train.save_every=40"])
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -425,10 +425,11 @@ def test_a_scale_that_does_not_divide_the_default_crop(shards, tmp_path):
     assert model.scale == 3 and predict(model, np.zeros((8, 9, 3), np.uint8)).sr.shape == (24, 27, 3)
 
 
-def test_a_log_that_cannot_grow_is_named(shards, tmp_path):
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_a_log_that_cannot_grow_is_named(name, shards, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "log.txt").symlink_to("/dev/full")
-    with pytest.raises(SystemExit, match="log.txt cannot be written: No space left on device .*make room"):
+    (tmp_path / "run" / name).symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match=f"{name} cannot be written: No space left on device .*make room"):
         main(settings(shards, tmp_path / "run", "train.steps=1"))
 
 

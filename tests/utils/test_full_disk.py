@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import write_set
@@ -14,6 +15,7 @@ from running import ROOT, environment
 
 from cssr.__main__ import main
 from cssr.survey.write import write_whole
+from cssr.training.fault_tolerance import RunLock
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,16 @@ def test_nothing_half_written_is_left(words, named, material, tmp_path, monkeypa
     line = status if isinstance(status, str) else capsys.readouterr().err.strip()
     assert line.startswith(f"error: {tmp_path / named} cannot be written: No space left on device") and "\n" not in line
     assert "make room" in line and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_lock_of_a_run_is_named(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    alone = SimpleNamespace(is_main_process=True, num_processes=1)
+    with pytest.raises(ValueError, match="run/lock cannot be written: No space left on device .*make room"):
+        RunLock(tmp_path / "run", alone, bool)
 
 
 def test_recipes_are_copied_as_a_whole_or_not_at_all(tmp_path):
