@@ -405,3 +405,39 @@ def test_an_origin_that_is_none_is_refused():
     with serving_page(dark_model()) as address:
         answer = post(address, encoded(cracked()), headers={"Origin": "http://["})
         assert answer.status_code == 403 and "own page" in refused(answer)
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+REQUESTS = {
+    "no name": b"GET / HTTP/1.1\r\n\r\n",
+    "two names": b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+    "a name with a bracket": b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
+    "a name that is not ASCII": "GET / HTTP/1.1\r\nHost: löcalhost\r\n\r\n".encode("latin-1"),
+    "a header of no name": HEAD + b"nonsense\r\n\r\n",
+    "a zero byte in a header": HEAD + b"X: a\0b\r\n\r\n",
+    "a long path": b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a path that is not UTF-8": b"GET /%ff%fe/%2e%2e/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a path out of the root": b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "no path": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a method that is none": b"FOO / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),
+    "HTTP/0.9": b"GET /\r\n\r\n",
+    "a negative length": HEAD + b"Content-Length: -5\r\n\r\n",
+    "a length in superscript": HEAD + b"Content-Length: \xb2\r\n\r\n",
+    "a length of 30 digits": HEAD + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n",
+    "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 3\r\n\r\nhello",
+    "no length": HEAD + b"\r\nhello",
+    "chunks of no size": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
+    "chunks of a negative size": HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
+    "an unknown encoding": HEAD + b"Transfer-Encoding: gzip\r\n\r\nhello",
+    "a form": HEAD + b"Content-Type: multipart/form-data\r\nContent-Length: 9\r\n\r\n--b\r\n--b-",
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_requests_that_are_none_are_refused_and_the_server_lives_on(kind, page):
+    place = urlsplit(page)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        connection.sendall(REQUESTS[kind])
+        assert connection.recv(100).startswith(b"HTTP/1.1 4")
+    assert httpx.get(f"{page}/facts").status_code == 200

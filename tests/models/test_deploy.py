@@ -139,6 +139,20 @@ def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_leaves_what_was_there(export, tmp_path, monkeypatch):
+    def interrupt(program, names, folder):
+        (folder / "model.onnx").write_bytes(b"part")
+        raise KeyboardInterrupt
+
+    (tmp_path / "model.onnx").write_text("of before")
+    monkeypatch.setattr(deployment, "capture", lambda _: None)
+    monkeypatch.setitem(deployment._WRITERS, "onnx", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(export), "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "of before"
+
+
 def test_a_full_disk_is_one_line_and_nothing_is_left(export, tmp_path, monkeypatch):
     def full(program, names, folder):
         (folder / "model.onnx").write_bytes(b"part")

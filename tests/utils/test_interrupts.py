@@ -89,6 +89,29 @@ def test_a_last_validation_that_a_signal_ends_is_made_up_for_before_the_export(s
     assert (run_dir / "export").is_dir() and has_step(run_dir / "validation.jsonl", 2)
 
 
+@pytest.mark.parametrize("writes", ["_fill", "exported_model"])
+def test_a_signal_while_files_are_written_waits_for_them(writes, shards, tmp_path, monkeypatch, handlers):
+    """Of a checkpoint, which a thread writes, and of the export, with which the run is finished."""
+    run_dir, write = tmp_path / "run", getattr(store, writes)
+
+    def interrupt(*arguments):
+        monkeypatch.setattr(store, writes, write)  # a second one would end this process
+        os.kill(os.getpid(), signal.SIGINT)
+        return write(*arguments)
+
+    monkeypatch.setattr(store, writes, interrupt)
+    steps = 400 if writes == "_fill" else 2
+    words = settings(shards, run_dir, f"train.steps={steps}", "train.val_every=0", "train.save_every=2")
+    if writes == "_fill":
+        with pytest.raises(SystemExit) as end:
+            train(words)
+        assert end.value.code == 130 and "on a signal, checkpoint written" in (run_dir / "log.txt").read_text()
+    else:
+        train(words)
+    assert (run_dir / "export").is_dir() == (writes == "exported_model")
+    assert store.newest(run_dir) and not [*run_dir.rglob("*.partial*"), *run_dir.rglob("*.damaged")]
+
+
 def test_slurms_warning_is_heeded_where_the_launcher_ignores_it(handlers):
     """launch/slurm.sh has it so; what is ignored by nohup stays ignored."""
     for number in (signal.SIGUSR1, signal.SIGHUP):
