@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cssr.config.schema import TILE, TILE_AT_SCALE_1, TILE_OVERLAP
 from cssr.cracks.pixel_size import PixelSize
-from cssr.inference import resume as done
+from cssr.inference import resume
 from cssr.inference.large_images import Summary, Wanted, memory, predict_rows
 from cssr.inference.sources import Source
 from cssr.inference.writers import Files, save_png
@@ -79,7 +79,7 @@ class Pipeline:
     def __init__(self, model: JointModel, options: argparse.Namespace, measured: "Measured | None"):
         self.model, self._options, self._measured = for_inference(model), options, measured
         self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
-        self._facts = {"model": done.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
+        self._facts = {"model": resume.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
         self._facts |= {"tta": options.tta, "bits": options.bits, "measured": asdict(measured) if measured else None}
         if options.precision != "float32":
             self._facts["precision"] = options.precision
@@ -139,7 +139,7 @@ class Pipeline:
         job = _Job(source, Outcome(replace(source, image=None)), dict(self._facts))
         with self._errors_told(job):
             job.facts["photograph"] = source.facts()
-            record = done.read(self._record(source)) if done.is_done(self._record(source), job.facts) else None
+            record = resume.read(self._record(source)) if resume.is_done(self._record(source), job.facts) else None
             if record is not None:
                 job.outcome.skipped, job.outcome.cracks = True, record["found"].get("cracks")
             elif busy == 0 or busy + _DECODED * _pixels(source) <= self._room:
@@ -162,7 +162,7 @@ class Pipeline:
         with self._errors_told(job), ExitStack() as stack:
             photograph = stack.enter_context(job.photograph)
             stack.enter_context(naming(self._options.out))
-            old = done.begin(self._record(job.source))  # from here on nothing looks whole
+            old = resume.begin(self._record(job.source))  # from here on nothing looks whole
             files = stack.enter_context(Files(self._options.out / job.source.stem))
             if job.rectified:
                 save_png(files.new("_rectified.png"), photograph.pixels(0, 0, *photograph.shape))
@@ -202,8 +202,8 @@ class Pipeline:
                 if self._stopped.is_set():
                     raise KeyboardInterrupt
             record = self._record(job.source)
-            done.remove_others(record, old, files.sizes)
-            done.write(record, job.facts, files.sizes, predicted.facts())
+            resume.remove_others(record, old, files.sizes)
+            resume.write(record, job.facts, files.sizes, predicted.facts())
             job.outcome.cracks = predicted.cracks
             self._say(job, predicted)
         job.photograph = None
@@ -229,7 +229,7 @@ class Pipeline:
             return None
 
     def _record(self, source: Source) -> Path:
-        return self._options.out / f"{source.stem}{done.ENDING}"
+        return self._options.out / f"{source.stem}{resume.ENDING}"
 
     def _check_memory(self, need: int, side: int) -> None:
         if need <= self._room:

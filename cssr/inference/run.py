@@ -1,4 +1,4 @@
-"""The command that predicts photographs: what it is given, and what it says at the end."""
+"""Predict all photographs that the command line of `cssr.predict` names, and survey their cracks."""
 
 import argparse
 import sys
@@ -8,12 +8,11 @@ from statistics import median
 
 from cssr import __version__
 from cssr.config.schema import segments
-from cssr.inference import sources as inputs
 from cssr.inference.large_images import Wanted
 from cssr.inference.options import check, choose_model, measuring
 from cssr.inference.pipeline import Pipeline
 from cssr.inference.predictor import device_named
-from cssr.inference.sources import photographs
+from cssr.inference.sources import Source, count, each, passed_over_in, photographs
 from cssr.inference.writers import Files
 from cssr.models.joint import JointModel
 from cssr.models.load import load_model
@@ -26,6 +25,8 @@ from cssr.utils.cli import errors_end
 from cssr.utils.interrupts import one_line
 from cssr.utils.photographs import Photograph, open_photograph
 
+_NO_ROOM = "not measured: no photograph has a part of 64 x 64 pixels that a crack can be drawn on"
+
 
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr.predict` asks for."""
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
             measured = measuring(options) if options.measure else None
             limits = load_limits(options.limits or DEFAULT_LIMITS) if options.measure else None
             sources = photographs(options.source, apart=options.out)
-            left = inputs.passed_over_in(options.source)
+            left = passed_over_in(options.source)
             model = load_model(options.model, options.checkpoint).to(device_named(options.device))
             _make_directory(options.out)
             for name in ("measure", "tta"):
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
                     raise ValueError(f"--{name}: the model finds no cracks (model.seg=none)")
             model.orientations = ORIENTATIONS if options.tta else 1
             work = Pipeline(model, options, measured)
-            work.work(inputs.each(sources, options.every), inputs.count(sources, options.every))
+            work.work(each(sources, options.every), count(sources, options.every))
             if limits:
                 _survey(work, options, limits)
     except KeyboardInterrupt:
@@ -95,13 +96,10 @@ def _survey(work: Pipeline, options: argparse.Namespace, limits: Limits) -> None
     print(f"survey of {len(prefixes)} photographs in {options.out / FOLDER}: {len(survey.rows)} cracks: {classes}")
 
 
-def _seen(source: inputs.Source, options: argparse.Namespace) -> Photograph:
+def _seen(source: Source, options: argparse.Namespace) -> Photograph:
     """The picture that the model was run on: the photograph, or what it looks like from straight ahead."""
     rectified = options.out / f"{source.stem}_rectified.png"
     return open_photograph(rectified) if options.rectify and rectified.exists() else source.open(options.bits)
-
-
-_NO_ROOM = "not measured: no photograph has a part of 64 x 64 pixels that a crack can be drawn on"
 
 
 def _make_directory(out: Path) -> None:

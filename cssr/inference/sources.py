@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cssr.inference import resume as done
+from cssr.inference import resume
 from cssr.utils.files import free_stem
 from cssr.utils.image_files import IMAGE_SUFFIXES, is_litter, masks_beside, passed_over, walk, with_suffix
 from cssr.utils.photographs import Photograph, open_photograph
@@ -47,7 +47,7 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         """Facts by which it is known again."""
-        return {**done.file_facts(self.path), "frame": self.frame}
+        return {**resume.file_facts(self.path), "frame": self.frame}
 
 
 def photographs(sources: Path | Sequence[Path], apart: Path | None = None) -> dict[str, Path]:
@@ -140,7 +140,7 @@ def without_results(paths: Iterable[Path]) -> list[Path]:
     kept, written = [], {}
     for path in paths:
         if path.parent not in written:
-            records = (done.read(record) for record in path.parent.glob(f"*{done.ENDING}"))
+            records = (resume.read(record) for record in path.parent.glob(f"*{resume.ENDING}"))
             written[path.parent] = {Path(name).name for record in records if record for name in record["files"]}
         if path.name not in written[path.parent]:
             kept.append(path)
