@@ -32,6 +32,7 @@ def start_engine(timeout: float = 1800, **arguments: Any) -> Accelerator:
     has_device, deepspeed = torch.accelerator.is_available(), _asked_for("DEEPSPEED")
     if deepspeed:
         _check_deepspeed()
+        _leave_out_inference()
     if _asked_for("FSDP") and not has_device:
         raise ValueError("FSDP needs GPUs, here are none: use launch/cpu_2proc.yaml or launch/zero2.yaml")
     groups = InitProcessGroupKwargs(
@@ -82,6 +83,13 @@ def _check_deepspeed() -> None:
         )
     if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         raise ValueError("mixed_precision=fp16 does not go with DeepSpeed here: use bf16 or no")
+
+
+def _leave_out_inference() -> None:
+    """On a CPU, keep DeepSpeed from compiling an operator of its inference: a minute at the start, and a compiler."""
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _check_world(world: int) -> None:

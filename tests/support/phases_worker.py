@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from accelerate.utils import DeepSpeedPlugin
 
 from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
@@ -19,6 +19,7 @@ from cssr.degradations import DEGRADATIONS
 from cssr.models.joint import build_model, group_of
 from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups
 from cssr.training.task import Task
+from cssr.utils.distributed import start_engine
 
 GLOBAL, STEPS_EACH = 4, 2
 PHASES = """phases=[
@@ -41,7 +42,7 @@ SETTINGS = [
 
 def engine_of(stage: int | None) -> Accelerator:
     if stage is None:
-        return Accelerator(cpu=True)
+        return start_engine()
     sizes = {"train_micro_batch_size_per_gpu": GLOBAL // int(os.environ["WORLD_SIZE"])}
     settings = {
         **sizes,
@@ -51,7 +52,8 @@ def engine_of(stage: int | None) -> Accelerator:
     plugin = DeepSpeedPlugin(
         hf_ds_config={**settings, "train_batch_size": GLOBAL, "zero_force_ds_cpu_optimizer": False}
     )
-    return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"  # as a launch file does
+    return start_engine(deepspeed_plugin=plugin)
 
 
 def batch_at(step: int, engine: Accelerator, degrade) -> Batch:
