@@ -54,10 +54,10 @@ def reference_state():
 @pytest.fixture
 def own_parts():
     """Whatever a test registers, and the modules of `my_lab` that do, are forgotten after it."""
-    zoos = (SR, SEG, LOSSES, DEGRADATIONS, BLURS, SOURCES)
-    before = [dict(zoo._factories) for zoo in zoos]
+    registries = (SR, SEG, LOSSES, DEGRADATIONS, BLURS, SOURCES)
+    before = [dict(registry._factories) for registry in registries]
     yield
-    for zoo, factories in zip(zoos, before):
-        zoo._factories = factories
+    for registry, factories in zip(registries, before):
+        registry._factories = factories
     for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
         del sys.modules[name]

@@ -55,7 +55,7 @@ def measure_cracks(
     least_length: float = 0.0,
     prob: np.ndarray | None = None,
     most: int = MOST_CRACKS,
-    tell: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> list[Crack]:
     """The cracks of a mask at least so long, longest first; none of an empty mask.
@@ -64,7 +64,7 @@ def measure_cracks(
         mask: H W, crack where it is not zero (bool, uint8, ...); beyond the image there is none.
         prob: H W uint8, probabilities of which 255 is 1: gives cracks their confidence. It may be the mask itself.
         most: how many components are measured, the largest, as long as they have twice as many branches together.
-        tell: called with a sentence on those left out.
+        warn: called with a sentence on those left out.
         progress: show a bar on a terminal after some seconds.
     Memory beside the mask: some 150 bytes a pixel of the largest crack, and 100 bytes for each run of crack pixels in a
     row: 200 MB of a photograph of 12,000 x 9,000 pixels with some dozens of cracks, which takes seconds. A thick
@@ -91,7 +91,7 @@ def measure_cracks(
             break
     if measured < len(order):
         left, size = len(order) - measured, components.areas[order[measured]]
-        tell(f"left out {left} components of at most {size} pixels: the {measured} largest are measured")
+        warn(f"left out {left} components of at most {size} pixels: the {measured} largest are measured")
     cracks.sort(key=lambda crack: (-crack.length, crack.box))
     return [replace(crack, number=number) for number, crack in enumerate(cracks, 1)]
 

@@ -54,10 +54,10 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
         return [str(problem)], f"{'these tars' if tars else 'index.json'} cannot be used", set()
     root, entries, results_of = tars.root if tars else root, index["shards"], {}
 
-    def work(task: int, tell: Callable[[], None]) -> ShardReport:
+    def work(task: int, step: Callable[[], None]) -> ShardReport:
         if foreign:
-            return inspect_foreign(foreign, task, decode, tell)
-        return inspect_shard(root / entries[task]["name"], entries[task], index, decode, tell)
+            return inspect_foreign(foreign, task, decode, step)
+        return inspect_shard(root / entries[task]["name"], entries[task], index, decode, step)
 
     bar = tqdm(total=index["samples"], desc="checking", unit=" samples", leave=False, disable=not sys.stderr.isatty())
     with bar, closing(imap_unordered(work, len(entries), workers, bar.update)) as results:

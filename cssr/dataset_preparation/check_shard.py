@@ -42,9 +42,9 @@ def is_ours(index: dict[str, Any]) -> bool:
 
 
 def inspect_shard(
-    path: Path, entry: dict[str, Any], index: dict[str, Any], decode: bool, tell: Callable
+    path: Path, entry: dict[str, Any], index: dict[str, Any], decode: bool, step: Callable
 ) -> ShardReport:
-    """Check one tar against its entry in the index; `tell` is called after each sample."""
+    """Check one tar against its entry in the index; `step` is called after each sample."""
     report = ShardReport()
     if not path.is_file():
         report.faults.append("is missing")
@@ -58,7 +58,7 @@ def inspect_shard(
         for key, members in _samples(path, is_ours(index)):
             report.keys.append(key)
             report.faults += [f"{key}: {fault}" for fault in _check_sample(key, members, index, decode, report)]
-            tell()
+            step()
     except (OSError, tarfile.TarError, EOFError, ValueError) as problem:
         after = f" after {report.keys[-1]}" if report.keys else ""
         report.faults.append(f"cannot be read{after}: {problem}")
@@ -69,8 +69,8 @@ def inspect_shard(
     return report
 
 
-def inspect_foreign(shards: ShardSet, number: int, decode: bool, tell: Callable[[], None]) -> ShardReport:
-    """Check a tar of a set that others have written, as training reads it; `tell` is called after each sample."""
+def inspect_foreign(shards: ShardSet, number: int, decode: bool, step: Callable[[], None]) -> ShardReport:
+    """Check a tar of a set that others have written, as training reads it; `step` is called after each sample."""
     report, entry = ShardReport(), shards.index["shards"][number]
     path = Path(shards.address(number))
     if "sha256" in entry and identity(path)["sha256"] != entry["sha256"]:
@@ -91,7 +91,7 @@ def inspect_foreign(shards: ShardSet, number: int, decode: bool, tell: Callable[
                     read_sample(shards, number, row, report.faults.append)
             except (OSError, ValueError, RecursionError) as problem:
                 report.faults.append(f"{key}: {problem}")
-            tell()
+            step()
     if len(held.keys) != entry["samples"]:
         report.faults.append(held.trouble)
     return report

@@ -241,12 +241,12 @@ def _write(shards: list[Shard], form: Form, workspace: Workspace, workers: int) 
         (workspace.tree / part).mkdir(exist_ok=True)
     before = _still_valid(shards, workspace)
 
-    def work(task: int, tell: Any) -> tuple[dict[str, Any], bool]:
+    def work(task: int, step: Any) -> tuple[dict[str, Any], bool]:
         shard = shards[task]
         record, directory = before.get((shard.part, shard.number)), workspace.tree / shard.part
         if record and is_whole(directory, record):
             return record, True
-        return write_shard(directory, shard, form, tell), False
+        return write_shard(directory, shard, form, step), False
 
     kept, total = 0, sum(shard.samples for shard in shards)
     bar = tqdm(total=total, desc="writing", unit=" samples", leave=False, disable=not sys.stderr.isatty())

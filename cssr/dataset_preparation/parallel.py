@@ -38,7 +38,7 @@ def imap_unordered(
     """Do tasks 0 to count - 1 in `workers` processes. Yields (task, result) as they are finished, in any order.
 
     Args:
-        work: work(task, tell) -> result; it may call tell() now and then, upon which `step` is called here.
+        work: work(task, step) -> result; it may call step() now and then, upon which `step` is called here.
         ahead: how far beyond the earliest unfinished task others may be begun (None: any).
     Raises: what `work` raised, if a ValueError or OSError; WorkerDied if a process died; KeyboardInterrupt on a signal.
     """

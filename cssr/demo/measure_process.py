@@ -44,7 +44,7 @@ def measured(prob: np.ndarray, threshold: float, scale: int, sizes: Sequence[Pix
     """
     mask = prob > threshold * 255  # as the page colours it
     size, notes = pixel_size.best(sizes)
-    cracks = measure_cracks(mask, prob=prob, tell=notes.append)
+    cracks = measure_cracks(mask, prob=prob, warn=notes.append)
     units = Units(scale, size.mm, size.uncertainty, size.source) if size else Units(scale)
     unit = (size.mm if size else 1.0) / scale
     return {

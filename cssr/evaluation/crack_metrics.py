@@ -89,7 +89,7 @@ def _totals(mask: np.ndarray) -> np.ndarray:
     """Mean width, weighted by length, greatest width, and length of all cracks: 3 float64; NaN where unknown."""
     left: list[str] = []
     try:
-        cracks = measure_cracks(mask, tell=left.append)
+        cracks = measure_cracks(mask, warn=left.append)
     except TooRagged as error:
         left.append(str(error))
     if left:  # a measure is of the whole image

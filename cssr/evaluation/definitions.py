@@ -1,4 +1,4 @@
-"""The names of all measures, and in words what each is: what every results file carries."""
+"""Names and definitions of all measures, which every results file carries."""
 
 LINES_THRESHOLD = 0.5  # of the measures of centre lines, boundaries and cracks
 TOLERANCE = 4  # HR pixels by which centre lines may differ

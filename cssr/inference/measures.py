@@ -33,9 +33,9 @@ class Measured:
     most: int = MOST_CRACKS  # components, as for `measure_cracks`
 
     def prepare(
-        self, source: Source, photograph: Photograph, tell: Callable[[str], None] = lambda _: None
+        self, source: Source, photograph: Photograph, warn: Callable[[str], None] = lambda _: None
     ) -> tuple[Photograph, PixelSize | None]:
-        """The photograph, rectified if it is wanted, and the size of its pixels; `tell` is called with what is odd.
+        """The photograph, rectified if it is wanted, and the size of its pixels; `warn` is called with what is odd.
 
         Raises: ValueError, one line, for settings or files that contradict themselves.
         """
@@ -43,25 +43,25 @@ class Measured:
         if source.image is None:
             stated = pixel_size.of_file(source.path, self.distance)
             if stated is None and self.distance is not None:
-                tell("no focal length in its EXIF: --distance gives no size of a pixel")
+                warn("no focal length in its EXIF: --distance gives no size of a pixel")
             sizes.append(stated)
         if self.marker_side is not None:
-            photograph, size = self._by_markers(photograph, tell)
+            photograph, size = self._by_markers(photograph, warn)
             sizes.append(size)
         chosen, odd = pixel_size.best([size for size in sizes if size is not None])
         for sentence in odd:
-            tell(sentence)
+            warn(sentence)
         return photograph, chosen
 
-    def _by_markers(self, photograph: Photograph, tell: Callable[[str], None]) -> tuple[Photograph, PixelSize | None]:
+    def _by_markers(self, photograph: Photograph, warn: Callable[[str], None]) -> tuple[Photograph, PixelSize | None]:
         height, width = photograph.shape
         if height * width > _SEARCHED:
-            tell(f"not searched for markers: more than {_SEARCHED:,} pixels")
+            warn(f"not searched for markers: more than {_SEARCHED:,} pixels")
             return photograph, None
         image, valid = photograph.window(0, 0, height, width)
         seen = pixel_size.markers(image, self.marker_family)
         if not seen:
-            tell("no marker was found in it")
+            warn("no marker was found in it")
             return photograph, None
         if self.rectify:
             layers = image if valid is None else np.dstack([image, valid.astype(np.uint8) * 255])
@@ -78,20 +78,20 @@ def write_measures(
     how: Measured,
     size: PixelSize | None,
     about: Mapping[str, Any],
-    tell: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> int:
     """`_cracks.csv`, `.geojson` and `.png`, and `_outlines.geojson` of a mask, larger than the photograph by any scale.
 
     `crack_prob` (H W uint8) is 0 where there is no crack, else the probability in 1/255.
     Coordinates are the map's where the photograph is georeferenced, else the photograph's pixels.
-    `size`: of the photograph's pixels. `about`: its name and other facts that are kept with the cracks. `tell` is
+    `size`: of the photograph's pixels. `about`: its name and other facts that are kept with the cracks. `warn` is
     called with a sentence on those left out.
     Returns: how many cracks there are.
     Raises: TooRagged before anything is written.
     """
     scale = crack_prob.shape[0] / photograph.shape[0]
-    cracks = measure_cracks(crack_prob, how.least_length * scale, crack_prob, how.most, tell, progress)
+    cracks = measure_cracks(crack_prob, how.least_length * scale, crack_prob, how.most, warn, progress)
     units = Units(scale, size.mm, size.uncertainty, size.source) if size else Units(scale)
     place = None if photograph.place is None else georeference(photograph.place.enlarged(scale))
     facts = {**about, "height": photograph.shape[0], "width": photograph.shape[1]}

@@ -137,7 +137,7 @@ class Pipeline:
         if source is None:
             return None
         job = _Job(source, Outcome(replace(source, image=None)), dict(self._facts))
-        with self._errors_told(job):
+        with self._reporting_errors(job):
             job.facts["photograph"] = source.facts()
             record = resume.read(self._record(source)) if resume.is_done(self._record(source), job.facts) else None
             if record is not None:
@@ -147,7 +147,7 @@ class Pipeline:
         return job
 
     def _open(self, job: _Job) -> None:
-        with self._errors_told(job), ExitStack() as stack:
+        with self._reporting_errors(job), ExitStack() as stack:
             photograph = opened = stack.enter_context(job.source.open(self._options.bits))
             if self._measured:
                 photograph, job.size = self._measured.prepare(job.source, opened, partial(self._warn, job.source))
@@ -159,7 +159,7 @@ class Pipeline:
 
     def _predict(self, job: _Job, bar: tqdm) -> Callable[[], None]:
         """Have the networks work; the call that is left measures and writes."""
-        with self._errors_told(job), ExitStack() as stack:
+        with self._reporting_errors(job), ExitStack() as stack:
             photograph = stack.enter_context(job.photograph)
             stack.enter_context(naming(self._options.out))
             old = resume.begin(self._record(job.source))  # from here on nothing looks whole
@@ -195,7 +195,7 @@ class Pipeline:
     def _finish(
         self, job: _Job, stack: ExitStack, files: Files, predicted: Summary, old: dict[str, Any] | None
     ) -> None:
-        with self._errors_told(job):
+        with self._reporting_errors(job):
             with stack:
                 if self._measured:
                     predicted.cracks = self._measure(job, files, predicted)
@@ -215,14 +215,14 @@ class Pipeline:
 
         source, how = job.source, self._measured
 
-        def tell(sentence: str) -> None:
+        def warn(sentence: str) -> None:
             self._warn(source, f"{sentence}; raise --most-cracks for more")
 
         facts = {"name": source.name} | ({} if source.frame is None else {"frame": source.frame})
         if job.rectified:  # positions are those of this picture
             facts["name"] = str(self._options.out / f"{source.stem}_rectified.png")
         try:
-            return write_measures(files, predicted.crack_prob, job.photograph, how, job.size, facts, tell)
+            return write_measures(files, predicted.crack_prob, job.photograph, how, job.size, facts, warn)
         except TooRagged as error:
             message = f"{source.name}: {error}, or raise --most-cracks {how.most}; its other results are written"
             tqdm.write(one_line(message), file=sys.stderr)
@@ -243,7 +243,7 @@ class Pipeline:
         )
 
     @contextmanager
-    def _errors_told(self, job: _Job) -> Iterator[None]:
+    def _reporting_errors(self, job: _Job) -> Iterator[None]:
         """Report an error of this photograph: the others are done."""
         try:
             yield

@@ -47,7 +47,7 @@ class _Running:
         """Return whether the command has ended, and with it all of its processes, or its work is done."""
         return self.process.poll() is not None and not (_locked(self.job.log) and self.job.missing())
 
-    def tell(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Send a signal to all of its processes, launcher and trainer alike."""
         with suppress(ProcessLookupError, PermissionError):  # it has gone meanwhile
             os.killpg(self.process.pid, number)
@@ -138,7 +138,7 @@ def _end(working: Sequence[_Running], arrived: list[int]) -> None:
         until = time.monotonic() + patience
         for running in working:
             if not running.ended:
-                running.tell(number)
+                running.send(number)
         while not all(running.ended for running in working):
             if time.monotonic() > until or (number == signal.SIGTERM and len(arrived) > asked):
                 break

@@ -1,4 +1,4 @@
-"""A bound on what a network may come to, held while it is built."""
+"""A limit on the size of a network, checked while it is built."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -109,7 +109,7 @@ def _with_grids(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters tell their own developers."""
+    """Without what the exporters log for their own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

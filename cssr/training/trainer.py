@@ -378,7 +378,7 @@ class Run:
     def close(self) -> None:
         """Let go of the run directory, once the checkpoint that was begun is in it."""
         if self.saver:
-            with suppress(ValueError, OSError):  # the run has another error to tell by now
+            with suppress(ValueError, OSError):  # another error ends the run by now
                 self.saver.wait()
         if self.stop:
             self.stop.close()

@@ -1,4 +1,4 @@
-"""The accelerate engine that training and evaluation run on, and the little that ranks tell each other."""
+"""The accelerate engine that training and evaluation run on, and what ranks send each other."""
 
 import importlib.util
 import os

@@ -35,8 +35,8 @@ def test_the_dry_run_goes_all_the_way(tmp_path):
     assert not [name for name, result in found["stages"].items() if "failure" in result]
     assert {line["way"] for line in found["stages"]["step"]["sizes"]} == {*gpu.WAYS}
     assert found["stages"]["epoch"]["minutes"] > 0 and found["stages"]["kernels"]["kernels"]
-    told = (tmp_path / "gpu.md").read_text()
-    assert all(f"## {name.capitalize()}" in told for name in gpu.STAGES) and "no figure means anything" in told
+    output = (tmp_path / "gpu.md").read_text()
+    assert all(f"## {name.capitalize()}" in output for name in gpu.STAGES) and "no figure means anything" in output
 
 
 def test_the_page_says_what_failed_and_what_was_measured_until_then():
@@ -47,10 +47,10 @@ def test_the_page_says_what_failed_and_what_was_measured_until_then():
         "epoch": {"seconds": 60.0, "batch": 12, "workers": 14, "cores": 16, "steps": 90, "images_per_s": 250.0,
                   "waits_for_data": 0.05, "loader_ahead": False, "minutes": 6.7, "asked_minutes": 10},
     }  # fmt: skip
-    told = gpu.page({"machine": facts, "dry_run": False, "stages": stages, "seconds": 149.0})
-    assert "a GPU; torch 2.14.1; 1234567; 149 s" in told and "**not done after 80 s**" in told
-    assert "| bfloat16 | 12 | 300.0 | 40 % | 14.00 | 13.0 | 2.0 |" in told and "| 24 | does not fit |" in told
-    assert "does NOT keep ahead (5.0 % of a step waits)" in told and "6.7 minutes, asked 10: met" in told
+    output = gpu.page({"machine": facts, "dry_run": False, "stages": stages, "seconds": 149.0})
+    assert "a GPU; torch 2.14.1; 1234567; 149 s" in output and "**not done after 80 s**" in output
+    assert "| bfloat16 | 12 | 300.0 | 40 % | 14.00 | 13.0 | 2.0 |" in output and "| 24 | does not fit |" in output
+    assert "does NOT keep ahead (5.0 % of a step waits)" in output and "6.7 minutes, asked 10: met" in output
 
 
 def test_later_stages_take_the_batch_that_was_fastest(tmp_path):

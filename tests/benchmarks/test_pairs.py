@@ -1,4 +1,4 @@
-"""The benchmarks' common ground: what is compared, what is told, and that the rest goes on where a part fails."""
+"""The benchmarks' common ground: what is compared, what is reported, and that the rest continues where a part fails."""
 
 import json
 import sys

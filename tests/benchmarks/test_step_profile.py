@@ -22,9 +22,9 @@ def test_arithmetic_of_convolutions_and_transposed_ones():
     """A transposed convolution has the arithmetic of the convolution that it turns around."""
     events = [backward(SMALLER, IMAGE, [24, 16, 8, 8]), backward(IMAGE, SMALLER, [24, 16, 8, 8])]
     each = 3 * 2 * (2 * 24 * 8 * 8) * (16 * 8 * 8)
-    told = step_profile.by_kind(events, rate=2 * each / 8e-3)
-    assert "| 8 x 8 convolutions | 4 | 100% |" in told
-    assert f"| {2 * each / step_profile.STEPS / 1e9:.1f} |" in told and "| 67% |" in told
+    output = step_profile.by_kind(events, rate=2 * each / 8e-3)
+    assert "| 8 x 8 convolutions | 4 | 100% |" in output
+    assert f"| {2 * each / step_profile.STEPS / 1e9:.1f} |" in output and "| 67% |" in output
 
 
 def test_kinds_of_layers():
@@ -42,5 +42,5 @@ def test_backward_passes_are_told_by_the_part_that_they_derive():
 
     network = event(step_profile.SEG, parent=event(step_profile.LOSSES))
     node = event("autograd::engine::evaluate_function: ReluBackward0", 7)
-    told = step_profile.by_part([event("aten::relu", 7, network), event("aten::threshold_backward", parent=node)])
-    assert "| segmentation network | 1 | 50% |" in told and "| segmentation network, backward | 1 | 50% |" in told
+    output = step_profile.by_part([event("aten::relu", 7, network), event("aten::threshold_backward", parent=node)])
+    assert "| segmentation network | 1 | 50% |" in output and "| segmentation network, backward | 1 | 50% |" in output

@@ -480,7 +480,7 @@ def test_arguments_are_checked_against_the_signature(tools, component, said):
 
 
 @pytest.mark.parametrize(
-    "zoo, arguments",
+    "kind, arguments",
     [
         ("SR", {"stages": "abc"}),
         ("SR", {"stages": None}),
@@ -500,11 +500,11 @@ def test_arguments_are_checked_against_the_signature(tools, component, said):
         ("SEG", {"encoder_args": {"channels": [[8] * 40] * 40}}),
     ],
 )
-def test_so_it_is_in_every_zoo(zoo, arguments):
+def test_so_it_is_in_every_registry(kind, arguments):
     names = {"SR": "dbpn", "SEG": "unet", "DEGRADATIONS": "gaussian", "LOSSES": "boundary_combo", "SCHEDULES": "steps"}
-    registry = {"SR": SR, "SEG": SEG, "DEGRADATIONS": DEGRADATIONS, "LOSSES": LOSSES, "SCHEDULES": SCHEDULES}[zoo]
+    registry = {"SR": SR, "SEG": SEG, "DEGRADATIONS": DEGRADATIONS, "LOSSES": LOSSES, "SCHEDULES": SCHEDULES}[kind]
     with pytest.raises(ValueError, match=next(iter(arguments))) as caught:
-        registry.build({"name": names[zoo], **arguments}, scale=4)
+        registry.build({"name": names[kind], **arguments}, scale=4)
     assert "\n" not in str(caught.value)
 
 

@@ -79,8 +79,8 @@ def test_sizes_are_counted(capsys):
     assert parameters["seg"] == sizes["sizes"](load(hr).model)[0]["seg"]
     assert 30e9 < macs < 200e9
     sizes["main"]([str(hr)])
-    told = capsys.readouterr().out.splitlines()[-1]
-    assert told.replace("|", " ").split() == ["hr_pspnet", "6.81", "21.28", "28.09", "30.9"]
+    output = capsys.readouterr().out.splitlines()[-1]
+    assert output.replace("|", " ").split() == ["hr_pspnet", "6.81", "21.28", "28.09", "30.9"]
     sizes["main"](["--markdown", str(hr)])
     assert capsys.readouterr().out.splitlines()[-1] == "| hr_pspnet |  |  | 6.81 | 21.28 |  | 28.09 | 30.9 |"
 

@@ -212,20 +212,20 @@ def test_a_component_like_noise_is_refused_by_its_ends_and_junctions():
 
 
 def test_of_many_components_the_largest_are_measured_and_the_others_told_of():
-    mask, told = np.zeros((200, 400), np.uint8), []
+    mask, output = np.zeros((200, 400), np.uint8), []
     for number in range(40):
         mask[10, 10 * number : 10 * number + 1 + number % 8] = mask[50 + number, 5:9] = 1
     mask[100, 20:320] = 1
     every = measure_cracks(mask)
-    found = measure_cracks(mask, most=10, tell=told.append)
-    assert told == [f"left out {len(every) - 10} components of at most 7 pixels: the 10 largest are measured"]
+    found = measure_cracks(mask, most=10, warn=output.append)
+    assert output == [f"left out {len(every) - 10} components of at most 7 pixels: the 10 largest are measured"]
     assert [c.length for c in found] == [c.length for c in every[:10]] and found[0].area == 300
-    told.clear()
-    assert len(measure_cracks(mask, most=len(every), tell=told.append)) == len(every) and not told
+    output.clear()
+    assert len(measure_cracks(mask, most=len(every), warn=output.append)) == len(every) and not output
     branched = np.zeros((90, 90), np.uint8)
     branched[10, 10:80] = branched[10:80, 20] = branched[10:80, 40] = branched[10:80, 60] = branched[86, 5:30] = 1
-    assert len(measure_cracks(branched, most=2, tell=told.append)) == 1  # of more branches than four
-    assert told == ["left out 1 components of at most 25 pixels: the 1 largest are measured"]
+    assert len(measure_cracks(branched, most=2, warn=output.append)) == 1  # of more branches than four
+    assert output == ["left out 1 components of at most 25 pixels: the 1 largest are measured"]
 
 
 def test_holes_and_forks_of_components():

@@ -222,8 +222,8 @@ def test_the_command_measures_masks_and_says_what_it_found(tmp_path, capsys):
     save(mask_of_two(), tmp_path / "bridge.png")
     save(np.zeros((40, 50)), tmp_path / "clean.png")
     main([str(tmp_path), "--out", str(tmp_path / "out"), "--mm-per-pixel", "0.5", "--least-length", "180"])
-    told = capsys.readouterr().out
-    assert "bridge.png: 1 crack, 100 mm long, at most 4 mm wide" in told and "clean.png: no cracks" in told
+    output = capsys.readouterr().out
+    assert "bridge.png: 1 crack, 100 mm long, at most 4 mm wide" in output and "clean.png: no cracks" in output
     names = {f"{stem}_cracks.{end}" for stem in ("bridge", "clean") for end in ("csv", "geojson", "png")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     (row,) = rows_of(tmp_path / "out" / "bridge_cracks.csv")
@@ -238,10 +238,10 @@ def test_files_that_are_no_masks_are_reported_and_the_others_measured(tmp_path, 
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(SystemExit, match="3 of 4 masks failed: cut.png, deep.png, empty.png"):
         main([str(tmp_path), "--out", str(tmp_path / "out")])
-    told = capsys.readouterr()
-    lines = told.err.strip().splitlines()
+    output = capsys.readouterr()
+    lines = output.err.strip().splitlines()
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
-    assert "deep.png is of mode I;16; store masks as 8-bit grey or 1-bit images" in told.err
+    assert "deep.png is of mode I;16; store masks as 8-bit grey or 1-bit images" in output.err
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"good_cracks"}
 
 
@@ -250,8 +250,8 @@ def test_a_name_with_a_line_end_is_reported_in_one_line(tmp_path, capsys):
     (tmp_path / "b\n.png").write_text("no image")
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--out", str(tmp_path / "out")])
-    told = capsys.readouterr()
-    assert "a\\nerror.png: no cracks" in told.out and len(told.err.splitlines()) == 1
+    output = capsys.readouterr()
+    assert "a\\nerror.png: no cracks" in output.out and len(output.err.splitlines()) == 1
 
 
 def test_which_files_of_a_folder_are_masks(tmp_path):
@@ -307,9 +307,9 @@ def test_a_ragged_mask_costs_no_other_its_measures(tmp_path, capsys):
     words = [str(tmp_path / "masks"), "--out", str(tmp_path / "out"), "--most-cracks", "500"]
     with pytest.raises(SystemExit, match="1 of 3 masks failed: noise.png"):
         main(words)
-    told = capsys.readouterr().err
-    assert "noise.png: too ragged to measure: " in told and ", or raise --most-cracks 500" in told
-    assert "specks.png: left out " in told and "the 500 largest are measured; raise --most-cracks" in told
+    output = capsys.readouterr().err
+    assert "noise.png: too ragged to measure: " in output and ", or raise --most-cracks 500" in output
+    assert "specks.png: left out " in output and "the 500 largest are measured; raise --most-cracks" in output
     assert (
         len(rows_of(tmp_path / "out/specks_cracks.csv")) == 500 and len(rows_of(tmp_path / "out/two_cracks.csv")) == 2
     )

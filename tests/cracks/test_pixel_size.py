@@ -146,5 +146,5 @@ def test_a_file_without_exif_says_nothing(tmp_path):
 def test_ways_that_disagree_are_reported():
     near, far, other = PixelSize(0.2, 0.01, "a marker"), PixelSize(0.21, 0.02, "EXIF"), PixelSize(0.4, 0.02, "typed")
     assert best([]) == (None, []) and best([far, near]) == (near, [])
-    chosen, told = best([near, far, other])
-    assert chosen == other and len(told) == 2 and "0.2 +- 0.01 mm (a marker)" in told[0]
+    chosen, output = best([near, far, other])
+    assert chosen == other and len(output) == 2 and "0.2 +- 0.01 mm (a marker)" in output[0]

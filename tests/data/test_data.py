@@ -325,13 +325,13 @@ def test_signed_distance_of_a_full_mask_is_finite_and_negative():
 def test_a_damaged_sample_is_replaced_and_reported_once(own, extension):
     before = samples(batches(own, 16))
     spoil(own, "own-004", extension)
-    damage, told = Damage(), []
-    after = samples(batches(own, 16, damage=damage, report=told.append))
+    damage, output = Damage(), []
+    after = samples(batches(own, 16, damage=damage, report=output.append))
     hurt = [place for place, sample in enumerate(before) if sample["key"] == "own-004"]
     assert len(hurt) == 2 and all(after[place]["key"] != "own-004" for place in hurt)
     others = [place for place in range(64) if place not in hurt]
     assert_same([after[n] for n in others], [before[n] for n in others])
-    assert len(told) == 1 and "own-004" in told[0] and "\n" not in told[0]
+    assert len(output) == 1 and "own-004" in output[0] and "\n" not in output[0]
     assert damage.seen == 64 and sum(damage.messages.values()) >= len(hurt)
 
 
@@ -383,10 +383,10 @@ def test_the_share_of_damage_is_that_of_the_samples_seen():
 
 
 def test_a_damaged_sample_counts_once_however_often_it_is_met(tmp_path):
-    root, damage, told = write_set(tmp_path / "own", 40), Damage(), []
+    root, damage, output = write_set(tmp_path / "own", 40), Damage(), []
     spoil(root, "own-004")
-    batches(root, 100, max_damaged=0.05, damage=damage, report=told.append)  # ten passes
-    assert len(told) == len(damage.messages) == 1 and damage.messages.total() > 5
+    batches(root, 100, max_damaged=0.05, damage=damage, report=output.append)  # ten passes
+    assert len(output) == len(damage.messages) == 1 and damage.messages.total() > 5
     for key in ("own-005", "own-006"):
         spoil(root, key)
     with pytest.raises(DataError, match=r"3 of \d+ samples are damaged, more than data.max_damaged=0.05") as caught:
@@ -396,19 +396,19 @@ def test_a_damaged_sample_counts_once_however_often_it_is_met(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_smaller_than_the_index_says_is_damage(tmp_path, workers):
-    root, told = write_set(tmp_path / "own", 40, sizes=[(40, 40)] * 39 + [(20, 24)]), []
+    root, output = write_set(tmp_path / "own", 40, sizes=[(40, 40)] * 39 + [(20, 24)]), []
     index = json.loads((root / "index.json").read_text())
     (root / "index.json").write_text(json.dumps({**index, "image_sizes": {"40x40": 40}}))
     keys = [
-        s["key"] for s in samples(batches(root, 20, crop=32, workers=workers, max_damaged=0.05, report=told.append))
+        s["key"] for s in samples(batches(root, 20, crop=32, workers=workers, max_damaged=0.05, report=output.append))
     ]
-    assert len(keys) == 80 and "own-039" not in keys and len(told) == 1
+    assert len(keys) == 80 and "own-039" not in keys and len(output) == 1
     expected = (
         r"-000009.tar key own-039: its image has 24 x 20 pixels, smaller than its index says and than data.crop=32"
     )
-    assert re.search(f"{expected}; replaced$", told[0])
+    assert re.search(f"{expected}; replaced$", output[0])
     with pytest.raises(DataError, match=f"1 of .*max_damaged=0.0; .*{expected}$") as caught:
-        batches(root, 20, crop=32, workers=workers, max_damaged=0.0, report=told.append)
+        batches(root, 20, crop=32, workers=workers, max_damaged=0.0, report=output.append)
     one_line(caught)
 
 
@@ -590,9 +590,9 @@ def test_a_stream_that_is_closed_leaves_no_worker_behind(shards):
 
 
 def test_a_shard_that_vanishes_or_shrinks_in_a_run_is_damage(own):
-    before, damage, told = samples(batches(own, 16)), Damage(), []
+    before, damage, output = samples(batches(own, 16)), Damage(), []
     data = settings(own)
-    stream = train_stream(open_train_sets(data), data, 3, 0, 4, damage=damage, report=told.append)
+    stream = train_stream(open_train_sets(data), data, 3, 0, 4, damage=damage, report=output.append)
     next(stream)
     tars = sorted(own.glob("*.tar"))
     tars[0].unlink()
@@ -603,7 +603,7 @@ def test_a_shard_that_vanishes_or_shrinks_in_a_run_is_damage(own):
         lost = int(other["key"][-3:]) < 8
         assert not (lost and one["key"] == other["key"]) or int(other["key"][-3:]) == 4
         assert lost or torch.equal(one["hr"], other["hr"])
-    assert damage.messages and all("\n" not in line and str(own) in line and "replaced" in line for line in told)
+    assert damage.messages and all("\n" not in line and str(own) in line and "replaced" in line for line in output)
 
 
 def jpeg_set(root: Path, checksums: bool) -> Path:
@@ -627,10 +627,10 @@ def jpeg_set(root: Path, checksums: bool) -> Path:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("checksums", [True, False])
 def test_a_changed_byte_is_found_by_the_checksum_or_reported_by_the_decoder(tmp_path, checksums, workers):
-    """With checksums the sample is replaced; without, a JPEG that can be decoded is used as ever, but told."""
-    root, damage, told = jpeg_set(tmp_path / "set", checksums), Damage(), []
-    keys = [s["key"] for s in samples(batches(root, 8, damage=damage, report=told.append, workers=workers))]
-    assert len(told) == 1 and "key k-005" in told[0] and ("checksum" in told[0]) == checksums
+    """With checksums the sample is replaced; without, a JPEG that can be decoded is used as ever, but reported."""
+    root, damage, output = jpeg_set(tmp_path / "set", checksums), Damage(), []
+    keys = [s["key"] for s in samples(batches(root, 8, damage=damage, report=output.append, workers=workers))]
+    assert len(output) == 1 and "key k-005" in output[0] and ("checksum" in output[0]) == checksums
     if checksums:
         assert "k-005" not in keys and damage.messages and not damage.notices
     else:

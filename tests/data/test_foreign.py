@@ -190,8 +190,8 @@ def kept(root: Path) -> list[Path]:
 def test_the_index_is_made_once_and_again_when_a_tar_changes(tmp_path, capsys):
     root = by_tarfile(tmp_path / "set")
     assert len(opened(root)) == 12
-    told = capsys.readouterr().err
-    assert "12 samples in 3 tars (jpg image, seg.png mask); masks: values {0, 255}: crack = 255" in told
+    output = capsys.readouterr().err
+    assert "12 samples in 3 tars (jpg image, seg.png mask); masks: values {0, 255}: crack = 255" in output
     (index,) = kept(root)
     before = index.stat().st_mtime_ns
     known = opened(root).sha256
@@ -403,10 +403,12 @@ def test_damaged_samples_are_replaced_within_the_limit(tmp_path):
         return [("jpg", b"none" * 50), usual(number)[1]] if number == 7 else usual(number)
 
     data = DataConfig(train=str(by_tarfile(tmp_path / "set", files)), crop=16, lanes=4, workers=0, max_damaged=0.2)
-    told, damage = [], Damage()
-    with contextlib.closing(train_stream(open_train_sets(data), data, 0, 0, 4, damage=damage, report=told.append)) as s:
+    output, damage = [], Damage()
+    with contextlib.closing(
+        train_stream(open_train_sets(data), data, 0, 0, 4, damage=damage, report=output.append)
+    ) as s:
         keys = [key for batch in itertools.islice(s, 9) for key in batch.key]
-    assert "k007" not in keys and len(told) == 1 and "key k007" in told[0] and "replaced" in told[0]
+    assert "k007" not in keys and len(output) == 1 and "key k007" in output[0] and "replaced" in output[0]
 
 
 def test_a_tar_that_grew_is_indexed_again_and_one_that_shrank_as_well(tmp_path):

@@ -312,13 +312,13 @@ def test_a_json_without_checksums_is_fine(text, tmp_path):
 
 
 def test_colours_subsampled_in_a_rare_way_are_left_to_the_other_decoder(monkeypatch):
-    data, told = jpeg_of(24, 20), []
-    expected = decode_image(data, told.append)
+    data, output = jpeg_of(24, 20), []
+    expected = decode_image(data, output.append)
     for name, error in (("decode_jpeg_header", KeyError(-1)), ("decode_jpeg", ValueError("subsampling level of JPEG"))):
         monkeypatch.setattr(f"simplejpeg.{name}", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
-    assert image_size(data) == (24, 20) and not told
-    np.testing.assert_array_equal(decode_image(data, told.append), expected)
-    assert not told
+    assert image_size(data) == (24, 20) and not output
+    np.testing.assert_array_equal(decode_image(data, output.append), expected)
+    assert not output
 
 
 ODD_CHUNKS = chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(b"x" * 50)) + struct.pack(">I", 3) + b"tEXta\0b\0\0\0\5"
@@ -346,9 +346,9 @@ def test_damage_within_a_jpeg_is_told_once(options, capfd):
     """As OpenCV decodes it, which writes of it by itself."""
     data = bytearray(encoded(coordinates(0, 200, 240), "JPEG", quality=90, **options))
     data[len(data) // 2 : len(data) // 2 + 20] = b"\xff\xd9" * 10
-    told: list[str] = []
-    image, mask = decode_image(bytes(data), told.append), decode_mask(bytes(data), 127)
-    assert len(told) == 1 and "premature end of data segment" in told[0] and capfd.readouterr() == ("", "")
+    output: list[str] = []
+    image, mask = decode_image(bytes(data), output.append), decode_mask(bytes(data), 127)
+    assert len(output) == 1 and "premature end of data segment" in output[0] and capfd.readouterr() == ("", "")
     grey, colours = (cv2.imdecode(np.frombuffer(data, np.uint8), mode) for mode in (0, 1))
     np.testing.assert_array_equal(image, colours[..., ::-1])
     np.testing.assert_array_equal(mask, grey > 127)
@@ -506,8 +506,8 @@ def test_no_memory_is_spent_on_lies(tmp_path):
         text=True,
         timeout=120,
     )
-    growth, told = map(int, done.stdout.split())
-    assert growth < 40 and told >= len(HEADERS) + 4
+    growth, output = map(int, done.stdout.split())
+    assert growth < 40 and output >= len(HEADERS) + 4
 
 
 # ---- anything at all ----

@@ -95,8 +95,8 @@ def joint(tmp_path_factory) -> Path:
 def test_the_index_and_the_command_say_that_there_are_no_masks(tmp_path, capsys):
     draw(tmp_path / "in" / "images")
     assert shard("folder", "--root", tmp_path / "in", "--images-only", "--out", tmp_path / "out") == 0
-    told = capsys.readouterr().out
-    assert "masks: none" in told and "no masks: for super-resolution alone" in told
+    output = capsys.readouterr().out
+    assert "masks: none" in output and "no masks: for super-resolution alone" in output
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert (index["masks"], index["mask_rule"], index["crack_share"], index["empty_masks"]) == (False, None, None, None)
     assert index["options"]["images_only"] is True and index["samples"] == 6
@@ -293,7 +293,7 @@ def test_sr_is_measured_and_the_kernel_and_segmentation_is_not(run, masked, tmp_
     assert found["curves"] is None and not {"tp", "iou", "hd95"} & found["per_image"][0].keys()
     assert found["definitions"]["segmentation"].startswith("not measured (null)")
     assert not {"iou_max", "thresholds", "per_image.iou"} & found["definitions"].keys()
-    assert "segmentation: not measured" in (told := capsys.readouterr().out) and "kernel_psnr" in told
+    assert "segmentation: not measured" in (output := capsys.readouterr().out) and "kernel_psnr" in output
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
         "best.png",
         "median.png",
@@ -384,9 +384,9 @@ def test_prediction_writes_the_sr_image_and_the_kernel_only(run, tmp_path, capsy
     written = {"a_sr.png", "a_kernel.npy", "a_kernel.png", "a_prediction.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == written
     assert cv2.imread(str(tmp_path / "out" / "a_sr.png")).shape == (48, 64, 3)
-    told = capsys.readouterr()
-    assert "SR image and blur kernel only, as the model finds no cracks" in told.out
-    assert "crack " not in told.out.splitlines()[0] + told.err
+    output = capsys.readouterr()
+    assert "SR image and blur kernel only, as the model finds no cracks" in output.out
+    assert "crack " not in output.out.splitlines()[0] + output.err
     found = predict(JointModel.from_pretrained(run / "export"), tmp_path / "a.png")
     assert found.prob is None and not segments(JointModel.from_pretrained(run / "export").config)
     with pytest.raises(ValueError, match="there is no mask"):

@@ -138,13 +138,13 @@ FAULTS = (500, 429, "cut", "short", "hang", "spoil", "all")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_third_request_fails_and_the_stream_is_the_same(root, tmp_path, fault):
     with serving(root, lambda count, name: fault if count % 3 == 0 else None) as server:
-        damage, told = Damage(), []
+        damage, output = Damage(), []
         data = settings(server.address, tmp_path, timeout=0.4 if fault == "hang" else 10.0)
-        found = batches(data, damage=damage, report=told.append)
+        found = batches(data, damage=damage, report=output.append)
     assert_same(found, batches(settings(str(root), tmp_path)))
     if fault != "all":  # it serves the whole, which is no fault
-        assert told and all("\n" not in line and ".tar" in line for line in told)
-        assert sum(damage.notices.values()) >= len(told) and not damage.messages
+        assert output and all("\n" not in line and ".tar" in line for line in output)
+        assert sum(damage.notices.values()) >= len(output) and not damage.messages
 
 
 def test_a_broken_transfer_continues_where_it_broke(root, tmp_path):
@@ -167,12 +167,12 @@ def test_a_slow_server_is_reported_a_stalled_one_given_up(tmp_path, fault, monke
     monkeypatch.setattr("cssr.data.remote._STALLED", 64)
     root = write_pairs(tmp_path / "set", [60])
     with serving(root, lambda count, name: fault if count == 2 else None) as server:
-        told: list[str] = []
+        output: list[str] = []
         read_sample(
-            ShardSet.open(server.address, "x", settings("", tmp_path / "cache", timeout=0.2)), 0, 0, told.append
+            ShardSet.open(server.address, "x", settings("", tmp_path / "cache", timeout=0.2)), 0, 0, output.append
         )
-    assert len(told) == 1 and "s0.tar" in told[0]
-    assert ("is slow: " if fault == "slow" else "only ") in told[0]
+    assert len(output) == 1 and "s0.tar" in output[0]
+    assert ("is slow: " if fault == "slow" else "only ") in output[0]
 
 
 @pytest.mark.parametrize("fault", ["headers", "chunks"])
@@ -460,7 +460,7 @@ def test_shards_are_fetched_before_they_are_needed(root, tmp_path):
     until(lambda: all(cache.holds(entry) for entry in entries[:3]))
     assert not cache.holds(entries[3])
     broken = Cache(Remote("pipe:false {name}", 0, 1.0), tmp_path, GIB)
-    ahead.want(broken, entries[3])  # is told when it is used, not here
+    ahead.want(broken, entries[3])  # is reported when it is used, not here
     ahead.want(cache, entries[4])
     until(lambda: cache.holds(entries[4]))
     ahead.close()

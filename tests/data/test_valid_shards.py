@@ -114,11 +114,11 @@ def test_a_set_of_several_depths_is_reported(tmp_path, capsys):
         Image.fromarray(values).save(tmp_path / f"tree/images/{name}.png")
         draw_mask(tmp_path / f"tree/masks/{name}.png", size=SIZE)
     assert run("folder", "--root", tmp_path / "tree", "--out", tmp_path / "out") == 0
-    told = capsys.readouterr()
-    assert "1 10-bit to 8-bit RGB" in told.out and "1 12-bit to 8-bit RGB" in told.out
-    assert "warning: values of 10 and 12 bits in one set" in told.err
+    output = capsys.readouterr()
+    assert "1 10-bit to 8-bit RGB" in output.out and "1 12-bit to 8-bit RGB" in output.out
+    assert "warning: values of 10 and 12 bits in one set" in output.err
     assert run("folder", "--root", tmp_path / "tree", "--bits", 12, "--out", tmp_path / "twelve") == 0
-    told = capsys.readouterr()
-    assert "2 12-bit to 8-bit RGB" in told.out and not told.err
+    output = capsys.readouterr()
+    assert "2 12-bit to 8-bit RGB" in output.out and not output.err
     assert pixels_of(read(tmp_path / "twelve")[0]["png"]).max() == round(700 * 255 / 4095)
     assert run("folder", "--root", tmp_path / "tree", "--bits", 7, "--out", tmp_path / "seven") == 2

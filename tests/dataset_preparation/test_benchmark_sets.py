@@ -407,12 +407,12 @@ def test_a_full_disk_leaves_what_is_whole_and_another_command_is_refused(plain, 
 
 def test_the_summary_says_what_was_made_and_how_to_use_it(plain, tmp_path, capsys):
     freeze(plain, BLUR, tmp_path / "out")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in ("7 samples", "4 times smaller", "blur kernels of 21 x 21", "sigma: [0.2, 4.0]", "seed 0",
                  "resampler: 21x21",
                  "benchmark: sigma_0.2_4.0", f"cssr/evaluate.py RUN --data {tmp_path / 'out'}",
                  "images of 47x50 pixels are cut"):  # fmt: skip
-        assert part in told, part
+        assert part in output, part
 
 
 def test_checks_and_pictures_of_a_benchmark(frozen):
@@ -453,8 +453,8 @@ def test_checks_and_pictures_of_a_benchmark(frozen):
 ])  # fmt: skip
 def test_a_wrong_file_is_refused_by_the_setting(changes, message, plain, tmp_path, capsys):
     file = written(tmp_path, **changes)
-    told = refused(capsys, tmp_path / "out", "--data", plain, "--degradation", file)
-    assert message in told and f"--degradation {file}: " in told
+    output = refused(capsys, tmp_path / "out", "--data", plain, "--degradation", file)
+    assert message in output and f"--degradation {file}: " in output
 
 
 @pytest.mark.parametrize("text, message", [(None, "no recipe at"), ("[", "not valid YAML"), ("- 1", "by name")])
@@ -490,8 +490,8 @@ def test_half_an_image_is_not_frozen(tmp_path, capsys):
     (tmp_path / "sets").mkdir()
     write_tar(tmp_path / "sets/s0.tar", half)
     root = write_index(tmp_path / "sets", {"s0.tar": 1})
-    told = refused(capsys, tmp_path / "out", "--data", root, "--degradation", BLUR)
-    assert "damaged sample" in told and "s0.tar key a: " in told and f"make_shards.py --check {root}" in told
+    output = refused(capsys, tmp_path / "out", "--data", root, "--degradation", BLUR)
+    assert "damaged sample" in output and "s0.tar key a: " in output and f"make_shards.py --check {root}" in output
 
 
 def test_a_grey_image_becomes_rgb_and_nothing_else(tmp_path):
@@ -504,15 +504,15 @@ def test_a_grey_image_becomes_rgb_and_nothing_else(tmp_path):
 
 def test_a_degradation_that_an_image_is_too_small_for(many, tmp_path, capsys):
     file = written(tmp_path, degradation={"name": "gaussian", "padding": "reflect"})
-    told = refused(capsys, tmp_path / "out", "--data", many, "--degradation", file)
-    assert "has images of 8x8 pixels, which the degradation cannot take" in told
+    output = refused(capsys, tmp_path / "out", "--data", many, "--degradation", file)
+    assert "has images of 8x8 pixels, which the degradation cannot take" in output
 
 
 def test_an_output_that_exists_is_left_alone(plain, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years")
-    told = refused(capsys, tmp_path / "out", "--data", plain, "--degradation", BLUR)
-    assert "exists and is not empty" in told and [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    output = refused(capsys, tmp_path / "out", "--data", plain, "--degradation", BLUR)
+    assert "exists and is not empty" in output and [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 def test_levels_are_rounded_and_clipped():

@@ -27,8 +27,8 @@ def test_a_clean_set_may_be_sharded(tmp_path, capsys):
     assert masks["rule"] == "values {0, 255}: crack = 255"
     assert masks["values"]["255"] == {"share": pytest.approx(np.mean(shares), abs=1e-6), "masks": 4}
     assert report["parts"][""]["sizes"] == {f"{SIZE}x{SIZE}": 4}
-    told = capsys.readouterr().out
-    assert "may be sharded" in told and "crack width" in told
+    output = capsys.readouterr().out
+    assert "may be sharded" in output and "crack width" in output
     with Image.open(tmp_path / "out/doctor.png") as sheet:
         assert sheet.width > 1000
 

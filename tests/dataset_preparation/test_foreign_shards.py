@@ -181,8 +181,8 @@ def test_a_set_of_others_is_shown(tmp_path, capsys, monkeypatch):
     root = by_tarfile(tmp_path / "set")
     monkeypatch.setattr("sys.argv", ["show.py", str(root), "--out", str(tmp_path / "sheet.png")])
     assert show.main() == 0
-    told = capsys.readouterr().out
-    assert "12 samples in 3 shards" in told and "written by another program" in told and "crack = 255" in told
+    output = capsys.readouterr().out
+    assert "12 samples in 3 shards" in output and "written by another program" in output and "crack = 255" in output
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
 
 

@@ -257,8 +257,8 @@ def test_a_set_of_another_program_is_checked_by_what_the_docs_ask_of_it(tmp_path
     assert faults(capsys, mine, "--decode") == []
     monkeypatch.setattr("sys.argv", ["show.py", str(mine), "--out", str(tmp_path / "sheet.png")])
     assert show.main() == 0
-    told = capsys.readouterr().out
-    assert "4 samples in 1 shards" in told and "another program" in told and (tmp_path / "sheet.png").is_file()
+    output = capsys.readouterr().out
+    assert "4 samples in 1 shards" in output and "another program" in output and (tmp_path / "sheet.png").is_file()
 
     rewrite(path, lambda m: m.update({"mine-003.txt": b"?", "mine-003.json": b'{"caption": "a wall"}'}))
     assert faults(capsys, mine, "--decode") == []  # as all other members are passed over

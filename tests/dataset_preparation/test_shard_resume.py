@@ -160,9 +160,9 @@ def test_data_corrected_meanwhile_gives_the_corrected_sample(tmp_path, capsys, m
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as unpacking an archive does
     capsys.readouterr()
     assert run(*words) == 0
-    told = capsys.readouterr().out
-    assert f"1 of 4 shards were finished before, but are written anew: {path} changed since" in told
-    assert "2 of 4 shards were finished before, and are kept" in told
+    output = capsys.readouterr().out
+    assert f"1 of 4 shards were finished before, but are written anew: {path} changed since" in output
+    assert "2 of 4 shards were finished before, and are kept" in output
     assert run(*words[:-1], tmp_path / "fresh") == 0 and same_bytes(tmp_path / "out", tmp_path / "fresh")
 
 
@@ -186,8 +186,8 @@ def test_an_annotation_file_belongs_to_all_shards(tmp_path, capsys):
     annotate(4)
     capsys.readouterr()
     assert run(*words) == 0
-    told = capsys.readouterr().out
-    assert f"2 of 3 shards were finished before, but are written anew: {path} changed since" in told
+    output = capsys.readouterr().out
+    assert f"2 of 3 shards were finished before, but are written anew: {path} changed since" in output
     assert run(*words[:-1], tmp_path / "fresh") == 0 and same_bytes(tmp_path / "out", tmp_path / "fresh")
 
 

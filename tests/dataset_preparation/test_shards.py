@@ -332,8 +332,8 @@ def test_names_that_match_no_image_are_counted(tree, tmp_path, capsys):
     draw(tree / "images/odd.jpg")
     draw_mask(tree / "masks/odd.png")
     assert run("folder", "--root", tree, "--group-pattern", r"^p[0-4]", "--out", tmp_path / "b") == 0
-    told = "--group-pattern fits 5 of 11 names, the others are groups of their own, the first is 'odd'"
-    assert told in capsys.readouterr().out
+    output = "--group-pattern fits 5 of 11 names, the others are groups of their own, the first is 'odd'"
+    assert output in capsys.readouterr().out
     message = refused(capsys, tmp_path / "c", "folder", "--root", tree, "--group-pattern", "^q(.+)_[0-9]+$")
     assert "fits none of 11 names, the first is 'odd'" in message
 

@@ -1,4 +1,4 @@
-"""Degradations against the golden vectors and torchvision; every entry of the zoo keeps its contract."""
+"""Degradations against the golden vectors and torchvision; every entry of the registry keeps its contract."""
 
 import math
 

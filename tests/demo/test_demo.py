@@ -352,9 +352,9 @@ def test_who_lets_others_in_is_warned(host, warned, export, capsys, monkeypatch)
     served = []
     monkeypatch.setattr("cssr.demo.__main__.serve", lambda app, listener: served.append(listener.getsockname()))
     main([str(export), "--host", host, "--port", "0", "--device", "cpu"])
-    told = capsys.readouterr()
-    assert served[0][0] == host and f"at http://127.0.0.1:{served[0][1]} (Ctrl-C" in told.out
-    assert ("whoever reaches this machine can send photographs" in told.err) == warned
+    output = capsys.readouterr()
+    assert served[0][0] == host and f"at http://127.0.0.1:{served[0][1]} (Ctrl-C" in output.out
+    assert ("whoever reaches this machine can send photographs" in output.err) == warned
 
 
 def test_without_the_extra_it_is_named(export, monkeypatch):

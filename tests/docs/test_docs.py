@@ -129,8 +129,8 @@ def test_names_of_settings_are_known(page, name):
         assert hasattr(value, rest[0]), f"no setting is called {name}"
         rest = rest[1:]
     if rest:
-        zoo = ZOOS[name.rpartition(".")[0]]
-        assert any(rest == [setting] for part in zoo.names() for setting in zoo.parameters(part)), name
+        registry = ZOOS[name.rpartition(".")[0]]
+        assert any(rest == [setting] for part in registry.names() for setting in registry.parameters(part)), name
 
 
 def paths(page: Path) -> list[str]:
@@ -195,7 +195,7 @@ def test_every_launch_file_is_in_the_table():
     assert {name.removesuffix(".yaml") for name in column("docs/training.md", "| launch file |")} == shown
 
 
-@pytest.mark.parametrize("zoo", [SR, SEG, LOSSES, DEGRADATIONS], ids=lambda zoo: zoo.kind)
-def test_every_part_is_named(zoo):
+@pytest.mark.parametrize("registry", [SR, SEG, LOSSES, DEGRADATIONS], ids=lambda registry: registry.kind)
+def test_every_part_is_named(registry):
     text = {span for page in PAGES for span in spans(page)}
-    assert shipped(zoo) <= text
+    assert shipped(registry) <= text

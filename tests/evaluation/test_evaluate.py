@@ -97,13 +97,13 @@ def test_test_time_augmentation_has_a_result_of_its_own(shards, export, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name, error, told",
+    "name, error, output",
     [
         ("write_atomic", OSError(28, "No space left on device"), SystemExit),
         ("write_samples", KeyboardInterrupt(), KeyboardInterrupt),
     ],
 )
-def test_an_evaluation_that_ends_early_leaves_the_result_before_it(name, error, told, shards, export, tmp_path):
+def test_an_evaluation_that_ends_early_leaves_the_result_before_it(name, error, output, shards, export, tmp_path):
     """No disk space, Ctrl-C: pictures and result are those of before, and nothing else is there."""
     found(shards, export, tmp_path, "--limit", "2")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -111,10 +111,10 @@ def test_an_evaluation_that_ends_early_leaves_the_result_before_it(name, error, 
     def fail(*_):
         raise error
 
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(told) as end:
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(output) as end:
         patched.setattr(f"cssr.evaluation.run.{name}", fail)
         found(shards, export, tmp_path, "--limit", "3")
-    assert told is KeyboardInterrupt or "cannot be written: No space left on device" in str(end.value)
+    assert output is KeyboardInterrupt or "cannot be written: No space left on device" in str(end.value)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

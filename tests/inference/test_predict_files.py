@@ -130,9 +130,9 @@ def test_masks_are_written_of_photographs_too_ragged_to_measure(export, photos, 
     for _ in range(2):  # the second finds all done, and does not take that for measured
         with pytest.raises(SystemExit) as ended:
             run(*words)
-        told = capsys.readouterr()
-        assert ended.value.code == 1 and "2 photographs: mask in " in told.out
-        assert "error: 1 of 2 photographs were not measured: a.png" in told.err
+        output = capsys.readouterr()
+        assert ended.value.code == 1 and "2 photographs: mask in " in output.out
+        assert "error: 1 of 2 photographs were not measured: a.png" in output.err
     assert len(seen) == 2 and {"a_mask.png", "b_mask.png", "b_cracks.csv"} <= names(tmp_path / "out")
     assert "a_cracks.csv" not in names(tmp_path / "out")
 
@@ -145,8 +145,8 @@ def test_what_is_done_is_not_done_again(export, photos, tmp_path, capsys):
     run(export, photos / "a.png", "--out", out)
     before = {name: (out / name).stat().st_mtime_ns for name in names(out)}
     run(export, photos, "--out", out)
-    told = capsys.readouterr().out
-    assert "2 photographs" in told and "(1 of them were there already)" in told
+    output = capsys.readouterr().out
+    assert "2 photographs" in output and "(1 of them were there already)" in output
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
 
 
@@ -281,10 +281,10 @@ def test_each_bad_file_is_one_line_and_the_rest_is_done(export, photos, tmp_path
         SystemExit, match="error: 3 of 6 photographs could not be read or written: cut.png, empty.jpg, "
     ):
         run(export, photos, "--out", tmp_path / "out")
-    told = capsys.readouterr()
-    lines = told.err.splitlines()
+    output = capsys.readouterr()
+    lines = output.err.splitlines()
     assert len(lines) == 3 and all(any(name in line for line in lines) for name in ("empty", "cut", "text"))
-    assert "dot.png: 1x1 -> 2x2" in told.out
+    assert "dot.png: 1x1 -> 2x2" in output.out
     stems = {name.split("_")[0] for name in names(tmp_path / "out")}
     assert stems == {"a", "b", "dot"} and not any("partial" in name for name in names(tmp_path / "out"))
 
@@ -305,9 +305,9 @@ def test_a_full_disk_is_one_line_a_photograph(export, photos, tmp_path, capsys, 
 def test_too_little_memory_is_said_before_work(export, photos, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1 of 1"):
         run(export, photos / "a.png", "--out", tmp_path / "out", "--memory", "0.001")
-    told = capsys.readouterr().err
-    assert "beside the networks, above --memory 0.001: choose more, a --tile below 65" in told
-    needed = float(re.search(r"a.png: needs ([\d.]+) GiB", told)[1])
+    output = capsys.readouterr().err
+    assert "beside the networks, above --memory 0.001: choose more, a --tile below 65" in output
+    needed = float(re.search(r"a.png: needs ([\d.]+) GiB", output)[1])
     with pytest.raises(SystemExit, match="1 of 1"):  # what is needed is never said to be what there is
         run(export, photos / "a.png", "--out", tmp_path / "out", "--memory", str(needed - 0.01))
     assert f"needs {needed:g} GiB" in capsys.readouterr().err
@@ -388,8 +388,8 @@ def test_a_marker_says_the_size_of_a_pixel_and_the_survey_has_all(export, tmp_pa
     words = [export, tmp_path / "in", "--out", tmp_path / "out", "--measure", "--marker-side", "40", "--write", "mask"]
     for _ in range(2):  # the second finds all done, and its survey is the same
         run(*words)
-        told = capsys.readouterr()
-        assert "survey of 2 photographs" in told.out
+        output = capsys.readouterr()
+        assert "survey of 2 photographs" in output.out
         with open(tmp_path / "out" / "survey" / "cracks.csv", encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["photograph"].endswith("wall.png")]
         assert rows and all(float(row["mm_per_pixel"]) == pytest.approx(0.5, rel=0.02) for row in rows)
@@ -399,8 +399,8 @@ def test_a_marker_says_the_size_of_a_pixel_and_the_survey_has_all(export, tmp_pa
 
 def test_what_says_nothing_about_the_size_of_a_pixel_is_reported(export, photos, tmp_path, capsys):
     run(export, photos / "a.png", "--out", tmp_path / "out", "--measure", "--marker-side", "40", "--distance", "9")
-    told = capsys.readouterr().err
-    assert "no marker was found in it" in told and "--distance gives no size of a pixel" in told
+    output = capsys.readouterr().err
+    assert "no marker was found in it" in output and "--distance gives no size of a pixel" in output
 
 
 def test_a_rectified_photograph_is_kept_beside_its_results(export, tmp_path, monkeypatch):
@@ -435,5 +435,5 @@ def test_a_survey_of_frames_alone_says_nothing_of_what_is_detectable(export, tmp
         writer.write(np.full((48, 64, 3), 30 * number, np.uint8))
     writer.release()
     run(export, tmp_path / "v.avi", "--out", tmp_path / "out", "--measure", "--write", "mask")
-    told = capsys.readouterr().out
-    assert "survey of 2 photographs" in told and "detectable:" not in told
+    output = capsys.readouterr().out
+    assert "survey of 2 photographs" in output and "detectable:" not in output

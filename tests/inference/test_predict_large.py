@@ -199,8 +199,10 @@ except OSError as error:
 """
 
 
-@pytest.mark.parametrize("room, told", [(100, "OSError"), (300_000, "OSError"), (850_000, "OSError"), (2_000_000, "")])
-def test_a_tiff_that_cannot_grow_is_an_error(tmp_path, room, told):
+@pytest.mark.parametrize(
+    "room, output", [(100, "OSError"), (300_000, "OSError"), (850_000, "OSError"), (2_000_000, "")]
+)
+def test_a_tiff_that_cannot_grow_is_an_error(tmp_path, room, output):
     """In its first blocks, or where it ends; with room enough there is none."""
     done = python(FULL_TIFF, tmp_path / "a.tif", room)
-    assert done.returncode == 0 and done.stdout.strip() == told, done.stderr
+    assert done.returncode == 0 and done.stdout.strip() == output, done.stderr

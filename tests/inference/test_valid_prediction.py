@@ -154,8 +154,8 @@ def test_files_mark_what_has_no_data(model, framed, tmp_path, size):
             assert valid.sum() == (40 * (2 if name == "sr" else scale)) ** 2
         mask = read_mask(tmp_path / f"out/{path.stem}_mask{path.suffix}")[0]
         assert mask.sum() == mask[rows, columns].sum()
-        told = [json.loads((tmp_path / f"out/{p}_prediction.json").read_text())["found"] for p in ("crop", path.stem)]
-        assert told[0]["crack"] == pytest.approx(told[1]["crack"], abs=2e-3)
+        output = [json.loads((tmp_path / f"out/{p}_prediction.json").read_text())["found"] for p in ("crop", path.stem)]
+        assert output[0]["crack"] == pytest.approx(output[1]["crack"], abs=2e-3)
 
 
 class Fixed(torch.nn.Module):

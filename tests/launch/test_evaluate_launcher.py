@@ -121,9 +121,9 @@ def test_only_what_is_missing_or_stale_is_done_again(
     shutil.rmtree(models[1])
     shutil.copytree(written[2], models[1])
     assert launcher.main(arguments) == 0
-    told = capsys.readouterr().out
-    assert told.count("computed anew") == 2 and "b on two: computed anew: the checkpoint has changed since" in told
-    assert f"a on two: computed anew: {first} is damaged" in told
+    output = capsys.readouterr().out
+    assert output.count("computed anew") == 2 and "b on two: computed anew: the checkpoint has changed since" in output
+    assert f"a on two: computed anew: {first} is damaged" in output
     assert first.read_text() == whole and second.read_text() != before
     first.unlink()
     assert launcher.main(arguments) == 0
@@ -187,8 +187,8 @@ def test_what_fails_is_named_and_the_rest_is_reported(models, benchmarks, tmp_pa
     run = launcher.run_jobs
     monkeypatch.setattr(launcher, "run_jobs", lambda work, places: run(work[:3], places))
     assert launcher.main(words(models, benchmarks, tmp_path / "out")) == 1
-    told = capsys.readouterr().out
-    assert "missing: b on two: not there yet" in told and told.count("missing:") == 1
+    output = capsys.readouterr().out
+    assert "missing: b on two: not there yet" in output and output.count("missing:") == 1
     assert [bool(evaluation.missing()) for evaluation in todo] == [False, False, False, True]
     assert (tmp_path / "out/report/report.md").is_file()
 
@@ -200,9 +200,11 @@ def test_collecting_starts_nothing(models, benchmarks, tmp_path, in_process, cap
 
 def test_a_dry_run_prints_commands_and_writes_nothing(models, benchmarks, tmp_path, in_process, capsys):
     assert launcher.main(words(models, benchmarks, tmp_path / "out", "--dry-run", "--processes", "2")) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "# a on one: not there yet" and "--num_processes 2" in told[1] and "cpu_2proc.yaml" in told[1]
-    assert len(told) == 8 and in_process == [] and not (tmp_path / "out").exists()
+    output = capsys.readouterr().out.splitlines()
+    assert (
+        output[0] == "# a on one: not there yet" and "--num_processes 2" in output[1] and "cpu_2proc.yaml" in output[1]
+    )
+    assert len(output) == 8 and in_process == [] and not (tmp_path / "out").exists()
 
 
 # ---- checkpoints, benchmarks and their names ----
@@ -277,8 +279,8 @@ def test_mistakes_are_one_line_and_start_nothing(line, message, models, benchmar
     arguments = line.replace("MODEL", str(models[0])).replace("ROOT", str(benchmarks)).split()
     out = [] if "--out" in line else ["--out", str(tmp_path / "out")]
     assert launcher.main([*arguments, *out, "--benchmark-root", str(benchmarks)]) == 2
-    told = capsys.readouterr().err
-    assert message in told and told.startswith("error: ") and told.count("\n") == 1 and in_process == []
+    output = capsys.readouterr().err
+    assert message in output and output.startswith("error: ") and output.count("\n") == 1 and in_process == []
 
 
 def test_the_environment_says_where_benchmarks_are(models, benchmarks, tmp_path, monkeypatch):
@@ -417,9 +419,9 @@ def test_a_signal_lets_jobs_save_ends_them_and_says_what_is_left(tmp_path, numbe
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: len(list(tmp_path.glob("began_*"))) == 2, process)
         process.send_signal(number)
-        told = process.communicate(timeout=60)[1]
+        output = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert told == "error: interrupted; 4 (job 0, job 1, job 2, job 3) left of 4: the same command continues\n"
+    assert output == "error: interrupted; 4 (job 0, job 1, job 2, job 3) left of 4: the same command continues\n"
     assert (tmp_path / "saved").read_text() == "saved\nsaved\n" and len(list(tmp_path.glob("began_*"))) == 2
     assert not any(jobs._locked(tmp_path / f"{n}.log") for n in range(2))
 
@@ -484,8 +486,8 @@ def test_slurm_gets_an_array_of_what_is_missing_and_a_report(
 def test_without_sbatch_the_commands_are_printed(models, benchmarks, tmp_path, in_process, monkeypatch, capsys):
     monkeypatch.setattr(slurm.shutil, "which", lambda _: None)
     assert launcher.main([*words(models, benchmarks, tmp_path / "out"), "--slurm"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert "sbatch is not here" in told[0] and "--array=0-3" in told[1] and "afterany:JOB" in told[2]
+    output = capsys.readouterr().out.splitlines()
+    assert "sbatch is not here" in output[0] and "--array=0-3" in output[1] and "afterany:JOB" in output[2]
 
 
 def test_what_sbatch_refuses_is_reported(models, benchmarks, tmp_path, in_process, monkeypatch, capsys):
@@ -532,8 +534,10 @@ def test_a_damaged_model_fails_alone_and_slurm_does_the_rest(models, benchmarks,
     weights.write_bytes(whole[:100])
     arguments = words(models, benchmarks, tmp_path / "out")
     assert command(*arguments, "--slurm").returncode == 0
-    told = (tmp_path / "output").read_text()
-    assert told.count("FAILED") == 2 and "cannot be read as safetensors" in told and told.count("missing: a on") == 2
+    output = (tmp_path / "output").read_text()
+    assert (
+        output.count("FAILED") == 2 and "cannot be read as safetensors" in output and output.count("missing: a on") == 2
+    )
     assert "| b " in (tmp_path / "out/report/report.md").read_text()
     weights.write_bytes(whole)
     again = command(*arguments)

@@ -246,23 +246,23 @@ def test_a_sweep_trains_evaluates_and_tabulates_and_continues(shards, tmp_path, 
 def check_that_other_settings_are_refused(shards, out, in_process, capsys) -> None:
     """What changes a run is refused where it has begun; what does not, and a larger grid, is not."""
     assert sweep.main([*words(shards, out), *fixed(shards, "optim.lr=0.5")]) == 2
-    told = capsys.readouterr().err
-    assert "was begun with other settings (optim.lr: 0.001 -> 0.5)" in told and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "was begun with other settings (optim.lr: 0.001 -> 0.5)" in output and output.count("\n") == 1
     assert sweep.main([*words(shards, out), *fixed(shards, "train.log_every=1", "data.workers=1")]) == 0
     assert len(in_process) == 12
     larger = [RECIPE, "beta=0.1", "seed=0,2", "--benchmarks", str(shards / "two"), "--out", str(out)]
     assert sweep.main([*larger, "--dry-run", *fixed(shards)]) == 0
-    told = capsys.readouterr().out
-    assert "# training beta=0.1,seed=0: done" in told and "# training beta=0.1,seed=2: not begun" in told
-    assert "# beta=0.1,seed=0 on two: done" in told and told.count("accelerate") == 2
+    output = capsys.readouterr().out
+    assert "# training beta=0.1,seed=0: done" in output and "# training beta=0.1,seed=2: not begun" in output
+    assert "# beta=0.1,seed=0 on two: done" in output and output.count("accelerate") == 2
 
 
 def test_without_benchmarks_data_val_is_taken_and_said(shards, tmp_path, in_process, capsys):
     arguments = [RECIPE, "seed=4", "--out", str(tmp_path / "out"), *fixed(shards, f"data.val={shards / 'two'}")]
     assert sweep.main(arguments) == 0
     assert in_process == ["training seed=4", "seed=4 on two"]
-    told = capsys.readouterr().out
-    assert "No --benchmarks were named: evaluated on data.val" in told and "± -" in told
+    output = capsys.readouterr().out
+    assert "No --benchmarks were named: evaluated on data.val" in output and "± -" in output
     assert "No --benchmarks were named" in (tmp_path / "out/table.md").read_text()
 
 
@@ -271,9 +271,9 @@ def test_a_training_that_fails_is_missing_from_the_table(shards, tmp_path, in_pr
     monkeypatch.setattr(sweep, "run_jobs", lambda todo, places: run(todo[1:], places))
     arguments = [RECIPE, "seed=0,1", "--benchmarks", str(shards / "two"), "--out", str(tmp_path / "out")]
     assert sweep.main([*arguments, *fixed(shards)]) == 1
-    told = capsys.readouterr().out
-    assert "missing: seed=0: not begun; log: " in told and in_process == ["training seed=1", "seed=1 on two"]
-    assert "| tiny   | 1 " in told
+    output = capsys.readouterr().out
+    assert "missing: seed=0: not begun; log: " in output and in_process == ["training seed=1", "seed=1 on two"]
+    assert "| tiny   | 1 " in output
 
 
 def test_an_interrupted_training_is_not_finished(tmp_path):
@@ -313,8 +313,8 @@ def test_mistakes_are_one_line_and_start_nothing(line, message, shards, tmp_path
     own = ["--benchmark-root", str(shards), *([] if "--out" in line else ["--out", str(tmp_path / "out")])]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     assert sweep.main([*arguments[:end], *own, *arguments[end:]]) == 2
-    told = capsys.readouterr().err
-    assert message in told and told.startswith("error: ") and told.count("\n") == 1 and in_process == []
+    output = capsys.readouterr().err
+    assert message in output and output.startswith("error: ") and output.count("\n") == 1 and in_process == []
 
 
 def test_a_damaged_record_is_reported(shards, tmp_path, in_process, capsys):

@@ -1,4 +1,4 @@
-"""Networks against the golden vectors; every entry of the zoos keeps its contract."""
+"""Networks against the golden vectors; every entry of the registries keeps its contract."""
 
 import pytest
 import torch

@@ -141,8 +141,8 @@ def test_a_photograph_unlike_the_training_data_gets_a_word(packed, tmp_path, cap
     usual, dark = photograph(tmp_path / "usual.png"), photograph(tmp_path / "dark.png", level=10)
     small = photograph(tmp_path / "small.png", side=12)
     predict.main([*map(str, (usual, dark, small)), "--out", str(tmp_path / "out"), "--write", "mask"])
-    told = [line for line in "".join(capsys.readouterr()).splitlines() if "unlike what" in line]
-    assert len(told) == 2 and "brightness 0.0" in told[0] and "12 x 12 pixels" in told[1]
+    output = [line for line in "".join(capsys.readouterr()).splitlines() if "unlike what" in line]
+    assert len(output) == 2 and "brightness 0.0" in output[0] and "12 x 12 pixels" in output[1]
     record = json.loads((tmp_path / "out" / "dark_prediction.json").read_text())
     assert record["found"]["warnings"][0].startswith("brightness")
     assert predict_photograph(JointModel.from_pretrained("small-x4"), dark).warnings

@@ -65,8 +65,8 @@ def test_nothing_can_be_fetched_and_no_other_script_runs(page):
         "const own = document.createElement('script'); own.textContent = 'window.ran = 1'; document.body.append(own)"
     )
     assert page.execute_script("return window.ran") is None
-    told = complaints(page)
-    assert len(told) >= 2 and all("Content Security Policy" in line or "Fetch API" in line for line in told)
+    output = complaints(page)
+    assert len(output) >= 2 and all("Content Security Policy" in line or "Fetch API" in line for line in output)
 
 
 def test_headings_are_in_order_and_every_control_has_a_name(page):

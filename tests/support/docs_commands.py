@@ -1,6 +1,6 @@
 """The commands of README.md and docs/: found, expanded by bash itself, and run in a directory that has what they name.
 
-A command is told by what it starts: `python -m cssr.predict`, `python shards/show.py`, `accelerate launch
+A command is known by what it starts: `python -m cssr.predict`, `python shards/show.py`, `accelerate launch
 cssr/train.py`, `make`. RUNNERS says how each is run; a command that it does not know fails the test.
 """
 

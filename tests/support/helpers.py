@@ -63,9 +63,9 @@ def spoil(root: Path, key: str, extension: str = "png") -> None:
                 file.write(bytes(40))
 
 
-def shipped(zoo) -> set[str]:
-    """The names in a zoo that the package itself registers, whatever other tests have registered beside them."""
-    return {name for name in zoo.names() if zoo.get(name).__module__.startswith("cssr.")}
+def shipped(registry) -> set[str]:
+    """The names in a registry that the package itself registers, whatever other tests have registered beside them."""
+    return {name for name in registry.names() if registry.get(name).__module__.startswith("cssr.")}
 
 
 def draw_shards(out: Path, count: int, size: int, *more: str) -> Path:

@@ -1,4 +1,4 @@
-"""A web server on the loopback that serves a folder, with byte ranges, and fails as it is told."""
+"""A web server on the loopback that serves a folder, with byte ranges, and fails as it is asked to."""
 
 import re
 import threading

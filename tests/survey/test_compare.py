@@ -73,9 +73,9 @@ def compared(surveys, out: Path, *words: str) -> list[dict[str, str]]:
 
 def test_growth_is_in_the_table_the_pictures_and_the_page(surveys, tmp_path, capsys):
     rows = compared(surveys, tmp_path / "out")
-    told = capsys.readouterr()
-    assert "1 pairs of photographs: 1 new, 2 grown, 1 unchanged, 1 gone" in told.out
-    lines = told.err.splitlines()
+    output = capsys.readouterr()
+    assert "1 pairs of photographs: 1 new, 2 grown, 1 unchanged, 1 gone" in output.out
+    lines = output.err.splitlines()
     assert len(lines) == 2 and all(re.search("not compared: .*(b|d).png: no photograph of", line) for line in lines)
     states = [(row["state"], row["differs"]) for row in rows]
     assert states == [("new", ""), ("grown", "longer"), ("grown", "wider"), ("unchanged", ""), ("gone", "")]

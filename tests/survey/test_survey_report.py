@@ -38,8 +38,8 @@ def results(tmp_path):
 def test_the_page_says_what_was_found_and_loads_nothing(results, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "to_pdf", lambda page: None)
     main(["--survey", str(results), "--out", str(tmp_path / "report"), "--title", "Pier 3 & 4"])
-    told = capsys.readouterr()
-    assert "survey.html" in told.out and "pip install 'cssr[pdf]'" in told.err
+    output = capsys.readouterr()
+    assert "survey.html" in output.out and "pip install 'cssr[pdf]'" in output.err
     page = (tmp_path / "report" / "survey.html").read_text(encoding="utf-8")
     assert "<h1>Pier 3 &amp; 4</h1>" in page and "&lt;b&gt;one" in page and "<b>one" not in page
     assert "3 photographs · 5 cracks" in page and "cracks from 1.5 px on are found" in page

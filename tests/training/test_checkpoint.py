@@ -417,6 +417,6 @@ def test_a_flipped_bit_in_the_newest_is_found_and_the_one_before_taken(run_dir, 
     data[len(data) // 2] ^= 1
     (newest / file).write_bytes(data)
     assert store.newest(run_dir) == before and store.newest(run_dir) == before
-    told = capsys.readouterr().err
-    assert told.count("warning: ") == 1 and f"is damaged ({file})" in told
+    output = capsys.readouterr().err
+    assert output.count("warning: ") == 1 and f"is damaged ({file})" in output
     assert (run_dir / "checkpoints" / f"{newest.name}.damaged").is_dir()

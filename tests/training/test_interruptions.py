@@ -43,9 +43,9 @@ def straight(shards, tmp_path_factory):
     return run_dir
 
 
-def one_error(told: str, said: str) -> str:
+def one_error(output: str, said: str) -> str:
     """The one line of all the ranks' errors that says something."""
-    (line,) = [line for line in told.splitlines() if line.startswith("error: ") and said in line]
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ") and said in line]
     return line
 
 
@@ -77,9 +77,9 @@ def test_a_rank_that_hangs_ends_the_run_with_its_stacks(kind, shards, straight, 
     family: list[psutil.Process] = []
     wait_for_step(tmp_path / "run", 7, process)
     family = psutil.Process(process.pid).children(recursive=True)
-    told = process.communicate(timeout=200)[1]
+    output = process.communicate(timeout=200)[1]
     assert process.returncode != 0 and psutil.wait_procs(family, timeout=60)[1] == []
-    assert "has made no progress for 8 s (train.hang_timeout)" in told
+    assert "has made no progress for 8 s (train.hang_timeout)" in output
     stacks = {path.stem: path.read_text() for path in (tmp_path / "run" / "stacks").iterdir()}
     assert any("_micro_step" in text for text in stacks.values())
     goes_on(words, tmp_path / "run", straight)
@@ -139,9 +139,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(shards, straight, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    told = goes_on(words, tmp_path / "run", straight)
-    assert f"{newest} is damaged (model.safetensors); it is now {newest.name}.damaged" in told
-    assert f"resumed from step {int(before.name[5:])}" in told
+    output = goes_on(words, tmp_path / "run", straight)
+    assert f"{newest} is damaged (model.safetensors); it is now {newest.name}.damaged" in output
+    assert f"resumed from step {int(before.name[5:])}" in output
 
 
 @contextmanager

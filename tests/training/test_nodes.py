@@ -103,8 +103,8 @@ def assert_same(found: Path, expected: Path, within: float = 1e-5) -> None:
 @pytest.mark.parametrize("file, within", [("multi_node.yaml", 1e-5), ("multi_node_zero2.yaml", 1e-4)])
 def test_two_nodes_are_one(file, within, network, shards, one_node, tmp_path):
     needs_deepspeed(file)
-    told = end(start_nodes(settings(shards, tmp_path / "run", *RUN), file))
-    assert (tmp_path / "run" / "export" / "model.safetensors").is_file(), told
+    output = end(start_nodes(settings(shards, tmp_path / "run", *RUN), file))
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file(), output
     assert_same(tmp_path / "run", one_node, within)
     assert "2 x cpu" in (tmp_path / "run" / "log.txt").read_text()
 
@@ -117,11 +117,11 @@ def test_a_node_that_goes_away_ends_the_run_and_a_restart_continues(network, sha
     try:
         wait_for_step(tmp_path / "run", 5, nodes[0])
         ip("-n", NODES[0], "link", "set", LINKS[0], "down")
-        told = end(nodes)
+        output = end(nodes)
     finally:
         ip("-n", NODES[0], "link", "set", LINKS[0], "up")
     assert all(node.returncode != 0 for node in nodes)
-    assert any("no progress for 10 s" in text or "has lost another rank" in text for text in told)
+    assert any("no progress for 10 s" in text or "has lost another rank" in text for text in output)
     assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_words(p))]
     end(start_nodes(arguments))
     assert_same(tmp_path / "run", one_node)
@@ -139,7 +139,7 @@ def test_nodes_without_a_shared_file_system_are_refused(network, shards, tmp_pat
     runs = tmp_path / "runs"
     runs.mkdir()
     nodes = start_nodes(settings(shards, runs / "run", *RUN), hide=runs)
-    told = end(nodes)
+    output = end(nodes)
     assert all(node.returncode != 0 for node in nodes)
-    lines = [line for text in told for line in text.splitlines() if line.startswith("error: ")]
+    lines = [line for text in output for line in text.splitlines() if line.startswith("error: ")]
     assert any("is not the same directory on all nodes" in line for line in lines)

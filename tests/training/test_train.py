@@ -187,8 +187,8 @@ def test_phases_hold_groups_still(shards, tmp_path):
 
 def test_dry_run_writes_nothing(shards, tmp_path, capsys):
     main(settings(shards, tmp_path / "run", "train.dry_run=true"))
-    told = capsys.readouterr().out
-    assert "parameters sr" in told and "lq (4, 3, 8, 8)" in told and not (tmp_path / "run").exists()
+    output = capsys.readouterr().out
+    assert "parameters sr" in output and "lq (4, 3, 8, 8)" in output and not (tmp_path / "run").exists()
 
 
 def test_init_from_an_export(straight, shards, tmp_path):
@@ -201,8 +201,8 @@ def test_init_from_an_export(straight, shards, tmp_path):
 
 def test_help_prints_every_setting(capsys):
     main(["--help"])
-    told = capsys.readouterr().out
-    assert "shuffle_window: 16384" in told and "# samples a step over all processes" in told
+    output = capsys.readouterr().out
+    assert "shuffle_window: 16384" in output and "# samples a step over all processes" in output
 
 
 @pytest.mark.parametrize("mistake, message", [
@@ -299,10 +299,10 @@ def test_sigterm_writes_a_checkpoint(processes, shards, tmp_path):
     wait_for_step(run_dir, 4, process)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGTERM)
-    told, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert psutil.wait_procs(family, timeout=40)[1] == []
     there = [path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()]
-    assert len(there) == 1 and 4 <= int(there[0][5:]) < 400, told
+    assert len(there) == 1 and 4 <= int(there[0][5:]) < 400, output
 
 
 def test_recipe_settings_round_trip(tmp_path):

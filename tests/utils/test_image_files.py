@@ -78,8 +78,8 @@ def test_other_suffixes_are_read_or_named(tmp_path, capsys):
     for name in ("f.dng", "g.DNG", "h.gif", "notes.txt"):
         (tmp_path / name).touch()
     assert {"a", "b", "e"} <= set(photographs(tmp_path)) and not {"f", "h"} & set(photographs(tmp_path))
-    told = "passed over 3 files that look like photographs (2 .dng, 1 .gif): convert them to JPEG, PNG or TIFF"
-    assert passed_over_in([tmp_path]) == passed_over_in([tmp_path / "*"]) == told
+    output = "passed over 3 files that look like photographs (2 .dng, 1 .gif): convert them to JPEG, PNG or TIFF"
+    assert passed_over_in([tmp_path]) == passed_over_in([tmp_path / "*"]) == output
     for name in ("images/x.jpg", "images/y.dng"):
         draw(tmp_path / "set" / name) if name.endswith("jpg") else (tmp_path / "set" / name).touch()
     draw_mask(tmp_path / "set/masks/x.png")

@@ -18,7 +18,7 @@ from cssr.utils.photographs import open_photograph
 
 
 def png(width: int, height: int, colours: int = 2, depth: int = 8) -> bytes:
-    """A PNG of a row, whose header says what it is told."""
+    """A PNG of a row, whose header says what it is given."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

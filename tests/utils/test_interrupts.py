@@ -51,7 +51,7 @@ def begin(words: list[str], **how) -> subprocess.Popen:
     )
 
 
-def told(process: subprocess.Popen, number: int) -> tuple[str, str]:
+def output(process: subprocess.Popen, number: int) -> tuple[str, str]:
     """Output and errors after a signal to the whole group, of which nothing is left."""
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, number)
@@ -65,7 +65,7 @@ def test_a_run_finishes_its_step_and_writes_a_checkpoint(number, shards, tmp_pat
     run_dir = tmp_path / "run"
     process = begin([sys.executable, "cssr/train.py", *settings(shards, run_dir, *ENDLESS)])
     wait_for_step(run_dir, 2, process)
-    out, err = told(process, number)
+    out, err = output(process, number)
     assert process.returncode == 128 + number and err == ""
     assert out.splitlines()[-1].startswith("stopped at step ") and "checkpoint written" in out
     assert read_state(store.newest(run_dir))["step"] >= 2
@@ -131,7 +131,7 @@ def test_under_a_launcher_it_does_so_too(processes, shards, tmp_path):
     run_dir = tmp_path / "run"
     process = begin(command(settings(shards, run_dir, *ENDLESS), processes))
     wait_for_step(run_dir, 2, process)
-    out, err = told(process, signal.SIGINT)
+    out, err = output(process, signal.SIGINT)
     assert "checkpoint written" in out and "train.py" not in err
     assert read_state(store.newest(run_dir))["step"] >= 2
 
@@ -148,7 +148,7 @@ def test_a_second_ctrl_c_ends_at_once(shards, tmp_path):
     time.sleep(0.5)
     assert process.poll() is None
     began = time.monotonic()
-    _, err = told(process, signal.SIGINT)
+    _, err = output(process, signal.SIGINT)
     assert time.monotonic() - began < 20 and process.returncode == -signal.SIGINT
     assert err == "interrupted again: the same command continues from the last checkpoint\n"
 

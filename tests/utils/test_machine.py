@@ -83,11 +83,11 @@ print(faults() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_large_arrays_take_memory_that_was_freed_before():
     """Without it the kernel makes pages for each array of 76 MiB anew: 20,000 of 4 KiB, or some of 2 MiB."""
-    told = [
+    output = [
         subprocess.run(
             [sys.executable, "-c", FAULTS, how], env=environment(), capture_output=True, text=True, check=True
         )
         for how in ("give back", "keep")
     ]
-    anew, kept = (int(done.stdout) for done in told)
+    anew, kept = (int(done.stdout) for done in output)
     assert anew > 5 * 30 and kept < anew / 10

@@ -21,7 +21,7 @@ HEAVY = (
     "scipy",
     "cv2",
 )
-# A module's main part runs as the interpreter runs it; whatever ends it, what was imported is told.
+# A module's main part runs as the interpreter runs it; whatever ends it, what was imported is printed.
 PROGRAM = """
 import atexit, runpy, sys
 atexit.register(lambda: print(*(m for m in {heavy} if m in sys.modules), file=sys.stderr))
