@@ -6,7 +6,7 @@ Everything here is a closed form of its arguments; `benchmarks/scaling.py --pred
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cssr.utils.markdown import markdown_table
+from cssr.utils.text import markdown_table
 
 FLOAT = 4  # bytes of a gradient and of a parameter, under autocast too
 BACKWARD = 2 / 3  # of a step's arithmetic: gradients of inputs and of weights, each as much as the forward pass

@@ -37,7 +37,7 @@ from step_memory import Memory
 from training_step import BATCHES, ROUNDING, SIDE, SMALL, VARIANTS, Step, difference, of_losses, settings
 
 from cssr.training.log import memory_gib
-from cssr.utils.markdown import markdown_table
+from cssr.utils.text import markdown_table
 
 LIMITS = {"correctness": 80, "step": 170, "kernels": 50, "epoch": 110, "compiled": 110}  # seconds; 520 of 540
 DRY = 5  # times as long in a dry run, on few cores that others use too

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cssr.config.loading import load_config
 from cssr.config.schema import ModelConfig
 from cssr.models.joint import build_model
-from cssr.utils.markdown import markdown_table
+from cssr.utils.text import markdown_table
 
 HR_SIDE = 224  # pixels
 GROUPS = ("sr", "kernel", "seg", "encoder", "blur_skip")

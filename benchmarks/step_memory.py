@@ -32,7 +32,7 @@ from cssr.training.log import memory_gib
 from cssr.training.step import Stepper
 from cssr.training.task import Task
 from cssr.utils import distributed as engines
-from cssr.utils.markdown import markdown_table
+from cssr.utils.text import markdown_table
 
 RECIPES = ("csbsr_pspnet", "csbsr_hrnet_ocr", "csbsr_blurskip", "csbsr_crackformer", "cssr", "dsrl", "real/small_x4")
 HEADINGS = ("recipe", "crop", "GiB fixed", "GiB an image", "largest batch", "GMAC an image", "images/s", "cores")

@@ -24,7 +24,7 @@ from cssr.models.joint import build_model
 from cssr.training.step import Stepper
 from cssr.training.task import Task
 from cssr.utils import distributed as engines
-from cssr.utils.markdown import markdown_table
+from cssr.utils.text import markdown_table
 
 RECIPES = ("real/small_x4", "real/hr", "uav315_csbsr_cpu")
 SR, SEG, LOSSES, DEGRADATION = PARTS = ("SR network", "segmentation network", "losses", "degradation")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cssr.utils.markdown import markdown_table
+from cssr.utils.text import markdown_table
 
 UNITS = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "us")), "B": ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))}
 HEADINGS = ("what", "plain formulation", "plain", "ours", "times", "rounds", "asked", "threads", "bound by", "of it")

@@ -19,6 +19,7 @@ from cssr.config.schema import ADDRESSES, Config, ModelConfig, PhaseConfig, chec
 from cssr.config.yaml_loader import TAG, Loader, Texts, load_yaml, to_inline_yaml, to_yaml
 from cssr.utils.files import write_atomic
 from cssr.utils.installed import find_file
+from cssr.utils.text import message_of
 
 _LARGEST = 1 << 20  # bytes of a recipe
 _LONGEST_CHAIN = 32  # recipes, each the base of the one before
@@ -85,7 +86,7 @@ def import_modules(names: Sequence[str], setting: str = "imports") -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = message_of(error)
             raise ValueError(
                 f"{setting}: {name} cannot be imported from {os.getcwd()} or the Python path: "
                 f"{type(error).__name__}: {reason}"

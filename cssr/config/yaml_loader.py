@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from cssr.utils.text import message_of
+
 _DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, those behind aliases included
 _MOST_DIGITS = 300  # of a whole number: it must have a float
 
@@ -14,7 +16,7 @@ def load_yaml(text: str | bytes, loader: type, complaint: str) -> Any:
     try:
         return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{complaint}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{complaint}: {message_of(error)}") from None
 
 
 class Loader(yaml.SafeLoader):

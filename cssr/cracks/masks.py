@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cssr.utils.images import any_size, open_image
+from cssr.utils.text import message_of
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2", ".j2k", ".avif", ".heic", ".heif")
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError)  # what Pillow raises for damage
@@ -131,7 +132,7 @@ def _planes(path: Path | io.BytesIO) -> tuple[np.ndarray, np.ndarray]:
                 stored = stored.convert("RGB")
             planes = np.asarray(stored.convert("L") if mode == "1" else stored)
     except BROKEN as problem:
-        reason = " ".join(str(problem).split())
+        reason = message_of(problem)
         raise Unreadable(f"cannot read mask {path}: {reason}; replace or remove it and its image") from problem
     if planes.dtype != np.uint8:
         raise ValueError(f"mask {path} is of mode {mode}; store masks as 8-bit grey or 1-bit images")

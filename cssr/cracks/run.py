@@ -16,7 +16,7 @@ from cssr.utils.cli import errors_end
 from cssr.utils.files import free_stem, naming
 from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
 from cssr.utils.images import open_image
-from cssr.utils.interrupts import one_line
+from cssr.utils.text import one_line
 
 _LOSS_FREE = (".png", ".tif", ".tiff", ".bmp")  # what masks of a folder are, if there are any; else all images
 _MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here
@@ -159,7 +159,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _measure_all(masks: dict[str, Path], options: argparse.Namespace, units: Units, criterion: Criterion) -> list[str]:
     failed = []
-    for stem, path in tqdm(masks.items(), unit="mask", disable=not sys.stderr.isatty()):
+    for stem, path in tqdm(masks.items(), unit="mask", disable=None):
         try:
             cracks = measure_file(path, options.out / stem, units, options.least_length, criterion, options.most_cracks)
         except ValueError as error:

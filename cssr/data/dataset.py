@@ -15,6 +15,7 @@ from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_siz
 from cssr.data.remote import DataError, Notify
 from cssr.data.shards import ShardSet
 from cssr.data.tar_reader import Files, contents
+from cssr.utils.text import message_of
 from cssr.utils.valid_pixels import fill_missing
 
 _BESIDE = 1 << 25  # bytes that an image file may have beside 8 a pixel: thumbnails, colour profiles
@@ -56,7 +57,7 @@ def read_sample(
     except DataError:
         raise
     except (OSError, ValueError, RecursionError, MemoryError) as error:
-        reason = " ".join(str(error).split()) if type(error) is ValueError else type(error).__name__
+        reason = message_of(error) if type(error) is ValueError else type(error).__name__
         raise DataError(f"damaged sample: {where}: {reason}") from error
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from cssr.cracks.masks import BROKEN
 from cssr.utils.images import PNG, any_size, pixel_chunks
+from cssr.utils.text import message_of
 
 _GREY = b"\x08\x00"  # of a PNG: 8 bits, one channel
 _BY_KORNIA = {_GREY: "mono", b"\x08\x02": "rgb"}  # by a PNG's bits and kind of colours
@@ -99,7 +100,7 @@ def _decode_jpeg(data: bytes, colours: str, doubt: Callable[[str], None]) -> np.
     try:
         return simplejpeg.decode_jpeg(data, colours)
     except (ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
+        reason = message_of(error)
         if "subsampling" in reason or isinstance(error, KeyError):  # merely of a kind that it does not know
             image = _decode(data, cv2.IMREAD_COLOR if colours == "RGB" else cv2.IMREAD_GRAYSCALE)
             return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if colours == "RGB" else image[..., None]

@@ -2,7 +2,6 @@
 
 import io
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +20,7 @@ from cssr.data.suffixes import SLOTS, Reading, Suffixes, is_image, read_names
 from cssr.data.tar_reader import FORMAT, Member, read_members
 from cssr.data.tars import Tars
 from cssr.utils.images import any_size
+from cssr.utils.text import message_of
 
 _PACKERS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")  # gzip, bzip2, xz
 _ZSTANDARD = b"\x28\xb5\x2f\xfd"  # which Python's own library does not unpack
@@ -117,7 +117,7 @@ def _naming(name: str) -> Iterator[None]:
     except DataError:
         raise
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: {' '.join(str(error).split())}; fetch or write it again") from error
+        raise ValueError(f"{name}: {message_of(error)}; fetch or write it again") from error
 
 
 def _entries(tars: Tars, cache: Cache | None, say: Notify) -> tuple[list[dict[str, Any]], Open]:
@@ -134,7 +134,7 @@ def _entries(tars: Tars, cache: Cache | None, say: Notify) -> tuple[list[dict[st
 
 def _watch(items: Iterable[Any], what: str) -> Iterator[Any]:
     """Pass items on under a progress bar; elsewhere than on a terminal, silently."""
-    return iter(tqdm(items, desc=what, unit="", leave=False, disable=not sys.stderr.isatty()))
+    return iter(tqdm(items, desc=what, unit="", leave=False, disable=None))
 
 
 def list_images(file: BinaryIO) -> list[Member]:

@@ -28,6 +28,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
+from cssr.utils.text import message_of
+
 _BLOCK = 1 << 18  # bytes read at once
 _STALLED = 1 << 16  # bytes; a transfer that moves fewer in `timeout` seconds is broken off
 _SLOW = 1 << 20  # bytes a second; a transfer that falls below over `timeout` seconds is reported
@@ -166,7 +168,7 @@ class Remote:
             try:
                 return attempt()
             except Exception as error:
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                reason = message_of(error)[:300] or type(error).__name__
                 if getattr(error, "errno", None) in _LOCAL:
                     raise Unreachable(f"data.cache: {reason}, while fetching {self.address(name)}") from error
                 if number == self.retries or not _may_pass(error):

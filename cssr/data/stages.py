@@ -15,6 +15,7 @@ from cssr.config.registry import did_you_mean
 from cssr.data.dataset import Sample
 from cssr.data.remote import DataError
 from cssr.data.sampler import rng
+from cssr.utils.text import message_of
 
 Stage = Callable[[Sample, np.random.Generator], Sample]
 
@@ -65,7 +66,7 @@ def _apply(stage: Stage, name: str, seed: int, number: int, read: Read) -> Read:
         sample = stage(read.sample, rng(seed, read.place, 0x57A6E, number))
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         raise DataError(f"data.stages: {name} failed on {key}: {reason} ({at.filename}:{at.lineno})") from error
     if not isinstance(sample, Sample):
         raise DataError(f"data.stages: {name} returned {type(sample).__name__} for {key}: return the sample")

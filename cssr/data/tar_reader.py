@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from cssr.data.decode import image_size
+from cssr.utils.text import message_of
 
 FORMAT = "cssr-shards-1"
 # what of a sample is looked at
@@ -54,7 +55,7 @@ def read_members(file: int, length: int) -> Iterator[Member]:
             if any(os.pread(file, _BLOCK, tar.offset)):  # tarfile takes a damaged header for the end
                 raise ValueError(f"no header at byte {tar.offset}")
     except (tarfile.TarError, OverflowError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(message_of(error)) from error
 
 
 class _Headers:

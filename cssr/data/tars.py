@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from cssr.data.remote import DataError, Remote, is_remote
+from cssr.utils.text import message_of
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")  # in a brace pattern
 _TAR = re.compile(r"(?P<root>.*/)?(?P<name>[^/]*\.(?:tar|tar\.\w+|tgz|tbz2|txz))(?P<query>\?.*)?", re.IGNORECASE)
@@ -87,7 +88,7 @@ def _expanded(pattern: str) -> tuple[str, ...]:
         largest = max(map(abs, ranges), default=0)
         names = tuple(islice(braceexpand(pattern), _MOST_TARS + 1)) if largest <= _MOST_TARS else ()
     except ValueError as error:
-        raise DataError(f"{pattern}: {' '.join(str(error).split())}; write it as x-{{000000..000099}}.tar") from None
+        raise DataError(f"{pattern}: {message_of(error)}; write it as x-{{000000..000099}}.tar") from None
     if max(len(names), largest) > _MOST_TARS:
         raise DataError(f"{pattern} expands to more than {_MOST_TARS} tars; give fewer")
     return names

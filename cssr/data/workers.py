@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from cssr.data.remote import DataError
 from cssr.utils.interrupts import held_back
+from cssr.utils.text import message_of
 
 _SHARED = Path("/dev/shm")
 _SEMAPHORES = 1 << 16  # bytes for those of a worker's queues
@@ -140,7 +141,7 @@ def _name_dead_workers() -> None:
 
 def _translated(error: RuntimeError) -> Exception:
     """DataError for what torch says of a worker that has ended; any other error as it is."""
-    text = " ".join(str(error).split())
+    text = message_of(error)
     if not re.match(r"DataLoader worker \(pid", text):
         return error
     end = re.sub(r"^DataLoader worker ", "a loader worker ", text.split(". ")[0].rstrip("."))

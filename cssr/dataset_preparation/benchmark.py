@@ -31,6 +31,7 @@ from cssr.dataset_preparation.encode import MOST_SCALE
 from cssr.dataset_preparation.images import open_picture, png
 from cssr.dataset_preparation.sources import Item, MaskRule, Source
 from cssr.degradations import DEGRADATIONS
+from cssr.utils.text import message_of
 
 _MOST_SEED = 2**31 - 1  # with the key's 32 bits below it a signed 64-bit number
 _REWRITTEN = ("key", "source", "origin", "width", "height", "crack_share", "converted", "crc32", "group", "valid_share")
@@ -233,7 +234,7 @@ def _try_smallest(shards: ShardSet, scale: int, degrade: Callable) -> bool:
     try:
         return degrade_image(image, 0, degrade)[1] is not None
     except (RuntimeError, ValueError, TypeError) as problem:
-        reason = " ".join(str(problem).split())
+        reason = message_of(problem)
         raise ValueError(f"{where}, which the degradation cannot take: {reason}; change it, or the set") from problem
 
 

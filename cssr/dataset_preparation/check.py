@@ -59,7 +59,7 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
             return inspect_foreign(foreign, task, decode, step)
         return inspect_shard(root / entries[task]["name"], entries[task], index, decode, step)
 
-    bar = tqdm(total=index["samples"], desc="checking", unit=" samples", leave=False, disable=not sys.stderr.isatty())
+    bar = tqdm(total=index["samples"], desc="checking", unit=" samples", leave=False, disable=None)
     with bar, closing(imap_unordered(work, len(entries), workers, bar.update)) as results:
         results_of.update(results)
     ordered = [results_of[number] for number in range(len(entries))]

@@ -1,7 +1,6 @@
 """Photographs out of shards, as files: `python shards/extract.py SHARDS --out DIR [--count 4] [--reduce 4]`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -21,7 +20,7 @@ def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:
     with naming(out):
         out.mkdir(parents=True, exist_ok=True)
     written = []
-    for k in tqdm(range(count), disable=not sys.stderr.isatty()):
+    for k in tqdm(range(count), disable=None):
         sample = read_sample(shards, *places[k * len(places) // count])
         picture = Image.fromarray(sample.image.copy())
         size = (max(1, picture.width // reduce), max(1, picture.height // reduce))

@@ -249,7 +249,7 @@ def _write(shards: list[Shard], form: Form, workspace: Workspace, workers: int) 
         return write_shard(directory, shard, form, step), False
 
     kept, total = 0, sum(shard.samples for shard in shards)
-    bar = tqdm(total=total, desc="writing", unit=" samples", leave=False, disable=not sys.stderr.isatty())
+    bar = tqdm(total=total, desc="writing", unit=" samples", leave=False, disable=None)
     with bar, closing(imap_unordered(work, len(shards), workers, bar.update)) as results:
         for _, (record, was_there) in results:
             if was_there:

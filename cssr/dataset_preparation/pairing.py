@@ -17,7 +17,7 @@ from cssr.cracks.masks import LOSSY_SUFFIXES, Read, read_mask
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, reader
 from cssr.dataset_preparation.sources import Item
 from cssr.utils.image_files import walk, with_suffix
-from cssr.utils.interrupts import one_line
+from cssr.utils.text import one_line
 
 SkipUnpaired = Annotated[bool, "pass over images without mask, masks without image and listed names without file"]
 NameList = Annotated[str | None, "text file, below the root, that names the pictures to take: one a line, name or path"]

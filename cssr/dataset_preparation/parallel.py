@@ -86,7 +86,7 @@ def imap(work: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
 def with_progress(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
     """Pass results on under a progress bar on a terminal; closed with them."""
     with closing(results):
-        yield from tqdm(results, total=total, desc=what, unit="", leave=False, disable=not sys.stderr.isatty())
+        yield from tqdm(results, total=total, desc=what, unit="", leave=False, disable=None)
 
 
 def _attempt(work: Callable[[int], Any], task: int) -> tuple[Any, Exception | None]:

@@ -20,6 +20,7 @@ from cssr.utils.cli import program
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.images import encoded, joined
 from cssr.utils.json_files import misfit
+from cssr.utils.text import message_of
 
 _SIDE = 256  # pixels of the longer side of a picture on the sheet
 _GAP, _TEXT = 8, 18
@@ -192,6 +193,6 @@ def main() -> int:
                 write_atomic(options.out, encoded(sheet, "PNG" if options.out.suffix.lower() == ".png" else "JPEG"))
             print(f"{min(options.count, len(shards))} samples in {options.out}")
     except (ValueError, OSError) as problem:
-        print("error:", " ".join(str(problem).split()), file=sys.stderr)
+        print("error:", message_of(problem), file=sys.stderr)
         return 1
     return 0

@@ -22,7 +22,7 @@ from cssr.evaluation.crack_metrics import inspection, topology
 from cssr.evaluation.surface_distance import surface_distances
 from cssr.models.joint import JointModel
 from cssr.models.training_range import blur_sigma
-from cssr.utils.interrupts import one_line
+from cssr.utils.text import one_line
 
 
 def evaluate(

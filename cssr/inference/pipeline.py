@@ -32,9 +32,9 @@ from cssr.models.tiling import Tiles, fitting_side
 from cssr.utils import geotiff
 from cssr.utils.files import naming
 from cssr.utils.images import open_image
-from cssr.utils.interrupts import one_line
 from cssr.utils.machine import keep_freed_memory
 from cssr.utils.photographs import Photograph
+from cssr.utils.text import message_of, one_line
 
 if TYPE_CHECKING:
     from cssr.inference.measures import Measured
@@ -94,7 +94,7 @@ class Pipeline:
 
     def work(self, sources: Iterator[Source], expected: int) -> None:
         """Predict all; report what cannot be read or written, and continue."""
-        shown = {"disable": not sys.stderr.isatty(), "dynamic_ncols": True, "smoothing": 0, "bar_format": _BAR}
+        shown = {"disable": None, "dynamic_ncols": True, "smoothing": 0, "bar_format": _BAR}
         one_core: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}  # of threads from then on
         with (
             tqdm(total=expected, **shown) as bar,
@@ -281,5 +281,5 @@ def _explain(source: Source, error: Exception) -> str:
     """One line."""
     if isinstance(error, torch.OutOfMemoryError):
         return f"{source.name}: the device's memory does not suffice: choose a smaller --batch or --tile"
-    text = " ".join(str(error.__cause__ or error).split())
+    text = message_of(error.__cause__ or error)
     return text if source.name in text else f"{source.name}: {text}"

@@ -22,8 +22,8 @@ from cssr.survey.severity import DEFAULT as DEFAULT_LIMITS
 from cssr.survey.severity import Limits, load_limits
 from cssr.survey.write import FOLDER, write_survey
 from cssr.utils.cli import errors_end
-from cssr.utils.interrupts import one_line
 from cssr.utils.photographs import Photograph, open_photograph
+from cssr.utils.text import one_line
 
 _NO_ROOM = "not measured: no photograph has a part of 64 x 64 pixels that a crack can be drawn on"
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cssr.utils.cli import program
+from cssr.utils.text import message_of
 
 _OPTIONS = {
     "num_processes": int,
@@ -65,7 +66,7 @@ def library_fault(load: Callable[[str], Any] = __import__) -> str | None:
         try:
             load(name)
         except Exception as error:  # torchvision raises RuntimeError where its operators do not fit torch
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error)[:200]
             if name == "torchvision" or "torchvision::" in reason:
                 return (
                     "torchvision cannot be imported, as a CPU-only torch beside the registry's torchvision cannot, and "

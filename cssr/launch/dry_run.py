@@ -19,6 +19,7 @@ from cssr.launch.launch_file import LaunchFile, Machine
 from cssr.launch.memory import FakeTask, Need, largest_micro_batch, make_optimizer, needs, on_cpu
 from cssr.training.checks import check_best, check_degradation, check_strategy, check_training
 from cssr.utils.distributed import OFFLOADED
+from cssr.utils.text import message_of
 
 GIB = 2**30
 Row = tuple[str, str]
@@ -150,7 +151,7 @@ class DryRun:
         try:
             activations = self.fake.activations(self.micro_batch, self.kernel, self.launch.precision != "no")
         except Exception as error:  # networks of one's own may look at the values that these tensors do not have
-            reason = " ".join(str(error).split())[:160]
+            reason = message_of(error)[:160]
             return [(title, [("unknown", f"the model needs true tensors: {type(error).__name__}: {reason}")])]
         needed = needs(self.launch, self.fake, self.optimizer, activations)
         self._check_memory(needed)

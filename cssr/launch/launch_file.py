@@ -21,6 +21,7 @@ from cssr.utils.annotations import Within
 from cssr.utils.json_files import misfit, read_bytes
 from cssr.utils.machine import cores
 from cssr.utils.machine import memory as own_memory
+from cssr.utils.text import message_of
 
 DDP = ("MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON")
 _PACKAGES = ("deepspeed", "transformers")
@@ -133,7 +134,7 @@ def read_launch_file(path: Path, options: Mapping[str, Any]) -> LaunchFile:
         fault = misfit(yaml.safe_load(content), _SHAPE)
         file = None if fault else load_config_from_file(str(path))
     except Exception as error:  # what YAML, enumerations and dataclasses raise
-        raise ValueError(f"--config_file {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ValueError(f"--config_file {path}: {message_of(error) or type(error).__name__}") from error
     if fault:
         raise ValueError(f"--config_file {path} is no launch file of accelerate: {fault}")
     if not isinstance(file, ClusterConfig):

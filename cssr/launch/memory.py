@@ -27,6 +27,7 @@ from cssr.launch.launch_file import LaunchFile
 from cssr.models.joint import JointModel, build_model
 from cssr.training.activation_checkpointing import recompute_blocks
 from cssr.training.task import Task
+from cssr.utils.text import message_of
 
 FLOAT = 4  # bytes
 
@@ -142,7 +143,7 @@ def make_optimizer(config: Config) -> torch.optim.Optimizer:
             sample, opt=config.optim.optimizer, lr=config.optim.lr, **config.optim.arguments
         )
     except (TypeError, ValueError, ImportError, AssertionError) as error:
-        refused = f"optim: {config.optim.optimizer} refuses its settings: {' '.join(str(error).split())}"
+        refused = f"optim: {config.optim.optimizer} refuses its settings: {message_of(error)}"
         raise ValueError(refused) from error
     for parameter in sample.parameters():
         parameter.grad = torch.ones_like(parameter)

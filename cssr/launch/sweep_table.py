@@ -14,7 +14,7 @@ from cssr.evaluation.results import load
 from cssr.launch.grid import Point
 from cssr.report import IMAGE_COLUMNS
 from cssr.utils.files import write_atomic
-from cssr.utils.markdown import markdown_table
+from cssr.utils.text import markdown_table
 
 FORMAT = "cssr-sweep-1"
 _NOTE = "Per image; mean ± standard deviation (n - 1) over n runs, one a seed. `-`: of one run there is no deviation."

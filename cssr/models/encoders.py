@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cssr.models.shipped import is_shipped, shipped_directory
+from cssr.utils.text import message_of
 
 _NO_CLASSIFIER = 2**-12  # of its 4096 hidden channels, one
 _OF_ENCODER = "seg.encoder."  # how the names of its weights begin in a joint model
@@ -161,7 +162,7 @@ def check_pyramid(encoder: nn.Module, name: str) -> None:
         encoder.eval()(torch.zeros(1, 3, side, side))
     except Exception as error:
         raise ValueError(
-            f"encoder {name} does not take images of any size ({' '.join(str(error).split())[:200]}): take a "
+            f"encoder {name} does not take images of any size ({message_of(error)[:200]}): take a "
             "convolutional one, as resnet34 or convnext_tiny"
         ) from None
     finally:
@@ -184,7 +185,7 @@ def _weight_file(path: str) -> Path:
 
 
 def _encoder_error(name: str, pretrained: bool | str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
+    reason = message_of(error)[:200]
     if pretrained is True:
         return (
             f"model.seg.pretrained=true: the weights of {name} could not be downloaded ({reason}); "
@@ -228,7 +229,7 @@ def packaged_weights(name: str) -> dict[str, Tensor]:
             f"{package.module.replace('_', '-')}, which is not installed: {EXTRA}"
         ) from None
     except Exception as error:  # of pickle, zip, the disk, a package of another layout
-        reason = " ".join(str(error).split())[:200]
+        reason = message_of(error)[:200]
         raise ValueError(
             f"model.seg.pretrained=package: {package.module} cannot be read ({reason}): install it anew ({EXTRA})"
         ) from None

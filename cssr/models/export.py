@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cssr import __version__
 from cssr.utils.files import identity, naming, write_together
 from cssr.utils.json_files import parse_json, read_bytes
+from cssr.utils.text import message_of
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 FORMAT = 1  # of config.json; higher for a change that older versions would misread
@@ -116,7 +117,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} cannot be read as safetensors: {message_of(error)}") from None
 
 
 def assign_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

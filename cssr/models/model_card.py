@@ -13,7 +13,7 @@ import yaml
 
 from cssr import __version__
 from cssr.utils.json_files import read_json
-from cssr.utils.markdown import markdown_table
+from cssr.utils.text import markdown_table
 
 MEASURES = ("iou_max", "aiu", "f1", "ap", "ece", "cldice", "hd95_min", "psnr", "ssim", "kernel_psnr")
 _RECIPE = ("model", "degradation", "loss", "phases", "optim", "imports")  # of config.yaml, shown as they are

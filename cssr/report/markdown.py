@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cssr.evaluation.results import Result
 from cssr.report.columns import NOTE, Cell, Table, image_measures, pooled_measures, with_intervals
 from cssr.report.facts import MARKDOWN, Definition, caveats, definitions, fact, split_facts
-from cssr.utils.markdown import markdown_table
+from cssr.utils.text import markdown_table
 
 
 def image_table(results: Sequence[Result], base: Result | None) -> str:

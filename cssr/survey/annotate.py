@@ -19,8 +19,8 @@ from cssr.survey import annotations
 from cssr.survey.annotations import Annotated
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.images import open_image
-from cssr.utils.interrupts import one_line
 from cssr.utils.json_files import read_json
+from cssr.utils.text import one_line
 
 LINES = "_cracks.geojson"
 _RECORD = "_prediction.json"
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     if not 0 <= options.least_confidence <= 1:
         raise ValueError(f"--least-confidence must be in 0..1, got {options.least_confidence}")
     prefixes = measured_prefixes(options.results)
-    bar = tqdm(prefixes, unit="photo", disable=not sys.stderr.isatty())
+    bar = tqdm(prefixes, unit="photo", disable=None)
     everything = [annotations.read(prefix, options.least_confidence) for prefix in bar]
     photographs = _named([photograph for photograph in everything if photograph.is_file], options.root)
     if len(photographs) < len(everything):

@@ -15,7 +15,7 @@ from cssr.cracks.components import Components
 from cssr.cracks.outline import outline
 from cssr.survey.collect import read_cracks, reading
 from cssr.survey.geometry import paths, to_pixels
-from cssr.utils.interrupts import one_line
+from cssr.utils.text import one_line
 
 LABEL = "crack"
 _GRIDS = (1, 2, 3, 4, 8)  # by which outlines are whole numbers, or as good as

@@ -9,8 +9,8 @@ from typing import Any
 
 from cssr.survey.geometry import compact
 from cssr.survey.severity import Limits
-from cssr.utils.interrupts import one_line
 from cssr.utils.json_files import read_json
+from cssr.utils.text import one_line
 
 Row = dict[str, Any]
 _SHAPE = {"features": [{"geometry": dict, "properties": dict}]}

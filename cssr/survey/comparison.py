@@ -29,7 +29,7 @@ from cssr.survey.registration import moved
 from cssr.survey.report import address
 from cssr.survey.write import write_whole
 from cssr.utils.images import encoded, open_image
-from cssr.utils.interrupts import one_line
+from cssr.utils.text import one_line
 
 LISTED = 1000  # rows of the page's table; all are in changes.csv
 _ALONG = 0.01  # standard uncertainty of a length, of it
@@ -133,7 +133,7 @@ class Comparison:
         self.notes: list[str] = []
         self._changes: list[list[Change]] = []
         self._first: list[int] = []  # number of each pair's first change
-        for number, pair in enumerate(tqdm(pairs, "comparing", leave=False, disable=not sys.stderr.isatty()), 1):
+        for number, pair in enumerate(tqdm(pairs, "comparing", leave=False, disable=None), 1):
             views = view_of(pair.old, _FAINT * old.threshold), view_of(pair.new, _FAINT * new.threshold)
             made = changes(cracks_of(pair.old), cracks_of(pair.new), pair.registration, uncertainty, views)
             self._first.append(len(self.rows) + 1)

@@ -1,7 +1,6 @@
 """Photographs of one spot in two surveys: by name, by the georeference, by features, or as a table says."""
 
 import csv
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +128,7 @@ def _registered(candidates: Sequence[tuple[Surveyed, Surveyed]], way: str) -> tu
 
 
 def _bar(items: Sequence, title: str, unit: str) -> tqdm:
-    return tqdm(items, title, leave=False, unit=unit, delay=_PATIENCE, disable=not sys.stderr.isatty())
+    return tqdm(items, title, leave=False, unit=unit, delay=_PATIENCE, disable=None)
 
 
 def _left(results: Results, pairs: Sequence[Pair], side: str) -> list[Surveyed]:

@@ -17,9 +17,9 @@ from cssr.survey.matching import Cracks, View
 from cssr.survey.registration import NotRegistered, Picture, read_picture, reduced
 from cssr.survey.severity import Limits
 from cssr.survey.write import FOLDER
-from cssr.utils.interrupts import one_line
 from cssr.utils.json_files import read_json
 from cssr.utils.photographs import open_photograph
+from cssr.utils.text import message_of, one_line
 
 WIDTH_UNCERTAINTY = 0.6  # pixels, where a survey does not say its own
 _PICTURES = ("_rectified.png", "_sr.png", "_sr.tif")  # of the results, where a photograph is gone
@@ -139,7 +139,7 @@ def picture_of(photograph: Surveyed) -> Picture:
         try:
             return read_picture(path, photograph.shape)
         except (OSError, ValueError) as error:
-            reasons.append(f"{path}: {' '.join(str(error).split())}")
+            reasons.append(f"{path}: {message_of(error)}")
     raise NotRegistered(reasons[0] if reasons else f"{photograph.name} is gone, and so is {photograph.prefix}_sr.png")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from cssr.survey import maps, tables
 from cssr.survey.collect import COVERAGE, Survey
 from cssr.utils.files import naming
+from cssr.utils.text import message_of
 
 FOLDER = "survey"  # in the directory of results
 _LIBRARIES = {"cracks.xlsx": "xlsxwriter", "cracks.gpkg": "geopandas", "cracks.dxf": "ezdxf"}
@@ -74,7 +75,7 @@ def _write(writer: Callable[[Path], Any], path: Path, final: Path) -> None:
         raise OSError(error.errno, error.strerror, str(final)) from error
     except Exception as error:  # of the libraries, where the disk is full among others
         cause = next((e for e in (error.__context__, *error.args) if isinstance(e, OSError)), None)
-        number, said = (cause.errno, cause.strerror) if cause else (errno.EIO, " ".join(str(error).split()))
+        number, said = (cause.errno, cause.strerror) if cause else (errno.EIO, message_of(error))
         raise OSError(number, said, str(final)) from error
 
 

@@ -29,6 +29,7 @@ from cssr.models.joint import JointModel, build_model
 from cssr.models.load import checkpoints, exported_model, name_of, read_best, read_state
 from cssr.training.sharded_state import copied, finite, spread_moments, whole_moments, whole_weights
 from cssr.utils.files import PARTIAL, digest, identity, sync, write_atomic
+from cssr.utils.text import message_of
 
 _DAMAGED = ".damaged"
 
@@ -185,7 +186,7 @@ def write(run_dir: Path, snapshot: Snapshot) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(final.parent).free / 2**30
         raise ValueError(
-            f"train.run_dir: {final} cannot be written: {' '.join(str(error).split())} ({free:.1f} GiB are free "
+            f"train.run_dir: {final} cannot be written: {message_of(error)} ({free:.1f} GiB are free "
             "there); make room, and run the same command again"
         ) from error
     return final

@@ -22,6 +22,7 @@ from cssr.training.log import append_line
 from cssr.utils.distributed import AnyRank
 from cssr.utils.files import lock_file, naming
 from cssr.utils.interrupts import heeded, leave_terminal
+from cssr.utils.text import message_of
 
 STUCK = 75  # exit status of a process that its watchdog has ended: try again
 _BACKSTOP = 30  # seconds after which C code writes the stacks, where no Python runs any more
@@ -138,7 +139,7 @@ def explain(error: BaseException, config: Config, micro_batch: int, building: bo
         return ValueError(
             f"out of memory before the first batch: make the model smaller (model.sr={config.model.sr}, "
             f"model.seg={config.model.seg}: widths, stages, the encoder), or set eval.tile for large validation images "
-            f"({' '.join(str(error).split())[:200]})"
+            f"({message_of(error)[:200]})"
         )
     return _of_memory(error, config, micro_batch) or _of_ranks(error) or _of_batch_norm(error, config, micro_batch)
 
@@ -151,7 +152,7 @@ def is_of_memory(error: BaseException) -> bool:
 def _of_memory(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
     if not is_of_memory(error):
         return None
-    text = " ".join(str(error).split())
+    text = message_of(error)
     return ValueError(
         f"out of memory: lower train.micro_batch (here {micro_batch}; batch_size={config.train.batch_size} stays, "
         f"gradients are accumulated), data.crop={config.data.crop} or eval.batch_size={config.eval.batch_size}, or use "
@@ -169,7 +170,7 @@ def _of_batch_norm(error: BaseException, config: Config, micro_batch: int) -> Va
 
 
 def _of_ranks(error: BaseException) -> ValueError | None:
-    text = " ".join(str(error).split())
+    text = message_of(error)
     gone = isinstance(error, torch.distributed.DistError) or "gloo" in text or "Connection closed by peer" in text
     if not (gone and torch.distributed.is_initialized()):
         return None

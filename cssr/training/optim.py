@@ -14,6 +14,7 @@ from cssr.config.schema import Config, PhaseConfig
 from cssr.models.encoders import layers_from_the_end
 from cssr.models.joint import JointModel, parent_of
 from cssr.utils import distributed as engines
+from cssr.utils.text import message_of
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # with an update in one call, on CPUs and GPUs
 _WAYS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that choose how the update is computed
@@ -45,7 +46,7 @@ def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
         timm.optim.create_optimizer_v2([weight], **how).step()
         return timm.optim.create_optimizer_v2(groups, **how)
     except Exception as error:  # optimizers refuse settings in every way: IndexError, KeyError, ...
-        reason = " ".join(str(error).split())[:300]
+        reason = message_of(error)[:300]
         raise ValueError(f"optim: {settings.optimizer} refuses its settings: {reason}") from error
 
 

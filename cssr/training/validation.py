@@ -24,6 +24,7 @@ from cssr.training.log import Console, append_line
 from cssr.training.sharded_state import copied, whole_weights
 from cssr.utils.distributed import shards_parameters
 from cssr.utils.files import digest
+from cssr.utils.text import message_of
 
 _ODD_SIZE = (40, 72)  # LQ pixels: of no crop, no multiple of a large stride
 
@@ -97,7 +98,7 @@ class Validation:
                 raise
             raise ValueError(
                 "validation and prediction would fail, as the model does not take images of every size: choose "
-                f"another encoder in model.seg ({' '.join(str(error).split())[:200]})"
+                f"another encoder in model.seg ({message_of(error)[:200]})"
             ) from error
         finally:
             model.train()

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cssr.utils.text import message_of
+
 BLOCK = 256  # pixels a side of the blocks that are written
 CACHE = 64 << 20  # bytes of blocks that GDAL keeps
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -248,5 +250,5 @@ def reprojected(points: np.ndarray, crs: str, target: str) -> np.ndarray:
         try:
             names = [rasterio.crs.CRS.from_user_input(name) for name in (crs, target)]
         except CRSError as error:
-            raise ValueError(f"a map cannot be read: {' '.join(str(error).split())}") from None
+            raise ValueError(f"a map cannot be read: {message_of(error)}") from None
         return np.stack(transform(*names, *points.T), 1)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
+from cssr.utils.text import one_line
+
 _LONGEST = 2000  # characters of the line in which a command fails, which may repeat what it was given
 _EMPTY = re.compile(r"(--[\w-]+=)?")  # an argument, or the value of an option
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -57,11 +59,6 @@ def run(main: Callable[[], Any]) -> Any:
     finally:
         for number in heeded():
             signal.signal(number, signal.SIG_DFL)
-
-
-def one_line(text: str) -> str:
-    """The text with line ends, and bytes that are no text, written out: names of files may hold some."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
 
 
 class Stream:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cssr.utils.annotations import described, fits, shortened
+from cssr.utils.text import message_of
 
 _LARGEST = 1 << 28  # bytes
 _MOST = 20_000_000  # values, each of which takes 70 bytes of memory and more
@@ -49,7 +50,7 @@ def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it
             text = data.decode("latin-1")
         value = json.loads(text.lstrip("\ufeff"), object_pairs_hook=no_key_twice)
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        reason = "nested too deeply" if isinstance(error, RecursionError) else message_of(error)
         raise ValueError(f"{name} is damaged, no JSON: {reason}; {remedy}") from None
     fault = misfit(value, shape)
     if fault:

@@ -15,7 +15,7 @@ from cssr.cracks.masks import MOST_CLASSES, MOSTLY
 from cssr.dataset_preparation.audit.examine import Crack, Look, sizes_in
 from cssr.dataset_preparation.audit.similarity import Links, Overlap, groups_of
 from cssr.dataset_preparation.sources import Item, MaskRule, Source
-from cssr.utils.interrupts import one_line
+from cssr.utils.text import one_line
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 _FAULTS = {  # kind -> severity, remedy

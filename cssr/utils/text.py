@@ -1,6 +1,16 @@
-"""Tables in Markdown."""
+"""Text: errors and names of files in one line, tables in Markdown."""
 
 from collections.abc import Container, Sequence
+
+
+def message_of(error: BaseException) -> str:
+    """The message of an error, in one line."""
+    return " ".join(str(error).split())
+
+
+def one_line(text: str) -> str:
+    """The text with line ends, and bytes that are no text, written out: names of files may hold some."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
 
 
 def markdown_table(
