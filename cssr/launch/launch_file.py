@@ -26,6 +26,7 @@ from cssr.utils.text import message_of
 DDP = ("MULTI_GPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON")
 _PACKAGES = ("deepspeed", "transformers")
 _COUNT = Annotated[int, Within(-1, 10**6)]  # processes or machines
+_RANGES = {"num_processes": (1, 10**6), "num_machines": (1, 10**6), "main_process_port": (0, 65535)}  # of options
 _SHAPE = {  # of a launch file, as far as it is used here
     "?compute_environment": str | None,
     "?distributed_type": str | bool | None,
@@ -33,6 +34,7 @@ _SHAPE = {  # of a launch file, as far as it is used here
     "?num_machines": _COUNT,
     "?machine_rank": _COUNT | None,
     "?main_process_ip": str | None,
+    "?main_process_port": int | None,
     "?mixed_precision": str | bool | None,
     "?use_cpu": bool,
     "?gpu_ids": str | int | None,
@@ -143,6 +145,11 @@ def read_launch_file(path: Path, options: Mapping[str, Any]) -> LaunchFile:
         if isinstance(getattr(file, name), bool):
             raise ValueError(f'--config_file {path}: {name}: {word} is false in YAML, write {name}: "{word}"')
     given = {name: value for name, value in options.items() if value is not None}
+    port = {"main_process_port": file.main_process_port or 0}
+    for name, value in {**port, **given}.items():
+        low, high = _RANGES.get(name, (value, value))
+        if not low <= value <= high:
+            raise ValueError(f"{name}: {value} cannot be: give --{name} a number of {low} to {high}")
     return LaunchFile(
         kind=file.distributed_type.value,
         processes=max(given.get("num_processes", file.num_processes) or 0, 0) or None,

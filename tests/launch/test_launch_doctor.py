@@ -108,6 +108,15 @@ def test_what_works_otherwise_than_meant_is_noted(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, value", [("num_processes", -3), ("num_processes", 0), ("num_machines", 0), ("main_process_port", 99_999_999)]
+)
+def test_numbers_that_cannot_be_are_one_line(name, value, tmp_path):
+    """accelerate answers them with a traceback, or takes another."""
+    with pytest.raises(ValueError, match=f"^{name}: {value} cannot be: give --{name} a number of "):
+        promised(tmp_path, "multi_gpu", {}, {name: value})
+
+
+@pytest.mark.parametrize(
     "text, said",
     [
         ("distributed_type: NO\nnum_processes: 1", 'distributed_type: "NO"'),
