@@ -17,7 +17,7 @@ _LARGEST = 4096  # pixels; what is drawn is in memory
 @SOURCES.register
 def synthetic(
     count: Annotated[int, "how many pictures"] = 400,
-    size: Annotated[int, "their side in pixels"] = 256,
+    size: Annotated[int, "their side in pixels; one of 4096 takes a core about 12 s"] = 256,
     seed: int = 0,
     empty_share: Annotated[float, "share of pictures without crack"] = 0.15,
 ) -> Source:
