@@ -49,9 +49,8 @@ from cssr.dataset_preparation.tiles import check_names
 from cssr.dataset_preparation.workspace import Workspace, check_free, open_workspace, refuse_another
 from cssr.dataset_preparation.writer import Shard, forget, input_states, is_whole, pack, write_index, write_shard
 from cssr.utils.cli import run_command
-from cssr.utils.decoded_image import BESIDE
 from cssr.utils.files import digest, replace_file
-from cssr.utils.image_files import passed_over, walk
+from cssr.utils.image_files import BESIDE, passed_over, walk, with_suffix
 
 
 def with_safe_keys(source: Source) -> Source:
@@ -83,7 +82,7 @@ def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
     notes = unmatched(taken.get("group_pattern"), [item.key for item in source.items])
     source = with_safe_keys(source)
     files = list(walk(taken["root"])) if taken.get("root") else []
-    masks = [path for path in files if path.suffix == BESIDE]
+    masks = with_suffix(files, [BESIDE])
     notes += left_out("masks of missing pixels, which must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)", masks)
     left = passed_over(files)
     if args.groups:

@@ -14,7 +14,15 @@ import numpy as np
 
 from cssr.inference import resume
 from cssr.utils.files import free_stem
-from cssr.utils.image_files import IMAGE_SUFFIXES, is_litter, masks_beside, passed_over, walk, with_suffix
+from cssr.utils.image_files import (
+    IMAGE_SUFFIXES,
+    is_litter,
+    masks_beside,
+    misnamed_masks,
+    passed_over,
+    walk,
+    with_suffix,
+)
 from cssr.utils.photographs import Photograph, open_photograph
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # it writes of damage to stderr; what is lost is said by us
@@ -154,7 +162,7 @@ def passed_over_in(sources: Sequence[Path]) -> str:
     masks = masks_beside(without_results(with_suffix(files)))
     first = masks[0] if masks else None
     said = f"passed over {len(masks)} masks beside their photographs ({first}): name a file itself to predict it"
-    return "; ".join(filter(None, [said if masks else "", passed_over(files)]))
+    return "; ".join(filter(None, [said if masks else "", passed_over(files), misnamed_masks(files)]))
 
 
 def _root(source: Path) -> Path:

@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 
 from cssr.utils import geotiff
-from cssr.utils.image_files import register_heif
+from cssr.utils.image_files import BESIDE, register_heif
 from cssr.utils.images import PIXELS, PNG, any_size, check_pixels, open_image, pixel_chunks
 from cssr.utils.valid_pixels import OPAQUE
 
 ORIENTATION = 0x0112  # EXIF and TIFF tag
-BESIDE = ".msk"  # what GDAL adds to the name of a file for that of a mask of its pixels
 # TIFF tags: bits, whether 0 is white, greatest value, GDAL's nodata, kind of frame.
 _DEPTH, _PHOTOMETRIC, _TOP, _NODATA, _SUBFILE = 258, 262, 281, 42113, 254
 _STACKS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # formats with further frames that are no previews of the first

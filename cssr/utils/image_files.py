@@ -19,6 +19,7 @@ IMAGE_SUFFIXES = (
 _RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw", ".iiq", ".3fr")
 _OTHERS = (*(suffix for suffixes in _OPTIONAL.values() for suffix in suffixes), ".gif", ".jxl", ".psd", ".tga", ".ecw")
 LIKE_IMAGES = {*_HEIF, *_RAW, *_OTHERS, ".ppm", ".pgm", ".sid", ".jls", ".exr"} - {*IMAGE_SUFFIXES}  # not read
+BESIDE = ".msk"  # what GDAL adds to the name of a file for that of a mask of its pixels
 _LITTER = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _MASK = re.compile(r"(.+)[-_. ](?:mask|gt|groundtruth|ground_truth|label|annotation)s?", re.IGNORECASE)
 
@@ -62,6 +63,15 @@ def passed_over(paths: Iterable[Path]) -> str:
         return ""
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
     return f"passed over {counts.total()} files that look like photographs ({kinds}): {remedy(counts)}"
+
+
+def misnamed_masks(paths: Iterable[Path]) -> str:
+    """Say how many masks of missing pixels (`a.msk`) have no photograph that they are called after (`a.tif.msk`)."""
+    paths = {*paths}
+    lost = sorted(path for path in with_suffix(paths, [BESIDE]) if path.with_suffix("") not in paths)
+    if not lost:
+        return ""
+    return f"passed over {len(lost)} masks of missing pixels ({lost[0]}): call them photo.tif.msk, of photo.tif"
 
 
 def masks_beside(paths: Iterable[Path]) -> list[Path]:

@@ -10,6 +10,7 @@ from PIL import Image
 from shard_helpers import draw, draw_mask, make_tree, read, run
 
 from cssr.cracks.run import masks_at
+from cssr.dataset_preparation.audit.run import main as doctor
 from cssr.dataset_preparation.sources.folder import folder
 from cssr.inference.sources import passed_over_in, photographs
 from cssr.utils.image_files import IMAGE_SUFFIXES, masks_beside, passed_over, walk
@@ -69,6 +70,20 @@ def test_litter_is_left_alone(tmp_path):
     for found in (photographs(tmp_path), photographs(tmp_path / "*"), photographs(tmp_path / "**" / "*")):
         assert set(found) == {"a"}
     assert set(masks_at([tmp_path])) == {"a"}
+
+
+def test_masks_of_missing_pixels_that_are_not_read_are_named(tmp_path, capsys):
+    """GDAL's are called after the whole name of the file; in shards they must be within it."""
+    draw(tmp_path / "images/a.jpg")
+    draw_mask(tmp_path / "masks/a.png")
+    (tmp_path / "images/a.jpg.msk").touch()
+    assert passed_over_in([tmp_path]) == ""
+    (tmp_path / "images/a.MSK").touch()
+    assert "1 masks of missing pixels" in passed_over_in([tmp_path]) and "a.MSK" in passed_over_in([tmp_path])
+    assert run("folder", "--root", tmp_path, "--out", tmp_path.with_name("out")) == 0
+    assert "passed over 2 masks of missing pixels, which must be within the TIFF" in capsys.readouterr().out
+    assert doctor(["folder", "--root", str(tmp_path)]) == 0
+    assert "2  masks of missing pixels: not read" in capsys.readouterr().out
 
 
 def test_other_suffixes_are_read_or_named(tmp_path, capsys):

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cssr.dataset_preparation.audit.examine import Look
-from cssr.dataset_preparation.audit.findings import ERROR, NOTE, Case, Finding, Part
+from cssr.dataset_preparation.audit.findings import ERROR, NOTE, WARNING, Case, Finding, Part
 from cssr.dataset_preparation.make import with_safe_keys
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES
 from cssr.dataset_preparation.sources import SOURCES, Source
-from cssr.utils.image_files import LIKE_IMAGES, is_litter
+from cssr.utils.image_files import BESIDE, LIKE_IMAGES, is_litter, walk, with_suffix
 
 _FAULT = re.compile(r"^missing|duplicate key|is empty|name no picture|a picture twice|is not in UTF-8")
 _PARTS = re.compile(r"choose with --split from: ([^;]+)")
@@ -33,6 +33,10 @@ def list_parts(name: str, options: dict[str, Any], against: str | None) -> tuple
         if source:
             parts.append(_part(label or options.get("split") or "", source, "", taken))
             findings += _unused(parts[-1], taken) if faults else []
+    if masks := with_suffix(walk(options["root"]), [BESIDE]) if options.get("root") else []:
+        message = "not read, as they must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)"
+        entries = [{"file": str(path)} for path in masks]
+        findings.append(Finding(WARNING, "masks of missing pixels", message, entries))
     return parts + (_compared(name, options, against) if against else []), findings
 
 
