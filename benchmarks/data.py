@@ -31,8 +31,9 @@ from cssr.config.schema import DataConfig
 from cssr.data.checks import open_train_sets
 from cssr.data.dataset import read_sample
 from cssr.data.decode import decode_image, decode_mask
-from cssr.data.loader import _TrainSamples, train_stream
+from cssr.data.loader import train_stream
 from cssr.data.sampler import MixedPlan, rng
+from cssr.data.samples import TrainSamples
 from cssr.data.shards import ShardSet
 from cssr.data.tar_reader import Files, contents
 from cssr.data.transforms import augment, signed_distance
@@ -96,7 +97,7 @@ def measured(folder: Path, shards: ShardSet, data: DataConfig) -> Iterable[Pair]
     paths = [sorted((folder / part).iterdir()) for part in ("images", "masks")]
     stored = [stored_files(shards, *at(shards, n)) for n in numbers]
     crops = [augment(sample.image, sample.mask, data, rng(SEED, n)) for n, sample in enumerate(samples)]
-    stream = _TrainSamples([shards], MixedPlan([shards.counts], [1], 1, SEED, 10**6), data, SEED, range(0), True)
+    stream = TrainSamples([shards], MixedPlan([shards.counts], [1], 1, SEED, 10**6), data, SEED, range(0), True)
     each = partial(pair, numbers)
     bare = Limit(bare=lambda: [both(stored[n]) for n in numbers], bare_name="decoding")
     yield each(

@@ -27,7 +27,6 @@ from helpers import coordinates, mask_of, spoil, write_set
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-import cssr.data.loader
 import cssr.data.tar_reader
 from cssr.config.schema import DataConfig
 from cssr.data.batch import Batch
