@@ -8,6 +8,7 @@ from cssr.config.loading import load_config
 from cssr.config.schema import Config
 from cssr.training.fault_tolerance import explain
 from cssr.training.trainer import Run
+from cssr.utils.files import said_of
 
 
 def run(arguments: list[str]) -> None:
@@ -35,12 +36,12 @@ def run(arguments: list[str]) -> None:
 
 def _once(error: Exception) -> str | int:
     """Message of one rank, as every rank meets the same mistake."""
-    return f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1
+    return f"error: {said_of(error)}" if os.environ.get("RANK", "0") == "0" else 1
 
 
-def _explained(error: Exception, config: Config, micro_batch: int, building: bool = False) -> Exception:
-    """Turn errors that one line explains into that line; others are raised as they came."""
+def _explained(error: Exception, config: Config, micro_batch: int, building: bool = False) -> str:
+    """The one line that explains an error; errors of which there is none are raised as they came."""
     explained = explain(error, config, micro_batch, building)
     if explained is None and not isinstance(error, (ValueError, OSError)):
         raise error
-    return explained or error
+    return said_of(explained or error)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from cssr.utils.text import message_of
+from cssr.utils.files import said_of
 
 
 def check_bits(bits: int | None) -> None:
@@ -55,7 +55,7 @@ def errors_end() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as problem:
-        sys.exit(f"error: {message_of(problem)}")
+        sys.exit(f"error: {said_of(problem)}")
 
 
 def run_command(
@@ -70,7 +70,7 @@ def run_command(
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
     except (ValueError, OSError) as problem:
-        print("error:", message_of(problem), file=sys.stderr)
+        print("error:", said_of(problem), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print("error:", str(stop) or f"interrupted; {interrupted}", file=sys.stderr)

@@ -9,16 +9,20 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from cssr.utils.text import message_of
+
 _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a place that can be written to"),
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 PARTIAL = ".partial"  # in the names of files that are being written
 _BLOCK = 1 << 22  # bytes hashed at once
 
@@ -34,15 +38,25 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        remedy = _REMEDIES.get(error.errno, "choose another place")
-        with suppress(OSError):
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                free = shutil.disk_usage(path if path.is_dir() else path.parent).free / 2**30
-                remedy = f"{free:.1f} GiB are free there: make room, or choose another place"
-        raise ValueError(
-            f"{error.filename or path} cannot be written: {error.strerror or error} ({remedy}, and run the same "
-            "command again)"
-        ) from None
+        raise ValueError(_unwritten(error, path)) from None
+
+
+def said_of(error: Exception) -> str:
+    """The message of an error in one line, with the remedy where a disk is full or takes no files."""
+    if isinstance(error, OSError) and error.errno in (*_FULL, errno.EROFS):
+        return _unwritten(error, Path(error.filename or tempfile.gettempdir()))
+    return message_of(error)
+
+
+def _unwritten(error: OSError, path: Path) -> str:
+    remedy = _REMEDIES.get(error.errno, "choose another place")
+    with suppress(OSError):
+        if error.errno in _FULL:
+            there = next(place for place in (path, *path.parents) if place.is_dir())
+            free = shutil.disk_usage(there).free / 2**30
+            remedy = f"{free:.1f} GiB are free there: make room, or choose another place"
+    reason = error.strerror or error
+    return f"{error.filename or path} cannot be written: {reason} ({remedy}, and run the same command again)"
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

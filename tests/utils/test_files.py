@@ -2,9 +2,11 @@
 
 import errno
 import os
+import tempfile
 
 import pytest
 
+from cssr.utils.cli import errors_end, run_command
 from cssr.utils.files import naming, write_atomic
 
 
@@ -23,6 +25,22 @@ def test_an_error_of_writing_names_the_place_and_the_remedy(number, remedy, tmp_
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith(f"{tmp_path} cannot be written: {os.strerror(number)} (")
     assert remedy in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_every_command_says_so_of_a_disk_that_takes_no_files(number, tmp_path, capsys):
+    """Wherever it is written to: with the name that the error has, or else that of the temporary files."""
+    for name in (str(tmp_path / "new" / "a"), None):
+        error = OSError(number, os.strerror(number), name)
+        with pytest.raises(SystemExit) as end, errors_end():
+            raise error
+        assert end.value.code.startswith(f"error: {name or tempfile.gettempdir()} cannot be written: ")
+
+        def fail(_: list[str], error: OSError = error) -> int:
+            raise error
+
+        assert run_command(fail, []) == 2 and capsys.readouterr().err == f"{end.value.code}\n"
+        assert "run the same command again" in end.value.code
 
 
 def test_a_name_that_is_too_long_is_the_place(tmp_path):
