@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from cssr.utils.images import encoded
 _PLACES = 3  # decimals of pixels and millimetres
 _TOLERANCE = 0.2  # pixels by which lines in files may differ from those measured
 _SMALLEST, _LARGEST = 1000, 4000  # pixels of the longer side of a picture
+_LABELS = 0.1  # of a picture that labels cover
 _LINE, _POINT, _PAPER, _STAIN = (214, 39, 40), (31, 119, 180), 255, 190  # RGB, RGB, grey, grey
 
 
@@ -204,7 +207,8 @@ def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()
     """A picture of the cracks: centre lines, numbers and greatest widths at their positions.
 
     image: H W 3 uint8, or the mask itself, H W; both of the size in which the cracks were measured. The picture's
-    longer side has 1000 to 4000 pixels. Of labels that would cover each other, that of the longest crack stays.
+    longer side has 1000 to 4000 pixels. A label is where it covers neither a crack nor another label, or left out; they
+    cover a tenth of the picture at most, those of the longest cracks.
     """
     longer = max(image.shape[:2])
     factor = min(max(1.0, round(_SMALLEST / longer)), _LARGEST / longer)
@@ -214,33 +218,38 @@ def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()
     picture = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
     picture = picture if picture.ndim == 3 else repeat(picture, "h w -> h w 3")
     unit = max(1, round(max(picture.shape[:2]) / 1200))
+    taken = np.zeros(picture.shape[:2], np.uint8)
     for crack in cracks:
         lines = [(line * factor * 16).round().astype(np.int32) for line in crack.lines]
+        cv2.polylines(taken, lines, False, 1, 3 * unit, shift=4)
         cv2.polylines(picture, lines, False, _LINE, unit, cv2.LINE_AA, shift=4)
         middle = tuple(int(value * factor * 16) for value in crack.widest)
         cv2.circle(picture, middle, 16 * 4 * unit, _POINT, unit, cv2.LINE_AA, shift=4)
     drawn = Image.fromarray(picture)
-    _label(drawn, cracks, units, factor, 13 * unit)
+    _label(drawn, taken, cracks, units, factor, 13 * unit)
     return drawn
 
 
-def _label(picture: Image.Image, cracks: Sequence[Crack], units: Units, factor: float, size: int) -> None:
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
-    taken = np.zeros((picture.height + 1, picture.width + 1), bool)
+def _label(
+    picture: Image.Image, taken: np.ndarray, cracks: Sequence[Crack], units: Units, factor: float, size: int
+) -> None:
+    """Numbers and widths beside the cracks. taken: H W uint8, not 0 where a crack is; labels are added."""
+    draw, font, room = ImageDraw.Draw(picture), ImageFont.load_default(size), _LABELS * taken.size
     per, unit = (1, "px") if units.mm_per_pixel is None else (units.mm_per_pixel, "mm")
     for crack in cracks:
         text = f"{crack.number}: {crack.max_width * per / units.scale:.3g} {unit}"
-        width, height = draw.textlength(text, font) + size / 2, 1.4 * size
-        x, y = (value * factor for value in crack.widest)
-        left = max(0, min(x + size, picture.width - width))
-        top = max(0, min(y - 2 * size, picture.height - height))
-        box = (left, top, left + width, top + height)
-        inside = np.s_[int(top) : int(np.ceil(box[3])), int(left) : int(np.ceil(box[2]))]
-        if taken[inside].any():
-            continue
-        taken[inside] = True
-        draw.rectangle(box, fill="white", outline=_POINT)
-        draw.text((left + size / 4, top + 0.15 * size), text, fill="black", font=font)
+        width, height = math.ceil(draw.textlength(text, font) + size / 2), math.ceil(1.4 * size)
+        x, y = (round(value * factor) for value in crack.widest)
+        for left, top in product((x + size, x - size - width), (y - 2 * size, y + 2 * size - height)):
+            left, top = (max(0, min(at)) for at in ((left, picture.width - width), (top, picture.height - height)))
+            label = np.s_[top : top + height, left : left + width]
+            if not taken[label].any():
+                taken[label], room = 1, room - width * height
+                draw.rectangle((left, top, left + width, top + height), fill="white", outline=_POINT)
+                draw.text((left + size / 4, top + 0.15 * size), text, fill="black", font=font)
+                break
+        if room < 0:
+            break
 
 
 def write_picture(image: np.ndarray, cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:

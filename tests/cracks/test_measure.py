@@ -124,6 +124,16 @@ def test_the_picture_shows_lines_in_the_cracks_and_labels_beside_them(tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
 
 
+def test_labels_cover_no_crack_and_a_tenth_of_the_picture():
+    mask = np.zeros((1200, 1200), np.uint8)
+    mask[20:-20:40, 20:-20] = np.tile(np.repeat([1, 0], [30, 10]), 29)
+    cracks = measure_cracks(mask)
+    picture = np.asarray(annotated(np.full((1200, 1200, 3), 77, np.uint8), cracks))
+    white = (picture == 255).all(-1)
+    assert len(cracks) == 29 * 29 and not white[mask > 0].any()
+    assert 0.05 < white.mean() < 0.11
+
+
 def test_units_that_make_no_sense():
     for units in ({"scale": 0}, {"mm_per_pixel": -1.0}, {"mm_per_pixel": 1e-300}, {"scale": float("nan")}):
         with pytest.raises(ValueError, match=f"{next(iter(units))} must be a number above 0"):
