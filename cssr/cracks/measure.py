@@ -34,7 +34,7 @@ _FEW = 12  # pixels of a component up to which its measures are kept for the nex
 
 @dataclass(frozen=True)
 class Crack:
-    """A crack, all in pixels of the mask it was measured in; points are (x, y), the pixels' centres lying at .5."""
+    """A crack, all in pixels of the mask it was measured in; points are (x, y), a pixel has its centre at .5."""
 
     number: int  # 1, 2, ... by length, the longest first
     length: float  # of the centre line with its branches
