@@ -61,7 +61,7 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
     return mask - cv2.erode(mask, _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0)
 
 
-def inspection(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float | None]]:
+def crack_errors(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float | None]]:
     """Errors of mean and greatest crack width and of length of each sample, by `CRACK_KEYS`, B numbers each, pixels.
 
     prob (B, 1, H, W) floating point, crack where it exceeds 0.5, NaN being background; mask (B, 1, H, W) in {0, 1}.

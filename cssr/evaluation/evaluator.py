@@ -18,7 +18,7 @@ from cssr.data.shards import ShardSet
 from cssr.degradations.ops import blur_strided
 from cssr.evaluation import metrics
 from cssr.evaluation.calibration import expected_calibration_error, logit_histogram
-from cssr.evaluation.crack_metrics import inspection, topology
+from cssr.evaluation.crack_metrics import crack_errors, topology
 from cssr.evaluation.surface_distance import surface_distances
 from cssr.models.joint import JointModel
 from cssr.models.training_range import blur_sigma
@@ -95,7 +95,7 @@ def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool 
         prob = outputs.logits.sigmoid()
         curves = surface_distances(prob, batch.mask, percentiles=(95,))
         columns |= {"hd95": curves["hd95"].tolist(), "msd": curves["msd"].tolist()}
-        columns |= topology(prob, batch.mask) | inspection(prob, batch.mask)
+        columns |= topology(prob, batch.mask) | crack_errors(prob, batch.mask)
         for key in (key for key, error in zip(batch.key, columns["width_error"]) if error is None):
             warning = f"warning: {key}: too ragged for the errors of widths and lengths, which are of the other images"
             print(one_line(warning), file=sys.stderr)

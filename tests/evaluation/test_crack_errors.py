@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cssr.evaluation.aggregate import aggregate
-from cssr.evaluation.crack_metrics import inspection
+from cssr.evaluation.crack_metrics import crack_errors
 from cssr.evaluation.definitions import CRACK_KEYS
 
 
@@ -20,18 +20,18 @@ def bars(*bars_: tuple[int, int, int]) -> torch.Tensor:
 
 def test_errors_of_widths_and_length_of_an_image():
     true, pred = bars((10, 100, 4), (40, 60, 2)), bars((10, 120, 6))
-    found = {name: value for name, (value,) in inspection(pred, true).items()}
+    found = {name: value for name, (value,) in crack_errors(pred, true).items()}
     mean = (100 * 4 + 60 * 2) / 160
     expected = {"width_error": 6 - mean, "max_width_error": 2, "length_error": 40}
     expected |= {"width_bias": 6 - mean, "length_bias": -40}
     assert found == pytest.approx(expected, abs=0.2) and tuple(found) == CRACK_KEYS
-    back = {name: value for name, (value,) in inspection(true, pred).items()}
+    back = {name: value for name, (value,) in crack_errors(true, pred).items()}
     assert back == pytest.approx({n: -v if n.endswith("bias") else v for n, v in found.items()})
 
 
 def test_without_cracks_widths_and_length_are_zero():
     empty, bar = bars(), bars((10, 100, 4))
-    found = inspection(torch.cat([empty, empty, bar, bar]), torch.cat([empty, bar, empty, bar]))
+    found = crack_errors(torch.cat([empty, empty, bar, bar]), torch.cat([empty, bar, empty, bar]))
     assert found["width_error"] == pytest.approx([0, 4, 4, 0], abs=0.1)
     assert found["max_width_error"] == pytest.approx([0, 4, 4, 0], abs=0.1)
     assert found["length_error"] == pytest.approx([0, 100, 100, 0], abs=0.2)
@@ -41,13 +41,13 @@ def test_without_cracks_widths_and_length_are_zero():
 def test_the_threshold_is_one_half_and_nan_is_background():
     bar = bars((10, 100, 4))
     for prob, length in ((bar * 0.5, 0), (bar * 0.51, 100), (torch.where(bar > 0, torch.nan, 0.0), 0)):
-        assert inspection(prob, torch.zeros_like(bar))["length_error"] == pytest.approx([length], abs=0.2)
+        assert crack_errors(prob, torch.zeros_like(bar))["length_error"] == pytest.approx([length], abs=0.2)
 
 
 def test_noise_is_answered_at_once():
     noise = (torch.rand(1, 1, 600, 600, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     began = time.process_time()
-    found = inspection(torch.cat([noise, bars_of(600)]), torch.cat([bars_of(600), bars_of(600)]))
+    found = crack_errors(torch.cat([noise, bars_of(600)]), torch.cat([bars_of(600), bars_of(600)]))
     assert time.process_time() - began < 5
     assert found["width_error"] == [None, 0] and found["length_bias"] == [None, 0]
 
@@ -61,7 +61,7 @@ def bars_of(side: int) -> torch.Tensor:
 
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="one shape"):
-        inspection(bars(), bars()[..., :50])
+        crack_errors(bars(), bars()[..., :50])
 
 
 def test_means_over_images_are_what_results_hold():
