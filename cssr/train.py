@@ -1,7 +1,8 @@
 """Joint training: `accelerate launch [--config_file launch/X.yaml] cssr/train.py configs/Y.yaml [a.b=c ...]`.
 
-The whole program, in order: settings, data, model, engine, resume, loop (step, log, validate, save), export. To resume,
-run the same command again. Progress is counted in steps for people and in samples seen for everything that changes.
+A run takes settings, data, model and engine, resumes, loops (step, log, validate, save), and exports: see
+`cssr/training/trainer.py`. To resume, run the same command again. Progress is counted in steps for people and in
+samples seen for everything that changes.
 """
 
 from cssr.utils import interrupts
