@@ -247,6 +247,7 @@ def test_infinite_values_are_null():
     (["EXPORT", "--data", "SHARDS", "--limit", "0"], "--limit must be at least 1"),
     (["EXPORT", "--data", "SHARDS", "--workers", "-1"], "--workers must be at least 0"),
     (["EXPORT", "--data", "SHARDS", "--seed", "-1"], "--seed must be at least 0"),
+    (["EXPORT", "--data", "SHARDS", "--seed", "4294967296"], "--seed must be at most 4294967295"),
     (["EXPORT", "--data", "SHARDS", "--degradation", "{"], "--degradation: the value is not valid YAML"),
     (["EXPORT", "--data", "SHARDS", "--degradation", "3"], "a degradation is a name"),
     (["EXPORT", "--data", "SHARDS", "--checkpoint", "best"], "no checkpoint 'best'"),
