@@ -1,10 +1,8 @@
 """`results.json`: what an evaluation writes and a report reads."""
 
-import functools
 import math
-import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,27 @@ from cssr.evaluation.aggregate import aggregate, breakdown, has_segmentation, in
 from cssr.evaluation.calibration import fit_temperature, reliability
 from cssr.evaluation.definitions import DEFINITIONS, SEGMENTATION_KEYS
 from cssr.utils.files import free_name, safe_name
-from cssr.utils.json_files import read_json
+from cssr.utils.json_files import misfit, read_json
 
 RESULTS_FORMAT = "cssr-results-1"
-_REQUIRED = (
-    *("name", "data", "images", "definitions", "curves"),
-    *("metrics.image.iou_max", "metrics.image.iou_max_threshold"),
-    *("metrics.pooled.iou_max", "metrics.pooled.iou_max_threshold"),
-)
-_REQUIRED_CURVES = ("curves.thresholds", "curves.image_iou", "curves.pooled_iou")  # where segmentation is measured
+_MEASURES = dict[str, float | None]
+_COMPONENT = str | dict[str, Any] | None
+_SHAPE = {  # as far as reports read it
+    **{"name": str | int | float, "data": str, "images": int, "definitions": dict[str, str]},
+    "metrics": {"image": _MEASURES, "pooled": _MEASURES},
+    "curves": dict[str, list[float | None]] | None,
+    "?intervals": dict[str, dict[str, list[float] | None] | None] | None,
+    "?groups": dict[str, dict[str, dict[str, Any]] | None] | None,
+    "?calibration": dict[str, Any] | None,
+    "?per_image": list[dict[str, Any]] | None,
+    "?model_settings": dict[str, Any] | None,
+    "?degradation": _COMPONENT,
+}
+_BOTH = {"iou_max": float | None, "iou_max_threshold": float | None}
+_PART = {"images": int, "?iou": float | None, "image": _MEASURES, "pooled": _MEASURES}  # of groups
+_ROW = {"key": str, "pixels": int}  # of per_image
+_CURVES = ("thresholds", "image_iou", "pooled_iou")  # where segmentation is measured
+_BINS = dict.fromkeys(("prob", "crack", "pixels"), list[float | None])
 _NO_SEGMENTATION = "not measured (null): the model finds no cracks (model.seg=none), or the images have no masks"
 
 
@@ -160,18 +170,27 @@ def _read(path: Path) -> dict[str, Any]:
     version = data.get("format") if isinstance(data, dict) else None
     if version != RESULTS_FORMAT:
         raise ValueError(f"{path} is not a results file: its format is {version!r}, expected {RESULTS_FORMAT!r}")
-    _require(data, _REQUIRED, path)
-    if Result(path, data).segmented:
-        _require(data, _REQUIRED_CURVES, path)
+    fault = next(filter(None, _faults(Result(path, data))), None)
+    if fault:
+        raise ValueError(f"{path} is damaged, evaluate again: {fault}")
     return data
 
 
-def _require(data: dict[str, Any], fields: Iterable[str], path: Path) -> None:
-    for field in fields:
-        try:
-            functools.reduce(operator.getitem, field.split("."), data)
-        except (KeyError, TypeError):
-            raise ValueError(f"{path} is damaged, evaluate again: it has no {field}") from None
+def _faults(result: Result) -> Iterator[str | None]:
+    """What is wrong with the content of a file; what comes later holds only where nothing was wrong before."""
+    data = result.data
+    yield misfit(data, _SHAPE)
+    yield misfit(data["metrics"], {"image": _BOTH, "pooled": _BOTH}, "metrics")
+    yield misfit(data.get("model_settings") or {}, {"?sr": _COMPONENT, "?seg": _COMPONENT}, "model_settings")
+    if result.segmented:
+        yield misfit(data["curves"], dict.fromkeys(_CURVES, list[float]), "curves")
+        lengths = {len(data["curves"][name]) for name in _CURVES}
+        yield "curves have no points, or not all as many" if len(lengths) > 1 or 0 in lengths else None
+    for kind, parts in (data.get("groups") or {}).items():
+        yield from (misfit(part, _PART, f"groups.{kind}.{name}") for name, part in (parts or {}).items())
+    yield from (misfit(row, _ROW, f"per_image[{number}]") for number, row in enumerate(data.get("per_image") or ()))
+    if calibration := data.get("calibration"):
+        yield misfit(calibration, {"temperature": float, "reliability": _BINS}, "calibration")
 
 
 def _named(results: Sequence[Result]) -> list[Result]:

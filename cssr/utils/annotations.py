@@ -63,7 +63,7 @@ def described(kind: Any) -> str:
     if origin in (list, tuple, collections.abc.Sequence):
         return f"a list, each {described(inner[0])}" if inner else "a list"
     if origin in (dict, collections.abc.Mapping):
-        return "a mapping"
+        return f"a mapping, each {described(inner[1])}" if inner and inner[1] is not Any else "a mapping"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))
 

@@ -1,6 +1,7 @@
 """Reports from results made by hand: tables, bold, shares, warnings, curves, pictures, CSV and mistakes."""
 
 import csv
+import functools
 import json
 from pathlib import Path
 
@@ -234,7 +235,7 @@ def test_equal_names_on_equal_data_are_distinguished_by_place(tmp_path):
         ("{", "is damaged, no JSON: Expecting"),
         ("[1]", "its format is None, expected 'cssr-results-1'"),
         ('{"format": "cssr-results-0"}', "its format is 'cssr-results-0'"),
-        ('{"format": "cssr-results-1", "name": "a"}', "it has no data"),
+        ('{"format": "cssr-results-1", "name": "a"}', "the whole has no data"),
     ],
 )
 def test_bad_files_are_answered_in_one_line(tmp_path, capsys, content, message):
@@ -243,6 +244,35 @@ def test_bad_files_are_answered_in_one_line(tmp_path, capsys, content, message):
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as caught:
         main([str(tmp_path / "results.json"), "--out", str(tmp_path / "out")])
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        ("images", "a", "images must be a whole number, got 'a'"),
+        ("definitions", [], "definitions must be a mapping"),
+        ("metrics.image", None, "metrics.image must be a mapping, each a number or null, got None"),
+        ("metrics.image.psnr", "a", "metrics.image must be a mapping"),
+        ("curves", None, "curves must be an object"),
+        ("curves.thresholds", [], "curves have no points, or not all as many"),
+        ("curves.image_iou", [0.5], "curves have no points, or not all as many"),
+        ("intervals.image.psnr", "ab", "intervals must be a mapping"),
+        ("groups", {"blur": {"0-1 px": {"images": "a"}}}, "groups.blur.0-1 px.images must be a whole number"),
+        ("calibration", {"temperature": 1, "reliability": 5}, "calibration.reliability must be an object"),
+        ("model_settings", {"sr": 5}, "model_settings.sr must be a word or a mapping or null"),
+        ("degradation", [3], "degradation must be a word or a mapping or null"),
+        ("per_image", "abc", "per_image must be a list"),
+        ("per_image", [{"key": 1}], r"per_image\[0\].key must be a word"),
+    ],
+)
+def test_values_that_cannot_be_are_answered_in_one_line(place, value, message, three, tmp_path):
+    data = load(three)[0].data
+    *above, name = place.split(".")
+    functools.reduce(dict.__getitem__, above, data)[name] = value
+    (tmp_path / "results.json").write_text(json.dumps(data))
+    with pytest.raises(SystemExit, match=f"^error: .*results.json is damaged, evaluate again: {message}"):
+        main([str(tmp_path), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_mistakes_are_answered_in_one_line(three, tmp_path):
