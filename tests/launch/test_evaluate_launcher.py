@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -381,6 +382,12 @@ def test_a_job_that_fails_is_a_line_and_the_others_run(tmp_path, capsys):
     first, second, third = capsys.readouterr().out.splitlines()
     assert first == f"[1/3] one: FAILED (exit 3): error: no luck; log: {tmp_path}/logs/one.log"
     assert second.startswith("[2/3] two: done") and "FAILED (exit 0): it said nothing" in third
+
+
+def test_a_job_that_has_no_space_for_its_log_is_no_job_that_said_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    run_jobs([shell(tmp_path, "one", "exit 1")], [{}])
+    assert "FAILED (exit 1): there is no space for its log: make room" in capsys.readouterr().out
 
 
 def test_no_two_commands_work_on_one_thing(tmp_path, capsys):
