@@ -5,6 +5,7 @@ of them lives, whatever became of the others, and no two commands work on the sa
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import time
