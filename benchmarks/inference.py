@@ -30,9 +30,10 @@ from PIL import Image
 
 from cssr import predict as predict_command
 from cssr.config.schema import TILE, TILE_OVERLAP, ModelConfig
-from cssr.inference.large_images import Wanted, predict_rows
+from cssr.inference.large_images import predict_rows
 from cssr.inference.pipeline import Pipeline
 from cssr.inference.predictor import predict
+from cssr.inference.result_rows import Wanted
 from cssr.inference.resume import ENDING
 from cssr.inference.sources import each
 from cssr.inference.writers import Files

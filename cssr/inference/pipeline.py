@@ -23,7 +23,8 @@ from tqdm import tqdm
 from cssr.config.schema import TILE, TILE_AT_SCALE_1, TILE_OVERLAP
 from cssr.cracks.pixel_size import PixelSize
 from cssr.inference import resume
-from cssr.inference.large_images import Summary, Wanted, memory, predict_rows
+from cssr.inference.large_images import Summary, memory, predict_rows
+from cssr.inference.result_rows import Wanted
 from cssr.inference.sources import Source
 from cssr.inference.writers import Files, save_png
 from cssr.models.inference_form import for_inference

@@ -8,10 +8,10 @@ from statistics import median
 
 from cssr import __version__
 from cssr.config.schema import segments
-from cssr.inference.large_images import Wanted
 from cssr.inference.options import check, choose_model, measuring
 from cssr.inference.pipeline import Pipeline
 from cssr.inference.predictor import device_named
+from cssr.inference.result_rows import Wanted
 from cssr.inference.sources import Source, count, each, passed_over_in, photographs
 from cssr.inference.writers import Files
 from cssr.models.joint import JointModel

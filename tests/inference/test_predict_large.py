@@ -115,7 +115,7 @@ def test_tiffs_hold_what_is_predicted_in_memory(export, tmp_path):
 
 
 def test_large_results_are_tiffs_and_need_no_option(export, tmp_path, monkeypatch):
-    monkeypatch.setattr("cssr.inference.large_images.PNG_PIXELS", 100_000)
+    monkeypatch.setattr("cssr.inference.result_rows.PNG_PIXELS", 100_000)
     Image.fromarray(pixels(90, 120)).save(tmp_path / "a.png")
     main([str(export), str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--size", "photo", "--device", "cpu"])
     written = {path.name for path in (tmp_path / "out").iterdir()}
