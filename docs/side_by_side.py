@@ -31,12 +31,12 @@ def main() -> None:
     parser.add_argument("runs", nargs=2, type=Path, help="runs or exports: bicubic's, and CSBSR's")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("side_by_side.png"), help="(%(default)s)")
     options = parser.parse_args()
-    panels, ious = {}, []
+    models, panels, ious = [load_model(run) for run in options.runs], {}, []
     for sample in SAMPLES:
         photograph, mask = render(SEED, sample, SIDE, empty_share=0)
         hr = rearrange(torch.from_numpy(photograph), "h w c -> 1 c h w").float() / 255
         lq = DEGRADATIONS.build(BLUR, scale=4)(hr, torch.tensor([SEED]))[0][0].clamp(0, 1)
-        found = [predict(load_model(run), lq, tile=0).mask() for run in options.runs]
+        found = [predict(model, lq, tile=0).mask() for model in models]
         ious.append([(mine & mask).sum() / (mine | mask).sum() for mine in found])
         if sample == SHOWN:
             panels[f"blurred and reduced, {SIDE // 4}x{SIDE // 4}"] = enlarged(_bytes(lq), SIDE)

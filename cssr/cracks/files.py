@@ -245,7 +245,7 @@ def _label(
             label = np.s_[top : top + height, left : left + width]
             if not taken[label].any():
                 taken[label], room = 1, room - width * height
-                draw.rectangle((left, top, left + width, top + height), fill="white", outline=_POINT)
+                draw.rectangle((left, top, left + width - 1, top + height - 1), fill="white", outline=_POINT)
                 draw.text((left + size / 4, top + 0.15 * size), text, fill="black", font=font)
                 break
         if room < 0:

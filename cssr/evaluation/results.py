@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _faults(result: Result) -> Iterator[str | None]:
-    """What is wrong with the content of a file; what comes later holds only where nothing was wrong before."""
+    """Faults of the content of a file; what comes later holds only where nothing was wrong before."""
     data = result.data
     yield misfit(data, _SHAPE)
     yield misfit(data["metrics"], {"image": _BOTH, "pooled": _BOTH}, "metrics")
