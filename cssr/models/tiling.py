@@ -5,14 +5,16 @@ The image may be one that is never in memory as a whole: it is read by windows, 
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cssr.utils.threads import read_ahead
+from cssr.utils.threads import read_ahead, side_by_side
 
 Function = Callable[[Tensor], Tensor]
 _CHUNK = 64  # rows that are given on at once
@@ -83,8 +85,9 @@ class Kept:
 class Tiles:
     """Cutting of an image: tiles of `side` pixels that overlap by `overlap`, less than half of it.
 
-    `batch` tiles are worked at once. `progress` wraps the iteration over tiles. `ahead` batches at most are read by a
-    thread before their turn.
+    `batch` tiles are worked at once, as one tensor, by each of `threads` threads, which share the cores: on a CPU they
+    wait less for one another than the threads of one operation do. `progress` wraps the iteration over tiles. `ahead`
+    batches at most are read by a thread before their turn.
     """
 
     side: int
@@ -92,6 +95,7 @@ class Tiles:
     batch: int = 1
     progress: Callable[[Iterable], Iterable] = iter
     ahead: int = 0
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= 2 * self.overlap < self.side:
@@ -101,7 +105,7 @@ class Tiles:
 
     def enlarged(self, scale: int) -> "Tiles":
         """The same tiles on an image that is larger by `scale`."""
-        return Tiles(self.side * scale, self.overlap * scale, self.batch, self.progress, self.ahead)
+        return replace(self, side=self.side * scale, overlap=self.overlap * scale)
 
     def places(self, shape: tuple[int, int]) -> list[tuple[int, int]]:
         """(top, left) of every tile of an image of height and width, row by row."""
@@ -120,11 +124,18 @@ class Tiles:
         corners = self.places(image.shape)
         groups = [corners[at : at + self.batch] for at in range(0, len(corners), self.batch)]
         steps = iter(self.progress(corners))
-        for group, x in read_ahead(((group, self._stack(image, group)) for group in groups), self.ahead):
-            parts = function(x)
-            del x
+        stacks = read_ahead((self._stack(image, group) for group in groups), self.ahead)
+        for group, parts in zip(groups, self._worked(function, stacks, len(groups))):
             yield from ((next(steps), part) for part in parts.chunk(len(group)))
         next(steps, None)  # lets a progress bar end
+
+    def _worked(self, function: Function, stacks: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+        """`function` of each; those that are left over by full turns of the threads by all cores, one by one."""
+        if self.threads > 1:
+            share = partial(torch.set_num_threads, max(1, torch.get_num_threads() // self.threads))
+            shared = islice(stacks, count - count % self.threads)
+            yield from side_by_side(_as_in_this_thread(function), shared, self.threads, share)
+        yield from map(function, stacks)
 
     def _stack(self, image: Windows, corners: list[tuple[int, int]]) -> Tensor:
         height, width = (min(self.side, length) for length in image.shape)
@@ -155,6 +166,18 @@ class Tiles:
             share = down.of(top, total)[:, None] * across.of(left, total)
             total[..., left * scale : left * scale + part.shape[-1]].addcmul_(part.to(total.dtype), share)
         yield from _chunks(total, part.dtype)
+
+
+def _as_in_this_thread(function: Function) -> Function:
+    """`function` for other threads, which do not know of this one's `no_grad` and autocast."""
+    grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu")
+
+    def call(x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype, enabled=autocast):
+            return function(x)
+
+    return call
 
 
 def _chunks(rows: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:

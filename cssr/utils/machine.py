@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # options of mallopt(3)
-_KEPT = {_TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 27, _MMAP_MAX: 0}  # the heap grows by 128 MiB, and never shrinks
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8  # options of mallopt(3)
+# The heap grows by 128 MiB and never shrinks; all threads use it, as one of their own holds no array above 64 MiB.
+_KEPT = {_TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 27, _MMAP_MAX: 0, _ARENA_MAX: 1}
 _RETURNED = {_TRIM_THRESHOLD: 1 << 17, _TOP_PAD: 1 << 17, _MMAP_MAX: 1 << 16, _MMAP_THRESHOLD: 1 << 22}
 
 

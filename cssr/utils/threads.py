@@ -1,8 +1,10 @@
-"""Work of two threads side by side: reading ahead of use, and writing behind it, a bounded number of items apart."""
+"""Work of threads side by side: reading ahead of use, writing behind it, and one function of many items."""
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -51,6 +53,28 @@ def _fill(items: Iterable[Any], line: queue.Queue, stop: threading.Event) -> Non
         line.put(_END)
     except BaseException as error:
         line.put(_Failure(error))
+
+
+def side_by_side(
+    function: Callable[[Any], Any], items: Iterable[Any], count: int, begin: Callable[[], None] | None = None
+) -> Iterator[Any]:
+    """`function` of each item, in their order, by `count` threads, each of which calls `begin` first.
+
+    One item more than there are threads is taken ahead of use. What a call raises is raised in its turn, and what has
+    not begun by then is left out.
+    """
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(count, initializer=begin) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                del item
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class WriteBehind:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 
 import pytest
 import torch
@@ -96,13 +97,27 @@ def test_other_precisions_lose_no_more_than_their_rounding(dtype):
 
 
 @pytest.mark.parametrize("batch", [2, 5, 100])
-@pytest.mark.parametrize("ahead", [0, 2])
-def test_tiles_worked_at_once_give_what_they_give_one_by_one(batch, ahead):
+@pytest.mark.parametrize(("ahead", "threads"), [(0, 1), (2, 1), (2, 2), (0, 3)])
+def test_tiles_worked_at_once_give_what_they_give_one_by_one(batch, ahead, threads):
     """Also where a batch of tiles goes on in the next row of them, for two images each."""
     conv = nn.Conv2d(2, 3, 5, padding=2).requires_grad_(False)
     x = image(100, 130)
-    rows = Tiles(40, 8, batch, ahead=ahead).rows(conv, Whole(x))
+    rows = Tiles(40, 8, batch, ahead=ahead, threads=threads).rows(conv, Whole(x))
     torch.testing.assert_close(torch.cat(list(rows), -2), tiled(conv, x, 40, 8), rtol=0, atol=1e-6)
+
+
+def test_threads_compute_as_the_one_that_asks_does():
+    """Without gradients, and in its precision."""
+    conv, seen = nn.Conv2d(2, 3, 5, padding=2), []
+
+    def watched(part):
+        seen.append(threading.current_thread())
+        return conv(part)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = torch.cat(list(Tiles(40, 8, threads=2).rows(watched, Whole(image(100, 130)))), -2)
+    assert found.dtype == torch.bfloat16 and not found.requires_grad
+    assert seen and threading.main_thread() not in seen
 
 
 def test_rows_come_as_soon_as_no_tile_changes_them():

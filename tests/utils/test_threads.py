@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cssr.utils.threads import WriteBehind, read_ahead
+from cssr.utils.threads import WriteBehind, read_ahead, side_by_side
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -49,6 +49,35 @@ def test_a_reader_that_is_left_ends(taken):
         next(items)
     items.close()
     assert threading.active_count() == before
+
+
+def test_a_function_of_many_items_by_several_threads():
+    """In their order, however long each takes; at the end no thread is left."""
+    before, begun = threading.active_count(), []
+    slower_first = lambda n: time.sleep(0.02 * (n % 2 == 0)) or n * n  # noqa: E731
+    results = side_by_side(slower_first, iter(range(9)), 2, lambda: begun.append(1))
+    assert list(results) == [n * n for n in range(9)]
+    assert 1 <= len(begun) <= 2 and threading.active_count() == before
+
+
+def test_no_more_is_begun_after_an_error_or_when_nobody_asks():
+    before, begun = threading.active_count(), []
+
+    def failing(n):
+        begun.append(n)
+        if n == 3:
+            raise OSError("gone")
+        return n
+
+    results = side_by_side(failing, range(100), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="gone"):
+        next(results)
+    assert max(begun) <= 6 and threading.active_count() == before
+    results = side_by_side(failing, range(4, 100), 2)
+    next(results)
+    results.close()
+    assert max(begun) <= 7 and threading.active_count() == before
 
 
 def test_writes_come_in_order_and_are_done_at_the_end():
