@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from harness import Limit, Pair, command
@@ -30,6 +29,7 @@ from PIL import Image
 
 from cssr import predict as predict_command
 from cssr.config.schema import TILE, TILE_OVERLAP, ModelConfig
+from cssr.dataset_preparation.synthesis import render
 from cssr.inference.large_images import predict_rows
 from cssr.inference.pipeline import Pipeline
 from cssr.inference.predictor import predict
@@ -42,6 +42,7 @@ from cssr.models.joint import JointModel, build_model
 from cssr.models.load import load_model
 from cssr.models.tiling import Tiles
 from cssr.utils import geotiff
+from cssr.utils.machine import keep_freed_memory
 from cssr.utils.photographs import open_photograph
 
 SMALL = {
@@ -55,13 +56,16 @@ WANTED = Wanted(("sr", "mask"), format="tiff")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     arg_parser = argparse.ArgumentParser(add_help=False)
-    few = 4 if torch.accelerator.is_available() else 1
     add = arg_parser.add_argument
     add("--photographs", type=int, default=1, metavar="N", help="in a folder (1: one, a TIFF)")
     add("--side", type=int, help="pixels of the photograph's sides (4000; without a GPU 500)")
     add("--model", type=Path, help="run or export (default: a small one with weights as drawn)")
     add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE})")
-    add("--batch", type=int, default=few, help="tiles at once (4; 1 on a CPU, which is busy with one)")
+    add(
+        "--batch",
+        type=int,
+        help="tiles at once (4; on a CPU 2, side by side, and in the bare pass one after the other)",
+    )
     add("--rounds", type=int, default=3, help="turns of each way (3)")
     options, rest = arg_parser.parse_known_args(arguments)
     command(__doc__, partial(pairs, options=options), rest, [arg_parser])
@@ -69,11 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def pairs(quick: bool, options: argparse.Namespace) -> Iterable[Pair]:
     """The one pair; masks may differ in one pixel of 10,000."""
+    keep_freed_memory()  # as the command does
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = load_model(options.model) if options.model else build_model(ModelConfig(**SMALL)).eval()
     model, many = for_inference(model.to(device)), options.photographs > 1
     side = 120 if quick else options.side or (500 if device.type == "cpu" else 4000)
     options.tile = 96 if quick else options.tile
+    options.batch = options.batch or (2 if device.type == "cpu" else 4)
     with tempfile.TemporaryDirectory() as scratch:
         plain, ours = (ways_of_many if many else ways_of_one)(model, Path(scratch), side, options)
         yield Pair(
@@ -96,25 +102,24 @@ def ways_of_one(model: JointModel, scratch: Path, side: int, options: argparse.N
 def ways_of_many(model: JointModel, scratch: Path, side: int, options: argparse.Namespace) -> tuple[Callable, Callable]:
     """Ways to predict a folder of JPEGs."""
     paths = [scratch / f"{number:04d}.jpg" for number in range(options.photographs)]
-    for path in paths:
-        Image.fromarray(drawn(side)).save(path, quality=92)
+    for number, path in enumerate(paths):
+        Image.fromarray(drawn(side, number)).save(path, quality=92)
     together = lambda: by_command(model, paths, options)  # noqa: E731
     return lambda: np.concatenate([by_command(model, [path], options) for path in paths]), together
 
 
-def drawn(side: int) -> np.ndarray:
-    """Plaster, side x side pixels, with a crack."""
-    pixels = np.random.default_rng(0).integers(120, 200, (side, side, 3)).astype(np.uint8)
-    crack = np.array([[0, 10], [side // 2, side // 3], [side, side - 10]])
-    return cv2.polylines(pixels, [crack], False, (20, 20, 20), 4)
+def drawn(side: int, number: int = 0) -> np.ndarray:
+    """Photograph of a crack, side x side pixels: of noise alone, PNGs would take several times as long."""
+    return render(0, number, side, empty_share=0)[0]
 
 
 @torch.no_grad()
 def bare(model: JointModel, side: int, options: argparse.Namespace) -> None:
     """The forward pass alone over as many tiles of as many pixels."""
     count = len(Tiles(options.tile, TILE_OVERLAP).places((side, side))) * options.photographs
-    lq = torch.rand(options.batch, 3, *2 * (min(options.tile, side),), device=model.mean.device)
-    for done in range(0, count, options.batch):
+    batch = 1 if model.mean.device.type == "cpu" else options.batch
+    lq = torch.rand(batch, 3, *2 * (min(options.tile, side),), device=model.mean.device)
+    for done in range(0, count, batch):
         outputs = model(lq[: count - done])
     outputs.logits.mean().item()  # until the device is done
 
@@ -142,7 +147,8 @@ def whole(model: JointModel, path: Path, tile: int) -> np.ndarray:
 
 def by_rows(model: JointModel, path: Path, options: argparse.Namespace) -> np.ndarray:
     """Predict by rows, as the command does; the mask."""
-    tiles = Tiles(options.tile, TILE_OVERLAP, options.batch, ahead=2)
+    batch, threads = (1, options.batch) if model.mean.device.type == "cpu" else (options.batch, 1)
+    tiles = Tiles(options.tile, TILE_OVERLAP, batch, ahead=2, threads=threads)
     with (
         tempfile.TemporaryDirectory() as out,
         open_photograph(path) as photograph,

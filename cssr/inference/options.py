@@ -41,7 +41,7 @@ def check(options: argparse.Namespace) -> None:
         check_tile(options.tile, "--tile")
     check_bits(options.bits)
     for name in ("batch", "every"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, got {getattr(options, name)}")
     if not options.memory > 0:
         raise ValueError(f"--memory must be above 0 (GiB), got {options.memory}")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cssr.inference.measures import Measured
 
 _GIB = 1 << 30
+_AT_ONCE = 2  # tiles, on a CPU: each takes memory, and what threads lose to one another is won by two already
 _AHEAD = 2  # batches of tiles that are read before their turn
 _DECODED = 8  # bytes a pixel that a photograph may take while it is opened
 _STRIDE = 32  # pixels of a result, of which images are padded to multiples by most segmentation networks
@@ -124,7 +125,7 @@ class Pipeline:
                 self._open(job)
             coming = reader.submit(self._next, sources, held + job.need)
             if job.photograph:
-                keep_freed_memory(2 * (held + job.need) <= self._room)
+                keep_freed_memory(1.5 * (held + job.need) <= self._room)
                 finish = self._predict(job, bar)
                 written.result()
                 written, held = writer.submit(finish), job.need
@@ -191,7 +192,10 @@ class Pipeline:
                 yield tile
                 bar.update(1 / count)
 
-        return Tiles(side, overlap, self._options.batch, ticking, _AHEAD)
+        if self.model.mean.device.type != "cpu":
+            return Tiles(side, overlap, self._options.batch or 1, ticking, _AHEAD)
+        threads = min(self._options.batch or _AT_ONCE, torch.get_num_threads())
+        return Tiles(side, overlap, 1, ticking, _AHEAD, threads)
 
     def _finish(
         self, job: _Job, stack: ExitStack, files: Files, predicted: Summary, old: dict[str, Any] | None

@@ -22,6 +22,7 @@ from cssr.survey.severity import DEFAULT as DEFAULT_LIMITS
 from cssr.survey.severity import Limits, load_limits
 from cssr.survey.write import FOLDER, write_survey
 from cssr.utils.cli import errors_end
+from cssr.utils.machine import keep_freed_memory
 from cssr.utils.photographs import Photograph, open_photograph
 from cssr.utils.text import one_line
 
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
             limits = load_limits(options.limits or DEFAULT_LIMITS) if options.measure else None
             sources = photographs(options.source, apart=options.out)
             left = passed_over_in(options.source)
+            keep_freed_memory()  # while there are no threads that have a heap of their own
             model = load_model(options.model, options.checkpoint).to(device_named(options.device))
             _make_directory(options.out)
             for name in ("measure", "tta"):
