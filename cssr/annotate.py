@@ -12,12 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import errors_end, program
+from cssr.utils.cli import EndingParser, errors_end, program
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog=program("python -m cssr.annotate"), description=__doc__.splitlines()[0])
+    parser = EndingParser(prog=program("python -m cssr.annotate"), description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("results", type=Path, help="directory of results of cssr.predict --measure")
     add("--out", type=Path, required=True, help="directory for coco.json (run lengths), coco_polygons.json, "

@@ -12,12 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import errors_end, program
+from cssr.utils.cli import EndingParser, errors_end, program
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog=program("python -m cssr.compare"), description=__doc__.splitlines()[0])
+    parser = EndingParser(prog=program("python -m cssr.compare"), description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("old", type=Path, help="directory of results of cssr.predict --measure")
     add("new", type=Path, help="the same, of a later day")

@@ -9,12 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import errors_end, program
+from cssr.utils.cli import EndingParser, errors_end, program
 
 
 def parser() -> argparse.ArgumentParser:
     """The options; settings may be among them: `parse_intermixed_args`."""
-    parser = argparse.ArgumentParser(prog=program("python -m cssr.convert"), description=__doc__)
+    parser = EndingParser(prog=program("python -m cssr.convert"), description=__doc__)
     parser.add_argument("file", type=Path, help="checkpoint of the authors (.pth)")
     parser.add_argument("--recipe", required=True, help="recipe with the model settings of the file")
     parser.add_argument("--out", type=Path, required=True, help="export directory to write")

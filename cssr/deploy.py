@@ -15,14 +15,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import errors_end, program, quick_imports
+from cssr.utils.cli import EndingParser, errors_end, program, quick_imports
 
 FORMATS = ("onnx", "torch_export")  # for other systems
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog=program("python -m cssr.deploy"), description=__doc__.splitlines()[0])
+    parser = EndingParser(prog=program("python -m cssr.deploy"), description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("model", type=Path, help="run, export, model of the package (small-x4), or owner/name in the Hub's cache")
     add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="onnx (default), or both")

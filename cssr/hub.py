@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cssr.utils.cli import errors_end, program
+from cssr.utils.cli import EndingParser, errors_end, program
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,7 +72,7 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program("python -m cssr.hub"), description=__doc__.splitlines()[0])
+    parser = EndingParser(prog=program("python -m cssr.hub"), description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="push | pack | pull")
     pushing = commands.add_parser("push", help="push the export of a run, with a model card")
     pushing.set_defaults(run=_push)

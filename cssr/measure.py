@@ -9,12 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import program
+from cssr.utils.cli import EndingParser, program
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog=program("python -m cssr.measure"), description=__doc__)
+    parser = EndingParser(prog=program("python -m cssr.measure"), description=__doc__)
     add = parser.add_argument
     add("masks", nargs="+", type=Path, help="mask files of 1 or 8 bit, or folders of them")
     add("--out", type=Path, required=True, help="directory to write to")

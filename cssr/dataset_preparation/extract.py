@@ -1,6 +1,5 @@
 """Photographs out of shards, as files: `python shards/extract.py SHARDS --out DIR [--count 4] [--reduce 4]`."""
 
-import argparse
 from pathlib import Path
 
 from PIL import Image
@@ -8,7 +7,7 @@ from tqdm import tqdm
 
 from cssr.data.dataset import read_sample
 from cssr.data.shards import ShardSet
-from cssr.utils.cli import errors_end, program
+from cssr.utils.cli import EndingParser, errors_end, program
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.images import encoded
 
@@ -32,7 +31,7 @@ def extract(shards: ShardSet, out: Path, count: int, reduce: int) -> list[Path]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog=program("shards/extract.py"), description=__doc__)
+    parser = EndingParser(prog=program("shards/extract.py"), description=__doc__)
     parser.add_argument("shards", type=Path, help="shard directory")
     parser.add_argument("--out", type=Path, required=True, help="directory to write to")
     parser.add_argument("--count", type=int, default=4, help="how many (4)")

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cssr.data.dataset import Sample, read_sample
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation.images import outlined
-from cssr.utils.cli import program
+from cssr.utils.cli import EndingParser, program
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.images import encoded, joined
 from cssr.utils.json_files import misfit
@@ -169,7 +169,7 @@ def _shorten(text: str, font: Any, width: int) -> str:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = EndingParser(
         prog=program("shards/show.py"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shards", metavar="DIR", help="a folder of shards, a brace pattern, or an address")

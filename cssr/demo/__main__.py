@@ -16,7 +16,7 @@ from typing import Any
 from cssr.config.schema import check_tile
 from cssr.demo.connections import protocol
 from cssr.demo.jobs import Limits
-from cssr.utils.cli import errors_end, program
+from cssr.utils.cli import EndingParser, errors_end, program
 
 CONNECTIONS = 64  # open at once; further ones get 503
 
@@ -115,7 +115,7 @@ def serve(app: Any, listener: socket.socket) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program("python -m cssr.demo"), description=__doc__.splitlines()[0])
+    parser = EndingParser(prog=program("python -m cssr.demo"), description=__doc__.splitlines()[0])
     model = "run, export, or model of the package (small-x4)"
     parser.add_argument("model", type=Path, nargs="?", default=Path("small-x4"), help=model)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")

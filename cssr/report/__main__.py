@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import errors_end, program
+from cssr.utils.cli import EndingParser, errors_end, program
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,7 +56,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Results side by side: one page of HTML that opens offline, and Markdown, LaTeX and CSV."
-    parser = argparse.ArgumentParser(prog=program("python -m cssr.report"), description=about)
+    parser = EndingParser(prog=program("python -m cssr.report"), description=about)
     parser.add_argument("results", nargs="*", type=Path, help="results.json files, or run or evaluation directories")
     parser.add_argument("--survey", type=Path, metavar="DIR", help="instead: a document to print, HTML and PDF, of the "
         "survey that cssr.predict --measure has written")  # fmt: skip

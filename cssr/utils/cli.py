@@ -30,11 +30,32 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
         """Parse; an option given twice is a ValueError, of which argparse would silently take the last."""
-        flags = Counter(word.partition("=")[0] for word in args if word.startswith("--"))
-        for flag, count in flags.items():
-            if count > 1:
-                raise ValueError(f"{flag} is given {count} times; give it once, with all that belongs to it")
+        fault = _given_twice(args)
+        if fault:
+            raise ValueError(fault)
         return super().parse_args(args, namespace)
+
+
+class EndingParser(argparse.ArgumentParser):
+    """An argument parser whose complaints, those of an option given twice too, are one line and end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; `{self.prog} --help` lists the options\n")
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as all ways of parsing do in the end."""
+        fault = _given_twice(sys.argv[1:] if args is None else args)
+        if fault:
+            self.exit(2, f"error: {fault}\n")
+        return super().parse_known_args(args, namespace)
+
+
+def _given_twice(words: Sequence[str]) -> str | None:
+    flags = Counter(word.partition("=")[0] for word in words if word.startswith("--") and word != "--")
+    flag, count = next(iter(flags.most_common(1)), ("", 0))
+    return f"{flag} is given {count} times; give it once, with all that belongs to it" if count > 1 else None
 
 
 @contextmanager
