@@ -14,7 +14,7 @@ from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.cracks.measure import MOST_CRACKS, Crack, TooRagged, check_most, measure_cracks
 from cssr.utils.cli import errors_end
 from cssr.utils.files import free_stem, naming
-from cssr.utils.image_files import IMAGE_SUFFIXES, walk, with_suffix
+from cssr.utils.image_files import IMAGE_SUFFIXES, lost_links, walk, with_suffix
 from cssr.utils.images import open_image
 from cssr.utils.text import one_line
 
@@ -88,15 +88,18 @@ def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    images = with_suffix(walk(folder))
+    images, ends = with_suffix(walk(folder)), " ".join(IMAGE_SUFFIXES)
     files = with_suffix(images, _LOSS_FREE) or images
     if len(files) < len(images):
         left = f"{len(images) - len(files)} files that end with none of {' '.join(_LOSS_FREE)}"
         print(one_line(f"note: {folder}: left out {left}: name them if they are masks"), file=sys.stderr)
     files = [path for path in files if not (path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file())]
     files = [path for path in files if path.stem.endswith(_MASK)] or files
+    lost = lost_links(folder)
     if not files:
-        raise ValueError(f"no mask in {folder}: none of its files ends with {' '.join(IMAGE_SUFFIXES)}")
+        raise ValueError(f"no mask in {folder}: {lost or f'none of its files ends with {ends}'}")
+    if lost:
+        print(one_line(f"warning: {lost}"), file=sys.stderr)
     return files
 
 

@@ -50,7 +50,7 @@ from cssr.dataset_preparation.workspace import Workspace, check_free, open_works
 from cssr.dataset_preparation.writer import Shard, forget, input_states, is_whole, pack, write_index, write_shard
 from cssr.utils.cli import run_command
 from cssr.utils.files import digest, replace_file
-from cssr.utils.image_files import BESIDE, passed_over, walk, with_suffix
+from cssr.utils.image_files import BESIDE, lost_links, passed_over, walk, with_suffix
 
 
 def with_safe_keys(source: Source) -> Source:
@@ -84,14 +84,14 @@ def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
     files = list(walk(taken["root"])) if taken.get("root") else []
     masks = with_suffix(files, [BESIDE])
     notes += left_out("masks of missing pixels, which must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)", masks)
-    left = passed_over(files)
+    left = [passed_over(files), lost_links(taken["root"]) if taken.get("root") else ""]
     if args.groups:
         related = read_related(args.groups, args.source, getattr(args, "split", None) or "")
         related = [[_safe(key) for key in keys] for keys in related]
         known = {item.key for item in source.items}
         notes += left_out(f"images of --groups {args.groups} that are not here", sorted({*sum(related, [])} - known))
         source = replace(source, items=join_related(source.items, related))
-    source = replace(source, notes=(*source.notes, *notes, *filter(None, [left])))
+    source = replace(source, notes=(*source.notes, *notes, *filter(None, left)))
     if args.tiling:
         check_names(source.items)
     return source, taken

@@ -17,6 +17,7 @@ from cssr.utils.files import free_stem
 from cssr.utils.image_files import (
     IMAGE_SUFFIXES,
     is_litter,
+    lost_links,
     masks_beside,
     misnamed_masks,
     passed_over,
@@ -162,7 +163,8 @@ def passed_over_in(sources: Sequence[Path]) -> str:
     masks = masks_beside(without_results(with_suffix(files)))
     first = masks[0] if masks else None
     said = f"passed over {len(masks)} masks beside their photographs ({first}): name a file itself to predict it"
-    return "; ".join(filter(None, [said if masks else "", passed_over(files), misnamed_masks(files)]))
+    lost = [lost_links(source) for source in sources]
+    return "; ".join(filter(None, [said if masks else "", passed_over(files), misnamed_masks(files), *lost]))
 
 
 def _root(source: Path) -> Path:

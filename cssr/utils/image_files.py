@@ -37,7 +37,18 @@ def walk(folder: Path) -> Iterator[Path]:
     yield from sorted(_walk(folder, (os.path.realpath(folder),))) if folder.is_dir() else ()
 
 
-def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+def lost_links(folder: Path) -> str:
+    """Say how many links below a folder lead nowhere, as to a disk that is not there; "" without any."""
+    lost: list[Path] = []
+    if folder.is_dir():
+        list(_walk(folder, (os.path.realpath(folder),), lost))
+    if not lost:
+        return ""
+    return f"passed over {len(lost)} links that lead nowhere ({min(lost)}): fetch what they name, or remove them"
+
+
+def _walk(folder: Path, above: tuple[str, ...], lost: list[Path] | None = None) -> Iterator[Path]:
+    """As `walk`; links that lead nowhere are added to `lost`."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_litter(entry.name):
@@ -48,7 +59,9 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
             elif os.path.isdir(path) if link else entry.is_dir():
                 real = os.path.realpath(path) if link else os.path.join(above[-1], entry.name)
                 if not any(os.path.commonpath((real, other)) == real for other in above):
-                    yield from _walk(path, (*above, real))
+                    yield from _walk(path, (*above, real), lost)
+            elif link and lost is not None and not os.path.exists(path):
+                lost.append(path)
 
 
 def with_suffix(paths: Iterable[Path], suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:

@@ -38,6 +38,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     os.mkfifo(root / "pipe.jpg")
     assert [path.relative_to(root).as_posix() for path in walk(root)] == ["A/x.jpg", "B/x.jpg", "own.jpg"]
     assert set(photographs(root)) == {"own", "A/x", "B/x"}
+    assert "passed over 3 links that lead nowhere" in passed_over_in([root])
 
 
 def test_sharding_and_layouts_follow_links(tmp_path):
@@ -53,6 +54,17 @@ def test_sharding_and_layouts_follow_links(tmp_path):
         (tmp_path / "deepcrack" / name).symlink_to(tmp_path / "real" / target)
     words = ("deepcrack", "--root", tmp_path / "deepcrack", "--split", "train")
     assert run(*words, "--out", tmp_path / "deep") == 0 and len(read(tmp_path / "deep")) == 3
+
+
+def test_files_whose_links_lead_nowhere_are_told(tmp_path, capsys):
+    """As those of git-annex and DVC before they are fetched."""
+    make_tree(tmp_path, 2)
+    for name in ("images", "masks"):
+        (tmp_path / name / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert run("folder", "--root", tmp_path, "--out", tmp_path / "out") == 0
+    assert "passed over 2 links that lead nowhere" in capsys.readouterr().out
+    assert [*masks_at([tmp_path / "masks"])] == ["p0", "p1"]
+    assert "passed over 1 links that lead nowhere" in capsys.readouterr().err
 
 
 def test_litter_is_left_alone(tmp_path):

@@ -10,7 +10,7 @@ from cssr.dataset_preparation.audit.findings import ERROR, NOTE, WARNING, Case, 
 from cssr.dataset_preparation.make import with_safe_keys
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES
 from cssr.dataset_preparation.sources import SOURCES, Source
-from cssr.utils.image_files import BESIDE, LIKE_IMAGES, is_litter, walk, with_suffix
+from cssr.utils.image_files import BESIDE, LIKE_IMAGES, is_litter, lost_links, walk, with_suffix
 
 _FAULT = re.compile(r"^missing|duplicate key|is empty|name no picture|a picture twice|is not in UTF-8")
 _PARTS = re.compile(r"choose with --split from: ([^;]+)")
@@ -37,6 +37,8 @@ def list_parts(name: str, options: dict[str, Any], against: str | None) -> tuple
         message = "not read, as they must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)"
         entries = [{"file": str(path)} for path in masks]
         findings.append(Finding(WARNING, "masks of missing pixels", message, entries))
+    if lost := lost_links(options["root"]) if options.get("root") else "":
+        findings.append(Finding(WARNING, "links", lost, []))
     return parts + (_compared(name, options, against) if against else []), findings
 
 
