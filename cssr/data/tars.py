@@ -51,7 +51,7 @@ class Tars:
 def find_tars(place: str | Path) -> Tars | None:
     """The tars that a path, address or brace pattern names; None for what holds no tars, or has an index of ours.
 
-    Raises: DataError for a pattern that cannot be meant.
+    Raises: DataError for a pattern that cannot be meant, and for pipes and devices.
     """
     text = str(place).removeprefix("file://")
     if not is_remote(text) and Path(text).is_dir():
@@ -68,7 +68,16 @@ def find_tars(place: str | Path) -> Tars | None:
         raise DataError(f"{text}: braces in a folder's name; write them in that of the tars, and give several patterns")
     label = parts["name"] + (parts["query"] or "" if not is_remote(text) else "")
     root = root + (parts["query"] or "") if is_remote(text) else Path(root)
-    return Tars(root, _expanded(label), label)
+    names = _expanded(label)
+    strange = None if is_remote(text) else next((name for name in names if _is_strange(root / name)), None)
+    if strange is not None:
+        raise DataError(f"{root / strange} is no regular file (a pipe, or a device); give tars")
+    return Tars(root, names, label)
+
+
+def _is_strange(path: Path) -> bool:
+    """Tell a pipe or device, reading which may take for ever, from files, folders and what is not there."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_of_others(index: Path) -> bool:

@@ -17,6 +17,7 @@ from cssr.cracks.masks import LOSSY_SUFFIXES, Read, read_mask
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, reader
 from cssr.dataset_preparation.sources import Item
 from cssr.utils.image_files import walk, with_suffix
+from cssr.utils.json_files import read_text
 from cssr.utils.text import one_line
 
 SkipUnpaired = Annotated[bool, "pass over images without mask, masks without image and listed names without file"]
@@ -248,11 +249,9 @@ def _read_list(root: Path, list_file: str) -> list[str]:
     if Path(list_file).is_absolute():
         raise ValueError(f"the list {list_file} is an absolute path; give it relative to --root, as the index keeps it")
     try:
-        lines = [line.strip() for line in (root / list_file).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ValueError(
-            f"cannot read the list {root / list_file}: {problem}; it is a text file below --root"
-        ) from problem
+        lines = [line.strip() for line in read_text(root / list_file).splitlines()]
+    except ValueError as problem:
+        raise ValueError(f"cannot read the list {list_file}: {problem}; it is a text file below --root") from problem
     return [line for line in lines if line]
 
 

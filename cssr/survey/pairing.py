@@ -1,6 +1,7 @@
 """Photographs of one spot in two surveys: by name, by the georeference, by features, or as a table says."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from cssr.survey.registration import (
     matches,
 )
 from cssr.utils import geotiff
+from cssr.utils.json_files import read_text
 
 WAYS = ("auto", "features", "georeference")
 _STRONGEST = 500  # features by which photographs are sought
@@ -153,10 +155,9 @@ def _unpaired(old: Results, new: Results, pairs: Sequence[Pair], refused: Sequen
 
 def _listed(table: Path, old: Results, new: Results) -> list[tuple[Surveyed, Surveyed]]:
     try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"--pairs: {table} cannot be read: {error}") from None
+        rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"--pairs: {table} cannot be read: {error}; save it as CSV again") from None
     if not rows or not {"old", "new"} <= rows[0].keys():
         raise ValueError(f"--pairs: {table} needs columns old and new under a row of these names, and a row for a pair")
     chosen = []

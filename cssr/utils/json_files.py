@@ -38,17 +38,27 @@ def read_bytes(path: Path, largest: int = _LARGEST) -> bytes:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
 
 
+def read_text(path: Path) -> str:
+    """The text of a file, encoded as `read_json` has it; errors as of `read_bytes`."""
+    return decoded(read_bytes(path))
+
+
+def decoded(data: bytes) -> str:
+    """Text in UTF-8, UTF-16, UTF-32 or (failing that) Latin-1, without its byte order mark."""
+    try:
+        text = data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    return text.removeprefix("\ufeff")
+
+
 def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it again") -> Any:
     """Parse JSON as `read_json` does, from bytes; errors call them `name`."""
     values = sum(map(data.count, (b",", b"[", b"{")))
     if values > _MOST:
         raise ValueError(f"{name} has some {values} values, more than {_MOST}: cut it into several")
     try:
-        try:
-            text = data.decode(json.detect_encoding(data))
-        except UnicodeDecodeError:
-            text = data.decode("latin-1")
-        value = json.loads(text.lstrip("\ufeff"), object_pairs_hook=no_key_twice)
+        value = json.loads(decoded(data), object_pairs_hook=no_key_twice)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else message_of(error)
         raise ValueError(f"{name} is damaged, no JSON: {reason}; {remedy}") from None

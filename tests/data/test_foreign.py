@@ -372,6 +372,8 @@ def test_images_that_would_not_look_as_they_are_meant(image, says, tmp_path):
 def test_mistakes_in_paths(tmp_path):
     root = by_tarfile(tmp_path / "set")
     assert "x-000003.tar: No such file" in refused(root / "x-{000000..000003}.tar")
+    os.mkfifo(tmp_path / "pipe.tar")  # which would be read for ever
+    assert "pipe.tar is no regular file" in str(pytest.raises(DataError, opened, f"{tmp_path}/pipe.tar").value)
     assert "braces in a folder's name" in str(pytest.raises(DataError, opened, f"{tmp_path}/{{a,b}}/x.tar").value)
     (root / "x-000001.tar").write_bytes(b"no tar" * 1000)
     assert "x-000001.tar" in refused(root)

@@ -1,5 +1,7 @@
 """The layout that users describe themselves: patterns, lists, colours, values, photographs."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -196,6 +198,14 @@ def test_lists_that_do_not_fit_are_refused(four, text, message):
         (four / "list.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         folder(four, name_list="list.txt")
+
+
+def test_lists_of_another_encoding_are_read_and_pipes_refused(four):
+    (four / "list.txt").write_text("a\n", encoding="utf-16")
+    assert keys(folder(four, name_list="list.txt")) == ["a"]
+    os.mkfifo(four / "pipe.txt")
+    with pytest.raises(ValueError, match="cannot read the list pipe.txt: .* is no regular file"):
+        folder(four, name_list="pipe.txt")
 
 
 def test_a_list_is_named_below_the_root_as_the_index_keeps_it(four):

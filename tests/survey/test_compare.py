@@ -154,7 +154,7 @@ def test_a_survey_that_would_miss_any_crack_tells_of_none_that_it_is_gone(survey
 
 def test_a_table_names_the_pairs(surveys, tmp_path):
     table = tmp_path / "pairs.csv"
-    table.write_text("old,new\na.png,c\n", encoding="utf-8-sig")
+    table.write_text("old,new\na.png,c\n", encoding="utf-16")
     assert len(compared(surveys, tmp_path / "out", "--pairs", str(table))) == 5
     for text, message in (
         ("old,new\nx.png,c\n", "line 2: 'x.png' is no photograph of"),

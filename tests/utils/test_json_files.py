@@ -10,7 +10,7 @@ from cssr.dataset_preparation.split import read_split
 from cssr.models.load import read_best
 from cssr.utils import json_files
 from cssr.utils.annotations import Within
-from cssr.utils.json_files import misfit, parse_json, read_json
+from cssr.utils.json_files import misfit, parse_json, read_json, read_text
 
 SHAPE = {"images": [{"id": int | str, "?name": str | None, "size": Annotated[int, Within(1, 9)]}], "?more": Any}
 
@@ -43,6 +43,8 @@ def test_encodings_are_recognised(tmp_path, encoding):
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps({"name": "Brücke"}, ensure_ascii=False).encode(encoding))
     assert read_json(path, {"name": str}) == {"name": "Brücke"}
+    path.write_bytes("old,new\nBrücke,b\n".encode(encoding))
+    assert read_text(path) == "old,new\nBrücke,b\n"
 
 
 @pytest.mark.parametrize("data", [b'{"a": {"b": 1, "c": 2, "b": 1}}', b'{"b": 1, "\\u0062": 2}'])
