@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parser().parse_args(arguments)
-    with quick_imports():  # takes seconds, which --help does not need
+    with quick_imports(compiler=False):  # takes seconds, which --help does not need
         from cssr.evaluation.run import run
 
     run(options)

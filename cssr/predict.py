@@ -91,7 +91,7 @@ def __getattr__(name: str) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = parser().parse_args(arguments)
-    with quick_imports():  # takes seconds, which --help does not need
+    with quick_imports(compiler=False):  # takes seconds, which --help does not need
         from cssr.inference.run import run
 
     run(options)

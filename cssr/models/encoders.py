@@ -248,9 +248,11 @@ def _renamed(weights: Mapping[str, Tensor], name: str, module: str) -> dict[str,
     return dict(zip(own, weights.values()))
 
 
-@torch.compiler.disable
 def constant_features(encoder: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """The feature maps of an image, B C y x each; weights and BatchNorm's statistics are constants."""
+    """The feature maps of an image, B C y x each; weights and BatchNorm's statistics are constants.
+
+    Not to be compiled: `Task.compile_model` leaves it out.
+    """
     buffers = {name: value.clone() for name, value in encoder.named_buffers()}
 
     def encode(image: Tensor) -> tuple[Tensor, ...]:

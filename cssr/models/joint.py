@@ -55,6 +55,8 @@ class JointModel(nn.Module):
             test-time augmentation; it is no setting of the model, and exports do not keep it.
     """
 
+    constant_features = staticmethod(constant_features)
+
     def __init__(self, config: ModelConfig, sr: nn.Module, seg: nn.Module | None):
         super().__init__()
         self.config, self.scale = config, config.scale
@@ -115,7 +117,7 @@ class JointModel(nn.Module):
 
         Their gradient reaches the image alone: the weights are constants, and BatchNorm's statistics do not see it.
         """
-        return constant_features(self.seg.encoder, self._padded(x))
+        return self.constant_features(self.seg.encoder, self._padded(x))
 
     def _padded(self, x: Tensor) -> Tensor:
         return pad_to_multiple(x, getattr(self.seg, "stride", 1))

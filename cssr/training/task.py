@@ -99,6 +99,7 @@ class Task(nn.Module):
         The model itself stays as it is, with the names of its weights: validation and copies run it as ever, at any
         size. Micro-batches are of one size; a phase that holds other groups still is compiled anew.
         """
+        self.model.constant_features = torch.compiler.disable(self.model.constant_features)
         self._compiled = torch.compile(self.model.forward, dynamic=False, **arguments)
 
     def phase(self, progress: Progress) -> PhaseConfig:

@@ -73,6 +73,25 @@ def test_a_prediction_that_measures_nothing_needs_no_scipy():
     assert heavy_modules(code)[1] == set()
 
 
+WITHOUT_COMPILER = """
+import sys
+from cssr.utils.cli import quick_imports
+with quick_imports(compiler=False):
+    import cssr.inference.run, cssr.evaluation.run
+print(*({"timm", "torch._dynamo"} & {*sys.modules}), file=sys.stderr)
+import timm, torch, torchvision
+assert timm.create_model("resnet10t").eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2
+assert torch.compiler.disable(len)([1]) == 1
+torchvision.ops.roi_align(torch.ones(1, 1, 4, 4), [torch.tensor([[0.0, 0, 2, 2]])], 2)
+"""
+
+
+def test_predictions_and_evaluations_need_no_compiler():
+    """It takes a third of their start; whoever asks for it afterwards has the true one."""
+    assert heavy_modules(WITHOUT_COMPILER)[1] == {"timm"}
+
+
 def test_garbage_is_collected_again_after_imports():
     with pytest.raises(ImportError), quick_imports():
         assert not gc.isenabled()
