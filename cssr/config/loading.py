@@ -97,6 +97,9 @@ def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), _escaped(dict(values))))
     except OmegaConfBaseException as error:
+        confused = ", ".join(_confused(cls(), values, prefix))
+        if confused:  # OmegaConf says it in the words of its own classes
+            raise ValueError(f"config: {confused}"[:600]) from None
         key = f"{prefix}{getattr(error, 'full_key', None) or ''}".rstrip(".")
         key = f"{key}: " if key else ""
         raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
@@ -107,14 +110,14 @@ def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def _confused(defaults: Any, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Say which settings are lists instead of mappings, or mappings instead of lists."""
+    """Say which settings should be lists or mappings but are something else."""
     for name, value in values.items():
         default = getattr(defaults, name, None)
         if dataclasses.is_dataclass(default) and isinstance(value, dict):
             yield from _confused(default, value, f"{prefix}{name}.")
-        elif isinstance(default, list) and isinstance(value, dict):
+        elif isinstance(default, list) and not isinstance(value, list):
             yield f"{prefix}{name} must be a list, got {value}"
-        elif isinstance(value, list) and (isinstance(default, dict) or dataclasses.is_dataclass(default)):
+        elif (isinstance(default, dict) or dataclasses.is_dataclass(default)) and not isinstance(value, dict):
             yield f"{prefix}{name} must be a mapping, got {value}"
 
 

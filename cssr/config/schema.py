@@ -175,7 +175,7 @@ def check(config: Config) -> None:
             raise ValueError(f"{key} must be above 0, got 0; null: none")
     if config.optim.ema == 1:
         raise ValueError("optim.ema must be below 1, got 1: the average would stay as the weights began")
-    if not config.train.run_dir:
+    if not config.train.run_dir.strip():
         raise ValueError("train.run_dir is empty: name the directory of the run")
     check_model(config.model)
     _check_suffixes(config.data.suffixes)

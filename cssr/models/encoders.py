@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -86,9 +87,11 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
     if isinstance(pretrained, str):
         options["pretrained_cfg_overlay"] = {"file": str(_weight_file(pretrained))}
     try:
-        return timm.create_model(name, features_only=True, pretrained=bool(pretrained), **options, **arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # an error follows
+            return timm.create_model(name, features_only=True, pretrained=bool(pretrained), **options, **arguments)
     except Exception as error:  # timm's models refuse settings in every way: AssertionError, KeyError, ...
-        raise ValueError(_encoder_error(name, pretrained, error)) from error
+        raise ValueError(_encoder_error(name, pretrained, depth, arguments, error)) from error
 
 
 def load_encoder(encoder: nn.Module, name: str, pretrained: str) -> None:
@@ -184,15 +187,20 @@ def _weight_file(path: str) -> Path:
     return Path(path)
 
 
-def _encoder_error(name: str, pretrained: bool | str, error: Exception) -> str:
-    reason = message_of(error)[:200]
+def _encoder_error(
+    name: str, pretrained: bool | str, depth: int | None, arguments: Mapping[str, Any], error: Exception
+) -> str:
+    reason = f"{type(error).__name__}: {message_of(error)[:200]}".removesuffix(": ")
     if pretrained is True:
         return (
             f"model.seg.pretrained=true: the weights of {name} could not be downloaded ({reason}); "
             "give a local weight file (model.seg.pretrained=FILE.safetensors), take an encoder with weights in a "
             "package (model.seg.encoder=tf_efficientnet_lite0 model.seg.pretrained=package), or train from scratch"
         )
-    return f"encoder {name} cannot be used as it was asked for: {reason}"
+    return (
+        f"encoder {name} cannot be used as it was asked for ({reason}): look at model.seg.encoder, "
+        f"model.seg.depth={'null' if depth is None else depth} and model.seg.encoder_args={dict(arguments)}"
+    )
 
 
 @dataclass(frozen=True)

@@ -634,6 +634,8 @@ def test_an_error_does_not_repeat_all_that_it_was_given():
         ("phases", 0, {"lr": {"sr": [1]}}, r"joint.lr.sr must be 0 to 1e\+06, got \[1\]"),
         ("model", "sr", ["dbpn"], "model.sr must be a mapping, got"),
         ("loss", "extra", {"a": 1}, "loss.extra must be a list, got"),
+        ("model", "mean", 5, "model.mean must be a list, got 5"),
+        ("data", "suffixes", "jpg", "data.suffixes must be a mapping, got jpg"),
         ("phases", 0, {"lr": [1]}, r"phases.0..lr must be a mapping, got"),
     ],
 )

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from cssr.models.encoders import PACKAGES, packaged_weights
+from cssr.models.encoders import PACKAGES, packaged_weights, timm_encoder
 from cssr.models.seg import SEG
 
 LITE0 = "tf_efficientnet_lite0"
@@ -105,3 +105,11 @@ def test_a_package_with_other_weights_is_refused(monkeypatch, tmp_path, write):
     with pytest.raises(ValueError, match="model.seg.pretrained=package: .*(cannot be read|does not hold)") as caught:
         SEG.build({"name": "unet", "encoder": LITE0, "pretrained": "package"})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("depth, channels", [(99, [8, 8, 16, 16]), (None, [8]), (None, [0, 0, 0, 0])])
+def test_what_timm_refuses_is_one_line_that_names_the_settings(depth, channels):
+    said = r"encoder resnet10t .*\w+Error.*model.seg.depth=(99|null) and model.seg.encoder_args={'channels'"
+    with pytest.raises(ValueError, match=said):
+        timm_encoder("resnet10t", depth, False, {"channels": channels})
