@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cssr.survey.geometry import compact
+from cssr.survey.geometry import check, compact
 from cssr.survey.severity import Limits
 from cssr.utils.json_files import read_json
 from cssr.utils.text import one_line
@@ -99,6 +99,8 @@ def read_cracks(prefix: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     )
     if len(lines["features"]) != len(areas["features"]):
         raise ValueError(f"{len(lines['features'])} lines, but {len(areas['features'])} outlines")
+    for feature in (*lines["features"], *areas["features"]):
+        check(feature["geometry"])
     return lines, areas
 
 

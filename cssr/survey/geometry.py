@@ -5,13 +5,34 @@ from typing import Any
 
 import numpy as np
 
+from cssr.utils.annotations import shortened
+
 Transform = Callable[[np.ndarray], np.ndarray]  # of points N 2
+
+
+_DEPTH = {"LineString": 0, "MultiLineString": 1, "Polygon": 1, "MultiPolygon": 2}
+_FARTHEST = 1e12  # a coordinate that can be meant, pixels or units of a map
+
+
+def check(geometry: Any) -> None:
+    """ValueError, unless a GeoJSON geometry is of lines or polygons whose points are two finite numbers each."""
+    kind = geometry.get("type")
+    if not isinstance(kind, str) or kind not in _DEPTH:
+        raise ValueError(f"a geometry of type {shortened(kind)}, which is none of {', '.join(_DEPTH)}")
+    try:
+        points = [np.asarray(path) for path in paths(geometry)]
+    except (ValueError, TypeError, KeyError):
+        points = [np.asarray("")]
+    for path in points:
+        sound = path.ndim == 2 and path.shape[1] == 2 and path.dtype.kind in "iuf"
+        if path.size and not (sound and (np.abs(path) < _FARTHEST).all()) or path.dtype.kind in "US":
+            raise ValueError(f"a {kind} whose coordinates are not points of two numbers")
 
 
 def paths(geometry: Any) -> Iterator[list]:
     """The lines, or rings, of a GeoJSON geometry."""
     coordinates = geometry["coordinates"]
-    depth = {"LineString": 0, "MultiLineString": 1, "Polygon": 1, "MultiPolygon": 2}[geometry["type"]]
+    depth = _DEPTH[geometry["type"]]
     for _ in range(depth - 1):
         coordinates = [part for whole in coordinates for part in whole]
     yield from coordinates if depth else [coordinates]

@@ -62,6 +62,28 @@ def test_rows_hold_what_was_measured_and_the_class_of_its_width(survey):
     assert survey.severities() == {**dict(zip(survey.limits.classes, (2, 0, 1))), "size of a pixel not known": 1}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"coordinates": ["a"]},
+        {"coordinates": [[1e308, 1], [2, 2]]},
+        {"coordinates": [[1, None], [2, 2]]},
+        {"coordinates": [[1, 2, 3], [2, 2, 3]]},
+        {"coordinates": 5},
+        {"type": "Point"},
+        {"type": []},
+    ],
+)
+def test_geometry_that_is_none_is_one_line(change, tmp_path):
+    stem = photograph(tmp_path, "a", [3])
+    path = tmp_path / "a_cracks.geojson"
+    lines = json.loads(path.read_text())
+    lines["features"][0]["geometry"] |= change
+    path.write_text(json.dumps(lines))
+    with pytest.raises(ValueError, match="the cracks of .*a cannot be read .*: predict it again"):
+        collect([stem], load_limits(), 0.5)
+
+
 def test_the_table_can_be_read_by_anything(survey, tmp_path):
     write_survey(survey, tmp_path / "survey", {"model": "small-x4"})
     with open(tmp_path / "survey" / "cracks.csv", newline="") as file:
