@@ -40,6 +40,8 @@ def parse_index(text: bytes) -> dict[str, Any] | None:
         sound = index["format"] == FORMAT and bool(index["shards"]) and bool(index["image_sizes"])
         sound = sound and all(map(_is_shard, index["shards"])) and all(map(_SIZE.fullmatch, index["image_sizes"]))
         sound = sound and all(isinstance(index.get(name, True), bool) for name in ("masks", "valid"))
+        names = [shard["name"] for shard in index["shards"]]
+        sound = sound and len({*names}) == len(names)  # a shard that is listed twice would count twice
         sound = sound and _has_sound_lq(index) and _has_sound_naming(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

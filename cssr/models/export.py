@@ -65,7 +65,7 @@ def read_export(directory: str | Path) -> dict[str, Any]:
         settings = {**settings, "model": dict(settings["model"])}
         number, version = int(settings.get("format", 0)), str(settings.get("cssr_version", "unknown"))[:40]
     except _DAMAGE:
-        raise ValueError(f"{path} is damaged: it holds no model settings") from None
+        raise ValueError(f"{path} is damaged: it holds no model settings; fetch or export it again") from None
     _check_version(path, number, version)
     return settings
 
@@ -117,7 +117,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {message_of(error)}") from None
+        raise ValueError(
+            f"{path} cannot be read as safetensors: {message_of(error)}; fetch or export it again"
+        ) from None
 
 
 def assign_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

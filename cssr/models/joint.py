@@ -22,7 +22,7 @@ from cssr.models.build_limit import build_limit
 from cssr.models.dsrl import Upsample
 from cssr.models.dsrl import dsrl as dual_network
 from cssr.models.encoders import constant_features
-from cssr.models.export import load_export, read_export, write_export
+from cssr.models.export import SETTINGS, load_export, read_export, write_export
 from cssr.models.hub import came_from_hub, check_untrusted, fetch, is_hub_name, push, stage
 from cssr.models.seg import SEG
 from cssr.models.shipped import is_shipped, shipped_directory
@@ -249,7 +249,10 @@ class JointModel(nn.Module):
         imports = settings.get("imports", [])
         if came_from_hub(directory) and not trust:
             check_untrusted(settings["model"], imports, str(source))
-        model = build_model(model_config(settings["model"], imports))
+        try:
+            model = build_model(model_config(settings["model"], imports))
+        except ValueError as error:
+            raise ValueError(f"{directory / SETTINGS}: {error}") from None
         load_export(model, directory, settings.get("sha256"))
         model.trained_on = dict(settings.get("trained_on") or {})
         return model.eval()

@@ -205,6 +205,12 @@ def test_a_shard_with_more_samples_than_its_index_says_is_not_that_of_the_index(
     assert_refused(shards, "its shard has more than the 2 samples of its index", 0)
 
 
+def test_an_index_that_lists_a_shard_twice_is_refused(tmp_path):
+    index = json.loads((write_pairs(tmp_path / "set", [3]) / "index.json").read_text())
+    index["shards"] *= 2  # its images would count twice
+    assert parse_index(json.dumps(index).encode()) is None
+
+
 @pytest.mark.parametrize("samples", [10**18, 10**9, 50, 1.5, True, "3", -1, None])
 def test_counts_that_cannot_be_are_refused(samples, tmp_path):
     root = write_pairs(tmp_path / "set", [3])

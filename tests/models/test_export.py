@@ -119,6 +119,14 @@ def test_damaged_settings_are_one_line(text, written):
     assert "holds no model settings" in refused(directory)
 
 
+def test_a_setting_that_does_not_fit_is_named_with_its_file(written):
+    directory = written()
+    settings = json.loads((directory / "config.json").read_text())
+    settings["model"]["mean"] = "x"
+    (directory / "config.json").write_text(json.dumps(settings))
+    assert "config.json: config: model.mean must be a list, got x" in refused(directory)
+
+
 @pytest.mark.parametrize("fits", [0, 1])
 def test_a_full_disk_leaves_what_was_there(fits, written, monkeypatch):
     before = {path.name: path.read_bytes() for path in written().iterdir()}
