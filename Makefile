@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 DATA ?=
 OUT ?= demo
 
+# processes that tests start read what others have compiled of this project, wherever the environment forbids to keep it
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test test-all lint clean
 
 demo: $(VENV)/installed
