@@ -154,6 +154,8 @@ def run(options: argparse.Namespace) -> None:
         criterion = Criterion(options.threshold, options.crack_colors, options.crack_values)
         choose(criterion.threshold, criterion.colors, criterion.values)
         masks = masks_at(options.masks)
+        with naming(options.out):  # before the first mask is measured
+            options.out.mkdir(parents=True, exist_ok=True)
         failed = _measure_all(masks, options, units, criterion)
     print(f"{len(masks) - len(failed)} masks: table, GeoJSON and picture of each in {options.out}")
     if failed:

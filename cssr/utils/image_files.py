@@ -90,11 +90,12 @@ def misnamed_masks(paths: Iterable[Path]) -> str:
 def masks_beside(paths: Iterable[Path]) -> list[Path]:
     """The files that are masks by their names: x_mask.png, x-gt.png, x.jpg.png where x.jpg is in the same folder."""
     paths = list(paths)
+    files = {*paths}
     names = {path.parent / name for path in paths for name in (path.name, path.stem)}
 
     def is_mask(path: Path) -> bool:
         match = _MASK.fullmatch(path.stem)
-        double = Path(path.stem).suffix.lower() in IMAGE_SUFFIXES and path.with_suffix("") in names
+        double = Path(path.stem).suffix.lower() in IMAGE_SUFFIXES and path.with_suffix("") in files
         return double or bool(match and path.parent / match[1] in names)
 
     return [path for path in paths if is_mask(path)]

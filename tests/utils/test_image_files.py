@@ -147,6 +147,7 @@ def test_results_of_earlier_predictions_are_no_photographs(tmp_path):
         (["a.jpg", "a.jpg.png"], ["a.jpg.png"]),
         (["a.jpg", "b/a_mask.png", "b_mask.png", "mask.png", "a_masked.png", "a.1.jpg", "a2.png"], []),
         (["a.b.jpg", "a.png", "unmask.png"], []),
+        (["c.jpg.png", "d.jpg.png", "d.png"], []),  # of no c.jpg or d.jpg
     ],
 )
 def test_masks_beside_their_photographs_are_no_photographs(names, masks, tmp_path):
