@@ -1,10 +1,10 @@
 """`make_shards.py --check DIR`: is a shard set what its index says? Damage is reported by shard and key.
 
 Every byte is read: sizes, sha256 of each tar, names of the members, checksums that the samples carry, counts. With
---decode every image, mask and kernel is decoded as well, and held against the sample's json. Of a set that another
-program has written (its index states no `tool_version`) no more is asked than docs/shards.md does: json files, sha256
-and counts may be missing, members that no reader looks at may be there. WebDataset tars of others are read as training
-reads them.
+--decode, or where the index has no sha256, every image, mask and kernel is decoded as well, and held against the
+sample's json. Of a set that another program has written (its index states no `tool_version`) no more is asked than
+docs/shards.md does: json files, sha256 and counts may be missing, members that no reader looks at may be there.
+WebDataset tars of others are read as training reads them.
 """
 
 import re
@@ -53,6 +53,7 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
     except ValueError as problem:
         return [str(problem)], f"{'these tars' if tars else 'index.json'} cannot be used", set()
     root, entries, results_of = tars.root if tars else root, index["shards"], {}
+    decode = decode or any("sha256" not in entry for entry in entries)  # without digests nothing else shows damage
 
     def work(task: int, step: Callable[[], None]) -> ShardReport:
         if foreign:
