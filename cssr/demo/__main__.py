@@ -6,7 +6,9 @@ if __name__ == "__main__":  # before imports that take seconds
     interrupts.answer()
 
 import argparse
+import asyncio
 import ipaddress
+import logging
 import socket
 import sys
 import webbrowser
@@ -100,7 +102,14 @@ def server(app: Any) -> Any:
     quiet = {"access_log": False, "log_level": "warning", "server_header": False, "proxy_headers": False}
     bare = {"http": protocol(), "ws": "none", "lifespan": "off"}
     limits = {"limit_concurrency": CONNECTIONS, "timeout_graceful_shutdown": 2}
-    return uvicorn.Server(uvicorn.Config(app, **quiet, **bare, **limits))
+    config = uvicorn.Config(app, **quiet, **bare, **limits)
+    logging.getLogger("uvicorn.error").addFilter(_is_told)
+    return uvicorn.Server(config)
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Leave out the tracebacks of requests that were cut off as the server ended, which are no errors."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def serve(app: Any, listener: socket.socket) -> None:

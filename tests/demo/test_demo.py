@@ -1,8 +1,10 @@
 """The server behind the page: what it answers, refuses, ends, and keeps (nothing)."""
 
+import asyncio
 import gc
 import http.client
 import json
+import logging
 import socket
 import struct
 import tempfile
@@ -28,7 +30,7 @@ from demo_server import Dark, Held, cracked, dark_model, encoded, serving_page, 
 
 import cssr.demo.responses  # noqa: E402
 from cssr.demo import connections  # noqa: E402
-from cssr.demo.__main__ import main  # noqa: E402
+from cssr.demo.__main__ import main, server  # noqa: E402
 
 TILE = 96
 
@@ -441,3 +443,11 @@ def test_requests_that_are_none_are_refused_and_the_server_lives_on(kind, page):
         connection.sendall(REQUESTS[kind])
         assert connection.recv(100).startswith(b"HTTP/1.1 4")
     assert httpx.get(f"{page}/facts").status_code == 200
+
+
+def test_requests_that_the_end_cuts_off_leave_no_traceback():
+    server(lambda: None)
+    log = logging.getLogger("uvicorn.error")
+    for error, told in ((asyncio.CancelledError("at the end"), False), (ValueError("a mistake"), True)):
+        record = log.makeRecord(log.name, logging.ERROR, "", 0, "Exception", (), (type(error), error, None))
+        assert bool(log.filter(record)) == told
