@@ -92,6 +92,7 @@ def _converted(data: bytes, reason: str, bits: int | None) -> Opened:
         text = str(problem).removeprefix("cannot read the image as a photograph: ")
         raise ValueError(f"cannot read the image: {text}") from problem
     reason = f"{photograph.bits}-bit to 8-bit RGB" if photograph.bits > 8 else reason
+    reason += "; the first of its frames alone" if " frames" in photograph.note else ""
     reason += "" if valid is None else f"; {MISSING}"
     return Opened(Image.fromarray(np.ascontiguousarray(rgb)), reason, "png", valid, photograph.note)
 

@@ -180,6 +180,13 @@ def test_ratio_parts_are_disjoint_complete_and_repeatable(tree, tmp_path):
     assert (index["ratio"], index["seed"], index["part"]) == ({"train": 0.5, "val": 0.25, "test": 0.25}, 1, "val")
 
 
+def test_pictures_of_several_frames_are_told():
+    """Of which the first alone is stored."""
+    file, frames = io.BytesIO(), [Image.new("RGB", (20, 16), (n, n, n)) for n in range(3)]
+    frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:])
+    assert store_picture(file.getvalue()).converted == "TIFF to PNG; the first of its frames alone"
+
+
 @pytest.mark.parametrize(
     ("mode", "suffix", "reason"),
     [
