@@ -113,7 +113,9 @@ def read_published(path: Path) -> Mapping[str, Tensor]:
         ) from None
     except Exception as error:  # of damaged pickles, of every kind
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path} cannot be read as a state_dict: {type(error).__name__}: {reason}") from None
+        raise ValueError(
+            f"{path} cannot be read as a state_dict: {type(error).__name__}: {reason}; give a .pth as it was published"
+        ) from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state_dict (tensors by name)")
     return state
