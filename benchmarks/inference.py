@@ -61,11 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--side", type=int, help="pixels of the photograph's sides (4000; without a GPU 500)")
     add("--model", type=Path, help="run or export (default: a small one with weights as drawn)")
     add("--tile", type=int, default=TILE, help=f"photograph pixels a side of a tile ({TILE})")
-    add(
-        "--batch",
-        type=int,
-        help="tiles at once (4; on a CPU 2, side by side, and in the bare pass one after the other)",
-    )
+    add("--batch", type=int, help="tiles at once (4; on a CPU 2, side by side; in its bare pass one by one)")
     add("--rounds", type=int, default=3, help="turns of each way (3)")
     options, rest = arg_parser.parse_known_args(arguments)
     command(__doc__, partial(pairs, options=options), rest, [arg_parser])
@@ -79,7 +75,7 @@ def pairs(quick: bool, options: argparse.Namespace) -> Iterable[Pair]:
     model, many = for_inference(model.to(device)), options.photographs > 1
     side = 120 if quick else options.side or (500 if device.type == "cpu" else 4000)
     options.tile = 96 if quick else options.tile
-    options.batch = options.batch or (2 if device.type == "cpu" else 4)
+    options.batch = options.batch or (min(2, torch.get_num_threads()) if device.type == "cpu" else 4)
     with tempfile.TemporaryDirectory() as scratch:
         plain, ours = (ways_of_many if many else ways_of_one)(model, Path(scratch), side, options)
         yield Pair(

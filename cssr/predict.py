@@ -64,11 +64,8 @@ def parser() -> argparse.ArgumentParser:
     add("--every", type=int, default=1, metavar="N", help="of videos, each N-th frame (1)")
     add("--tile", type=int, help=f"photograph pixels a side of a tile (what fits the photograph best, {TILE} at most, "
         f"{TILE_AT_SCALE_1} where the model does not enlarge; 0: whole)")  # fmt: skip
-    add(
-        "--batch",
-        type=int,
-        help="tiles worked at once (on a CPU 2, each by half of the cores; 1: more keep a GPU busy)",
-    )
+    add("--batch", type=int, help="tiles worked at once: on a CPU side by side, each by its share of the cores (2), "
+        "elsewhere as one tensor (1)")  # fmt: skip
     add("--memory", type=float, default=4.0, metavar="GIB", help="that a photograph may take beside the networks and "
         "what they compute of a batch (4): 4 bytes a pixel, by windows 64 MiB, and 12 bytes x scale^2 x width x tile, "
         "and the results that are PNGs")  # fmt: skip
