@@ -208,6 +208,7 @@ class RunLock:
             with suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_UN)  # of the loader's workers too, who have inherited it
             self._file.close()
+            self._file = None
 
     def _take(self) -> list[Any]:
         """[token, what is wrong]."""

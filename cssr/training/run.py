@@ -28,8 +28,6 @@ def run(arguments: list[str]) -> None:
         run.train()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         sys.exit(f"error: {_explained(error, config, run.prepared.micro_batch)}")
-    finally:
-        run.close()
     if run.interrupted:
         sys.exit(128 + run.stop.number)
 

@@ -54,7 +54,11 @@ class Run:
     """A training run: what its stages share."""
 
     def train(self) -> None:
-        """Step until the end, or until a signal."""
+        """Step until the end, or until a signal; then, or after an error, let go of all that a run holds."""
+        with closing(self):
+            self._train()
+
+    def _train(self) -> None:
         config = self.config
         if not self.writes:
             return self._dry_run()
@@ -376,11 +380,11 @@ class Run:
         return by_hand and not self.finished
 
     def close(self) -> None:
-        """Let go of the run directory, once the checkpoint that was begun is in it."""
+        """Let go of the run directory, once the checkpoint that was begun is in it, of the signals and the watchdog."""
         if self.saver:
             with suppress(ValueError, OSError):  # another error ends the run by now
                 self.saver.wait()
-        if self.stop:
+        if self.stop is not None:  # false until a signal comes
             self.stop.close()
         if self.watchdog:
             self.watchdog.close()

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from contextlib import closing
+import threading
 
 import numpy as np
 import psutil
@@ -163,16 +163,29 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.model.state_dict().items()}
 
 
+def test_a_run_leaves_nothing_behind_in_its_process(shards, tmp_path):
+    """No watchdog, which would end whatever the process does after it, no handler of signals, no lock."""
+    before = signal.getsignal(signal.SIGTERM)
+    for steps in (1, 2):
+        run = Run(load_config(None, settings(shards, tmp_path / "run", f"train.steps={steps}")))
+        run.train()
+    watchdogs = [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+    for thread in watchdogs:
+        thread.join(10)
+    assert run.step == 2 and not any(thread.is_alive() for thread in watchdogs)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_phases_hold_groups_still(shards, tmp_path):
     """Independent training as data: SR alone for 8 samples, then segmentation alone."""
     phases = "phases=[{name: sr, until: 8, beta: 0, lr: {seg: 0}}, {name: seg, beta: 1, lr: {sr: 0}}]"
     states = []
     for steps in (2, 4):
         arguments = settings(shards, tmp_path / "run", phases, f"train.steps={steps}", "optim.ema=null")
-        with closing(Run(load_config(None, arguments))) as run:
-            states += [] if states else [weights(run)]
-            run.train()
-            states.append(weights(run))
+        run = Run(load_config(None, arguments))
+        states += [] if states else [weights(run)]
+        run.train()
+        states.append(weights(run))
     start, after_sr, after_seg = states
     for name in start:
         group = name.split(".")[0]
