@@ -1,6 +1,7 @@
 # make demo                the whole pipeline in minutes, on drawn cracks
 # make demo DATA=folder    the same on your images/ and masks/
-# make test                the tests; make test-all adds the slow ones (real kills, several processes); make lint
+# make test                the tests; make test-all adds the slow ones (real kills, several processes)
+# make test-thorough       before a release: every network deployed, every strategy, compiled runs; make lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ OUT ?= demo
 # processes that tests start read what others have compiled of this project, wherever the environment forbids to keep it
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-thorough lint clean
 
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh "$(OUT)" "$(DATA)"
@@ -19,7 +20,10 @@ test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not thorough" -n 2 --dist worksteal
+
+test-thorough: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m thorough -n 2 --dist worksteal
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
