@@ -23,6 +23,7 @@ SIZES = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_dry_run_goes_all_the_way(tmp_path):
     words = [str(ROOT / "benchmarks" / "gpu.sh"), "--dry-run", "--out", str(tmp_path)]

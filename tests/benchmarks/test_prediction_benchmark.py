@@ -11,6 +11,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 pytest.importorskip("rasterio", reason="needs rasterio: pip install 'cssr[large]'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("photographs", ["1", "2"])
 def test_it_runs(tmp_path, capsys, photographs):
     from inference import main

@@ -25,7 +25,8 @@ from cssr.training.task import Task
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("real/*.yaml")])
-SLOW = {"csbsr_hrnet_ocr"}  # ten seconds, where the others take one to five
+# four seconds or more
+SLOW = {"csbsr_hrnet_ocr", "csbsr_pspnet", "csbsr_crackformer", "csbsr_unet", "kbpn_then_pspnet", "srcnet"}
 SLOW |= {f"cssr_loss_{name}" for name in ("bc2", "bgdice", "dice", "gbc1", "gbc2")}  # as cssr_loss_bc1, but for a loss
 SLOW |= {"csbsr_k21", "csbsr_zero_pad", "csbsr_rising_beta", "csbsr_crack_weight"}  # as csbsr_pspnet, but for a number
 WHOLE = {"csbsr_pspnet", "cssr"}  # the others train the same networks with fewer channels

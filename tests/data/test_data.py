@@ -443,6 +443,7 @@ def test_a_stream_that_fails_leaves_no_worker_behind(own):
         gc.enable()
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_abandoned_alive_does_not_keep_the_program(shards, tmp_path):
     """After an uncaught error the traceback holds the stream's frame until the very end, workers and all."""
     script = tmp_path / "fails.py"
@@ -536,6 +537,7 @@ def test_workers_that_cannot_be_started_are_one_line(shards, monkeypatch):
     one_line(caught)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause", [0, 60], ids=["while it reads", "while it computes, the pipe full"])
 def test_a_worker_that_is_killed_is_named_in_one_line(shards, pause):
     process = endless(shards, pause)
@@ -560,6 +562,7 @@ def test_an_error_of_another_kind_stays_what_it_is():
     assert isinstance(_translated(RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly")), DataError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [True, False], ids=["the group", "the main process"])
 def test_kill_9_leaves_nothing_behind(shards, group):
     """No file in shared memory, and no worker for long."""

@@ -333,6 +333,7 @@ def test_measures_are_those_of_evaluation_but_for_the_rounding(plain, frozen, ex
 # ---- the same bytes ----
 
 
+@pytest.mark.slow
 def test_neither_workers_nor_the_environment_show(plain, frozen, tmp_path):
     freeze(plain, BLUR, tmp_path / "two", workers=2)
     script = [
@@ -368,6 +369,7 @@ sys.exit(make_benchmark.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_from_what_was_finished(plain, frozen, tmp_path, capsys):
     words = ["--data", plain, "--degradation", BLUR, "--shard-size", 3, "--workers", 2]
     command = [sys.executable, "-c", HANGING, *map(str, words), "--out", "out"]

@@ -185,6 +185,7 @@ def test_without_simplejpeg_the_report_says_so(tmp_path, monkeypatch):
     assert status == 0 and "simplejpeg" in report["findings"][0]["message"]
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(tmp_path):
     root = fill(tmp_path / "root", 0, 5)
     spoil_files(root)
@@ -206,6 +207,7 @@ def test_a_layout_that_cannot_pass_over_pairs_is_reported_and_left(tmp_path):
     assert message.startswith("missing mask: 1 of 4 images have none, the first is test/images/p11.jpg")
 
 
+@pytest.mark.slow
 def test_a_cut_takes_the_related_images_from_the_report(tmp_path):
     """A copy turned by a quarter goes where its original goes, whatever the seed."""
     root = fill(tmp_path / "root", 0, 6)

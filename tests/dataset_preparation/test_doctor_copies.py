@@ -33,6 +33,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_near_duplicates_across_parts(tmp_path):
     root = tmp_path / "root"
     fill(root / "train", 0, 12)

@@ -103,6 +103,7 @@ def test_a_killed_run_continues_from_what_was_finished(tmp_path, whole, capsys):
     assert same_bytes(tmp_path / "out", whole) and not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_is_believed_only_by_its_hash(tmp_path, whole, capsys):
     kill_after(tmp_path, 4)
     tree, journal = tmp_path / "out.partial/tree/train", tmp_path / "out.partial/journal.jsonl"

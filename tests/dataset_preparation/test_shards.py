@@ -33,6 +33,7 @@ def tree(tmp_path):
     return make_tree(tmp_path / "root")
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes(tree, tmp_path):
     for out in ("a", "deep/er/b"):
         words = [
@@ -400,6 +401,7 @@ def test_new_parents_go_when_the_run_fails(tree, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_leaves_nothing(tmp_path, kind):
     process = subprocess.Popen(

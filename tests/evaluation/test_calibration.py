@@ -157,6 +157,7 @@ def test_temperatures_that_divide_nothing_are_refused(value):
         load_config(overrides=[f"model.temperature={value}"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_exports_and_onnx_keep_it(tmp_path):
     build_model(ModelConfig(**MODEL, temperature=1.75)).save_pretrained(tmp_path / "export")

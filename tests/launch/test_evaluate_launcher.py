@@ -97,6 +97,7 @@ def words(models, benchmarks, out, *more) -> list[str]:
 # ---- what is done, what is not ----
 
 
+@pytest.mark.slow
 def test_all_pairs_once_and_one_report(models, benchmarks, tmp_path, in_process, capsys):
     arguments = words(models, benchmarks, tmp_path / "out")
     assert launcher.main(arguments) == 0
@@ -183,6 +184,7 @@ def test_a_result_that_does_not_say_what_it_came_from_is_computed_anew(
     assert "does not say what it was computed from" in capsys.readouterr().out and in_process[2:] == ["a on one"]
 
 
+@pytest.mark.slow
 def test_what_fails_is_named_and_the_rest_is_reported(models, benchmarks, tmp_path, in_process, monkeypatch, capsys):
     todo = launcher.plan(launcher.read_arguments(words(models, benchmarks, tmp_path / "out")))
     run = launcher.run_jobs

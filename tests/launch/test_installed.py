@@ -56,6 +56,7 @@ def test_the_build_holds_all_that_the_checkout_has(built):
     assert own == names(ROOT / "cssr")
 
 
+@pytest.mark.slow
 def test_recipes_and_launch_files_are_found_away_from_the_checkout(built, tmp_path):
     listed = cssr(built, tmp_path, "recipes").stdout
     assert "configs/csbsr_pspnet.yaml  " in listed and "launch/zero2.yaml  " in listed
@@ -70,6 +71,7 @@ def test_recipes_and_launch_files_are_found_away_from_the_checkout(built, tmp_pa
     assert not (tmp_path / "other/configs").exists()
 
 
+@pytest.mark.slow
 def test_data_is_prepared_away_from_the_checkout(built, tmp_path):
     run = cssr(built, tmp_path, "shard", "synthetic", "--out", "data", "--count", "4", "--size", "32", "--workers", "1")
     assert run.returncode == 0, run.stderr

@@ -100,7 +100,7 @@ def run(tmp_path: Path, *words: str) -> list[str]:
 @pytest.mark.parametrize("file, world", [
     ("multi_gpu", ["2 cpu MULTI_CPU bf16"] * 2),
     ("zero3", ["2 cpu DEEPSPEED bf16"] * 2),
-    ("zero2_offload", ["2 cpu DEEPSPEED bf16"] * 2),
+    pytest.param("zero2_offload", ["2 cpu DEEPSPEED bf16"] * 2, marks=pytest.mark.thorough),
 ])  # fmt: skip
 def test_a_file_starts_what_it_says(file, world, tmp_path):
     """On a machine without GPUs; training by each of them is in test_strategies."""

@@ -222,6 +222,7 @@ def words(shards: Path, out: Path, *more: str) -> list[str]:
     return [RECIPE, "beta=0.1,0.9", "seed=0,1", *measured, *more]
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_evaluates_and_tabulates_and_continues(shards, tmp_path, in_process, capsys):
     out = tmp_path / "out"
     arguments = [*words(shards, out), *fixed(shards)]
@@ -339,6 +340,7 @@ def test_values_reach_training_as_they_were_meant():
     assert key == "train.run_dir" and parse_value(value, key) == "runs/a: b/lr=0.0001,seed=3"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_jobs_at_a_time_and_slurm_end_with_the_same_table(shards, tmp_path, monkeypatch):
     stub_sbatch(tmp_path, monkeypatch, runs=True)

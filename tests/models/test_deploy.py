@@ -55,6 +55,7 @@ CASES |= {
     for name, seg in SEGS.items()
 }
 CASES |= FORMS
+MINUTES = {"seg_crackformer", "seg_blur_skip", "seg_hrnet_ocr", "seg_pspnet", "seg_smp", "dsrl"}  # capturing takes them
 
 
 def model_of(**settings) -> JointModel:
@@ -121,6 +122,7 @@ def test_the_example_in_the_description_runs(export, written, monkeypatch):
     assert found["sr"].shape == (42, 68, 3) and found["mask"].shape == (42, 68) and found["mask"].dtype == bool
 
 
+@pytest.mark.slow
 def test_another_model_takes_the_place_of_all_files(written, tmp_path):
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     found = deploy(model_of(), ["onnx"], tmp_path)
@@ -174,6 +176,7 @@ def test_a_place_that_is_a_file_is_refused_before_anything_is_captured(export, t
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_large_weights_are_in_a_file_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(deployment, "_ONE_FILE", 0)
     found = deploy(model_of(sr=SRS["srcnet"]), ["onnx"], tmp_path)
@@ -236,7 +239,10 @@ def test_every_network_is_tried():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(s, id=n, marks=[pytest.mark.thorough] * (n in MINUTES)) for n, s in CASES.items()],
+)
 def test_every_network_is_deployed(settings, tmp_path):
     found = deploy(model_of(**settings), ["onnx", "torch_export"], tmp_path)
     assert [entry["format"] for entry in found["files"]] == ["onnx", "torch_export"]

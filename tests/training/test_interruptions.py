@@ -69,7 +69,7 @@ def test_one_rank_is_killed(shards, straight, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["hang", "stop"])
+@pytest.mark.parametrize("kind", ["hang", pytest.param("stop", marks=pytest.mark.thorough)])
 def test_a_rank_that_hangs_ends_the_run_with_its_stacks(kind, shards, straight, tmp_path):
     """A sleeping rank says itself where it stands; of a stopped one the others say that they wait."""
     words = arguments(shards, tmp_path / "run", "train.hang_timeout=8", kind=kind, at=8, rank=1)
@@ -188,6 +188,7 @@ def test_a_loss_that_is_not_finite_on_one_rank(shards, tmp_path):
     assert sorted(logged(run_dir)) == [1, 2, 3, 5, 6, 7, 9, 10]
 
 
+@pytest.mark.slow
 def test_too_many_losses_that_are_not_finite_end_the_run(shards, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SUPPORT)
     fault = "loss.seg={name: faulty, kind: nan, samples: [4, 8, 12], rank: 0}"
@@ -197,6 +198,7 @@ def test_too_many_losses_that_are_not_finite_end_the_run(shards, tmp_path, monke
             main(words)
 
 
+@pytest.mark.slow
 def test_a_left_out_step_leaves_nothing_behind(shards, tmp_path, monkeypatch):
     """With accumulation: what came before the bad micro-batch is dropped, what comes after it read and left."""
     monkeypatch.syspath_prepend(SUPPORT)

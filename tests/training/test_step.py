@@ -256,6 +256,7 @@ def test_the_plain_formulation_of_the_benchmark_gives_our_losses_and_gradients(m
 # ---- compiled ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [CSBSR, CSSR], ids=["csbsr", "cssr"])
 def test_the_network_compiles_without_a_break(recipe, monkeypatch):
     """One graph for the whole of it (else `fullgraph` raises), whose losses and statistics are those without."""
@@ -288,6 +289,7 @@ def test_what_compilation_lacks_is_named(in_parts, device, missing, message, mon
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(tmp_path):
     """Two processes: phases, average, resume and export as ever; weights have their own names."""

@@ -31,6 +31,16 @@ FILES = ["cpu_2proc.yaml", "zero1.yaml", "zero2.yaml", "zero3.yaml", "zero2_offl
 pytestmark = pytest.mark.slow
 
 
+def thorough(*values):
+    """The parameters of a test that is run before a release only."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
+
+
+def each(often: set[str], files: list[str] = FILES) -> list:
+    """Launch files as parameters, of which some are tried often, the others before a release."""
+    return [file if file in often else thorough(file) for file in files]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """A directory for runs, with shards in it."""
@@ -59,7 +69,7 @@ def one(runs) -> Path:
     return run(runs, "one", "cpu.yaml")
 
 
-@pytest.fixture(scope="module", params=FILES)
+@pytest.fixture(scope="module", params=each({"cpu_2proc.yaml", "zero2.yaml", "zero3.yaml"}))
 def several(request, runs) -> Path:
     """The run of two processes, by each strategy."""
     return run(runs, request.param, request.param)
@@ -102,7 +112,7 @@ def test_a_checkpoint_has_the_moments_of_one_process(several, one):
 
 @pytest.mark.parametrize("before, file", [
     ("cpu_2proc.yaml", "zero2.yaml"), ("zero3.yaml", "cpu.yaml"),
-    ("cpu.yaml", "zero3.yaml"), ("zero2.yaml", "cpu_2proc.yaml"),
+    thorough("cpu.yaml", "zero3.yaml"), thorough("zero2.yaml", "cpu_2proc.yaml"),
 ])  # fmt: skip
 def test_any_strategy_continues_from_any_others_checkpoint(before, file, runs, one):
     """Within the tolerance of the strategies themselves: losses equal to 1e-5."""
@@ -116,12 +126,12 @@ def test_any_strategy_continues_from_any_others_checkpoint(before, file, runs, o
     assert_same_losses(target, one, range(11, 21))
 
 
-@pytest.mark.parametrize("file", ["cpu.yaml", "zero2.yaml"])
+@pytest.mark.parametrize("file", ["cpu.yaml", thorough("zero2.yaml")])
 def test_accumulation_is_a_larger_batch(file, runs, one):
     assert_same_losses(run(runs, f"accumulation-{file}", file, "train.micro_batch=1"), one)
 
 
-@pytest.mark.parametrize("file", FILES[1:])
+@pytest.mark.parametrize("file", each({"zero2.yaml"}, FILES[1:]))
 def test_a_left_out_step_leaves_nothing_behind(file, runs):
     """A loss that is not finite in the second of two micro-batches, whose first has been accumulated already."""
     same = ["imports=[faulty_loss]", "train.steps=16", "train.micro_batch=1", "train.val_every=0"]
@@ -134,6 +144,7 @@ def test_a_left_out_step_leaves_nothing_behind(file, runs):
     assert_same_losses(found, plain, [15, 16])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", ["cpu.yaml", "zero2.yaml"])
 def test_bf16_stays_near_float32(file, runs):
     """Autocast, or DeepSpeed's, which the launch files' bf16 means: the mean loss of the last 50 of 200 steps."""

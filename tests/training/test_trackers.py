@@ -15,6 +15,7 @@ def shards(tmp_path_factory):
     return draw_shards(tmp_path_factory.mktemp("shards") / "set", 24, 64)
 
 
+@pytest.mark.slow
 def test_mlflow_holds_one_run_however_often_it_was_stopped(shards, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())

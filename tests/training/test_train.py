@@ -102,6 +102,7 @@ def test_resume_equals_the_uninterrupted_run(stop, straight, shards, tmp_path):
     assert losses(tmp_path / "run") == losses(straight)
 
 
+@pytest.mark.slow
 def test_resume_with_other_workers(straight, shards, tmp_path):
     main(settings(shards, tmp_path / "run", "train.steps=6", "data.workers=0"))
     main(settings(shards, tmp_path / "run", "train.steps=10", "data.workers=4"))
@@ -118,6 +119,7 @@ def test_accumulation_equals_a_larger_batch(shards, tmp_path):
         assert pieces[step] == pytest.approx(whole[step], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_between_naming_and_writing_the_best(straight, shards, tmp_path, monkeypatch):
     """The step of the first validation is done again after the resume, and named again."""
     write = checkpoint.write

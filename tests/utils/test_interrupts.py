@@ -60,6 +60,7 @@ def output(process: subprocess.Popen, number: int) -> tuple[str, str]:
     return out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_run_finishes_its_step_and_writes_a_checkpoint(number, shards, tmp_path):
     run_dir = tmp_path / "run"
@@ -153,6 +154,7 @@ def test_a_second_ctrl_c_ends_at_once(shards, tmp_path):
     assert err == "interrupted again: the same command continues from the last checkpoint\n"
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_costs_no_checkpoint(shards, tmp_path):
     run_dir = tmp_path / "run"
     ours, theirs = pty.openpty()

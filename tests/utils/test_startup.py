@@ -68,6 +68,7 @@ def test_help_needs_none_of_them(script, allowed, said):
     assert said in text and found <= allowed
 
 
+@pytest.mark.slow
 def test_a_prediction_that_measures_nothing_needs_no_scipy():
     code = "import sys, cssr.inference.run; print(*({'scipy'} & {*sys.modules}), file=sys.stderr)"
     assert heavy_modules(code)[1] == set()
@@ -87,6 +88,7 @@ torchvision.ops.roi_align(torch.ones(1, 1, 4, 4), [torch.tensor([[0.0, 0, 2, 2]]
 """
 
 
+@pytest.mark.slow
 def test_predictions_and_evaluations_need_no_compiler():
     """It takes a third of their start; whoever asks for it afterwards has the true one."""
     assert heavy_modules(WITHOUT_COMPILER)[1] == {"timm"}
