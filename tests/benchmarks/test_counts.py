@@ -12,6 +12,7 @@ from paths import ROOT
 
 # Other versions of PyTorch make other operations of the same program (a fused one of two, another decomposition).
 SAME_VERSION, OTHER_VERSION = 0.0, 0.1
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

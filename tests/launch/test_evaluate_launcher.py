@@ -533,6 +533,7 @@ def test_results_are_the_same_bytes_for_any_number_of_processes_and_jobs(
         assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_damaged_model_fails_alone_and_slurm_does_the_rest(models, benchmarks, tmp_path, monkeypatch):
     """The first model's weights are cut short: its tasks fail, the others' are done, the job that collects says so."""

@@ -108,6 +108,7 @@ def test_the_launcher_alone_is_killed(shards, straight, tmp_path):
     assert read_state(last)["step"] >= 3
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_torchrun_restarts_unattended(shards, straight, tmp_path):
     words = arguments(shards, tmp_path / "run", kind="kill", at=8)

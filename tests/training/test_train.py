@@ -287,7 +287,7 @@ def test_two_processes_give_the_losses_of_one(shards, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_killed_at_any_step_it_resumes_exactly(processes, straight, shards, tmp_path):
     """kill -9 of all processes in the middle of a run, three times; then the same command until the end."""
     run_dir, arguments = tmp_path / "run", settings(shards, tmp_path / "run", "train.steps=10")
