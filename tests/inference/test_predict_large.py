@@ -168,6 +168,7 @@ def test_the_memory_stays_below_what_is_stated(export, tmp_path):
 FULL = """
 import resource, sys
 from cssr.predict import main
+sys.dont_write_bytecode = True  # it would be cut off
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 main([*sys.argv[1:3], "--out", sys.argv[3], "--device", "cpu", "--format", "tiff"])
 """
@@ -189,6 +190,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from cssr.utils.geotiff import TiffRows
+sys.dont_write_bytecode = True  # it would be cut off
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
     rows = TiffRows(Path(sys.argv[1]), (600, 500), 3, "uint8", None)

@@ -191,12 +191,13 @@ def test_a_survey_without_cracks_has_all_files(tmp_path):
         ("cracks.dxf", write_dxf),
     ],
 )
-def test_what_has_no_room_leaves_what_was_there_and_is_named(name, writer, survey, tmp_path):
+def test_what_has_no_room_leaves_what_was_there_and_is_named(name, writer, survey, tmp_path, monkeypatch):
     """A limit of the size of files stands for a disk that is full: libraries have errors of their own for it."""
     pytest.importorskip("geopandas", reason=EXTRA)
     out = tmp_path / "survey"
     out.mkdir()
     (out / name).write_text("of before")
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # what is imported here would be compiled and cut off
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
     try:
