@@ -91,5 +91,4 @@ def _parts(prediction: Prediction) -> list[Part]:
 
 
 def _encode(image: np.ndarray, kind: str = "PNG") -> bytes:
-    """A picture's bytes; little compression, as most answers stay on this machine."""
-    return encoded(image, kind, **({"compress_level": 1} if kind == "PNG" else {"quality": 95, "subsampling": 0}))
+    return encoded(image, kind, **({} if kind == "PNG" else {"quality": 95, "subsampling": 0}))

@@ -103,7 +103,7 @@ def memory(model: JointModel, photograph: Photograph, wanted: Wanted, side: int,
     """Bytes that a photograph needs at most, beside the networks and what they compute of a batch of tiles.
 
     The photograph as it is held; of the SR image a row of tiles (float32, 3 channels) and the chunks in flight; results
-    that become PNGs, and the last blocks of those that become TIFFs. `side` of the tiles, 0: the whole photograph.
+    that become .npy, and the last blocks of pictures. `side` of the tiles, 0: the whole photograph.
     """
     height, width = photograph.shape
     row = width * model.scale * 12  # bytes of a row of the SR image
@@ -115,8 +115,9 @@ def memory(model: JointModel, photograph: Photograph, wanted: Wanted, side: int,
 
 
 def _held(name: str, photograph: Photograph, wanted: Wanted, scale: int) -> int:
-    """Bytes of a result in memory: of a TIFF rows of blocks, of a PNG all; as chunks, whole, and while saved."""
+    """Bytes of a result in memory: of a picture rows of blocks, of an .npy all, as chunks, whole, and while saved."""
     scale = 1 if name != "sr" and wanted.size == "photo" else scale
     height, width = (side * scale for side in photograph.shape)
+    array = name == "prob" and wanted.as_float and not as_tiff(wanted, photograph, scale)
     pixel = 3 if name in ("sr", "overlay") else 4 if name == "prob" and wanted.as_float else 1
-    return 3 * pixel * width * (2 * geotiff.BLOCK if as_tiff(wanted, photograph, scale) else height)
+    return 3 * pixel * width * (height if array else 2 * geotiff.BLOCK)

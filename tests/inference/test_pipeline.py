@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 from threading import Event
 
 import cv2
@@ -36,7 +37,7 @@ def happened(monkeypatch):
         order.append(event)
         events[event].set()
 
-    open_, work, save = sources.Source.open, pipeline.predict_rows, writers.save_png
+    open_, work, save = sources.Source.open, pipeline.predict_rows, writers.png.PngRows.finish
 
     def opening(source, bits=None):
         tell(f"opened {source.stem}")
@@ -47,14 +48,15 @@ def happened(monkeypatch):
         events.get("while working", lambda _: None)(files._stem.name)
         return work(model, photograph, files, *more)
 
-    def saving(path, pixels):
-        tell(f"written {path.name[0]}")
-        events.get("while writing", lambda _: None)(path.name[0])
-        return save(path, pixels)
+    def saving(rows):
+        name = Path(rows._file.name).name[0]
+        tell(f"written {name}")
+        events.get("while writing", lambda _: None)(name)
+        return save(rows)
 
     monkeypatch.setattr(sources.Source, "open", opening)
     monkeypatch.setattr(pipeline, "predict_rows", working)
-    monkeypatch.setattr(writers, "save_png", saving)
+    monkeypatch.setattr(writers.png.PngRows, "finish", saving)
     return events
 
 

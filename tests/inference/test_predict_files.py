@@ -223,7 +223,7 @@ def test_a_stop_leaves_nothing_that_looks_whole(export, photos, tmp_path, capsys
             raise Killed
         return original(*_, **__)
 
-    spot = {"in the middle": (rasters._InMemory, "write"), "between the files": (rasters, "save_png"),
+    spot = {"in the middle": (rasters.png.PngRows, "write"), "between the files": (rasters.png.PngRows, "finish"),
             "before the record": (done, "write_atomic")}[place]  # fmt: skip
     original = getattr(*spot)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -262,7 +262,7 @@ def test_a_rerun_that_was_stopped_forgets_no_file_of_the_run_before(export, phot
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(rasters._InMemory, "write", stop)
+        patch.setattr(rasters.png.PngRows, "write", stop)
         run(export, photos / "a.png", "--out", out, "--write", "mask", "--threshold", "0.7")
     assert "a_sr.png" in names(out) and again(export, photos, out, capsys, "--write", "mask", "--threshold", "0.7")
     assert names(out) == {"a_mask.png", "a_prediction.json"}
@@ -290,12 +290,12 @@ def test_each_bad_file_is_one_line_and_the_rest_is_done(export, photos, tmp_path
 
 
 def test_a_full_disk_is_one_line_a_photograph(export, photos, tmp_path, capsys, monkeypatch):
-    def full(path, pixels):
-        path.write_bytes(b"part")
+    def full(rows, *_):
+        rows._file.write(b"part")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="2 of 2 photographs"):
-        patch.setattr(rasters, "save_png", full)
+        patch.setattr(rasters.png.PngRows, "write", full)
         run(export, photos, "--out", tmp_path / "out")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and all("No space left on device" in line for line in lines)
