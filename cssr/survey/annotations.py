@@ -1,5 +1,6 @@
 """Predicted cracks as annotations to correct: COCO, Label Studio's predictions, CVAT's images 1.1."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ def label_studio(photographs: Sequence[Annotated], prefix: str) -> list[dict[str
         scores = [instance.score for instance in photograph.instances if instance.score is not None]
         prediction = {"model_version": f"cssr {__version__}", "result": results}
         prediction |= {"score": min(scores)} if scores else {}
-        tasks.append({"data": {"image": prefix + quote(photograph.name)}, "predictions": [prediction]})
+        tasks.append({"data": {"image": prefix + quote(os.fsencode(photograph.name))}, "predictions": [prediction]})
     return tasks
 
 

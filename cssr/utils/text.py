@@ -1,6 +1,10 @@
 """Text: errors and names of files in one line, tables in Markdown."""
 
+import re
 from collections.abc import Container, Sequence
+
+# No XML may hold these, and a terminal obeys some.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 
 
 def message_of(error: BaseException) -> str:
@@ -9,8 +13,9 @@ def message_of(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with line ends, and bytes that are no text, written out: names of files may hold some."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
+    """The text with line ends, control characters and bytes that are no text written out: names may hold some."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def markdown_table(
