@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from cssr.survey import annotations
 from cssr.survey.annotations import Annotated
+from cssr.survey.collect import LINES, read_lines
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.images import open_image
 from cssr.utils.json_files import read_json
 from cssr.utils.text import one_line
 
-LINES = "_cracks.geojson"
 _RECORD = "_prediction.json"
 _SHEET, _CELL = 24, 320  # photographs of the sheet, and pixels of a side
 
@@ -59,7 +59,7 @@ def measured_prefixes(results: Path) -> list[Path]:
     """`prefixes_of` a directory of results; ValueError, too, where a file of lines is damaged."""
     prefixes = prefixes_of(results)
     for prefix in prefixes:
-        read_json(prefix.with_name(prefix.name + LINES), {"photograph": {"name": str, "height": int, "width": int}})
+        read_lines(prefix)
     return prefixes
 
 

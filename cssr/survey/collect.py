@@ -5,15 +5,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cssr.survey.geometry import check, compact
+from cssr.cracks.pixel_size import SIZES
+from cssr.survey.geometry import FARTHEST, check, compact
 from cssr.survey.severity import Limits
+from cssr.utils.annotations import Within, shortened
 from cssr.utils.json_files import read_json
 from cssr.utils.text import one_line
 
 Row = dict[str, Any]
-_SHAPE = {"features": [{"geometry": dict, "properties": dict}]}
+LINES = "_cracks.geojson"
+_AREAS = {"features": [{"geometry": dict, "properties": dict}]}
+_SIDE = Annotated[int, Within(1, 1e9)]  # pixels
+_PHOTOGRAPH = {
+    "name": str,
+    "height": _SIDE,
+    "width": _SIDE,
+    "?affine": list[float],
+    "?mm_per_pixel": Annotated[float, Within(*SIZES)] | None,
+    "?mm_per_pixel_uncertainty": Annotated[float, Within(0, 1e12)] | None,
+    "?mm_per_pixel_by": str | None,
+}
+PIXELS = Annotated[float, Within(0, 1e6)]  # standard uncertainty of a width
+# What each crack has, and what it has where the size of its pixels is known.
+_BOX = ("left", "top", "right", "bottom")
+_WIDTHS = ("length", "mean_width", "p95_width", "max_width")
+_MEASURES = ("number", *_BOX, "widest_x", "widest_y", "orientation_deg", *(f"{name}_px" for name in _WIDTHS))
+_IN_MM = (*(f"{name}_mm" for name in _WIDTHS), "mm_per_pixel")
 COVERAGE = 2.0  # standard uncertainties of an expanded one (95 %)
 
 # columns of the table: name, unit, meaning
@@ -92,16 +111,52 @@ def reading(prefix: Path) -> Iterator[None]:
         raise ValueError(f"the cracks of {prefix} cannot be read ({reason}): predict it again") from None
 
 
+def read_lines(prefix: Path) -> dict[str, Any]:
+    """The lines of a photograph's cracks, GeoJSON, with its facts; their features are not looked at.
+
+    Raises: ValueError, one line, for a file that is damaged or gone.
+    """
+    path = prefix.with_name(prefix.name + LINES)
+    shape = {"photograph": _PHOTOGRAPH, "?crs": dict | None, "features": list}
+    lines = read_json(path, shape, "predict it again")
+    if len(lines["photograph"].get("affine", range(6))) != 6:
+        raise ValueError(f"{path} is damaged: photograph.affine must be six numbers; predict it again")
+    return lines
+
+
+def crs_of(lines: dict[str, Any]) -> str:
+    """Name of the coordinate system of a file of lines, as GDAL reads it; "" of one without."""
+    properties = (lines.get("crs") or {}).get("properties")
+    name = properties.get("name") if isinstance(properties, dict) else None
+    return name if isinstance(name, str) else ""
+
+
 def read_cracks(prefix: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The lines and the outlines of a photograph's cracks, GeoJSON with as many features each."""
-    lines, areas = (
-        read_json(prefix.with_name(f"{prefix.name}_{what}.geojson"), _SHAPE) for what in ("cracks", "outlines")
-    )
+    """The lines and the outlines of a photograph's cracks, GeoJSON with as many features each, and sound numbers."""
+    lines, areas = read_lines(prefix), read_json(prefix.with_name(f"{prefix.name}_outlines.geojson"), _AREAS)
     if len(lines["features"]) != len(areas["features"]):
         raise ValueError(f"{len(lines['features'])} lines, but {len(areas['features'])} outlines")
     for feature in (*lines["features"], *areas["features"]):
         check(feature["geometry"])
+    for feature in lines["features"]:
+        _check_measures(feature["properties"])
     return lines, areas
+
+
+def _check_measures(row: Row) -> None:
+    """ValueError unless the numbers of a crack are those that can be meant; files of results are edited by hand, too.
+
+    By hand, as there are 100,000 cracks of twenty numbers.
+    """
+    optional = tuple(name for name in ("confidence", "mm_per_pixel_uncertainty") if row.get(name) is not None)
+    for name in (*_MEASURES, *optional, *(_IN_MM if row.get("mm_per_pixel") is not None else ())):
+        value = row.get(name)
+        if type(value) not in (int, float) or not -FARTHEST < value < FARTHEST:
+            raise ValueError(f"a crack whose {name} is {shortened(value)}")
+    left, top, right, bottom = (row[name] for name in _BOX)
+    sound = left <= right and top <= bottom and row.get("mm_per_pixel") != 0
+    if not sound or min(row[f"{name}_px"] for name in _WIDTHS) < 0:
+        raise ValueError(f"crack {row['number']} has no box, or a length, width or pixel that cannot be")
 
 
 def collect(prefixes: Sequence[Path], limits: Limits, width_uncertainty: float) -> Survey:
@@ -121,14 +176,13 @@ def collect(prefixes: Sequence[Path], limits: Limits, width_uncertainty: float) 
 def _add(survey: Survey, prefix: Path, limits: Limits, width_uncertainty: float) -> None:
     lines, areas = read_cracks(prefix)
     photograph = {**lines["photograph"], "name": one_line(lines["photograph"]["name"])}
-    named = lines.get("crs", {}).get("properties", {}).get("name", "")
-    crs = named if "affine" in photograph else None
+    crs = crs_of(lines) if "affine" in photograph else None
     survey.photographs.append({**photograph, "cracks": len(lines["features"])})
     survey.prefixes.append(prefix)
     for line, area in zip(lines["features"], areas["features"]):
         row = _row(line["properties"], photograph, limits, width_uncertainty)
         survey.rows.append({"crack": len(survey.rows) + 1, **row})
-        survey.boxes.append(tuple(line["properties"][side] for side in ("left", "top", "right", "bottom")))
+        survey.boxes.append(tuple(line["properties"][side] for side in _BOX))
         survey.lines.append(compact(line["geometry"]))
         survey.areas.append(compact(area["geometry"]))
         survey.crs.append(crs)

@@ -11,7 +11,7 @@ Transform = Callable[[np.ndarray], np.ndarray]  # of points N 2
 
 
 _DEPTH = {"LineString": 0, "MultiLineString": 1, "Polygon": 1, "MultiPolygon": 2}
-_FARTHEST = 1e12  # a coordinate that can be meant, pixels or units of a map
+FARTHEST = 1e12  # a coordinate that can be meant, pixels or units of a map
 
 
 def check(geometry: Any) -> None:
@@ -25,7 +25,7 @@ def check(geometry: Any) -> None:
         points = [np.asarray("")]
     for path in points:
         sound = path.ndim == 2 and path.shape[1] == 2 and path.dtype.kind in "iuf"
-        if path.size and not (sound and (np.abs(path) < _FARTHEST).all()) or path.dtype.kind in "US":
+        if path.size and not (sound and (np.abs(path) < FARTHEST).all()) or path.dtype.kind in "US":
             raise ValueError(f"a {kind} whose coordinates are not points of two numbers")
 
 

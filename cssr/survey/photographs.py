@@ -4,19 +4,21 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from einops import reduce
 from PIL import Image
 
 from cssr.cracks.pixel_size import PixelSize
-from cssr.survey.annotate import LINES, prefixes_of, probabilities
-from cssr.survey.collect import Row, collect, reading
+from cssr.survey.annotate import prefixes_of, probabilities
+from cssr.survey.collect import PIXELS, Row, collect, crs_of, read_lines, reading
 from cssr.survey.geometry import paths, to_pixels
 from cssr.survey.matching import Cracks, View
 from cssr.survey.registration import NotRegistered, Picture, read_picture, reduced
-from cssr.survey.severity import Limits
+from cssr.survey.severity import WIDTHS, Limits
 from cssr.survey.write import FOLDER
+from cssr.utils.annotations import Within, fits, shortened
 from cssr.utils.json_files import read_json
 from cssr.utils.photographs import open_photograph
 from cssr.utils.text import message_of, one_line
@@ -86,38 +88,27 @@ class Results:
         self.directory = directory
         self.photographs = [_surveyed(prefix, directory) for prefix in prefixes_of(directory)]
         path = directory / FOLDER / "survey.json"
-        facts = read_json(path, _SURVEY) if path.is_file() else {}
+        facts = read_json(path, _SURVEY, "predict again") if path.is_file() else {}
         self.width_uncertainty = facts.get("width_uncertainty_px", WIDTH_UNCERTAINTY)
         self.threshold = facts.get("threshold", 0.5)
         self.width = facts.get("limits", {}).get("width", "p95")
         measured = facts.get("detectable")
+        if measured and not fits(measured.get("p90"), float | None):
+            raise ValueError(f"{path} is damaged: detectable.p90 is {shortened(measured['p90'])}; predict again")
         self.detectable = (measured.get("p90") or math.inf) if measured else None
 
 
 _SURVEY = {
-    "?width_uncertainty_px": float,
-    "?threshold": float,
-    "?limits": {"width": str},
+    "?width_uncertainty_px": PIXELS,
+    "?threshold": Annotated[float, Within(0, 1)],
+    "?limits": {"width": Literal[WIDTHS]},
     "?detectable": dict[str, object] | None,
-}
-_LINES = {
-    "photograph": {
-        "name": str,
-        "height": int,
-        "width": int,
-        "?affine": list[float],
-        "?mm_per_pixel": float | None,
-        "?mm_per_pixel_uncertainty": float | None,
-        "?mm_per_pixel_by": str | None,
-    },
-    "features": list,
 }
 
 
 def _surveyed(prefix: Path, directory: Path) -> Surveyed:
-    lines = read_json(prefix.with_name(prefix.name + LINES), _LINES)
-    crs = (lines.get("crs") or {}).get("properties", {}).get("name", "")
-    return Surveyed(prefix, prefix.relative_to(directory).as_posix(), lines["photograph"], crs)
+    lines = read_lines(prefix)
+    return Surveyed(prefix, prefix.relative_to(directory).as_posix(), lines["photograph"], crs_of(lines))
 
 
 @functools.lru_cache(maxsize=_HELD)

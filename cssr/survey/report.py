@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image, ImageFile
 
 from cssr import __version__
-from cssr.survey.collect import COLUMNS, Row, Survey, collect
+from cssr.survey.collect import COLUMNS, PIXELS, Row, Survey, collect
 from cssr.survey.geometry import paths
-from cssr.survey.severity import Limits
+from cssr.survey.severity import Limits, checked
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.images import open_image
 from cssr.utils.json_files import read_json
@@ -46,7 +46,7 @@ def write_report(directory: Path, out: Path, title: str | None = None) -> list[P
     Raises: ValueError, one line, where there is no survey, or a photograph's results are gone.
     """
     folder = directory if (directory / "survey.json").is_file() else directory / "survey"
-    facts = read_json(folder / "survey.json", _SHAPE)
+    facts = read_json(folder / "survey.json", _SHAPE, "predict again")
     survey = _again(facts, folder)
     page = compose(survey, facts, title or "Crack survey")
     with naming(out):
@@ -63,13 +63,17 @@ def write_report(directory: Path, out: Path, title: str | None = None) -> list[P
 _SHAPE = {
     "photographs": [{"name": str, "width": int, "height": int, "results": str}],
     "limits": {"name": str, "source": str, "width": str, "classes": list[str], "above": list[float]},
-    "width_uncertainty_px": float,
+    "width_uncertainty_px": PIXELS,
 }
 
 
 def _again(facts: dict[str, Any], folder: Path) -> Survey:
     given = facts["limits"]
-    limits = Limits(**{**given, "classes": tuple(given["classes"]), "above": tuple(given["above"])})
+    shown = {name: given[name] for name in ("name", "source", "width")}
+    try:
+        limits = checked(Limits(**shown, classes=tuple(given["classes"]), above=tuple(given["above"])))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'survey.json'} is damaged: limits: {error}; predict again") from None
     prefixes = [Path(os.path.normpath(folder / photograph["results"])) for photograph in facts["photographs"]]
     gone = [prefix for prefix in prefixes if not prefix.with_name(f"{prefix.name}_cracks.geojson").is_file()]
     if gone:
@@ -110,7 +114,7 @@ def compose(survey: Survey, facts: dict[str, Any], title: str) -> str:
         widest=order[0] if order else None,
         map=_map(survey),
         columns=COLUMNS,
-        sizes=sorted({photograph.get("mm_per_pixel_by", "not known") for photograph in survey.photographs}),
+        sizes=sorted({photograph.get("mm_per_pixel_by") or "not known" for photograph in survey.photographs}),
     )
 
 

@@ -57,17 +57,25 @@ def _limits(given: object) -> Limits:
     if not isinstance(given, dict) or not given.keys() >= {"name", "classes"}:
         raise ValueError("a table has name, classes, and may have source and width")
     width, classes = given.get("width", "p95"), given["classes"]
-    if width not in WIDTHS:
-        raise ValueError(f"width must be one of {', '.join(WIDTHS)}, got {width!r}")
     if not isinstance(classes, Sequence) or len(classes) < 2 or not all(map(_is_class, classes)):
         raise ValueError("classes must be two or more of {name: text, above: mm}")
+    names = tuple(str(entry["name"]) for entry in classes)
     above = tuple(float(entry["above"]) for entry in classes)
+    return checked(Limits(str(given["name"]), str(given.get("source", "")), width, names, above))
+
+
+def checked(limits: Limits) -> Limits:
+    """The limits themselves; ValueError, one line, for those that cannot be meant."""
+    width, names, above = limits.width, limits.classes, limits.above
+    if width not in WIDTHS:
+        raise ValueError(f"width must be one of {', '.join(WIDTHS)}, got {width!r}")
+    if len(names) != len(above) or not names:
+        raise ValueError(f"{len(names)} classes, but {len(above)} widths above which they are")
     if above[0] != 0 or any(not low < high for low, high in pairwise(above)):
         raise ValueError(f"above must begin with 0 and rise from class to class, got {', '.join(map(str, above))}")
-    names = tuple(str(entry["name"]) for entry in classes)
     if len(set(names)) < len(names):
         raise ValueError("two classes have the same name")
-    return Limits(str(given["name"]), str(given.get("source", "")), width, names, above)
+    return limits
 
 
 def _is_class(entry: object) -> bool:

@@ -83,3 +83,37 @@ def test_mistakes_are_one_line(results, tmp_path):
     (moved / "survey" / "survey.json").write_text(json.dumps({"photographs": 3}))
     with pytest.raises(SystemExit, match="survey.json"):
         main(["--survey", str(moved), "--out", str(tmp_path / "report")])
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "value", "named"),
+    [
+        ("two_cracks.geojson", ("photograph", "width"), 0, "photograph.width must be a whole number"),
+        ("two_cracks.geojson", ("photograph", "mm_per_pixel_by"), 3, "photograph.mm_per_pixel_by must be a word"),
+        (
+            "two_cracks.geojson",
+            ("features", 0, "properties", "p95_width_px"),
+            None,
+            "a crack whose p95_width_px is None",
+        ),
+        ("two_cracks.geojson", ("features", 0, "properties", "left"), float("nan"), "a crack whose left is nan"),
+        ("two_cracks.geojson", ("features", 0, "properties", "right"), -5, "crack 1 has no box"),
+        ("two_cracks.geojson", ("features", 0, "properties", "confidence"), "high", "whose confidence is 'high'"),
+        ("survey/survey.json", ("width_uncertainty_px",), -1, "width_uncertainty_px must be a number of 0"),
+        ("survey/survey.json", ("limits", "above"), [0.3, 0.1], "limits: "),
+        ("survey/survey.json", ("limits", "width"), "median", "limits: width must be one of mean, p95, max"),
+    ],
+)
+def test_what_was_edited_into_nonsense_is_named(results, tmp_path, file, place, value, named):
+    """Numbers changed by hand between prediction and report ended in a traceback, or in an error of no file."""
+    path = results / file
+    content = json.loads(path.read_text(encoding="utf-8"))
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        main(["--survey", str(results), "--out", str(tmp_path / "report")])
+    words = str(end.value)
+    assert named in words and file.removesuffix("_cracks.geojson") in words and "predict" in words, words
