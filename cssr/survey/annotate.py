@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from cssr.survey import annotations
 from cssr.survey.annotations import Annotated
-from cssr.survey.collect import LINES, read_lines
+from cssr.survey.collect import LINES, read_lines, written_by_prediction
 from cssr.utils.files import naming, write_atomic
 from cssr.utils.images import open_image
 from cssr.utils.json_files import read_json
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{cracks} cracks of {len(photographs)} photographs: {', '.join(contents)} in {options.out}")
     if options.rank:
         files = [prefix for prefix, photograph in zip(prefixes, everything) if photograph.is_file]
-        rank(files, [one_line(photograph.name) for photograph in photographs], options.out)
+        rank(files, photographs, options.out)
 
 
 def measured_prefixes(results: Path) -> list[Path]:
@@ -97,19 +98,23 @@ def _named(photographs: Sequence[Annotated], root: Path | None) -> list[Annotate
     outside = [path for path in paths if above not in path.parents]
     if outside:
         raise ValueError(f"--root: {outside[0]} is not below {above}")
+    path, count = Counter(paths).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} of these results are of one photograph, {path}: annotate a folder of them at a time")
     return [replace(p, name=path.relative_to(above).as_posix()) for p, path in zip(photographs, paths)]
 
 
 # ---- what to label first ----
 
 
-def rank(prefixes: Sequence[Path], names: Sequence[str], out: Path) -> list[tuple[float, str]]:
+def rank(prefixes: Sequence[Path], photographs: Sequence[Annotated], out: Path) -> list[tuple[float, str]]:
     """Write `rank.csv` and `rank.jpg`: photographs by the mean entropy of their probabilities, bits a pixel.
 
     Probabilities are the calibrated ones that prediction has written (with --tta, means over orientations).
-    Raises: ValueError where they were not written.
+    Raises: ValueError where they were not written, or are damaged.
     """
-    scores = [entropy(_valid_probabilities(prefix)) for prefix in prefixes]
+    names = [one_line(photograph.name) for photograph in photographs]
+    scores = [entropy(_valid_probabilities(*both)) for both in zip(prefixes, photographs)]
     order = sorted(range(len(prefixes)), key=lambda n: (-scores[n], names[n]))
     ranked = [(scores[n], names[n]) for n in order]
     table = io.StringIO()
@@ -137,28 +142,47 @@ def entropy(prob: np.ndarray) -> float:
 
 
 def probabilities(prefix: Path) -> np.ndarray | None:
-    """Of crack, H W (H W 2 with alpha), uint8 of which 255 is 1, or float; None where none were written."""
-    for ending in ("_prob.png", "_prob.tif"):
+    """Of crack, H W (H W 2 with alpha), uint8 of which 255 is 1, or float; None where none were written.
+
+    Raises: ValueError, one line, for a file that is damaged or holds something else.
+    """
+    for ending in ("_prob.png", "_prob.tif", "_prob.npy"):
         path = prefix.with_name(prefix.name + ending)
         if path.is_file():
-            with open_image(path) as image:
-                return np.asarray(image)
-    path = prefix.with_name(f"{prefix.name}_prob.npy")
-    return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+            with written_by_prediction(path):
+                return _checked_probabilities(path)
+    return None
 
 
-def _valid_probabilities(prefix: Path) -> np.ndarray:
+def _checked_probabilities(path: Path) -> np.ndarray:
+    if path.suffix == ".npy":
+        prob = np.load(path, mmap_mode="r", allow_pickle=False)
+    else:
+        with open_image(path) as image:
+            prob = np.asarray(image)
+    if not (prob.dtype == np.uint8 or prob.dtype.kind == "f") or prob.shape[2:] not in ((), (2,)) or prob.ndim < 2:
+        raise ValueError(f"its values are {prob.dtype} {[*prob.shape]}, no probabilities")
+    return prob
+
+
+def _valid_probabilities(prefix: Path, photograph: Annotated) -> np.ndarray:
     prob = probabilities(prefix)
     if prob is None:
         raise ValueError(f"--rank: no probabilities of {prefix}: predict with prob among --write")
-    if prob.ndim == 3:
-        return prob[prob[..., 1] > 0][:, 0]
-    return prob if prob.dtype == np.uint8 else prob[np.isfinite(prob)]
+    size = photograph.height, photograph.width
+    if any(have % own or not have for have, own in zip(prob.shape, size)):
+        raise ValueError(f"--rank: the probabilities of {prefix}, {[*prob.shape]}, are of another size than its "
+                         f"photograph, {[*size]}: predict again")  # fmt: skip
+    valid = prob[prob[..., 1] > 0][:, 0] if prob.ndim == 3 else prob if prob.dtype == np.uint8 else prob[prob == prob]
+    if not valid.size or prob.dtype != np.uint8 and not (valid.min() >= 0 and valid.max() < 1.001):
+        raise ValueError(f"--rank: the probabilities of {prefix} are not within 0 to 1, or none: predict again")
+    return valid
 
 
 def _cell(prefix: Path, place: int, score: float, name: str) -> np.ndarray:
     """A square of the sheet: the picture with cracks drawn in, and its place."""
-    with open_image(prefix.with_name(f"{prefix.name}_cracks.png")) as picture:
+    path = prefix.with_name(f"{prefix.name}_cracks.png")
+    with written_by_prediction(path), open_image(path) as picture:
         picture.thumbnail((_CELL, _CELL - 30))
         small = np.asarray(picture.convert("RGB"))
     cell = np.full((_CELL, _CELL, 3), 255, np.uint8)

@@ -12,7 +12,7 @@ from cssr.survey.geometry import FARTHEST, check, compact
 from cssr.survey.severity import Limits
 from cssr.utils.annotations import Within, shortened
 from cssr.utils.json_files import read_json
-from cssr.utils.text import one_line
+from cssr.utils.text import message_of, one_line
 
 Row = dict[str, Any]
 LINES = "_cracks.geojson"
@@ -109,6 +109,16 @@ def reading(prefix: Path) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"the cracks of {prefix} cannot be read ({reason}): predict it again") from None
+
+
+@contextmanager
+def written_by_prediction(path: Path) -> Iterator[None]:
+    """Name a picture or an array of the results that cannot be read, in ValueError, one line."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, SyntaxError) as error:  # of damaged files, decoders raise many kinds
+        reason = getattr(error, "strerror", None) or message_of(error)
+        raise ValueError(f"cannot read {path}: {reason}; predict again") from None
 
 
 def read_lines(prefix: Path) -> dict[str, Any]:

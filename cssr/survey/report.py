@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image, ImageFile
 
 from cssr import __version__
-from cssr.survey.collect import COLUMNS, PIXELS, Row, Survey, collect
+from cssr.survey.collect import COLUMNS, PIXELS, Row, Survey, collect, written_by_prediction
 from cssr.survey.geometry import paths
 from cssr.survey.severity import Limits, checked
 from cssr.utils.files import naming, write_atomic
@@ -46,6 +46,8 @@ def write_report(directory: Path, out: Path, title: str | None = None) -> list[P
     Raises: ValueError, one line, where there is no survey, or a photograph's results are gone.
     """
     folder = directory if (directory / "survey.json").is_file() else directory / "survey"
+    if not (folder / "survey.json").is_file():
+        raise ValueError(f"no survey in {directory}: run cssr.predict PHOTOGRAPHS --measure --out {directory}")
     facts = read_json(folder / "survey.json", _SHAPE, "predict again")
     survey = _again(facts, folder)
     page = compose(survey, facts, title or "Crack survey")
@@ -159,7 +161,7 @@ def _picture(prefix: Path) -> Image.Image | None:
     path = prefix.with_name(f"{prefix.name}_cracks.png")
     if not path.is_file():
         return None
-    with open_image(path) as picture:
+    with written_by_prediction(path), open_image(path) as picture:
         return picture.convert("RGB")
 
 

@@ -206,3 +206,56 @@ def test_names_that_are_no_text_or_hold_control_characters_are_written_out(tmp_p
     assert image.get("name") == r"odd\x1b\x01\udcff.png"
     (task,) = json.loads((tmp_path / "annotations" / "label_studio.json").read_text())
     assert task["data"]["image"] == "/x/odd%1B%01%FF.png"
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def _of_another_size(path):
+    Image.new("L", (10, 10)).save(path)
+
+
+def _of_16_bits(path):
+    Image.fromarray(np.full((40, 60), 40_000, np.uint16)).save(path)
+
+
+def _of_floats(value):
+    def edit(path):
+        path.unlink()
+        np.save(path.with_suffix(".npy"), np.full((40, 60), value, np.float32))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("ending", "edit", "message"),
+    [
+        ("_prob.png", _cut, r"cannot read .*a_prob.png: .*; predict again"),
+        ("_cracks.png", _cut, r"cannot read .*a_cracks.png: .*; predict again"),
+        ("_cracks.png", lambda path: path.unlink(), r"cannot read .*a_cracks.png: No such file or directory; predict"),
+        (
+            "_prob.png",
+            _of_another_size,
+            r"--rank: .*a, \[10, 10\], are of another size than its photograph, \[40, 60\]",
+        ),
+        ("_prob.png", _of_16_bits, r"cannot read .*a_prob.png: its values are uint16 \[40, 60\], no probabilities"),
+        ("_prob.png", _of_floats(7), r"--rank: the probabilities of .*a are not within 0 to 1"),
+        ("_prob.png", _of_floats(np.nan), r"--rank: the probabilities of .*a are not within 0 to 1, or none"),
+    ],
+)
+def test_pictures_of_the_results_that_were_changed_are_named(tmp_path, ending, edit, message):
+    """Errors named no file, and probabilities that were none were ranked: of NaN first."""
+    stem = results(tmp_path / "out", tmp_path / "photos", "a", noise(2))
+    edit(stem.with_name(stem.name + ending))
+    with pytest.raises(SystemExit, match=message):
+        main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations"), "--rank"])
+
+
+def test_two_results_of_one_photograph_are_refused(tmp_path):
+    """Its image was written twice, each with the cracks of one."""
+    (tmp_path / "out").mkdir()
+    for folder in "xy":
+        results(tmp_path / "out" / folder, tmp_path / "photos", "a", noise(2))
+    with pytest.raises(SystemExit, match=r"2 of these results are of one photograph, .*a.png"):
+        main([str(tmp_path / "out"), "--out", str(tmp_path / "annotations")])

@@ -65,7 +65,7 @@ def test_it_prints_as_pdf(results, tmp_path):
 def test_mistakes_are_one_line(results, tmp_path):
     for words, message in (
         ([], "--survey DIR"),
-        (["--survey", str(tmp_path)], "survey.json"),
+        (["--survey", str(tmp_path)], "no survey in "),
         (["more.json", "--survey", str(results)], "--survey takes no other results"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
@@ -117,3 +117,13 @@ def test_what_was_edited_into_nonsense_is_named(results, tmp_path, file, place, 
         main(["--survey", str(results), "--out", str(tmp_path / "report")])
     words = str(end.value)
     assert named in words and file.removesuffix("_cracks.geojson") in words and "predict" in words, words
+
+
+def test_a_picture_that_was_cut_off_and_a_survey_that_is_gone_are_named(results, tmp_path):
+    picture = results / "two_cracks.png"
+    picture.write_bytes(picture.read_bytes()[:100])
+    with pytest.raises(SystemExit, match=r"cannot read .*two_cracks.png: .*; predict again"):
+        main(["--survey", str(results), "--out", str(tmp_path / "report")])
+    (results / "survey" / "survey.json").unlink()
+    with pytest.raises(SystemExit, match=r"no survey in .*: run cssr.predict PHOTOGRAPHS --measure"):
+        main(["--survey", str(results), "--out", str(tmp_path / "report")])
