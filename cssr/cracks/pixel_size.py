@@ -96,6 +96,7 @@ def markers(image: np.ndarray, family: str | None = None) -> list[Marker]:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     settings = cv2.aruco.DetectorParameters()
     settings.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
+    settings.minDistanceToBorder = 0  # else markers near the photograph's border are missed, their white margins first
     for name in [family] if family else FAMILIES:
         detector = cv2.aruco.ArucoDetector(cv2.aruco.getPredefinedDictionary(FAMILIES[name]), settings)
         corners, numbers, _ = detector.detectMarkers(grey)

@@ -70,6 +70,20 @@ def test_every_family_of_markers_is_found_and_measured(family):
     assert markers(wall(family), "aruco-6x6" if family != "aruco-6x6" else "aruco-5x5") == []
 
 
+@pytest.mark.parametrize("degrees", [-8, 0, 3, 8])
+@pytest.mark.parametrize("right, below", [(0, 0), (12, 12), (0, 60), (60, 0)])
+def test_markers_at_the_border_are_found(degrees, right, below):
+    """`right` and `below`: pixels between the white around a marker and the photograph's border."""
+    marker = wall()[360:640, 260:540]
+    image = np.random.default_rng(0).normal(120, 12, (500, 500, 3)).clip(0, 255).astype(np.uint8)
+    turn = cv2.getRotationMatrix2D((140, 140), degrees, 0.5)
+    half = 70 * (math.cos(math.radians(degrees)) + math.sin(math.radians(abs(degrees))))
+    turn[:, 2] += 500 - half - 140 - np.array([right, below])
+    cv2.warpAffine(marker, turn, (500, 500), image, cv2.INTER_AREA, cv2.BORDER_TRANSPARENT)
+    (found,) = markers(cv2.GaussianBlur(image, (0, 0), 0.7))
+    assert of_markers([found], SIDE).mm == pytest.approx(SIDE / 100, rel=0.02)
+
+
 @pytest.mark.parametrize("degrees", [20, 40])
 def test_a_tilted_wall_is_reported_and_rectified(degrees):
     image = seen_at(wall(), degrees)
