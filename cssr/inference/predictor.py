@@ -18,6 +18,8 @@ from cssr.utils.images import to_image
 from cssr.utils.photographs import read_with_valid
 from cssr.utils.valid_pixels import fill_missing
 
+_BEYOND = 0.5  # by which an enlarged or filtered image may be outside of 0..1
+
 
 @dataclass
 class Prediction:
@@ -30,9 +32,14 @@ class Prediction:
     valid: np.ndarray | None = None  # h*s w*s bool, where the photograph holds data; None: everywhere. Else all is 0
 
     def mask(self, threshold: float = 0.5) -> np.ndarray:
-        """h*s w*s bool: crack where the probability exceeds `threshold`; ValueError where there is none."""
+        """h*s w*s bool: crack where the probability exceeds `threshold`.
+
+        Raises: ValueError where there are no probabilities, or the threshold is none.
+        """
         if self.prob is None:
             raise ValueError("there is no mask: the model only super-resolves (model.seg=none)")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"the threshold is {threshold}; give a probability, 0 to 1")
         return self.prob > threshold
 
 
@@ -94,8 +101,13 @@ def _enlarged(valid: Tensor, scale: int) -> Tensor:
 def _to_tensor(image: Image.Image | np.ndarray | Tensor | str | Path) -> tuple[Tensor, Tensor | None]:
     """1 3 H W float32, 0..1, and which pixels hold data: 1 1 H W bool, None where all do."""
     if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point() or not image.numel():
             raise ValueError(f"a tensor of 3 x height x width, 0..1, is needed, got {image.dtype} {[*image.shape]}")
+        low, high = image.min().item(), image.max().item()
+        if not (low >= -_BEYOND and high <= 1 + _BEYOND):  # NaN neither
+            raise ValueError(
+                f"a tensor of values 0..1 is needed, got {low:g} to {high:g}: divide those of 8 bits by 255"
+            )
         return image[None].float(), None
     array, valid = read_with_valid(image)
     array = fill_missing(array, valid)

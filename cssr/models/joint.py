@@ -28,7 +28,7 @@ from cssr.models.seg import SEG
 from cssr.models.shipped import is_shipped, shipped_directory
 from cssr.models.sr import SR
 from cssr.models.tiling import Kept, Moments, Tiles, Whole, Windows, WithValid, moments_of, reduced_valid, valid_rows
-from cssr.models.tta import mean_logits
+from cssr.models.tta import ORIENTATIONS, mean_logits
 
 FORMS = Registry("form of the joint model")
 _GROUPS = {
@@ -65,6 +65,17 @@ class JointModel(nn.Module):
         self.orientations = 1
         self.register_buffer("mean", rearrange(torch.tensor(config.mean), "c -> 1 c 1 1"), persistent=False)
         self.register_buffer("std", rearrange(torch.tensor(config.std), "c -> 1 c 1 1"), persistent=False)
+
+    @property
+    def orientations(self) -> int:
+        """See the class; ValueError for a number that is none of 1 to 8."""
+        return self._orientations
+
+    @orientations.setter
+    def orientations(self, count: int) -> None:
+        if type(count) is not int or not 1 <= count <= ORIENTATIONS:
+            raise ValueError(f"model.orientations is {count!r}; give 1 to {ORIENTATIONS} flips and quarter turns")
+        self._orientations = count
 
     def clip(self, sr: Tensor) -> Tensor:
         """SR in 0..1 where the setting says so: by default in evaluation only, as the published systems do."""
@@ -135,7 +146,11 @@ class JointModel(nn.Module):
 
         What a form takes from the whole image, it takes once. `progress` wraps the iteration over tiles (e.g. tqdm).
         `valid`: B 1 H W, 1 on the pixels of the SR image that hold data (`cssr/utils/valid_pixels.py`); None: all do.
+        `lq`: B 3 h w, uint8 0..255 or float 0..1, on any device. Raises: ValueError for one of another shape.
         """
+        if lq.ndim != 4 or lq.shape[1] != 3 or not lq.numel():
+            raise ValueError(f"images as B x 3 x height x width are needed, got {[*lq.shape]}")
+        lq = self._taken(lq)
         if not tile or max(lq.shape[-2:]) <= tile:
             return self(lq) if valid is None else self(lq, valid=valid)
         outputs: dict[str, list[Tensor]] = {}

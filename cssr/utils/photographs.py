@@ -136,7 +136,7 @@ class Part:
 
 def check_array(image: np.ndarray) -> np.ndarray:
     """The array itself; ValueError, one line, unless it is H W 3 uint8, or H W 4 with alpha."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or not image.size:
         raise ValueError(
             f"an array of height x width x 3 (4 with alpha), uint8, is needed, got {image.dtype} {[*image.shape]}"
         )
@@ -154,6 +154,10 @@ def open_photograph(image: Source, pixels: int = PIXELS, bits: int | None = None
             12, 14 and 16 as hold its greatest value.
     Raises: ValueError, one line, if it cannot be read.
     """
+    if not isinstance(image, Source):
+        raise ValueError(f"a photograph is a path, bytes, a PIL image or an array, got {type(image).__name__}")
+    if isinstance(image, Image.Image) and 0 in image.size:
+        raise ValueError(f"the image has no pixels: {image.width} x {image.height}")
     if isinstance(image, np.ndarray):
         return Photograph(DecodedImage(Image.fromarray(check_array(image))))
     try:

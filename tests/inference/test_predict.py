@@ -127,3 +127,41 @@ def test_mistakes_are_one_line(arguments, message, export, tmp_path):
 def test_arrays_of_another_kind_are_refused(export, image, found):
     with pytest.raises(ValueError, match=f"is needed, got {found}"):
         predict(JointModel.from_pretrained(export), image)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), r"got uint8 \[0, 5, 3\]"),
+        (Image.new("RGB", (0, 5)), "the image has no pixels: 0 x 5"),
+        (3, "got int"),
+        ([[1, 2], [3, 4]], "got list"),
+        (torch.zeros(3, 0, 5), r"got torch.float32 \[3, 0, 5\]"),
+        (torch.full((3, 8, 8), 200.0), "got 200 to 200: divide those of 8 bits by 255"),
+        (torch.full((3, 8, 8), float("nan")), "a tensor of values 0..1 is needed, got nan"),
+    ],
+)
+def test_what_is_no_image_is_refused_from_python(export, image, found):
+    """What has no pixels ended within a convolution; values of 0..255 and NaN were predicted without a word."""
+    with pytest.raises(ValueError, match=found):
+        predict(JointModel.from_pretrained(export), image)
+
+
+def test_numbers_that_cannot_be_meant_are_refused_from_python(export, photograph):
+    model = JointModel.from_pretrained(export)
+    for count in (0, 9, -1, "8", 2.0, True):
+        with pytest.raises(ValueError, match="give 1 to 8 flips"):
+            model.orientations = count
+    result = predict(model, photograph)
+    for threshold in (-1, 50, float("nan")):
+        with pytest.raises(ValueError, match="give a probability, 0 to 1"):
+            result.mask(threshold)
+    with pytest.raises(ValueError, match=r"B x 3 x height x width are needed, got \[3, 8, 8\]"):
+        model.infer(torch.zeros(3, 8, 8))
+
+
+def test_infer_takes_8_bits_with_and_without_tiles(export, photograph):
+    """Without tiles, values of 0..255 were taken for 0..1."""
+    model = JointModel.from_pretrained(export)
+    image = torch.from_numpy(photograph).permute(2, 0, 1)[None]
+    assert torch.equal(model.infer(image).logits, model.infer(image.float() / 255).logits)
