@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cssr import __version__
 from cssr.utils.files import identity, naming, write_together
-from cssr.utils.json_files import parse_json, read_bytes
+from cssr.utils.json_files import misfit, parse_json, read_bytes
 from cssr.utils.text import message_of
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
@@ -51,6 +51,15 @@ def _as_written(value: Tensor, half: bool) -> Tensor:
     return value.half() if half and value.dim() > 1 else value.float()
 
 
+_RANGES = ("brightness", "contrast", "blur")
+# What is read of `config.json` beside the model's settings, which have a check of their own.
+_FACTS = {
+    "?imports": list[str],
+    "?degradation": dict | None,
+    "trained_on": {**{f"?{name}": list[float] | None for name in _RANGES}, "?smallest": float},
+}
+
+
 def read_export(directory: str | Path) -> dict[str, Any]:
     """The `config.json` of an export.
 
@@ -67,6 +76,12 @@ def read_export(directory: str | Path) -> dict[str, Any]:
     except _DAMAGE:
         raise ValueError(f"{path} is damaged: it holds no model settings; fetch or export it again") from None
     _check_version(path, number, version)
+    ranges = settings.get("trained_on") or {}
+    fault = misfit({**settings, "trained_on": ranges}, _FACTS)
+    odd = None if fault else next((name for name in _RANGES if len(ranges.get(name) or (0, 0)) != 2), None)
+    if fault or odd:
+        fault = fault or f"trained_on.{odd} must be two numbers, got {ranges[odd]}"
+        raise ValueError(f"{path} is damaged, or was changed: {fault}; fetch or export it again")
     return settings
 
 

@@ -127,6 +127,23 @@ def test_a_setting_that_does_not_fit_is_named_with_its_file(written):
     assert "config.json: config: model.mean must be a list, got x" in refused(directory)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("trained_on", "x", "trained_on must be an object, got 'x'"),
+        ("trained_on", {"brightness": [None, None]}, "trained_on.brightness must be a list, each a number or null"),
+        ("trained_on", {"blur": [1.0]}, "trained_on.blur must be two numbers, got [1.0]"),
+        ("imports", "os", "imports must be a list, each a word, got 'os'"),
+    ],
+)
+def test_facts_beside_the_settings_are_named(name, value, found, written):
+    """They ended in a traceback at the first photograph, and a word was imported letter by letter."""
+    directory = written()
+    settings = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**settings, name: value}))
+    assert f"config.json is damaged, or was changed: {found}" in refused(directory)
+
+
 @pytest.mark.parametrize("fits", [0, 1])
 def test_a_full_disk_leaves_what_was_there(fits, written, monkeypatch):
     before = {path.name: path.read_bytes() for path in written().iterdir()}
