@@ -94,17 +94,36 @@ class Marker:
 def markers(image: np.ndarray, family: str | None = None) -> list[Marker]:
     """Markers in a photograph (H W 3 uint8), the largest first: of one family, or of the first that is seen."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    settings = cv2.aruco.DetectorParameters()
-    settings.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
-    settings.minDistanceToBorder = 0  # else markers near the photograph's border are missed, their white margins first
     for name in [family] if family else FAMILIES:
-        detector = cv2.aruco.ArucoDetector(cv2.aruco.getPredefinedDictionary(FAMILIES[name]), settings)
-        corners, numbers, _ = detector.detectMarkers(grey)
+        corners, numbers, _ = _detector(name, cv2.aruco.CORNER_REFINE_SUBPIX).detectMarkers(grey)
         if numbers is not None:
-            # OpenCV's pixel centres are whole numbers, ours are at .5.
-            seen = [Marker(name, int(n), c[0].astype(float) + 0.5) for n, c in zip(np.ravel(numbers), corners)]
+            seen = [Marker(name, int(n), _by_sides(grey, name, n, c[0])) for n, c in zip(np.ravel(numbers), corners)]
             return sorted(seen, key=lambda marker: -cv2.contourArea(marker.corners.astype(np.float32)))
     return []
+
+
+def _detector(family: str, refinement: int) -> cv2.aruco.ArucoDetector:
+    settings = cv2.aruco.DetectorParameters()
+    settings.cornerRefinementMethod = refinement
+    settings.minDistanceToBorder = 0  # else markers near the photograph's border are missed, their white margins first
+    return cv2.aruco.ArucoDetector(cv2.aruco.getPredefinedDictionary(FAMILIES[family]), settings)
+
+
+def _by_sides(grey: np.ndarray, family: str, number: int, corners: np.ndarray) -> np.ndarray:
+    """Corners of a marker (4 2) as its sides meet, where AprilTag's detector sees it as well.
+
+    Blur rounds corners, so that what is found at them is too small: the side of a marker of 34 pixels by 5 % where the
+    blur's standard deviation is 1.8 pixels, by 1.5 % where its sides meet.
+    """
+    margin = int(np.ptp(corners, axis=0).max() / 2) + 4
+    left, top = np.maximum(corners.min(0).astype(int) - margin, 0)
+    right, bottom = corners.max(0).astype(int) + margin
+    part = np.ascontiguousarray(grey[top:bottom, left:right])
+    again, numbers, _ = _detector(family, cv2.aruco.CORNER_REFINE_APRILTAG).detectMarkers(part)
+    # Pixel centres are whole numbers in OpenCV, and at .5 in its AprilTag detector, as ours.
+    candidates = [c[0] + (left, top) for n, c in zip(np.ravel(numbers), again) if n == number] if again else []
+    near = [found for found in candidates if np.abs(found - corners - 0.5).max() < 2 + 0.1 * margin]
+    return (near[0] if near else corners + 0.5).astype(float)
 
 
 def of_markers(seen: Sequence[Marker], side: float) -> PixelSize:

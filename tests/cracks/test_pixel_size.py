@@ -70,6 +70,20 @@ def test_every_family_of_markers_is_found_and_measured(family):
     assert markers(wall(family), "aruco-6x6" if family != "aruco-6x6" else "aruco-5x5") == []
 
 
+@pytest.mark.parametrize("pixels, blur, within", [(50, 1.0, 0.004), (50, 1.8, 0.01), (34, 1.0, 0.008), (34, 1.6, 0.02)])
+@pytest.mark.parametrize("degrees", [3, 11, -20])
+def test_blur_makes_no_marker_smaller(pixels, blur, within, degrees):
+    marker = wall(pixels=4 * pixels)[320 : 480 + 4 * pixels, 220 : 380 + 4 * pixels]
+    turn = cv2.getRotationMatrix2D((len(marker) / 2, len(marker) / 2), degrees, 0.25)
+    turn[:, 2] += 100.3 - len(marker) / 2
+    smooth = cv2.GaussianBlur(marker, (0, 0), 4 * blur)
+    image = cv2.warpAffine(smooth, turn, (200, 200), None, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    (found,) = markers(image)
+    assert of_markers([found], SIDE).mm == pytest.approx(SIDE / pixels, rel=within)
+    middle = turn[:, :2] @ np.full(2, len(marker) / 2 - 0.5) + turn[:, 2] + 0.5
+    assert np.abs(found.corners.mean(0) - middle).max() < 0.2
+
+
 @pytest.mark.parametrize("degrees", [-8, 0, 3, 8])
 @pytest.mark.parametrize("right, below", [(0, 0), (12, 12), (0, 60), (60, 0)])
 def test_markers_at_the_border_are_found(degrees, right, below):
