@@ -95,7 +95,8 @@ def _survey(work: Pipeline, options: argparse.Namespace, limits: Limits) -> None
     for sentence in notes:
         print(one_line(f"survey: {sentence}"), file=sys.stderr)
     classes = ", ".join(f"{count} {name}" for name, count in survey.severities().items() if count)
-    print(f"survey of {len(prefixes)} photographs in {options.out / FOLDER}: {len(survey.rows)} cracks: {classes}")
+    found = ": ".join(filter(None, (f"{len(survey.rows)} cracks", classes)))
+    print(f"survey of {len(prefixes)} photographs in {options.out / FOLDER}: {found}")
 
 
 def _seen(source: Source, options: argparse.Namespace) -> Photograph:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cssr.cracks.pixel_size import SIZES
 from cssr.survey.geometry import FARTHEST, check, compact
-from cssr.survey.severity import Limits
+from cssr.survey.severity import UNKNOWN, Limits
 from cssr.utils.annotations import Within, shortened
 from cssr.utils.json_files import read_json
 from cssr.utils.text import message_of, one_line
@@ -95,9 +95,9 @@ class Survey:
 
     def severities(self, rows: Iterable[Row] | None = None) -> dict[str, int]:
         """Count the cracks of each class, and those that cannot be classed."""
-        counts = dict.fromkeys((*self.limits.classes, "size of a pixel not known"), 0)
+        counts = dict.fromkeys((*self.limits.classes, UNKNOWN), 0)
         for row in self.rows if rows is None else rows:
-            counts[row["severity"] or "size of a pixel not known"] += 1
+            counts[row["severity"] or UNKNOWN] += 1
         return counts
 
 

@@ -12,6 +12,8 @@ from cssr.utils.json_files import read_bytes
 SHIPPED = Path(__file__).with_name("limits")
 DEFAULT = "en1992-1-1"
 WIDTHS = ("mean", "p95", "max")
+UNKNOWN = "size of a pixel not known"  # stands where a class would
+_KEYS = ("name", "source", "width", "classes")
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,16 @@ def shipped() -> list[str]:
 def _limits(given: object) -> Limits:
     if not isinstance(given, dict) or not given.keys() >= {"name", "classes"}:
         raise ValueError("a table has name, classes, and may have source and width")
+    others = [str(key) for key in given if key not in _KEYS]
+    if others:  # a unit, say, which would be passed over
+        raise ValueError(f"a table has {', '.join(_KEYS)}, widths in mm, got {', '.join(others)}: leave that out")
     width, classes = given.get("width", "p95"), given["classes"]
     if not isinstance(classes, Sequence) or len(classes) < 2 or not all(map(_is_class, classes)):
         raise ValueError("classes must be two or more of {name: text, above: mm}")
-    names = tuple(str(entry["name"]) for entry in classes)
+    names = tuple(str(entry["name"]).strip() for entry in classes)
+    odd = next((name for name in names if not name.isprintable() or name in ("", UNKNOWN)), None)
+    if odd is not None:
+        raise ValueError(f"{odd!r} cannot be the name of a class: give another")
     above = tuple(float(entry["above"]) for entry in classes)
     return checked(Limits(str(given["name"]), str(given.get("source", "")), width, names, above))
 
@@ -81,5 +89,7 @@ def checked(limits: Limits) -> Limits:
 def _is_class(entry: object) -> bool:
     if not isinstance(entry, dict) or entry.keys() != {"name", "above"}:
         return False
-    limit = entry["above"]
+    limit, name = entry["above"], entry["name"]
+    if not isinstance(name, (str, int, float)) or isinstance(name, bool):
+        return False
     return isinstance(limit, (int, float)) and not isinstance(limit, bool) and math.isfinite(limit)

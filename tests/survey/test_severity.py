@@ -49,6 +49,10 @@ def test_a_width_within_its_uncertainty_of_a_limit_may_be_of_several_classes(tab
         ("name: x\nclasses: [{name: a, above: 0}, {name: b, above: wide}]", "name: text, above: mm"),
         ("name: x\nclasses: [{name: a, above: 0}, {name: a, above: 1}]", "same name"),
         (f"name: x\nwidth: widest\n{CLASSES}", "mean, p95, max"),
+        (f"name: x\nunit: cm\n{CLASSES}", "widths in mm, got unit"),
+        ("name: x\nclasses: [{name: a, above: 0}, {name: ' ', above: 1}]", "'' cannot be the name of a class"),
+        ("name: x\nclasses: [{name: a, above: 0}, {name: true, above: 1}]", "name: text, above: mm"),
+        ("name: x\nclasses: [{name: a, above: 0}, {name: size of a pixel not known, above: 1}]", "give another"),
     ],
 )
 def test_mistakes_in_a_table_are_one_line(text, message, tmp_path):
