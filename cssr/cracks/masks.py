@@ -40,11 +40,13 @@ class MaskRule:
         sentence: the rule for people.
         apply: stored values H W -> bool H W.
         notes: sentences that people should read: which masks come out empty.
+        only: the one value other than 0 that the masks hold; None: they hold several, or it is not known.
     """
 
     sentence: str
     apply: Callable[[np.ndarray], np.ndarray]
     notes: tuple[str, ...] = ()
+    only: int | None = None
 
 
 class Mask(Protocol):
@@ -223,9 +225,9 @@ def decide_by_levels(items: Iterable[Mask], threshold: int | None = None, lossy:
         empty = _describe_empty(dim, threshold)
         return above(threshold, seen, " (as chosen by --threshold)", (empty,) if empty else ())
     if 1 in levels and levels[-1] == 1:
-        return MaskRule(f"{seen}: crack = 1", lambda values: values == 1)
+        return MaskRule(f"{seen}: crack = 1", lambda values: values == 1, only=1)
     if levels[-1] == 255 and set(levels) <= {0, 255}:
-        return MaskRule(f"{seen}: crack = 255", lambda values: values == 255)
+        return MaskRule(f"{seen}: crack = 255", lambda values: values == 255, only=255)
     _refuse_unclear(levels, lossy, seen)
     empty = _describe_empty({origin: counts for origin, counts in dim.items() if _is_drawn(counts, lossy)}, limit)
     if empty:

@@ -184,7 +184,11 @@ def _mask_and_valid(
         valid = item.valid()
     if form.rule is None:
         return None, valid
-    values = np.asarray(item.mask())
+    values, only = np.asarray(item.mask()), form.rule.only
+    if only is not None and ((values > 0) & (values != only)).any():
+        raise ValueError(
+            f"{item.origin}: its mask was changed since the rule was chosen ({form.rule.sentence}); run it again"
+        )
     mask = form.rule.apply(values)
     if mask.shape != (height, width):
         raise ValueError(

@@ -11,11 +11,15 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from shard_helpers import draw, draw_mask, make_tree, run, same_bytes, shard
 
+from cssr.cracks.masks import MaskFile, decide_by_levels
 from cssr.dataset_preparation import workspace, writer
+from cssr.dataset_preparation.encode import _mask_and_valid
 from cssr.dataset_preparation.parallel import imap, imap_unordered
 from cssr.dataset_preparation.sources import SOURCES
 
@@ -360,3 +364,11 @@ def test_no_task_runs_far_ahead_of_the_earliest(tmp_path):
 
 def test_a_few_more_workers_than_tasks():
     assert sorted(imap_unordered(lambda task, tell: task * task, 2, 9)) == [(0, 0), (1, 1)]
+
+
+def test_a_mask_that_is_replaced_while_others_are_written_is_named():
+    """Values that no mask held when the rule was chosen are no crack by it: the mask came out empty."""
+    rule = decide_by_levels([MaskFile("a", np.array([[0, 255]], np.uint8))])
+    changed = SimpleNamespace(origin="p1.jpg", valid=None, mask=lambda: np.array([[0, 7]], np.uint8))
+    with pytest.raises(ValueError, match=r"p1.jpg: its mask was changed since the rule was chosen \(values \{0, 255\}"):
+        _mask_and_valid(changed, SimpleNamespace(rule=rule), 2, 1, None)
