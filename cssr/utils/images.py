@@ -123,7 +123,8 @@ def pixel_chunks(data: bytes) -> bytes:
     """A PNG file without what its pixels do not depend on: OpenCV's libpng writes of oddities there to stderr.
 
     Files of other kinds are returned as they are.
-    Raises: ValueError for a file that ends early, or a checksum that is not its chunk's, of which it would write too.
+    Raises: ValueError for a file that ends early, a checksum that is not its chunk's, or a chunk of no name of PNG's, of
+        which it would write too.
     """
     if data[:8] != PNG:
         return data
@@ -137,6 +138,8 @@ def pixel_chunks(data: bytes) -> bytes:
             if len(chunk) < size + 12 or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
                 raise ValueError(f"it is damaged in {name.decode()}, or ends early")
             kept.append(chunk)
+        elif not name[0] & 32:  # one that no reader may pass over: there is none but these
+            raise ValueError("it is damaged: a part of it has no name of PNG's")
         place += size + 12
     return b"".join(kept)
 

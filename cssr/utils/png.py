@@ -36,7 +36,8 @@ class PngRows:
         np.subtract(packed[0], self._above, out=filtered[0, 1:])
         np.subtract(packed[1:], packed[:-1], out=filtered[1:, 1:])
         self._above = packed[-1].copy()
-        self._part(b"IDAT", self._compressor.compress(filtered))
+        if data := self._compressor.compress(filtered):  # which keeps what is too little
+            self._part(b"IDAT", data)
 
     def _begin(self, rows: np.ndarray) -> None:
         depth = 1 if rows.dtype == bool else 8

@@ -339,8 +339,13 @@ def test_of_odd_chunks_of_a_png_nothing_is_written(mode, capfd):
     odd = data[:33] + ODD_CHUNKS + data[33:]
     np.testing.assert_array_equal(decode_image(odd, pytest.fail), decode_image(data, pytest.fail))
     np.testing.assert_array_equal(decode_mask(odd, 3), decode_mask(data, 3))
-    place = data.index(b"IDAT") + 12
-    for damaged in (data[:place], data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]):
+    name = data.index(b"IDAT")
+    for place in (name, name + 12):
+        flipped = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        for decode in (lambda d: decode_image(d, pytest.fail), decode_mask):
+            with pytest.raises(ValueError, match="cannot be decoded"):
+                decode(flipped)
+    for damaged in (data[:name], data[: name + 12]):
         for decode in (lambda d: decode_image(d, pytest.fail), decode_mask):
             with pytest.raises(ValueError, match="cannot be decoded"):
                 decode(damaged)
