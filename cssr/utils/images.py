@@ -123,8 +123,8 @@ def pixel_chunks(data: bytes) -> bytes:
     """A PNG file without what its pixels do not depend on: OpenCV's libpng writes of oddities there to stderr.
 
     Files of other kinds are returned as they are.
-    Raises: ValueError for a file that ends early, a checksum that is not its chunk's, or a chunk of no name of PNG's, of
-        which it would write too.
+    Raises: ValueError for a file that ends early, a checksum that is not its chunk's, or a chunk whose name is none of
+        PNG's, of which it would write too.
     """
     if data[:8] != PNG:
         return data
