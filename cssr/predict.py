@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "elsewhere as one tensor (1)")  # fmt: skip
     add("--memory", type=float, default=4.0, metavar="GIB", help="that a photograph may take beside the networks and "
         "what they compute of a batch (4): 4 bytes a pixel, by windows 64 MiB, and 12 bytes x scale^2 x width x tile, "
-        "and the results that are PNGs")  # fmt: skip
+        "and probabilities as .npy (--float)")  # fmt: skip
     add("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")
     add("--precision", choices=PRECISIONS, default="float32", help="of the networks: bfloat16 takes less time "
         "where the processor has AVX512-BF16 or AMX, or on a GPU; few pixels change (float32)")  # fmt: skip

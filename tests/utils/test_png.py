@@ -58,3 +58,9 @@ def test_encoded_pictures_are_hardly_larger_than_those_of_zlib(mode):
     assert encoded(image) == ours and len(ours) < 1.25 * len(encoded(image, compress_level=1))
     with Image.open(io.BytesIO(ours)) as found:
         assert found.mode == mode and np.array_equal(np.asarray(found), pixels)
+
+
+def test_what_has_more_than_8_bits_keeps_them():
+    deep = np.arange(6000, dtype=np.uint16).reshape(60, 100) * 10
+    with Image.open(io.BytesIO(encoded(deep))) as found:
+        assert np.array_equal(np.asarray(found), deep)
