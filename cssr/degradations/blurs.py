@@ -13,10 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cssr.config.registry import Registry
+from cssr.config.registry import Registry, Share
 from cssr.data.batch import send
 from cssr.degradations import DEGRADATIONS
-from cssr.degradations.draws import JPEG, NOISE, Rngs, check_range, generators, normal, uniform
+from cssr.degradations.draws import (
+    CLEAN,
+    JPEG,
+    NOISE,
+    Rngs,
+    chances,
+    check_range,
+    check_share,
+    generators,
+    normal,
+    uniform,
+)
 from cssr.degradations.ops import Method, Padding, blur, blur_strided, blurring, check_padding, jpeg, resampler
 
 BLURS = Registry("blur")
@@ -56,6 +67,7 @@ def _degradation(
     padding: Padding = "zero",
     noise: Sequence[float] | None = None,
     jpeg: Sequence[float] | None = None,
+    clean: Share = 0.0,
 ) -> Callable:
     """Blur, then reduce by `scale`, then add noise, then compress.
 
@@ -63,10 +75,11 @@ def _degradation(
         method, antialias: of the reduction. padding: beyond the image's border, `zero` as published.
         noise: range of the standard deviation of white Gaussian noise, 0..1 as the image.
         jpeg: range of the quality, 1 to 100. After noise or JPEG, `lq` is clipped to 0..1.
+        clean: share of the samples that get neither, so that one network learns both.
     """
     check_padding(padding)
     lower, resampled = _lowering(scale, method, antialias, padding)
-    spoil, spoilt = _spoiler(name, noise, jpeg)
+    spoil, spoilt = _spoiler(name, noise, jpeg, clean)
 
     def degrade(hr: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         kernel = blurring.kernels(generators(seeds))[:, None]
@@ -89,21 +102,30 @@ def _lowering(scale: int, method: Method, antialias: bool, padding: Padding) -> 
     return blurring(scale, reduce, padding), resampled
 
 
-def _spoiler(name: str, noise: Sequence[float] | None, quality: Sequence[float] | None) -> tuple[Callable, str]:
+def _spoiler(
+    name: str, noise: Sequence[float] | None, quality: Sequence[float] | None, clean: float
+) -> tuple[Callable, str]:
     """Noise and JPEG, each where its range is given, and how results name them."""
     if noise is not None:
         check_range(name, "noise", noise, low=0)
     if quality is not None:
         check_range(name, "jpeg", quality, low=1, high=100)
+    check_share(name, "clean", clean)
 
     def spoil(lq: Tensor, seeds: Tensor) -> Tensor:
+        spoilt = lq
         if noise is not None:
-            lq = _noised(lq, generators(seeds, NOISE), noise)
+            spoilt = _noised(spoilt, generators(seeds, NOISE), noise)
         if quality is not None:
-            lq = jpeg(lq, uniform(generators(seeds, JPEG), quality)[:, 0])
-        return lq
+            spoilt = jpeg(spoilt, uniform(generators(seeds, JPEG), quality)[:, 0])
+        if not clean:
+            return spoilt
+        keep = chances(generators(seeds, CLEAN), clean)[:, None, None, None]
+        return torch.where(send(keep, lq.device), lq, spoilt)
 
-    return spoil, (", then noise" if noise is not None else "") + (", then JPEG" if quality is not None else "")
+    steps = [step for step, taken in (("noise", noise), ("JPEG", quality)) if taken is not None]
+    share = f" ({1 - clean:.0%} of the samples)" if clean and steps else ""
+    return spoil, "".join(f", then {step}" for step in steps) + share
 
 
 def _noised(lq: Tensor, rngs: Rngs, level: Sequence[float]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from cssr.config.registry import Share
 from cssr.utils.annotations import fits
 
-BLUR, NOISE, JPEG, FIRST, SECOND, FINAL = range(6)  # streams: what one stage draws leaves the others as they were
+BLUR, NOISE, JPEG, FIRST, SECOND, FINAL, CLEAN = range(7)  # streams: drawing from one leaves the others as they were
 Rngs = Sequence[np.random.Generator]  # one a sample
 
 

@@ -63,6 +63,21 @@ def test_each_stage_draws_for_itself():
     assert torch.equal(both, jpeg(noisy, torch.tensor([60.0, 60.0])))
 
 
+def test_a_share_of_the_samples_keeps_neither_noise_nor_jpeg():
+    """The others are as they are without that share, to the bit, and each sample by its own seed."""
+    seeds, spoilt = torch.arange(400), {"noise": [0.05, 0.05], "jpeg": [60, 60]}
+    hr = images(1, 16, 16).expand(400, -1, -1, -1)
+    lq, blurs = build("gaussian", **spoilt, clean=0.3)(hr, seeds)
+    plain, same = build("gaussian")(hr, seeds)
+    kept = (lq == plain).flatten(1).all(1)
+    assert torch.equal(blurs, same) and 90 <= kept.sum() <= 150
+    assert torch.equal(lq[~kept], build("gaussian", **spoilt)(hr, seeds)[0][~kept])
+    alone, _ = build("gaussian", **spoilt, clean=0.3)(hr[:8], seeds[100:108])
+    torch.testing.assert_close(alone, lq[100:108])
+    name = build("disk", **spoilt, clean=0.3).resampler
+    assert name.endswith(", then noise, then JPEG (70% of the samples)")
+
+
 def test_gray_noise_is_the_same_in_all_channels_and_is_in_its_corner():
     noise = normal(generators(torch.arange(2)), [(3, 4), (5, 2)], (6, 6), [True, False])
     assert noise.dtype == torch.float32 and torch.equal(noise[0, 0], noise[0, 2])
@@ -196,6 +211,7 @@ def test_a_blur_may_be_a_mixture_of_mixtures():
     ("gaussian", {"noise": [0.2, 0.1]}, "noise needs"),
     ("gaussian", {"noise": 0.1}, "noise must be a list"),
     ("gaussian", {"jpeg": [0, 50]}, "jpeg needs 1 <= low <= high <= 100, got [0, 50]"),
+    ("gaussian", {"jpeg": [30, 95], "clean": 1.5}, "clean"),
     ("gaussian", {"jpeg": [50, 101]}, "jpeg needs 1 <= low <= high <= 100"),
     ("disk", {"method": "lanczos"}, "method must be bicubic, bilinear, area or strided, got 'lanczos'"),
     ("disk", {"padding": "circular"}, "padding must be zero, reflect or replicate"),
