@@ -55,7 +55,7 @@ def reference_state():
 def own_parts():
     """Whatever a test registers, and the modules of `my_lab` that do, are forgotten after it."""
     registries = (SR, SEG, LOSSES, DEGRADATIONS, BLURS, SOURCES)
-    before = [dict(registry._factories) for registry in registries]
+    before = [{name: registry.get(name) for name in registry.names()} for registry in registries]
     yield
     for registry, factories in zip(registries, before):
         registry._factories = factories

@@ -25,14 +25,20 @@ Weight = Annotated[float, Within(0, 1e6)]
 
 
 class Registry:
-    """Functions by name, with errors that say what to type instead."""
+    """Functions by name, with errors that say what to type instead.
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    `package`: whose modules register what they define. They are imported when a name is first asked for, so that a
+    command loads what it uses, and such a module may import what the registry is used by.
+    """
+
+    def __init__(self, kind: str, package: str = ""):
+        self.kind, self.package, self._imported = kind, package, not package
         self._factories: dict[str, Callable] = {}
 
     def register(self, factory: Callable) -> Callable:
         """Decorator: make `factory` available under its own name."""
+        if not factory.__module__.startswith(f"{self.package}."):  # a user's own
+            self._import()
         name = factory.__name__
         assert name not in self._factories, f"{self.kind} {name!r} is registered twice"
         self._factories[name] = factory
@@ -40,13 +46,20 @@ class Registry:
 
     def names(self) -> list[str]:
         """The registered names, sorted."""
+        self._import()
         return sorted(self._factories)
 
     def get(self, name: str) -> Callable:
         """The function registered as `name`; ValueError with the closest names otherwise."""
-        if name not in self._factories:
+        if name not in self.names():
             raise ValueError(f"unknown {self.kind} {name!r}{did_you_mean(name, self.names())}")
         return self._factories[name]
+
+    def _import(self) -> None:
+        if not self._imported:
+            for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            self._imported = True
 
     def parameters(self, name: str) -> Mapping[str, inspect.Parameter]:
         """The settings that the function registered as `name` takes."""
@@ -133,9 +146,3 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         return f" (did you mean {' or '.join(close)}?)"
     more = f" and {len(choices) - _MOST_SHOWN} more" if len(choices) > _MOST_SHOWN else ""
     return f" (choose from {', '.join(choices[:_MOST_SHOWN])}{more})" if choices else ""
-
-
-def import_siblings(package: str, path: Iterable[str]) -> None:
-    """Import every module beside a registry's `__init__`, so that each registers what it defines."""
-    for module in pkgutil.iter_modules(path):
-        importlib.import_module(f"{package}.{module.name}")

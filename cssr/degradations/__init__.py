@@ -10,8 +10,6 @@ To add a blur is to add one function that draws its kernels (`blurs.py` says how
 it, and `compound` and `random_blur` can name it.
 """
 
-from cssr.config.registry import Registry, import_siblings
+from cssr.config.registry import Registry
 
-DEGRADATIONS = Registry("degradation")
-
-import_siblings(__name__, __path__)
+DEGRADATIONS = Registry("degradation", __name__)

@@ -30,7 +30,7 @@ from cssr.degradations.draws import (
 )
 from cssr.degradations.ops import Method, Padding, blur, blur_strided, blurring, check_padding, jpeg, resampler
 
-BLURS = Registry("blur")
+BLURS = Registry("blur", DEGRADATIONS.package)
 
 
 class Blur(NamedTuple):

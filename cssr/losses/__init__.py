@@ -6,8 +6,6 @@ where they are true, ask for the batch's distance maps and true blur kernels. Se
 mask is a normal sample, and each module says what its losses give there.
 """
 
-from cssr.config.registry import Registry, import_siblings
+from cssr.config.registry import Registry
 
-LOSSES = Registry("loss")
-
-import_siblings(__name__, __path__)
+LOSSES = Registry("loss", __name__)

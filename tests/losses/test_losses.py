@@ -153,6 +153,7 @@ def test_at_lq_hands_on_shares_and_distances_in_lq_pixels(monkeypatch):
     """The bicubic mask overshoots and is clipped; within a pixel, distances are those of the mask drawn at LQ size."""
     seen = []
     spy = lambda outputs, batch, progress: seen.append((outputs, batch)) or outputs.logits.mean((1, 2, 3))  # noqa: E731
+    assert "dice" in LOSSES.names()  # all are imported by now
     monkeypatch.setitem(LOSSES._factories, "dice", lambda: spy)
     outputs, batch, small = crack_at_both_sizes()
     assert LOSSES.build({"name": "at_lq", "loss": "dice"})(outputs, batch, START).shape == (2,)

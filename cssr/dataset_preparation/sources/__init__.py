@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from cssr.config.registry import Registry, import_siblings
+from cssr.config.registry import Registry
 from cssr.cracks.masks import MaskRule as MaskRule
 
-SOURCES = Registry("source")
+SOURCES = Registry("source", __name__)
 
 Root = Annotated[Path, "folder of the dataset"]
 Split = Annotated[str | None, "part of the dataset, where it comes in parts"]
@@ -67,6 +67,3 @@ class Source:
     items: list[Item]
     decide: Callable[[Iterable[Item]], MaskRule] | None
     notes: tuple[str, ...] = ()
-
-
-import_siblings(__name__, __path__)

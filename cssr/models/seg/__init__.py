@@ -10,8 +10,6 @@ H and W are multiples of the module's `stride` (an int attribute): the joint mod
 (download through timm), "package" (of an installed package), a path of a local weight file, or False.
 """
 
-from cssr.config.registry import Registry, import_siblings
+from cssr.config.registry import Registry
 
-SEG = Registry("segmentation network")
-
-import_siblings(__name__, __path__)
+SEG = Registry("segmentation network", __name__)

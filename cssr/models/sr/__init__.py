@@ -10,8 +10,6 @@ property. A function that takes `channels` makes networks for masks too. A netwo
 `settings`, which rebuild it without.
 """
 
-from cssr.config.registry import Registry, import_siblings
+from cssr.config.registry import Registry
 
-SR = Registry("SR network")
-
-import_siblings(__name__, __path__)
+SR = Registry("SR network", __name__)
