@@ -36,7 +36,7 @@ def _addresses() -> Any:
 @dataclass
 class ModelConfig:
     scale: int = 4  # HR pixels per LQ pixel along each side; 1 with sr=none (the HR upper bound)
-    form: dict[str, Any] = _component("sr_then_seg")  # how they are joined: cssr/models/joint.py
+    form: dict[str, Any] = _component("sr_then_seg")  # how they are joined: cssr/models/forms
     sr: dict[str, Any] = _component("dbpn")  # SR network: cssr/models/sr
     seg: dict[str, Any] = _component("unet")  # segmentation network: cssr/models/seg
     normalize: Literal["instance", "dataset", "none"] = "instance"  # what is done to SR before segmentation

@@ -1,4 +1,4 @@
-"""The joint model: LQ image -> SR image and crack logits, in one of the forms in which the two networks are joined."""
+"""The joint model: LQ image -> SR image and crack logits. `cssr/models/forms` has the ways of joining both networks."""
 
 import dataclasses
 import re
@@ -9,36 +9,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from cssr.config.loading import model_config
-from cssr.config.registry import Count, Registry
 from cssr.config.schema import TILE_OVERLAP, ModelConfig
 from cssr.data.batch import Outputs
 from cssr.models.blocks import pad_to_multiple
 from cssr.models.build_limit import build_limit
-from cssr.models.dsrl import Upsample
-from cssr.models.dsrl import dsrl as dual_network
 from cssr.models.encoders import constant_features
 from cssr.models.export import SETTINGS, load_export, read_export, write_export
+from cssr.models.forms import FORMS
 from cssr.models.hub import came_from_hub, check_untrusted, fetch, is_hub_name, push, stage
-from cssr.models.seg import SEG
 from cssr.models.shipped import is_shipped, shipped_directory
-from cssr.models.sr import SR
-from cssr.models.tiling import Kept, Moments, Tiles, Whole, Windows, WithValid, moments_of, reduced_valid, valid_rows
+from cssr.models.tiling import Kept, Tiles, Whole, Windows, moments_of, reduced_valid
 from cssr.models.tta import ORIENTATIONS, mean_logits
 
-FORMS = Registry("form of the joint model")
 _GROUPS = {
     "kernel": re.compile(r"\.predictor\."),
     "blur_skip": re.compile(r"\.blur_skip\."),
     "encoder": re.compile(r"^seg\.(.+\.)?encoder\."),
 }  # parameter groups beside `sr` and `seg`, by module name
 _EPSILON = 1e-5  # added to variances
-_KERNEL_TILES = 16  # of a large image from which its kernel is estimated, evenly over it
-_LOGIT_BOUND = 1e-6  # probabilities of a super-resolved mask are kept this far from 0 and 1
 
 
 class JointModel(nn.Module):
@@ -282,214 +274,6 @@ def group_of(name: str) -> str:
 def parent_of(group: str) -> str:
     """The group with the learning-rate factor for `group` where a phase gives it none of its own."""
     return "seg" if group == "encoder" else group
-
-
-class SRThenSeg(JointModel):
-    """SR network, normalisation, segmentation network: CSSR and CSBSR."""
-
-    def forward(
-        self,
-        lq: Tensor,
-        kernel: Tensor | None = None,
-        hr: Tensor | None = None,
-        mix: Tensor | None = None,
-        features: bool = False,
-        valid: Tensor | None = None,
-    ) -> Outputs:
-        """SR and crack logits.
-
-        Args:
-            hr: B 3 H W, in training: what `mix` and `features` refer to.
-            mix: B 1 H W, the share of HR in the image that is segmented; what is returned as SR is not mixed.
-            features: whether the segmentation encoder's feature maps, of SR and of HR, are returned too.
-            valid: B 1 H W, 1 on the pixels that hold data, which kernel and moments are of; None: all do.
-        """
-        sr, predicted = self._enlarged(lq, kernel, valid)
-        sr = self.clip(sr)
-        mixed = sr if mix is None else torch.lerp(sr, hr.to(sr.dtype), mix.to(sr.dtype))
-        image = self.normalize(mixed, valid=valid)
-        logits, *aux = self.segment(image, predicted)
-        outputs = Outputs(sr=sr, logits=logits, kernel=predicted, aux=tuple(aux))
-        if features:
-            outputs.sr_features = self.encoder_features(image if mix is None else self.normalize(sr, valid=valid))
-            with torch.no_grad():
-                outputs.hr_features = self.encoder_features(self.normalize(hr, valid=valid))
-        return outputs
-
-    @torch.no_grad()
-    def infer_rows(self, lq: Windows, tiles: Tiles, kept: Kept) -> Iterator[tuple[str, Tensor]]:
-        """A predicted kernel is the mean over tiles' kernels; the normalisation sees the whole SR image."""
-        kernel, moments, top = None, Moments(), 0
-        if self._predicts_kernel:
-            kernel = self._global_kernel(lq, tiles)
-            yield "kernel", kernel
-        for rows in tiles.rows(lambda x: self.sr(self._taken(x), _for_each_tile(kernel, x))[0], lq, self.scale):
-            rows = self.clip(rows)
-            valid = valid_rows(lq, top, rows.shape[-2], self.scale)
-            moments.add(rows, None if valid is None else valid.to(rows.device))
-            kept.append(rows)
-            top += rows.shape[-2]
-            yield "sr", rows
-        statistics = moments.result()
-        for rows in tiles.enlarged(self.scale).rows(lambda x: self._segmented(x, statistics, kernel), kept):
-            yield "logits", rows
-
-    @property
-    def rounds(self) -> int:
-        """One for the SR image, one for the cracks in it; the kernel is taken from a few tiles before."""
-        return 2
-
-    @property
-    def _predicts_kernel(self) -> bool:
-        return getattr(self.sr, "predicts_kernel", False)
-
-    def _segmented(self, part: Tensor, moments: tuple[Tensor, Tensor], kernel: Tensor | None) -> Tensor:
-        part = self._taken(part)
-        mean, variance = (_for_each_tile(moment, part) for moment in moments)
-        return self.segment(self.normalize(part, (mean, variance)), _for_each_tile(kernel, part))[0]
-
-    def _enlarged(self, lq: Tensor, kernel: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """SR image and kernel, the latter predicted from the valid pixels where the network can."""
-        if valid is None or not getattr(self.sr, "takes_valid", False):
-            return self.sr(lq, kernel)
-        return self.sr(lq, kernel, valid)
-
-    def _weighed_kernel(self, x: Tensor) -> Tensor:
-        """Kernel and share of valid pixels of tiles B 4 h w, as B k*k+1."""
-        x = self._taken(x)
-        valid = x[:, 3:]
-        kernel = self._enlarged(x[:, :3], None, F.interpolate(valid, scale_factor=self.scale))[1]
-        return torch.cat((kernel.flatten(1), valid.mean((1, 2, 3))[:, None]), 1)
-
-    def _masked_kernel(self, lq: Windows, tiles: Tiles) -> Tensor:
-        """The mean over tiles' kernels by how many of their pixels are valid; over all tiles where a few have none."""
-        image = WithValid(lq)
-        rows = torch.stack([*tiles.sampled(self._weighed_kernel, image, _KERNEL_TILES)])  # tiles B k*k+1
-        if not (rows[..., -1].sum(0) > 0).all():
-            rows = torch.stack([row for _, row in tiles.results(self._weighed_kernel, image)])
-        weight = rows[..., -1:]
-        kernel = (rows[..., :-1] * weight).sum(0) / weight.sum(0).clamp(min=1e-12)
-        return kernel.view(len(kernel), 1, self.sr.kernel_size, -1)
-
-    def _global_kernel(self, lq: Windows, tiles: Tiles) -> Tensor:
-        if getattr(lq, "masked", False):
-            return self._masked_kernel(lq, tiles)
-        kernels = tiles.sampled(lambda x: self.sr(self._taken(x))[1], lq, _KERNEL_TILES)
-        return torch.stack([*kernels]).mean(0)
-
-
-def _for_each_tile(value: Tensor | None, part: Tensor) -> Tensor | None:
-    """Repeat what belongs to each of B images for a stack of tiles of each."""
-    return None if value is None else repeat(value, "b ... -> (n b) ...", n=len(part) // len(value))
-
-
-class SegThenSR(JointModel):
-    """Segmentation of the LQ image, then super-resolution of the mask ("inverse").
-
-    Unverified against the published code, which has no numbers to compare with.
-    """
-
-    def forward(
-        self,
-        lq: Tensor,
-        kernel: Tensor | None = None,
-        valid: Tensor | None = None,
-        moments: tuple[Tensor, Tensor] | None = None,
-    ) -> Outputs:
-        """`mask_sr` and its logits; `lq_logits` and `aux` are of LQ size, for `loss.seg=at_lq`.
-
-        There is no SR image: `sr` is the bicubic enlargement, to look at. `moments`: as `normalize` takes them.
-        """
-        lq_logits, *aux = self._averaged(self.normalize(lq, moments, reduced_valid(valid, self.scale)))
-        mask_sr = self.sr(lq_logits.sigmoid())[0]
-        logits = self.calibrate(mask_sr.float().clamp(_LOGIT_BOUND, 1 - _LOGIT_BOUND).logit())
-        sr = self.clip(F.interpolate(lq, scale_factor=self.scale, mode="bicubic"))
-        return Outputs(sr=sr, logits=logits, aux=tuple(aux), lq_logits=lq_logits, mask_sr=mask_sr)
-
-    def _of_tiles(self, lq: Windows, tiles: Tiles) -> Callable[[Tensor], Outputs]:
-        """The normalisation sees the whole image."""
-        moments, (height, width) = Moments(), lq.shape
-        for top in range(0, height, tiles.side):
-            strip = (top, 0, min(tiles.side, height - top), width)
-            rows, valid = self._taken(lq.read(*strip)), lq.valid(*strip) if getattr(lq, "masked", False) else None
-            moments.add(rows, None if valid is None else valid.to(rows.device))
-        statistics = moments.result()
-        return lambda part: self(part, moments=tuple(_for_each_tile(moment, part) for moment in statistics))
-
-
-class Dual(JointModel):
-    """One network with two heads (DSRL), as `sr`."""
-
-    def forward(self, lq: Tensor, kernel: Tensor | None = None, valid: Tensor | None = None) -> Outputs:
-        """SR, logits, and the two features that DSRL's affinity loss compares."""
-        sr, logits, *features = self._both(lq)
-        if not self.training and self.orientations > 1:
-            logits = mean_logits(lambda part, _: self._both(part)[1], lq, None, self.orientations)
-        return Outputs(sr=self.clip(sr), logits=self.calibrate(logits), features=tuple(features))
-
-    def _both(self, lq: Tensor) -> tuple[Tensor, ...]:
-        height, width = (side * self.scale for side in lq.shape[-2:])
-        outputs = self.sr(pad_to_multiple(lq, getattr(self.sr, "stride", 1)))
-        return tuple(x[..., :height, :width] for x in (*outputs[:2], *outputs[2]))
-
-
-@FORMS.register
-def sr_then_seg(config: ModelConfig, seg: dict[str, Any]) -> SRThenSeg:
-    """`model.sr`, then `model.seg` on the SR image."""
-    if config.sr.get("channels", 3) != 3:
-        raise ValueError(f"model.sr.channels={config.sr['channels']!r}: images have 3; leave it out")
-    model = SRThenSeg(config, SR.build(config.sr, scale=config.scale), SEG.build(seg))
-    _check_kernel(model)
-    return model
-
-
-def _check_kernel(model: JointModel) -> None:
-    """A segmentation network that takes the kernel needs an SR network that predicts one, of the same size."""
-    if not getattr(model.seg, "takes_kernel", False):
-        return
-    if not getattr(model.sr, "predicts_kernel", False):
-        raise ValueError(
-            f"model.seg={model.config.seg['name']} needs the blur kernel, which model.sr={model.config.sr['name']} "
-            "does not predict: model.sr=kbpn does"
-        )
-    if model.seg.kernel_size != model.sr.kernel_size:
-        raise ValueError(
-            f"model.seg.kernel_size={model.seg.kernel_size} must be that of model.sr, {model.sr.kernel_size}"
-        )
-
-
-@FORMS.register
-def seg_then_sr(config: ModelConfig, seg: dict[str, Any]) -> SegThenSR:
-    """`model.seg` on the LQ image, then `model.sr` on its probabilities (one channel)."""
-    takes = SR.parameters(config.sr["name"])
-    if "channels" not in takes:
-        able = [name for name in SR.names() if "channels" in SR.parameters(name)]
-        raise ValueError(
-            f"model.form=seg_then_sr: model.sr={config.sr['name']} enlarges images only, not masks; "
-            f"choose from {', '.join(able)}"
-        )
-    model = SegThenSR(config, SR.build(config.sr, scale=config.scale, channels=1), SEG.build(seg))
-    if getattr(model.seg, "takes_kernel", False):
-        raise ValueError(f"model.form=seg_then_sr: model.seg={seg['name']} needs a blur kernel, and none is predicted")
-    return model
-
-
-@FORMS.register
-def dsrl(
-    config: ModelConfig,
-    fresh: bool,
-    upsample: Upsample = "deconv",
-    encoder: str = "resnet101",
-    pretrained: bool | str = False,
-    width: Count = 16,
-    encoder_args: dict[str, Any] | None = None,
-) -> Dual:
-    """Dual super-resolution learning: one network for both; `model.sr` and `model.seg` have no effect.
-
-    The settings are those of `cssr/models/dsrl.py`.
-    """
-    weights = pretrained if fresh else False
-    return Dual(config, dual_network(config.scale, upsample, encoder, weights, width, encoder_args=encoder_args), None)
 
 
 def build_model(config: ModelConfig, fresh: bool = False) -> JointModel:

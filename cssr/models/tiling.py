@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor
 
 from cssr.utils.threads import read_ahead, side_by_side
@@ -322,3 +323,8 @@ def valid_rows(lq: Windows, top: int, count: int, scale: int) -> Tensor | None:
         return torch.ones(1, 1, count, lq.shape[1] * scale, dtype=torch.bool)
     large = valid.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     return large[..., top - first * scale : top - first * scale + count, :] > 0
+
+
+def for_each_tile(value: Tensor | None, part: Tensor) -> Tensor | None:
+    """Repeat what belongs to each of B images for a stack of tiles of each."""
+    return None if value is None else repeat(value, "b ... -> (n b) ...", n=len(part) // len(value))

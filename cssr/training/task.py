@@ -13,7 +13,8 @@ from cssr.config.schema import Config, PhaseConfig
 from cssr.data.batch import Batch, send
 from cssr.losses import LOSSES
 from cssr.models.encoders import EncoderDecoder
-from cssr.models.joint import JointModel, SRThenSeg, group_of
+from cssr.models.forms.sr_then_seg import SRThenSeg
+from cssr.models.joint import JointModel, group_of
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 Loss = Callable[..., Tensor]

@@ -11,7 +11,8 @@ from helpers import SMALL_MODEL
 from torch import nn
 
 from cssr.config.schema import ModelConfig
-from cssr.models.joint import SRThenSeg, build_model
+from cssr.models.forms.sr_then_seg import SRThenSeg
+from cssr.models.joint import build_model
 from cssr.models.tiling import Kept, Moments, Tiles, Whole, fitting_side, starts, tiled
 
 SIZES = [(64, 64), (65, 64), (64, 129), (100, 77), (17, 90), (90, 5), (1, 1), (200, 66)]
