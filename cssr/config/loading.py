@@ -22,7 +22,7 @@ from cssr.utils.installed import find_file
 from cssr.utils.text import message_of
 
 _LARGEST = 1 << 20  # bytes of a recipe
-_LONGEST_CHAIN = 32  # recipes, each the base of the one before
+_MAX_CHAIN = 32  # recipes, each the base of the one before
 _PATHS = (("data", "train"), ("data", "val"), ("data", "cache"), ("train", "run_dir"), ("train", "init_from"))
 
 
@@ -217,8 +217,8 @@ def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> 
     real = Path(os.path.realpath(path))  # of a link to itself, unlike Path.resolve
     if real in above:
         raise ValueError(f"config: {path} is its own base: {' -> '.join(p.name for p in (*above, path))}")
-    if len(above) > _LONGEST_CHAIN:
-        raise ValueError(f"config: {above[0].name} has more than {_LONGEST_CHAIN} recipes below it: merge some")
+    if len(above) > _MAX_CHAIN:
+        raise ValueError(f"config: {above[0].name} has more than {_MAX_CHAIN} recipes below it: merge some")
     values, texts = _read_both(path)
     base, text = values.pop("base", None), texts.pop("base", None)
     values = with_texts(cls, values, texts)

@@ -8,7 +8,7 @@ import yaml
 from cssr.utils.text import message_of
 
 _DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, those behind aliases included
-_MOST_DIGITS = 300  # of a whole number: it must have a float
+_MAX_DIGITS = 300  # of a whole number: it must have a float
 
 
 def load_yaml(text: str | bytes, loader: type, complaint: str) -> Any:
@@ -69,7 +69,7 @@ class Dumper(yaml.SafeDumper):
 
 
 def _whole_number(text: str) -> int:
-    if len(text) > _MOST_DIGITS:
+    if len(text) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(text)} digits is too large to be meant")
     return int(text)
 

@@ -22,7 +22,7 @@ from cssr.utils.text import message_of
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".jp2", ".j2k", ".avif", ".heic", ".heif")
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError)  # what Pillow raises for damage
 DEFAULT_THRESHOLD = 127
-MOST_CLASSES = 8  # this many different values or fewer in loss-free masks are class labels, not soft edges
+MAX_CLASSES = 8  # this many different values or fewer in loss-free masks are class labels, not soft edges
 NO_DATA = -1  # value of pixels that a mask file marks as missing: never crack
 MOSTLY = 0.5  # share of crack pixels above which a mask looks inverted
 SHOWN = 6  # colours, values or levels that a message lists
@@ -243,7 +243,7 @@ def _counts(values: np.ndarray) -> np.ndarray:
 
 
 def _seen(levels: list[int]) -> str:
-    few = len(levels) <= MOST_CLASSES
+    few = len(levels) <= MAX_CLASSES
     return f"{{{', '.join(map(str, levels))}}}" if few else f"{levels[0]}..{levels[-1]}"
 
 
@@ -267,7 +267,7 @@ def _describe_empty(dim: dict[str, np.ndarray], threshold: int) -> str:
 
 def _refuse_unclear(levels: list[int], lossy: bool, seen: str) -> None:
     """Labels such as {0, 1, 2} or {0, 204, 255} are classes: a threshold would pick some of them without a word."""
-    labels = not lossy and 3 <= len(levels) <= MOST_CLASSES
+    labels = not lossy and 3 <= len(levels) <= MAX_CLASSES
     dim = 1 < levels[-1] <= DEFAULT_THRESHOLD
     if labels or dim:
         raise ValueError(

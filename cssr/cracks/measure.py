@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cssr.cracks.components import Components, Pixels, Runs
 from cssr.cracks.skeleton import Path, TooRagged, skeleton_paths
 
-MOST_CRACKS = 10_000  # components of a mask that are measured; some tens of seconds
+MAX_CRACKS = 10_000  # components of a mask that are measured; some tens of seconds
 
 _STEP = 0.1  # pixels between the points at which a line across the crack is looked at
 _APART = 0.37  # pixels between the places at which the width is measured
@@ -54,7 +54,7 @@ def measure_cracks(
     mask: np.ndarray,
     least_length: float = 0.0,
     prob: np.ndarray | None = None,
-    most: int = MOST_CRACKS,
+    most: int = MAX_CRACKS,
     warn: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> list[Crack]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
-from cssr.cracks.measure import MOST_CRACKS, Crack, TooRagged, check_most, measure_cracks
+from cssr.cracks.measure import MAX_CRACKS, Crack, TooRagged, check_most, measure_cracks
 from cssr.utils.cli import errors_end
 from cssr.utils.files import free_stem, naming
 from cssr.utils.image_files import IMAGE_SUFFIXES, lost_links, walk, with_suffix
@@ -109,7 +109,7 @@ def measure_file(
     units: Units,
     least_length: float,
     criterion: Criterion = Criterion(),
-    most: int = MOST_CRACKS,
+    most: int = MAX_CRACKS,
 ) -> list[Crack]:
     """Measure a mask file and write `stem_cracks.csv`, `.geojson` and `.png`.
 

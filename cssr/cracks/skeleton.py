@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from cssr.cracks.components import Pixels
 
-_LEAST_SIGMA = 2.0  # pixels along the path; smooths the steps of the pixel grid
+_MIN_SIGMA = 2.0  # pixels along the path; smooths the steps of the pixel grid
 _OF_RING = 0.07  # of a closed path: its smoothing takes a tenth of its length at most
 _AROUND = np.array([[128, 1, 2], [64, 0, 4], [32, 16, 8]], dtype=np.float32)  # p9 p2 p3 / p8 . p4 / p7 p6 p5 as bits
 
@@ -143,7 +143,7 @@ def _paths(graph: _Graph, radius: np.ndarray) -> tuple[list[Path], list[int]]:
             if end >= 0:
                 placed[at], meeting[end] = middles[end], meeting[end] + 1
         loose, joined = tuple(end < 0 and not closed for end in ends), tuple(end >= 0 for end in ends)
-        paths.append(Path(_smoothed(placed, max(_LEAST_SIGMA, middle / 2), closed), middle, loose, joined))
+        paths.append(Path(_smoothed(placed, max(_MIN_SIGMA, middle / 2), closed), middle, loose, joined))
     return paths, list(meeting.values())
 
 

@@ -26,7 +26,7 @@ _PACKERS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")  # gzip, bzip2, xz
 _ZSTANDARD = b"\x28\xb5\x2f\xfd"  # which Python's own library does not unpack
 _IN_PLACE = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff")
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # of Pillow, for these
-_MOST_MASKS = 100  # that the rule is decided from, evenly spread over the set
+_MAX_MASKS = 100  # that the rule is decided from, evenly spread over the set
 _HEADER = 1 << 16  # bytes that most headers of images are within
 _LARGEST = 1 << 28  # bytes of an image file that is read for its header, or of a mask
 
@@ -154,7 +154,7 @@ def _index(
     """The index, by the headers of all images and some of the masks."""
     sizes: Counter[str] = Counter()
     counts, masks, keys, twice = [], [], set(), False
-    step = -(-reading.whole // _MOST_MASKS)
+    step = -(-reading.whole // _MAX_MASKS)
     for number, members in enumerate(_watch(listed, "reading headers")):
         samples = reading.group(members)
         with open_tar(number) as file:

@@ -22,7 +22,7 @@ _BLOCK = 1 << 18  # bytes read at once
 _STALLED = 1 << 16  # bytes; a transfer that moves fewer in `timeout` seconds is broken off
 _SLOW = 1 << 20  # bytes a second; a transfer that falls below over `timeout` seconds is reported
 _ENDLESS = 1 << 62  # bytes
-_LONGEST_WAIT = 60.0  # seconds between two tries
+_MAX_WAIT = 60.0  # seconds between two tries
 _PASSING = {408, 425, 429}  # http statuses below 500 that may pass
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # the fault of this machine's disk
 
@@ -170,7 +170,7 @@ def _wait(number: int, error: Exception) -> float:
     """Seconds: doubling, scattered so that a cluster's workers do not all come back together; or as the server asks."""
     asked = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
     wait = float(asked) if asked.isdigit() else 0.5 * 2**number * random.SystemRandom().uniform(0.5, 1)
-    return min(wait, _LONGEST_WAIT)
+    return min(wait, _MAX_WAIT)
 
 
 def _digest(file: BinaryIO, size: int) -> str:

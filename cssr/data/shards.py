@@ -26,9 +26,9 @@ from cssr.utils.json_files import no_key_twice
 
 _REMEDY = "write the shards again with shards/make_shards.py"
 LARGEST = 1 << 26  # bytes; some 200,000 shards
-_LARGEST_KERNEL = 511  # pixels a side
-_LEAST_SAMPLE = 1024  # bytes in a tar: a header and a block
-_MOST_SAMPLES = 1_000_000  # a shard
+_MAX_KERNEL = 511  # pixels a side
+_MIN_SAMPLE = 1024  # bytes in a tar: a header and a block
+_MAX_SAMPLES = 1_000_000  # a shard
 _SIZE = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+\.(?i:tar)")
 
@@ -51,8 +51,8 @@ def parse_index(text: bytes) -> dict[str, Any] | None:
 def _is_shard(shard: dict[str, Any]) -> bool:
     """Return whether it has a plain name and so many bytes that its samples fit in."""
     samples, size = shard["samples"], shard["bytes"]
-    numbers = type(samples) is int and type(size) is int and 0 < samples * _LEAST_SAMPLE <= size < 2**62
-    return numbers and samples <= _MOST_SAMPLES and bool(_NAME.fullmatch(shard["name"])) and shard["name"].isprintable()
+    numbers = type(samples) is int and type(size) is int and 0 < samples * _MIN_SAMPLE <= size < 2**62
+    return numbers and samples <= _MAX_SAMPLES and bool(_NAME.fullmatch(shard["name"])) and shard["name"].isprintable()
 
 
 def _has_sound_lq(index: dict[str, Any]) -> bool:
@@ -61,7 +61,7 @@ def _has_sound_lq(index: dict[str, Any]) -> bool:
         return True
     scale, kernel = index["scale"], index.get("kernel")
     sound = index["lq"] is True and type(scale) is int and 0 < scale <= 64
-    return sound and (kernel is None or (type(kernel) is int and 0 < kernel <= _LARGEST_KERNEL))
+    return sound and (kernel is None or (type(kernel) is int and 0 < kernel <= _MAX_KERNEL))
 
 
 def _has_sound_naming(index: dict[str, Any]) -> bool:

@@ -14,8 +14,8 @@ from cssr.utils.text import message_of
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")  # in a brace pattern
 _TAR = re.compile(r"(?P<root>.*/)?(?P<name>[^/]*\.(?:tar|tar\.\w+|tgz|tbz2|txz))(?P<query>\?.*)?", re.IGNORECASE)
 _PACKED = re.compile(r".*\.(tar\.\w+|tgz|tbz2|txz)", re.IGNORECASE)
-_MOST_TARS = 200_000
-_LARGEST_INDEX = 1 << 28  # bytes of an index.json
+_MAX_TARS = 200_000
+_MAX_INDEX = 1 << 28  # bytes of an index.json
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _is_strange(path: Path) -> bool:
 def _is_of_others(index: Path) -> bool:
     """Tell an index.json of another program, such as that of wids, from ours."""
     try:
-        content = json.loads(index.read_bytes()) if index.stat().st_size <= _LARGEST_INDEX else None
+        content = json.loads(index.read_bytes()) if index.stat().st_size <= _MAX_INDEX else None
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "format" not in content
@@ -95,9 +95,9 @@ def _expanded(pattern: str) -> tuple[str, ...]:
     try:
         ranges = [int(last) - int(first) for first, last in _RANGE.findall(pattern)]  # the library lists each whole
         largest = max(map(abs, ranges), default=0)
-        names = tuple(islice(braceexpand(pattern), _MOST_TARS + 1)) if largest <= _MOST_TARS else ()
+        names = tuple(islice(braceexpand(pattern), _MAX_TARS + 1)) if largest <= _MAX_TARS else ()
     except ValueError as error:
         raise DataError(f"{pattern}: {message_of(error)}; write it as x-{{000000..000099}}.tar") from None
-    if max(len(names), largest) > _MOST_TARS:
-        raise DataError(f"{pattern} expands to more than {_MOST_TARS} tars; give fewer")
+    if max(len(names), largest) > _MAX_TARS:
+        raise DataError(f"{pattern} expands to more than {_MAX_TARS} tars; give fewer")
     return names

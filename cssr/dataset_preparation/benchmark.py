@@ -27,13 +27,13 @@ from cssr.config.registry import did_you_mean
 from cssr.data.dataset import Sample, eval_seed, read_sample
 from cssr.data.shards import DataError, ShardSet, sizes
 from cssr.data.tar_reader import Files, contents
-from cssr.dataset_preparation.encode import MOST_SCALE
+from cssr.dataset_preparation.encode import MAX_SCALE
 from cssr.dataset_preparation.images import open_picture, png
 from cssr.dataset_preparation.sources import Item, MaskRule, Source
 from cssr.degradations import DEGRADATIONS
 from cssr.utils.text import message_of
 
-_MOST_SEED = 2**31 - 1  # with the key's 32 bits below it a signed 64-bit number
+_MAX_SEED = 2**31 - 1  # with the key's 32 bits below it a signed 64-bit number
 _REWRITTEN = ("key", "source", "origin", "width", "height", "crack_share", "converted", "crc32", "group", "valid_share")
 _INHERITED = ("options", "licence", "split", "ratio", "split_sha256", "part", "seed")  # of the index
 _PLAIN = {bool: "true or false", int: "a whole number"}
@@ -133,8 +133,8 @@ def _checked(values: dict[str, Any]) -> Benchmark:
             raise ValueError(f"{key} is missing; a benchmark file holds {', '.join(known)}")
     if not isinstance(values["name"], str) or not re.fullmatch(r"[\w.+-]+", values["name"]):
         raise ValueError(f"name needs letters, digits and any of . _ + -; got {values['name']!r}")
-    _check_number("scale", values["scale"], 2, MOST_SCALE)
-    _check_number("seed", values.get("seed", 0), 0, _MOST_SEED)
+    _check_number("scale", values["scale"], 2, MAX_SCALE)
+    _check_number("seed", values.get("seed", 0), 0, _MAX_SEED)
     degradation = values["degradation"]
     component = {"name": degradation} if isinstance(degradation, str) else degradation
     _check_component(component, values["scale"])

@@ -17,7 +17,7 @@ from cssr.dataset_preparation.sources import Item, MaskRule
 from cssr.dataset_preparation.split import group_of
 from cssr.dataset_preparation.tiles import Place, Tiling, name_of
 
-MOST_SCALE, MOST_KERNEL = 64, 511  # that the reader takes: HR pixels per LQ pixel, pixels a side
+MAX_SCALE, MAX_KERNEL = 64, 511  # that the reader takes: HR pixels per LQ pixel, pixels a side
 Members = dict[str, bytes]  # extension -> bytes
 Facts = dict[str, Any]  # what the json says
 
@@ -228,9 +228,9 @@ def _lq(item: Item, form: Form, width: int, height: int, decode) -> Any:
 def _scale_of(item: Item) -> int:
     picture, lq = _readable(item, item.image, store_picture), _readable(item, item.lq, store_picture, ", its LQ image")
     scale = picture.width // lq.width
-    if not 0 < scale <= MOST_SCALE or (picture.width, picture.height) != (lq.width * scale, lq.height * scale):
+    if not 0 < scale <= MAX_SCALE or (picture.width, picture.height) != (lq.width * scale, lq.height * scale):
         raise ValueError(
-            f"{item.origin} is {picture.width}x{picture.height}, not 1 to {MOST_SCALE} times its LQ image's "
+            f"{item.origin} is {picture.width}x{picture.height}, not 1 to {MAX_SCALE} times its LQ image's "
             f"{lq.width}x{lq.height}; crop the image to a whole multiple"
         )
     return scale
@@ -239,10 +239,10 @@ def _scale_of(item: Item) -> int:
 def _kernel(item: Item, side: int | None) -> np.ndarray:
     """K K float32, its side checked against the set's."""
     kernel = np.asarray(item.kernel())
-    square = kernel.ndim == 2 and 0 < kernel.shape[0] == kernel.shape[1] <= MOST_KERNEL
+    square = kernel.ndim == 2 and 0 < kernel.shape[0] == kernel.shape[1] <= MAX_KERNEL
     if not square or kernel.dtype.kind != "f" or not np.isfinite(kernel).all():
         raise ValueError(
-            f"{item.origin}: its kernel is {kernel.dtype} {kernel.shape}; give finite floats, k x k, k <= {MOST_KERNEL}"
+            f"{item.origin}: its kernel is {kernel.dtype} {kernel.shape}; give finite floats, k x k, k <= {MAX_KERNEL}"
         )
     if side is not None and len(kernel) != side:
         raise ValueError(

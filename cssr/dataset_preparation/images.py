@@ -14,7 +14,7 @@ from cssr.utils.photographs import open_photograph
 
 KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of a telephone, with a second picture behind it
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-MOST_PIXELS = 500_000_000  # 1.5 GB in memory; more is refused
+MAX_PIXELS = 500_000_000  # 1.5 GB in memory; more is refused
 MODE_NAMES = {"L": "grey", "1": "1-bit", "P": "palette", "LA": "grey with alpha", "I": "32-bit", "F": "float"}
 _OUTLINE = (255, 40, 40)  # of cracks, RGB
 MISSING = "pixels without data, black"  # the last part of why an image was converted
@@ -86,7 +86,7 @@ def open_picture(data: bytes, bits: int | None = None) -> Opened:
 
 def _converted(data: bytes, reason: str, bits: int | None) -> Opened:
     try:
-        with open_photograph(data, MOST_PIXELS, bits) as photograph:
+        with open_photograph(data, MAX_PIXELS, bits) as photograph:
             rgb, valid = photograph.window(0, 0, *photograph.shape)
     except (ValueError, OSError) as problem:
         text = str(problem).removeprefix("cannot read the image as a photograph: ")
@@ -122,7 +122,7 @@ def outlined(image: Image.Image, mask: np.ndarray) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     """The header read, the number of pixels checked."""
     register_heif()
-    return open_image(io.BytesIO(data), MOST_PIXELS)
+    return open_image(io.BytesIO(data), MAX_PIXELS)
 
 
 def _why_convert(stored: Image.Image, data: bytes) -> str | None:

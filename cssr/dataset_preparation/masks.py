@@ -18,7 +18,7 @@ from cssr.utils.images import open_image
 ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture is on its side
 
 ResizeMasks = Annotated[bool, "enlarge or reduce masks of another size than their image to it (nearest neighbour)"]
-_MOST_PIXELS = 1 << 20
+_MAX_PIXELS = 1 << 20
 KERNEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".bmp")
 Threshold = Annotated[
     int | None, "crack = mask value > N (without it, the values of the whole set decide)", Within(0, 254)
@@ -115,7 +115,7 @@ def read_kernel(path: Path) -> np.ndarray:
 
 def _picture(path: Path) -> np.ndarray:
     """The grey levels of a picture, H W; equal colour channels are one."""
-    with open_image(path, _MOST_PIXELS) as stored:
+    with open_image(path, _MAX_PIXELS) as stored:
         planes = np.asarray(stored)
     if planes.ndim == 3 and (planes[..., :3] == planes[..., :1]).all():
         planes = planes[..., 0]

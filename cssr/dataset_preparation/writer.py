@@ -23,9 +23,9 @@ from cssr.dataset_preparation.split import group_of
 from cssr.utils.files import PARTIAL, identity, replace_file
 
 FORMAT = "cssr-shards-1"
-LARGEST_SHARD = 256  # samples, by default
+MAX_SHARD = 256  # samples, by default
 _FACTS = ("samples", "bytes", "sha256")  # of a shard, beside its name
-_LEAST_SHARDS = 16  # of a part that has as many samples, by default: one or more for each loader worker
+_MIN_SHARDS = 16  # of a part that has as many samples, by default: one or more for each loader worker
 
 
 @dataclass
@@ -90,7 +90,7 @@ def pack(part: str, items: Sequence[Item], counts: Sequence[int], size: int | No
 
     Without a `size` it is 256, or less where 16 shards need it: plain webdataset gives a worker no less than a shard.
     """
-    size = size or max(1, min(LARGEST_SHARD, sum(counts) // _LEAST_SHARDS))
+    size = size or max(1, min(MAX_SHARD, sum(counts) // _MIN_SHARDS))
     shards, first, held = [], 0, 0
     for place, count in enumerate([*counts, size]):  # the last closes what is open
         if held and held + count > size:

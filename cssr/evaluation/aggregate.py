@@ -17,7 +17,7 @@ _CURVES = {"hd95": ("hd95_min", "ahd95"), "msd": ("msd_min", "amsd")}
 _NUMBERS = ("psnr", "ssim", "ece", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)
 _PLACES = 1 << 24  # numbers of a part of the draws, so that memory does not grow with the set
 Samples = dict[str, np.ndarray]  # a measure's value in each resample
-MOST_SOURCES = 30  # more are names of photographs rather than of sources
+MAX_SOURCES = 30  # more are names of photographs rather than of sources
 
 
 _MEANS = ("ssim", "ece", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)  # of images that have it
@@ -224,7 +224,7 @@ def breakdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> dict[s
     `image` and `pooled` as `aggregate` gives them. Rows are as it takes them, with `blur_sigma` where known.
     """
     sources, blurs = _grouped(rows, _source), _grouped(rows, _blur)
-    kept = {"source": sources if len(sources) <= MOST_SOURCES else {}, "blur": blurs}
+    kept = {"source": sources if len(sources) <= MAX_SOURCES else {}, "blur": blurs}
     return {
         kind: {name: _part(groups[name], threshold) for name in in_order(groups)} if len(groups) > 1 else None
         for kind, groups in kept.items()

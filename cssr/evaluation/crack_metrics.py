@@ -65,7 +65,7 @@ def crack_errors(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float
     """Errors of mean and greatest crack width and of length of each sample, by `CRACK_KEYS`, B numbers each, pixels.
 
     prob (B, 1, H, W) floating point, crack where it exceeds 0.5, NaN being background; mask (B, 1, H, W) in {0, 1}.
-    An image without cracks has widths and length 0; None where one is as ragged as noise or has over `MOST_CRACKS`
+    An image without cracks has widths and length 0; None where one is as ragged as noise or has over `MAX_CRACKS`
     cracks, which would take hours. Raises ValueError where the shapes differ. Runs on the CPU, some 20 ms for 448x448.
     """
     same_shape(prob, mask)

@@ -35,7 +35,7 @@ from cssr.utils.distributed import start_engine
 from cssr.utils.files import PARTIAL, naming, sha256_of, write_atomic
 from cssr.utils.machine import check_processes, keep_freed_memory
 
-_LARGEST_SEED = 2**32 - 1
+_MAX_SEED = 2**32 - 1
 _PICTURED = 3  # images shown of the best, of the median and of the worst
 _MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint
 _CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "seed")  # options that results depend on
@@ -57,8 +57,8 @@ def check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < lowest:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}")
-    if options.seed > _LARGEST_SEED:
-        raise ValueError(f"--seed must be at most {_LARGEST_SEED}, got {options.seed}")
+    if options.seed > _MAX_SEED:
+        raise ValueError(f"--seed must be at most {_MAX_SEED}, got {options.seed}")
     world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     check_processes(options.workers * world, f"--workers {options.workers}", gib=0.3)
     check_tile(options.tile, "--tile")

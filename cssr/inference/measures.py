@@ -9,7 +9,7 @@ import numpy as np
 
 from cssr.cracks import pixel_size
 from cssr.cracks.files import Georeference, Units, write_geojson, write_outlines, write_picture, write_table
-from cssr.cracks.measure import MOST_CRACKS, measure_cracks
+from cssr.cracks.measure import MAX_CRACKS, measure_cracks
 from cssr.cracks.pixel_size import PixelSize
 from cssr.inference.sources import Source
 from cssr.inference.writers import Files
@@ -30,7 +30,7 @@ class Measured:
     distance: float | None = None  # metres from the camera to the surface
     rectify: bool = False  # photographs with a marker are seen from straight ahead
     least_length: float = 0.0  # of a crack, the photograph's pixels
-    most: int = MOST_CRACKS  # components, as for `measure_cracks`
+    most: int = MAX_CRACKS  # components, as for `measure_cracks`
 
     def prepare(
         self, source: Source, photograph: Photograph, warn: Callable[[str], None] = lambda _: None

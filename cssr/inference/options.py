@@ -16,7 +16,7 @@ from cssr.utils.cli import check_bits
 if TYPE_CHECKING:
     from cssr.inference.measures import Measured
 
-_MOST_DRAWN = 1000  # cracks of each width: 8 take as long as a photograph or two
+_MAX_DRAWN = 1000  # cracks of each width: 8 take as long as a photograph or two
 _OF_MEASURE = ("mm_per_pixel", "known_distance", "marker_side", "distance", "rectify", "limits", "least_length")
 
 
@@ -57,8 +57,8 @@ def _check_measures(options: argparse.Namespace) -> None:
     for name in ("marker_side", "distance"):
         if getattr(options, name) is not None and not 0 < getattr(options, name) < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(options, name)}")
-    if not 0 <= options.detectable <= _MOST_DRAWN:
-        raise ValueError(f"--detectable must be 0 to {_MOST_DRAWN}, got {options.detectable}")
+    if not 0 <= options.detectable <= _MAX_DRAWN:
+        raise ValueError(f"--detectable must be 0 to {_MAX_DRAWN}, got {options.detectable}")
     for name in ("least_length", "width_uncertainty"):
         if not 0 <= getattr(options, name) < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(options, name)}")

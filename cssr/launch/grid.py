@@ -18,7 +18,7 @@ from cssr.utils.files import safe_name
 SEED = "train.seed"
 _OWN = ("train.run_dir", "train.dry_run")  # what a sweep decides
 _LONGEST = 120  # characters of a folder's name
-_MOST_POINTS = 1000  # of a grid, each a training
+_MAX_POINTS = 1000  # of a grid, each a training
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def read_grid(texts: Sequence[str]) -> list[Axis]:
         if key in _OWN:
             raise ValueError(f"{key} cannot be swept: --out and --dry-run are for that")
     count = math.prod(len(values) for _, values in pairs)
-    if count > _MOST_POINTS:
-        raise ValueError(f"the grid has {count:,} points, each a training: sweep at most {_MOST_POINTS:,} at once")
+    if count > _MAX_POINTS:
+        raise ValueError(f"the grid has {count:,} points, each a training: sweep at most {_MAX_POINTS:,} at once")
     lasts = [key.split(".")[-1] for key in keys]
     labels = [last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts)]
     return [Axis(key, label, values) for (key, values), label in zip(pairs, labels)]

@@ -20,7 +20,7 @@ from cssr.utils.files import lock_file
 from cssr.utils.interrupts import heeded
 
 _POLL = 0.1  # seconds
-_SMALLEST_LOG = 1 << 16  # bytes
+_MIN_LOG = 1 << 16  # bytes
 _PATIENCE = 120  # seconds that a job that was asked to end may take to write what it has
 
 
@@ -129,7 +129,7 @@ def last_words(log: Path) -> str:
     """The line of a log that says most likely what went wrong."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    full = not lines and log.is_file() and shutil.disk_usage(log.parent).free < _SMALLEST_LOG
+    full = not lines and log.is_file() and shutil.disk_usage(log.parent).free < _MIN_LOG
     nothing = "there is no space for its log: make room, and run the same command again" if full else "it said nothing"
     errors = [line for line in lines if line.startswith("error:")] or lines or [nothing]
     return errors[-1][:300]

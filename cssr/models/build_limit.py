@@ -9,7 +9,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cssr.utils.machine import memory
 
-_MOST_TENSORS = 20_000  # of weights; the deepest networks of the registries' defaults have 2,000
+_MAX_TENSORS = 20_000  # of weights; the deepest networks of the registries' defaults have 2,000
 _MUCH = 1 << 30  # bytes of weights above which the rest is counted before it is filled, which would take minutes
 
 
@@ -41,9 +41,9 @@ def build_limit(trained: bool, build: Callable[[], object] | None = None) -> Ite
                 f"model: the weights take more than the {there / 2**30:.0f} GiB of memory that this machine has{more}: "
                 "make model.sr or model.seg smaller (widths, stages, kernels)"
             )
-        if count > _MOST_TENSORS:
+        if count > _MAX_TENSORS:
             raise TooLarge(
-                f"model: the networks have more than {_MOST_TENSORS} tensors of weights: give model.sr or model.seg "
+                f"model: the networks have more than {_MAX_TENSORS} tensors of weights: give model.sr or model.seg "
                 "fewer stages, groups, blocks or layers"
             )
         if size > _MUCH and not looked:

@@ -19,7 +19,7 @@ try:
 except ImportError:  # optional: it alone reports damage that decoders gloss over
     simplejpeg = None
 
-MOST_VALUES = 4096  # different values kept of one mask; more is a photograph in a mask's place
+MAX_VALUES = 4096  # different values kept of one mask; more is a photograph in a mask's place
 WIDEST = 255  # pixels; wider cracks count as this wide
 _SIZES = re.compile(r"is (\d+)x(\d+), but its mask is (\d+)x(\d+)")
 
@@ -136,7 +136,7 @@ def _mask(item: Item, state: Look, root: str) -> None:
             state.faults[kind] = "the mask" if kind == "zero-byte files" else _words(problem, root)
         return
     numbers, counts = np.unique(values + 0 if values.dtype == bool else values, return_counts=True)
-    kept = np.r_[0 : min(len(numbers), MOST_VALUES) - 1, -1]
+    kept = np.r_[0 : min(len(numbers), MAX_VALUES) - 1, -1]
     state.values = dict(zip(numbers[kept].tolist(), counts[kept].tolist()))
     state.mask_digest = _digest(values)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cssr.cracks.masks import MOST_CLASSES, MOSTLY
+from cssr.cracks.masks import MAX_CLASSES, MOSTLY
 from cssr.dataset_preparation.audit.examine import Crack, Look, sizes_in
 from cssr.dataset_preparation.audit.similarity import Links, Overlap, groups_of
 from cssr.dataset_preparation.sources import Item, MaskRule, Source
@@ -179,7 +179,7 @@ def _of_values(cases: Sequence[Case], mine: list[int], label: str) -> list[Findi
     levels = sorted(set().union(*(cases[n].look.values for n in mine)))
     codes = Counter(_code(cases[n].look) for n in mine) - Counter({None: len(mine)})
     findings = []
-    if len(codes) > 1 and len(levels) <= MOST_CLASSES:
+    if len(codes) > 1 and len(levels) <= MAX_CLASSES:
         usual = codes.most_common(1)[0][0]
         findings += _about(
             WARNING,
@@ -189,10 +189,10 @@ def _of_values(cases: Sequence[Case], mine: list[int], label: str) -> list[Findi
             [n for n in mine if _code(cases[n].look) not in (None, usual)],
             lambda case: f"0 and {_code(case.look)}",
         )
-    elif 3 <= len(levels) <= MOST_CLASSES:
+    elif 3 <= len(levels) <= MAX_CLASSES:
         findings.append(Finding(NOTE, f"classes{label}", f"the masks hold {levels}"))
-    soft = [n for n in mine if len(cases[n].look.values) > MOST_CLASSES]
-    message = f"masks with more than {MOST_CLASSES} values, levels between"
+    soft = [n for n in mine if len(cases[n].look.values) > MAX_CLASSES]
+    message = f"masks with more than {MAX_CLASSES} values, levels between"
     return findings + _about(NOTE, f"soft edges{label}", message, cases, soft)
 
 
@@ -212,7 +212,7 @@ def _code(look: Look) -> int | None:
 
 def _drawn(look: Look) -> bool:
     """Return whether a mask without crack looks as if it had one: values 0 and 1, or soft edges."""
-    return max(look.values) == 1 or (len(look.values) > MOST_CLASSES and max(look.values) > _SOFT)
+    return max(look.values) == 1 or (len(look.values) > MAX_CLASSES and max(look.values) > _SOFT)
 
 
 def _of_shares(cases: Sequence[Case], mine: list[int], label: str) -> list[Finding]:
