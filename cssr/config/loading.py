@@ -21,7 +21,7 @@ from cssr.utils.files import write_atomic
 from cssr.utils.installed import find_file
 from cssr.utils.text import message_of
 
-_LARGEST = 1 << 20  # bytes of a recipe
+_MAX_BYTES = 1 << 20  # bytes of a recipe
 _MAX_CHAIN = 32  # recipes, each the base of the one before
 _PATHS = (("data", "train"), ("data", "val"), ("data", "cache"), ("train", "run_dir"), ("train", "init_from"))
 
@@ -198,8 +198,8 @@ def _read_both(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a YAML file, and the same with each scalar as its text."""
     if not path.is_file():
         raise ValueError(f"config: no recipe at {path}")
-    if path.stat().st_size > _LARGEST:
-        raise ValueError(f"config: {path} is no recipe: it has more than {_LARGEST} bytes")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"config: {path} is no recipe: it has more than {_MAX_BYTES} bytes")
     data = path.read_bytes()
     values, texts = (load_yaml(data, loader, f"config: {path} is not valid YAML") or {} for loader in (Loader, Texts))
     if not isinstance(values, dict):

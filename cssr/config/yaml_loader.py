@@ -7,7 +7,7 @@ import yaml
 
 from cssr.utils.text import message_of
 
-_DEEPEST, _MOST = 40, 100_000  # levels of YAML; values, those behind aliases included
+_MAX_DEPTH, _MAX_VALUES = 40, 100_000  # levels of YAML; values, those behind aliases included
 _MAX_DIGITS = 300  # of a whole number: it must have a float
 
 
@@ -35,8 +35,8 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         """Count the nodes, those of an alias again, and how deep they are."""
         self._depth = getattr(self, "_depth", 0) + 1
-        if self._depth > _DEEPEST:
-            raise yaml.YAMLError(f"nested more than {_DEEPEST} deep")
+        if self._depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {_MAX_DEPTH} deep")
         alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -45,8 +45,8 @@ class Loader(yaml.SafeLoader):
         if not alias:
             parts = [n for pair in node.value for n in pair] if isinstance(node, yaml.MappingNode) else node.value
             node.count = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(part.count for part in parts)
-        if node.count > _MOST:
-            raise yaml.YAMLError(f"its aliases come to more than {_MOST} values")
+        if node.count > _MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases come to more than {_MAX_VALUES} values")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:

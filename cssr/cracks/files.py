@@ -23,7 +23,7 @@ from cssr.utils.images import encoded
 
 _PLACES = 3  # decimals of pixels and millimetres
 _TOLERANCE = 0.2  # pixels by which lines in files may differ from those measured
-_SMALLEST, _LARGEST = 1000, 4000  # pixels of the longer side of a picture
+_MIN_SIDE, _MAX_SIDE = 1000, 4000  # pixels of the longer side of a picture
 _LABELS = 0.1  # of a picture that labels cover
 _LINE, _POINT, _PAPER, _STAIN = (214, 39, 40), (31, 119, 180), 255, 190  # RGB, RGB, grey, grey
 
@@ -211,7 +211,7 @@ def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()
     cover a tenth of the picture at most, those of the longest cracks.
     """
     longer = max(image.shape[:2])
-    factor = min(max(1.0, round(_SMALLEST / longer)), _LARGEST / longer)
+    factor = min(max(1.0, round(_MIN_SIDE / longer)), _MAX_SIDE / longer)
     # masks in grey on white, so that the lines are seen
     grey = image if image.ndim == 3 else np.array([_PAPER, _STAIN], np.uint8)[(image != 0).view(np.uint8)]
     size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])

@@ -28,7 +28,7 @@ _IN_PLACE = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff")
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # of Pillow, for these
 _MAX_MASKS = 100  # that the rule is decided from, evenly spread over the set
 _HEADER = 1 << 16  # bytes that most headers of images are within
-_LARGEST = 1 << 28  # bytes of an image file that is read for its header, or of a mask
+_MAX_BYTES = 1 << 28  # bytes of an image file that is read for its header, or of a mask
 
 
 class NamedBytes(io.BytesIO):
@@ -194,7 +194,7 @@ def _index(
 
 def _header(file: BinaryIO, member: Member) -> _Image | None:
     """An image's size by its header; None if it has none that can be read."""
-    for length in (_HEADER, _LARGEST):
+    for length in (_HEADER, _MAX_BYTES):
         data = os.pread(file.fileno(), min(length, member.size), member.offset)
         try:
             with any_size():
@@ -218,7 +218,7 @@ def _unfit(image: Image.Image, data: bytes) -> str:
 
 def _read_mask(file: BinaryIO, member: Member, image: _Image, where: str) -> list[MaskFile]:
     """A mask as [its values]; [] for one that is damaged."""
-    data = os.pread(file.fileno(), min(member.size, _LARGEST), member.offset)
+    data = os.pread(file.fileno(), min(member.size, _MAX_BYTES), member.offset)
     try:
         image_size(data)  # else Pillow would try all the kinds that it knows
     except ValueError:

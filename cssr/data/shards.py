@@ -25,7 +25,7 @@ from cssr.utils.files import digest
 from cssr.utils.json_files import no_key_twice
 
 _REMEDY = "write the shards again with shards/make_shards.py"
-LARGEST = 1 << 26  # bytes; some 200,000 shards
+MAX_INDEX = 1 << 26  # bytes; some 200,000 shards
 _MAX_KERNEL = 511  # pixels a side
 _MIN_SAMPLE = 1024  # bytes in a tar: a header and a block
 _MAX_SAMPLES = 1_000_000  # a shard
@@ -217,7 +217,7 @@ class ShardSet:
 def _fetch_index(remote: Remote) -> bytes:
     """Read once a process, which keeps the index that it began with."""
     try:
-        return remote.fetch("index.json", LARGEST, _say)
+        return remote.fetch("index.json", MAX_INDEX, _say)
     except Unreachable as error:
         if "404" not in str(error):
             raise
@@ -229,8 +229,8 @@ def _read_index(path: Path, setting: str) -> bytes:
         raise DataError(
             f"{setting}: no shards in {path.parent} (index.json is missing); write them with shards/make_shards.py"
         )
-    if path.stat().st_size > LARGEST:
-        raise DataError(f"{setting}: {path} is larger than {LARGEST >> 20} MiB; {_REMEDY}")
+    if path.stat().st_size > MAX_INDEX:
+        raise DataError(f"{setting}: {path} is larger than {MAX_INDEX >> 20} MiB; {_REMEDY}")
     return path.read_bytes()
 
 

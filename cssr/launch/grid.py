@@ -17,7 +17,7 @@ from cssr.utils.files import safe_name
 
 SEED = "train.seed"
 _OWN = ("train.run_dir", "train.dry_run")  # what a sweep decides
-_LONGEST = 120  # characters of a folder's name
+_MAX_LENGTH = 120  # characters of a folder's name
 _MAX_POINTS = 1000  # of a grid, each a training
 
 
@@ -51,9 +51,9 @@ class Point:
         exact = ",".join(f"{axis.label}={value.label}" for axis, value in zip(self.axes, self.values))
         texts = [v.label if re.fullmatch(r"[\w.+-]*", v.label) else safe_name(v.label, "+", "") for v in self.values]
         plain = ",".join(f"{axis.label}={text}" for axis, text in zip(self.axes, texts))
-        if plain == exact and len(plain) <= _LONGEST:
+        if plain == exact and len(plain) <= _MAX_LENGTH:
             return plain
-        return f"{plain[:_LONGEST]}-{hashlib.sha256(exact.encode()).hexdigest()[:6]}"
+        return f"{plain[:_MAX_LENGTH]}-{hashlib.sha256(exact.encode()).hexdigest()[:6]}"
 
     @property
     def overrides(self) -> list[str]:

@@ -21,8 +21,8 @@ from cssr.models.joint import JointModel
 from cssr.utils.files import identity, naming, write_atomic
 
 OPSET = 18  # of ONNX
-SMALLEST = 8  # LQ pixels a side
-SIZES = ((1, SMALLEST, 11), (1, 32, 48), (2, 37, 61), (3, 64, 24))  # images, height, width: what files are tried on
+MIN_SIDE = 8  # LQ pixels a side
+SIZES = ((1, MIN_SIDE, 11), (1, 32, 48), (2, 37, 61), (3, 64, 24))  # images, height, width: what files are tried on
 _TRACED = (2, 3, 24, 28)  # what the model is followed on; none of SIZES
 _ONE_FILE = 1 << 30  # bytes of weights above which ONNX holds them in a file of their own: its limit is 2 GiB
 _FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
@@ -52,7 +52,7 @@ class Deployed(nn.Module):
         super().__init__()
         self.model = model
         with torch.no_grad():
-            kernel = model(torch.zeros(1, 3, SMALLEST, SMALLEST, device=model.mean.device)).kernel
+            kernel = model(torch.zeros(1, 3, MIN_SIDE, MIN_SIDE, device=model.mean.device)).kernel
         there = {"sr": True, "prob": segments(model.config), "kernel": kernel is not None}
         self.names = [name for name, has in there.items() if has]
 
@@ -250,7 +250,7 @@ def describe(deployed: Deployed) -> dict[str, Any]:
         "prob": {"shape": ["batch", 1, *large], "range": [0, 1], "meaning": "crack probability, after the sigmoid"},
         "kernel": {"shape": ["batch", 1, side, side], "meaning": "estimated blur kernel in HR pixels, sums to 1"},
     }
-    lq = {"shape": ["batch", 3, "height", "width"], "range": [0, 1], "channels": "RGB", "smallest_side": SMALLEST}
+    lq = {"shape": ["batch", 3, "height", "width"], "range": [0, 1], "channels": "RGB", "smallest_side": MIN_SIDE}
     return {
         "cssr_version": __version__,
         "torch_version": torch.__version__,

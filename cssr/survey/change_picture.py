@@ -21,7 +21,7 @@ COLOURS = {  # of Okabe and Ito, which the colour-blind tell apart
     "unclear": "#8a8f96",
     "out of view": "#c2c6cb",
 }
-_GAP, _HEAD, _LEAST = 8, 26, 900  # pixels: between pictures, above each, and of the longer side of each at least
+_GAP, _HEAD, _MIN_SIDE = 8, 26, 900  # pixels: between pictures, above each, and of the longer side of each at least
 _BEFORE = (40, 40, 40)  # where a crack was that has changed
 _GREY, _LIGHT = (128, 128, 128), 0.45  # where a photograph is gone, and how much of it is left below what has changed
 
@@ -32,7 +32,7 @@ def draw(
     """The picture; `images` are the photographs, reduced, and `first` the number of the first change."""
     height, width = pair.new.shape
     longer = max(height, width)
-    factor = max(_LEAST, min(longer, max(images[1].size) if images[1] else longer)) / longer
+    factor = max(_MIN_SIDE, min(longer, max(images[1].size) if images[1] else longer)) / longer
     size = max(1, round(width * factor)), max(1, round(height * factor))
     new = np.asarray((images[1] or Image.new("RGB", (1, 1), _GREY)).convert("RGB").resize(size)).copy()
     to_picture = np.diag([factor, factor, 1.0])

@@ -14,7 +14,7 @@ _FEATURES = 3000
 _RATIO = 0.85  # of the distances of the best and the second best match
 _REACH = 3.0  # pixels of that picture within which a match agrees with a homography
 _WIDER = 3.0  # times so far, matches show whether the surface is a plane
-_LEAST = 15  # matches that agree
+_MIN_MATCHES = 15  # matches that agree
 _SHARE = 0.3  # of the matches in the common area, beside 8: Brown and Lowe, IJCV 74 (2007), equation 13
 _ERROR = 4.0  # pixels of that picture, root mean square, above which the surface is no plane
 _SPREAD = 0.1  # of the common area that matches must span
@@ -166,15 +166,15 @@ def by_features(first: Picture, second: Picture) -> Registration:
     seen by two cameras, the surface is no plane, or there is no common area.
     """
     pairs = matches(first, second)
-    if len(pairs) < _LEAST:
-        raise NotRegistered(f"{len(pairs)} features match, {_LEAST} are needed")
+    if len(pairs) < _MIN_MATCHES:
+        raise NotRegistered(f"{len(pairs)} features match, {_MIN_MATCHES} are needed")
     source, target = first.points[pairs[:, 0]], second.points[pairs[:, 1]]
     reach = _REACH * max(second.factor, 1.0)
     cv2.setRNGSeed(0)
     matrix, kept = cv2.findHomography(source, target, cv2.USAC_MAGSAC, reach, maxIters=5000, confidence=0.9999)
-    if matrix is None or not np.isfinite(matrix).all() or kept.sum() < _LEAST:
+    if matrix is None or not np.isfinite(matrix).all() or kept.sum() < _MIN_MATCHES:
         agree = 0 if matrix is None else int(kept.sum())
-        raise NotRegistered(f"{agree} of {len(pairs)} matching features agree, {_LEAST} are needed")
+        raise NotRegistered(f"{agree} of {len(pairs)} matching features agree, {_MIN_MATCHES} are needed")
     area = common_area(matrix, first.shape, second.shape)
     off = np.linalg.norm(moved(source, matrix) - target, axis=1)
     near = off < _WIDER * reach
@@ -182,7 +182,7 @@ def by_features(first: Picture, second: Picture) -> Registration:
     off = np.linalg.norm(moved(source, matrix) - target, axis=1)
     agree, near = off < reach, off < _WIDER * reach
     within = first.shows(source) & second.shows(moved(source, matrix))
-    if agree.sum() < max(_LEAST, 8 + _SHARE * within.sum()):
+    if agree.sum() < max(_MIN_MATCHES, 8 + _SHARE * within.sum()):
         raise NotRegistered(f"{agree.sum()} of {within.sum()} matching features in the common area agree")
     error = float(np.sqrt((off[near] ** 2).mean()))
     if error > _ERROR * max(second.factor, 1.0):

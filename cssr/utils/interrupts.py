@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from cssr.utils.text import one_line
 
-_LONGEST = 2000  # characters of the line in which a command fails, which may repeat what it was given
+_MAX_LENGTH = 2000  # characters of the line in which a command fails, which may repeat what it was given
 _EMPTY = re.compile(r"(--[\w-]+=)?")  # an argument, or the value of an option
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -54,7 +54,7 @@ def run(main: Callable[[], Any]) -> Any:
         _print(stop)
         return 130
     except SystemExit as end:
-        end.code = one_line(end.code)[:_LONGEST] if isinstance(end.code, str) else end.code
+        end.code = one_line(end.code)[:_MAX_LENGTH] if isinstance(end.code, str) else end.code
         raise
     finally:
         for number in heeded():

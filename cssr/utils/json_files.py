@@ -9,8 +9,8 @@ from typing import Any
 from cssr.utils.annotations import described, fits, shortened
 from cssr.utils.text import message_of
 
-_LARGEST = 1 << 28  # bytes
-_MOST = 20_000_000  # values, each of which takes 70 bytes of memory and more
+_MAX_BYTES = 1 << 28  # bytes
+_MAX_VALUES = 20_000_000  # values, each of which takes 70 bytes of memory and more
 
 
 def read_json(path: Path, shape: Any = Any, remedy: str = "write it again") -> Any:
@@ -24,7 +24,7 @@ def read_json(path: Path, shape: Any = Any, remedy: str = "write it again") -> A
     return parse_json(read_bytes(path), str(path), shape, remedy)
 
 
-def read_bytes(path: Path, largest: int = _LARGEST) -> bytes:
+def read_bytes(path: Path, largest: int = _MAX_BYTES) -> bytes:
     """A regular file; ValueError for a pipe, a device, a folder, a file that is too large or cannot be read."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe without a writer does not hang
@@ -55,8 +55,8 @@ def decoded(data: bytes) -> str:
 def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it again") -> Any:
     """Parse JSON as `read_json` does, from bytes; errors call them `name`."""
     values = sum(map(data.count, (b",", b"[", b"{")))
-    if values > _MOST:
-        raise ValueError(f"{name} has some {values} values, more than {_MOST}: cut it into several")
+    if values > _MAX_VALUES:
+        raise ValueError(f"{name} has some {values} values, more than {_MAX_VALUES}: cut it into several")
     try:
         value = json.loads(decoded(data), object_pairs_hook=no_key_twice)
     except (ValueError, RecursionError) as error:

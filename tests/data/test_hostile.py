@@ -26,7 +26,7 @@ from PIL import Image
 from cssr.config.schema import DataConfig
 from cssr.data.dataset import read_sample
 from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_size
-from cssr.data.shards import LARGEST, DataError, ShardSet, parse_index
+from cssr.data.shards import MAX_INDEX, DataError, ShardSet, parse_index
 from cssr.data.tar_reader import read_members
 from cssr.utils.images import encoded
 
@@ -448,7 +448,7 @@ def test_an_index_of_a_gigabyte_is_refused_unread(tmp_path):
         file.truncate(2**30)
     with pytest.raises(DataError, match="data.train: .*index.json is larger than 64 MiB"):
         opened(root)
-    assert LARGEST < 2**30
+    assert MAX_INDEX < 2**30
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_what_is_no_json(data, said):
 
 
 def test_much_is_refused_before_it_is_parsed(monkeypatch):
-    monkeypatch.setattr(json_files, "_MOST", 4)
+    monkeypatch.setattr(json_files, "_MAX_VALUES", 4)
     assert parse_json(b"[1, 2, {}]", "x.json") == [1, 2, {}]
     with pytest.raises(ValueError, match="x.json has some 5 values, more than 4: cut it into several"):
         parse_json(b"[1, 2, {}, 3]", "x.json")

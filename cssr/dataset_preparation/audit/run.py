@@ -53,7 +53,7 @@ from cssr.utils.images import encoded
 from cssr.utils.machine import check_processes, cores
 
 NEAR = 40  # bits of 256: recompressed, resized, brightened copies differ in 25 at most, other photographs in 90 or more
-MOST = 12_000  # images among which overlaps are looked for by default: 5 GB
+MAX_COMPARED = 12_000  # images among which overlaps are looked for by default: 5 GB
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     about = "compare with the images of another part, or of a folder laid out alike"
     add("--against", metavar="DIR_OR_SPLIT", help=about)
     add("--near", type=int, default=NEAR, metavar="N", help=f"near-duplicates differ in N of {BITS} bits (%(default)s)")
-    about = f"look for images of the same spot (as a rule among up to {MOST} images)"
+    about = f"look for images of the same spot (as a rule among up to {MAX_COMPARED} images)"
     add("--overlaps", action=argparse.BooleanOptionalAction, help=about)
     add("--workers", type=int, default=cores(), help="processes (%(default)s)")
     add("--seed", type=int, default=0, help="of drawn pictures (%(default)s)")
@@ -90,7 +90,7 @@ def examine(args: argparse.Namespace) -> tuple[list[Part], list[Case], list[Find
     for part in parts:
         findings += check_keys(part)
     cases = [case for part in parts for case in part.cases]
-    overlaps = len(cases) <= MOST if args.overlaps is None else args.overlaps
+    overlaps = len(cases) <= MAX_COMPARED if args.overlaps is None else args.overlaps
     findings += _look(parts, cases, args.near >= 0, overlaps, args.workers, args.bits)
     findings += [*of_files(cases), *of_pictures(cases)]
     findings += _measure(parts, cases, args.workers)

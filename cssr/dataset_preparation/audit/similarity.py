@@ -24,7 +24,7 @@ _FREQUENCIES, _SIDE = 16, 64  # of a hash; of the grey image that it is computed
 _ROWS = 256  # images that a task compares with all that follow them
 _HELD = 1_000_000  # links held before all but those of a spanning forest are dropped
 
-LEAST = 10  # points that must agree
+MIN_POINTS = 10  # points that must agree
 _POINTS, _OVERLAP_SIDE = 300, 320  # of an image; pixels of its longer side when they are looked for
 _CONTRAST = 0.01  # below OpenCV's 0.04: concrete is dull
 _NEIGHBOURS, _TREES, _CHECKS = 8, 4, 64  # of the search for like points (randomized k-d trees)
@@ -198,7 +198,7 @@ def _like(index: cv2.flann_Index, codes: np.ndarray, owners: np.ndarray, task: i
 
 def _agree(first: int, second: int, pairs: np.ndarray, places: np.ndarray) -> Overlap | None:
     """The transform on which the pairs of points of two images (M 2) agree, if enough do."""
-    if len(pairs) < LEAST:
+    if len(pairs) < MIN_POINTS:
         return None
     one, other = places[pairs[:, 0]], places[pairs[:, 1]]
     motion, agree = cv2.estimateAffinePartial2D(one, other, method=cv2.RANSAC, ransacReprojThreshold=_MISS)
@@ -207,6 +207,6 @@ def _agree(first: int, second: int, pairs: np.ndarray, places: np.ndarray) -> Ov
     kept, scale = agree.ravel() > 0, float(np.hypot(motion[0, 0], motion[1, 0]))
     # several codes of one place are one point
     points = min(len(np.unique(side[kept] // _MISS, axis=0)) for side in (one, other))
-    if points < LEAST or not _SCALES[0] <= scale <= _SCALES[1]:
+    if points < MIN_POINTS or not _SCALES[0] <= scale <= _SCALES[1]:
         return None
     return Overlap(int(first), int(second), points, round(scale, 3))

@@ -10,8 +10,8 @@ from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Source
 from cssr.dataset_preparation.synthesis import render
 
 JPEG_QUALITY = 95
-SMALLEST = 32  # pixels; below that a picture holds no more than its crack
-_LARGEST = 4096  # pixels; what is drawn is in memory
+MIN_SIZE = 32  # pixels; below that a picture holds no more than its crack
+_MAX_SIZE = 4096  # pixels; what is drawn is in memory
 
 
 @SOURCES.register
@@ -24,8 +24,8 @@ def synthetic(
     """Drawn photographs of cracks in concrete and asphalt; needs no dataset."""
     if count < 1:
         raise ValueError(f"--count is {count}; ask for at least 1")
-    if not SMALLEST <= size <= _LARGEST:
-        raise ValueError(f"--size is {size} pixels; give {SMALLEST} to {_LARGEST}")
+    if not MIN_SIZE <= size <= _MAX_SIZE:
+        raise ValueError(f"--size is {size} pixels; give {MIN_SIZE} to {_MAX_SIZE}")
     if not 0 <= empty_share <= 1:
         raise ValueError(f"--empty-share is {empty_share}; give a share from 0 to 1")
     # a picture and its mask are asked for in turn: drawing it once serves both
