@@ -6,7 +6,7 @@
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import importlib
 import sys
@@ -55,7 +55,7 @@ def main() -> int | None:
 
 def console() -> int:
     """The installed command."""
-    interrupts.answer()
+    interrupts.handle_signals()
     return interrupts.run(main)
 
 

@@ -6,18 +6,18 @@ RESULTS is what `cssr.predict PHOTOGRAPHS --measure --out RESULTS` has written.
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import EndingParser, errors_end, program
+from cssr.utils.cli import ExitingParser, exit_on_error, program
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = EndingParser(prog=program("python -m cssr.annotate"), description=__doc__.splitlines()[0])
+    parser = ExitingParser(prog=program("python -m cssr.annotate"), description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("results", type=Path, help="directory of results of cssr.predict --measure")
     add("--out", type=Path, required=True, help="directory for coco.json (run lengths), coco_polygons.json, "
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     from cssr.survey.annotate import run
 
-    with errors_end():
+    with exit_on_error():
         run(options)
 
 

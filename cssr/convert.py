@@ -3,18 +3,18 @@
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import EndingParser, errors_end, program
+from cssr.utils.cli import ExitingParser, exit_on_error, program
 
 
 def parser() -> argparse.ArgumentParser:
     """The options; settings may be among them: `parse_intermixed_args`."""
-    parser = EndingParser(prog=program("python -m cssr.convert"), description=__doc__)
+    parser = ExitingParser(prog=program("python -m cssr.convert"), description=__doc__)
     parser.add_argument("file", type=Path, help="checkpoint of the authors (.pth)")
     parser.add_argument("--recipe", required=True, help="recipe with the model settings of the file")
     parser.add_argument("--out", type=Path, required=True, help="export directory to write")
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     from cssr.models.joint import build_model
     from cssr.models.published import convert_joint, read_published
 
-    with errors_end():
+    with exit_on_error():
         config = load_config(options.recipe, options.overrides)
         model = build_model(config.model)
         state = read_published(options.file)

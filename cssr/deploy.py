@@ -9,20 +9,20 @@ an example with numpy and onnxruntime alone.
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import EndingParser, errors_end, program, quick_imports
+from cssr.utils.cli import ExitingParser, exit_on_error, program, quick_imports
 
 FORMATS = ("onnx", "torch_export")  # for other systems
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = EndingParser(prog=program("python -m cssr.deploy"), description=__doc__.splitlines()[0])
+    parser = ExitingParser(prog=program("python -m cssr.deploy"), description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("model", type=Path, help="run, export, model of the package (small-x4), or owner/name in the Hub's cache")
     add("--format", nargs="+", choices=FORMATS, default=["onnx"], help="onnx (default), or both")
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         from cssr.models.deployment import check_onnx, deploy
         from cssr.models.load import load_model
 
-    with errors_end():
+    with exit_on_error():
         if "onnx" in options.format:
             check_onnx()
         if not options.tolerance > 0:

@@ -3,18 +3,18 @@
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import EndingParser, program, quick_imports
+from cssr.utils.cli import ExitingParser, program, quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = EndingParser(prog=program("accelerate launch cssr/evaluate.py"), description=__doc__)
+    parser = ExitingParser(prog=program("accelerate launch cssr/evaluate.py"), description=__doc__)
     parser.add_argument("model", type=Path, help="run, export, or model of the package (small-x4)")
     parser.add_argument("--data", required=True, help="shard directory to evaluate on")
     parser.add_argument("--checkpoint", default="export", help="of a run: export (default), best, last, or a step")

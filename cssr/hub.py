@@ -8,20 +8,20 @@ A pull fetches the two files of an export into this machine's cache, where every
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from cssr.utils.cli import EndingParser, errors_end, program
+from cssr.utils.cli import ExitingParser, exit_on_error, program
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = _parser().parse_args(arguments)
-    with errors_end():
+    with exit_on_error():
         options.run(options)
 
 
@@ -72,7 +72,7 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = EndingParser(prog=program("python -m cssr.hub"), description=__doc__.splitlines()[0])
+    parser = ExitingParser(prog=program("python -m cssr.hub"), description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="push | pack | pull")
     pushing = commands.add_parser("push", help="push the export of a run, with a model card")
     pushing.set_defaults(run=_push)

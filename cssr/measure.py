@@ -3,18 +3,18 @@
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import EndingParser, program
+from cssr.utils.cli import ExitingParser, program
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = EndingParser(prog=program("python -m cssr.measure"), description=__doc__)
+    parser = ExitingParser(prog=program("python -m cssr.measure"), description=__doc__)
     add = parser.add_argument
     add("masks", nargs="+", type=Path, help="mask files of 1 or 8 bit, or folders of them")
     add("--out", type=Path, required=True, help="directory to write to")

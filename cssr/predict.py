@@ -6,7 +6,7 @@ A photograph is taken as the low-resolution image: what is written is larger by 
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import argparse
 import sys
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cssr.config.schema import PRECISIONS, RESULTS, TILE, TILE_AT_SCALE_1
-from cssr.utils.cli import EndingParser, program, quick_imports
+from cssr.utils.cli import ExitingParser, program, quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = EndingParser(prog=program("python -m cssr.predict"), description=__doc__.splitlines()[0])
+    parser = ExitingParser(prog=program("python -m cssr.predict"), description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("source", type=Path, nargs="+", help="photographs, folders of them, quoted patterns ('pier/*.jpg'), videos; "
         "a run or an export in the first place is taken as --model")  # fmt: skip

@@ -8,7 +8,7 @@ samples seen for everything that changes.
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import sys
 

@@ -6,7 +6,7 @@ import sys
 from cssr.utils import interrupts
 
 if __name__ == "__main__":
-    interrupts.answer()  # before imports that take seconds
+    interrupts.handle_signals()  # before imports that take seconds
     from cssr.dataset_preparation.extract import main
 
     sys.exit(interrupts.run(main))

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from cssr.utils.cli import Parser, run_command
-from cssr.utils.files import PARTIAL, naming
+from cssr.utils.files import PARTIAL, naming_path
 from cssr.utils.installed import folder
 
 FOLDERS = ("configs", "launch")
@@ -37,7 +37,7 @@ def _run(arguments: list[str]) -> int:
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder as a whole; what could not be copied to its end is removed again."""
     room = target.with_name(f"{target.name}{PARTIAL}-{os.getpid()}")
-    with naming(target):
+    with naming_path(target):
         try:
             for path in source.rglob("*"):
                 if path.is_file() and "__pycache__" not in path.parts:

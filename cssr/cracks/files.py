@@ -19,7 +19,7 @@ from cssr.cracks.measure import Crack
 from cssr.cracks.outline import outline
 from cssr.cracks.pixel_size import SIZES
 from cssr.utils.files import write_atomic
-from cssr.utils.images import encoded
+from cssr.utils.images import encode_image
 
 _PLACES = 3  # decimals of pixels and millimetres
 _TOLERANCE = 0.2  # pixels by which lines in files may differ from those measured
@@ -254,4 +254,4 @@ def _label(
 
 def write_picture(image: np.ndarray, cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:
     """The picture of `annotated` as a PNG."""
-    return _write(path, encoded(annotated(image, cracks, units)))
+    return _write(path, encode_image(annotated(image, cracks, units)))

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
 from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
 from cssr.cracks.measure import MAX_CRACKS, Crack, TooRagged, check_most, measure_cracks
-from cssr.utils.cli import errors_end
-from cssr.utils.files import free_stem, naming
-from cssr.utils.image_files import IMAGE_SUFFIXES, lost_links, walk, with_suffix
+from cssr.utils.cli import exit_on_error
+from cssr.utils.files import free_stem, naming_path
+from cssr.utils.image_files import IMAGE_SUFFIXES, filter_by_suffix, lost_links_note, walk
 from cssr.utils.images import open_image
 from cssr.utils.text import one_line
 
@@ -88,14 +88,14 @@ def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    images, ends = with_suffix(walk(folder)), " ".join(IMAGE_SUFFIXES)
-    files = with_suffix(images, _LOSS_FREE) or images
+    images, ends = filter_by_suffix(walk(folder)), " ".join(IMAGE_SUFFIXES)
+    files = filter_by_suffix(images, _LOSS_FREE) or images
     if len(files) < len(images):
         left = f"{len(images) - len(files)} files that end with none of {' '.join(_LOSS_FREE)}"
         print(one_line(f"note: {folder}: left out {left}: name them if they are masks"), file=sys.stderr)
     files = [path for path in files if not (path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file())]
     files = [path for path in files if path.stem.endswith(_MASK)] or files
-    lost = lost_links(folder)
+    lost = lost_links_note(folder)
     if not files:
         raise ValueError(f"no mask in {folder}: {lost or f'none of its files ends with {ends}'}")
     if lost:
@@ -128,7 +128,7 @@ def measure_file(
     except TooRagged as error:
         raise ValueError(f"{path}: {error}, or raise --most-cracks {most}") from None
     target = stem.with_name(stem.name + _PICTURE)
-    with naming(target.parent):
+    with naming_path(target.parent):
         write_table(cracks, target.with_name(f"{target.name}.csv"), units)
         write_geojson(cracks, target.with_name(f"{target.name}.geojson"), units, place)
         write_picture(mask, cracks, target.with_name(f"{target.name}.png"), units)
@@ -146,7 +146,7 @@ def summary(cracks: Sequence[Crack], units: Units) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Measure all masks that the command line of `cssr.measure` names."""
-    with errors_end():
+    with exit_on_error():
         units = Units(options.scale, options.mm_per_pixel)
         if not 0 <= options.least_length < float("inf"):
             raise ValueError(f"--least-length must be 0 or more, got {options.least_length}")
@@ -154,7 +154,7 @@ def run(options: argparse.Namespace) -> None:
         criterion = Criterion(options.threshold, options.crack_colors, options.crack_values)
         choose(criterion.threshold, criterion.colors, criterion.values)
         masks = masks_at(options.masks)
-        with naming(options.out):  # before the first mask is measured
+        with naming_path(options.out):  # before the first mask is measured
             options.out.mkdir(parents=True, exist_ok=True)
         failed = _measure_all(masks, options, units, criterion)
     print(f"{len(masks) - len(failed)} masks: table, GeoJSON and picture of each in {options.out}")

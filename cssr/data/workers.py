@@ -22,7 +22,7 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from cssr.data.remote import DataError
-from cssr.utils.interrupts import held_back
+from cssr.utils.interrupts import signals_blocked
 from cssr.utils.text import message_of
 
 _SHARED = Path("/dev/shm")
@@ -105,7 +105,7 @@ def _begun(loader: DataLoader) -> Iterator[Any]:
     Raises: DataError where processes, or the semaphores of their queues, cannot be had.
     """
     try:
-        with held_back():
+        with signals_blocked():
             samples = iter(loader)
     except OSError as error:
         raise DataError(

@@ -15,7 +15,7 @@ from cssr.data.remote import DataError
 from cssr.dataset_preparation.images import Opened, Picture, open_picture, png, size_of, store_picture
 from cssr.dataset_preparation.sources import Item, MaskRule
 from cssr.dataset_preparation.split import group_of
-from cssr.dataset_preparation.tiles import Place, Tiling, name_of
+from cssr.dataset_preparation.tiles import Place, Tiling, tile_key
 
 MAX_SCALE, MAX_KERNEL = 64, 511  # that the reader takes: HR pixels per LQ pixel, pixels a side
 Members = dict[str, bytes]  # extension -> bytes
@@ -111,7 +111,7 @@ def _tiles(item: Item, form: Form, data: bytes) -> Iterator[tuple[str, Members, 
         if lq is not None:
             members["lq.png"] = png(lq.crop(place.divided(form.scale).box))
         cut, size = None if mask is None else mask[window], (place.width, place.height)
-        sample = _sample(item, form, name_of(item.key, place), members, cut, seen, size, reason)
+        sample = _sample(item, form, tile_key(item.key, place), members, cut, seen, size, reason)
         yield _with_tile(*sample, place, image.size)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from cssr.cracks.masks import Read, check_threshold, decide_by_levels, read_mask
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES
-from cssr.dataset_preparation.pairing import Layout, Pairs, checked, composed, find_pairs, select
+from cssr.dataset_preparation.pairing import Layout, Pairs, check_pairs, find_pairs, normalize_name, select
 from cssr.dataset_preparation.sources import Item, Source
-from cssr.utils.image_files import walk, with_suffix
+from cssr.utils.image_files import filter_by_suffix, walk
 
 
 def by_stem(directory: Path, suffixes: Iterable[str]) -> dict[str, Path]:
@@ -19,8 +19,8 @@ def by_stem(directory: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     if not directory.is_dir():
         raise ValueError(f"there is no folder {directory}; create it, or point --root at the folder above it")
     paths: dict[str, Path] = {}
-    for path in with_suffix(walk(directory), suffixes):
-        stem = composed(path.relative_to(directory).with_suffix("").as_posix())
+    for path in filter_by_suffix(walk(directory), suffixes):
+        stem = normalize_name(path.relative_to(directory).with_suffix("").as_posix())
         if stem in paths:
             raise ValueError(f"duplicate key {stem!r}: {paths[stem]} and {path}; rename or remove one of them")
         paths[stem] = path
@@ -75,7 +75,7 @@ def pair_folders(
     """
     pairs = Pairs(root, by_stem(images, IMAGE_SUFFIXES), by_stem(masks, mask_suffixes))
     pairs = select(pairs, names, skip) if names else pairs
-    return checked(pairs, lambda key: masks / f"{key}.png", lambda key: images / f"{key}.jpg", skip)
+    return check_pairs(pairs, lambda key: masks / f"{key}.png", lambda key: images / f"{key}.jpg", skip)
 
 
 def grey_source(

@@ -31,7 +31,7 @@ from cssr.dataset_preparation import check as checking
 from cssr.dataset_preparation.encode import Form, form_of, measure
 from cssr.dataset_preparation.groups import unmatched
 from cssr.dataset_preparation.options import read_arguments, read_check_arguments
-from cssr.dataset_preparation.pairing import left_out
+from cssr.dataset_preparation.pairing import omission_note
 from cssr.dataset_preparation.parallel import imap, imap_unordered, with_progress
 from cssr.dataset_preparation.show import summarize
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Source
@@ -50,7 +50,7 @@ from cssr.dataset_preparation.workspace import Workspace, check_free, open_works
 from cssr.dataset_preparation.writer import Shard, forget, input_states, is_whole, pack, write_index, write_shard
 from cssr.utils.cli import run_command
 from cssr.utils.files import digest, replace_file
-from cssr.utils.image_files import BESIDE, lost_links, passed_over, walk, with_suffix
+from cssr.utils.image_files import BESIDE, filter_by_suffix, lost_links_note, unread_note, walk
 
 
 def with_safe_keys(source: Source) -> Source:
@@ -82,14 +82,18 @@ def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
     notes = unmatched(taken.get("group_pattern"), [item.key for item in source.items])
     source = with_safe_keys(source)
     files = list(walk(taken["root"])) if taken.get("root") else []
-    masks = with_suffix(files, [BESIDE])
-    notes += left_out("masks of missing pixels, which must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)", masks)
-    left = [passed_over(files), lost_links(taken["root"]) if taken.get("root") else ""]
+    masks = filter_by_suffix(files, [BESIDE])
+    notes += omission_note(
+        "masks of missing pixels, which must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)", masks
+    )
+    left = [unread_note(files), lost_links_note(taken["root"]) if taken.get("root") else ""]
     if args.groups:
         related = read_related(args.groups, args.source, getattr(args, "split", None) or "")
         related = [[_safe(key) for key in keys] for keys in related]
         known = {item.key for item in source.items}
-        notes += left_out(f"images of --groups {args.groups} that are not here", sorted({*sum(related, [])} - known))
+        notes += omission_note(
+            f"images of --groups {args.groups} that are not here", sorted({*sum(related, [])} - known)
+        )
         source = replace(source, items=join_related(source.items, related))
     source = replace(source, notes=(*source.notes, *notes, *filter(None, left)))
     if args.tiling:
@@ -181,11 +185,11 @@ def _plan(
             for name, value in options.items()
         },
         "--ratio": split.ratio if split else None,
-        "the list of samples": list_of(parts),
+        "the list of samples": sample_list(parts),
     }
 
 
-def list_of(parts: dict[str, list[Item]]) -> str:
+def sample_list(parts: dict[str, list[Item]]) -> str:
     """Number of samples, and a digest of their names and origins."""
     listed = [[name, item.key, item.origin, group_of(item), item.extra] for name in parts for item in parts[name]]
     return f"{len(listed)} ({digest(listed)[:16]})"

@@ -47,7 +47,7 @@ def make(args: argparse.Namespace) -> str:
     from cssr import __version__
     from cssr.data.shards import open_sets
     from cssr.dataset_preparation.benchmark import degraded_source, header_of, read_benchmark
-    from cssr.dataset_preparation.make import list_of, with_safe_keys, write_set
+    from cssr.dataset_preparation.make import sample_list, with_safe_keys, write_set
     from cssr.dataset_preparation.show import summarize
     from cssr.dataset_preparation.workspace import check_free
     from cssr.utils.installed import find_file
@@ -64,7 +64,7 @@ def make(args: argparse.Namespace) -> str:
         "--shard-size": args.shard_size,
         "the benchmark": vars(benchmark),
         "the index of --data": shards.sha256,
-        "the list of samples": list_of(parts),
+        "the list of samples": sample_list(parts),
     }
     ((directory, index),) = write_set(source, parts, plan, header_of(shards, benchmark, degrade.resampler), args)
     evaluation = f"accelerate launch cssr/evaluate.py RUN --data {directory}"

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 from cssr.cracks.masks import LOSSY_SUFFIXES, Read, read_mask
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, reader
 from cssr.dataset_preparation.sources import Item
-from cssr.utils.image_files import walk, with_suffix
+from cssr.utils.image_files import filter_by_suffix, walk
 from cssr.utils.json_files import read_text
 from cssr.utils.text import one_line
 
@@ -68,7 +68,7 @@ class Pairs:
         return Item(key, origin, path.read_bytes, mask, group=group(key) if group else None, files=files)
 
 
-def checked(
+def check_pairs(
     pairs: Pairs, mask_place: Callable[[str], str], image_place: Callable[[str], str], skip: bool | None = None
 ) -> Pairs:
     """The pairs if each picture has its mask and each mask its picture.
@@ -82,8 +82,8 @@ def checked(
     bare, orphans = sorted(pictures.keys() - truths.keys()), sorted(truths.keys() - pictures.keys())
     both = {key: path for key, path in pictures.items() if key in truths}
     if skip and both:
-        notes = left_out("images without mask", [pictures[key].relative_to(pairs.root) for key in bare])
-        notes += left_out("masks without image", [truths[key].relative_to(pairs.root) for key in orphans])
+        notes = omission_note("images without mask", [pictures[key].relative_to(pairs.root) for key in bare])
+        notes += omission_note("masks without image", [truths[key].relative_to(pairs.root) for key in orphans])
         return Pairs(pairs.root, both, {key: truths[key] for key in both}, (*pairs.notes, *notes))
     or_skip = ", or pass over them with --skip-unpaired" if skip is False and both else ""
     if bare:
@@ -99,7 +99,7 @@ def checked(
     return pairs
 
 
-def left_out(what: str, names: Sequence[object]) -> tuple[str, ...]:
+def omission_note(what: str, names: Sequence[object]) -> tuple[str, ...]:
     """A note that counts what was passed over, and names the first; none where nothing was."""
     return (one_line(f"passed over {len(names)} {what}, the first is {names[0]}"),) if names else ()
 
@@ -118,9 +118,9 @@ def find_pairs(
         split: fills {split}; None where the layouts have none.
         ignore: regular expression; pictures with such a key are none.
         names: list of the pictures to take, as for `select`.
-        skip: as for `checked` and `select`.
-    Raises: ValueError where no layout fits (it names the parts that there are), two files share a stem, or as `checked`
-        and `select`.
+        skip: as for `check_pairs` and `select`.
+    Raises: ValueError where no layout fits (it names the parts that there are), two files share a stem, or as
+        `check_pairs` and `select`.
     """
     files = image_files(root)
     usable = [layout for layout in layouts if ("{split}" in layout.image) == (split is not None)]
@@ -129,15 +129,15 @@ def find_pairs(
     if not fitting:
         raise ValueError(_nothing_fits(root, split, files, layouts))
     layout, pairs = next((one for one in fitting if one[1].truths), fitting[0])
-    image_place, mask_place = (partial(filled, pattern, split) for pattern in layout)
-    return checked(select(pairs, names, skip) if names else pairs, mask_place, image_place, skip)
+    image_place, mask_place = (partial(fill_pattern, pattern, split) for pattern in layout)
+    return check_pairs(select(pairs, names, skip) if names else pairs, mask_place, image_place, skip)
 
 
 def _matched(files: list[str], root: Path, split: str | None, layout: Layout, ignore: str | None) -> Pairs:
     """The files of a layout, unchecked; a file that is a mask is no picture."""
-    truths = match(files, root, layout.mask, split)
+    truths = match_files(files, root, layout.mask, split)
     taken = set(truths.values())
-    pictures = match([name for name in files if root / name not in taken], root, layout.image, split)
+    pictures = match_files([name for name in files if root / name not in taken], root, layout.image, split)
     return Pairs(root, {k: path for k, path in pictures.items() if not (ignore and re.fullmatch(ignore, k))}, truths)
 
 
@@ -145,19 +145,19 @@ def image_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[st
     """Paths below the root, sorted, of files that end so; litter does not count. ValueError if it is no folder."""
     if not root.is_dir():
         raise ValueError(f"--root {root} is not a folder; give the folder that holds the dataset")
-    return sorted(path.relative_to(root).as_posix() for path in with_suffix(walk(root), suffixes))
+    return sorted(path.relative_to(root).as_posix() for path in filter_by_suffix(walk(root), suffixes))
 
 
-def composed(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A name with letters and accents as one: macOS takes them apart, and u-umlaut would not be u-umlaut."""
     return unicodedata.normalize("NFC", name)
 
 
-def match(files: Iterable[str], root: Path, pattern: str, split: str | None = None) -> dict[str, Path]:
+def match_files(files: Iterable[str], root: Path, pattern: str, split: str | None = None) -> dict[str, Path]:
     """The files of a pattern by stem; ValueError where two share one."""
-    expression, paths = compiled(pattern, split), {}
+    expression, paths = compile_pattern(pattern, split), {}
     for name in files:
-        fit = expression.fullmatch(composed(name))
+        fit = expression.fullmatch(normalize_name(name))
         if not fit:
             continue
         stem = fit["stem"]
@@ -167,10 +167,10 @@ def match(files: Iterable[str], root: Path, pattern: str, split: str | None = No
     return paths
 
 
-def compiled(pattern: str, split: str | None = None) -> re.Pattern:
+def compile_pattern(pattern: str, split: str | None = None) -> re.Pattern:
     """A pattern as a regular expression with the groups `stem` and, where `split` is None, `split`."""
     seen, parts = set(), []
-    for token in _TOKENS.split(composed(pattern)):
+    for token in _TOKENS.split(normalize_name(pattern)):
         name = token[1:-1]
         if token == "{split}" and split is not None:
             parts.append(re.escape(split))
@@ -183,7 +183,7 @@ def compiled(pattern: str, split: str | None = None) -> re.Pattern:
     return re.compile("".join(parts), re.IGNORECASE)
 
 
-def filled(pattern: str, split: str | None, stem: str) -> str:
+def fill_pattern(pattern: str, split: str | None, stem: str) -> str:
     """A pattern with its blanks filled, for people."""
     return pattern.replace("{split}", split or "*").replace("{stem}", stem).replace("**/", "")
 
@@ -194,7 +194,8 @@ def parts_of(files: Iterable[str], *layouts: Layout) -> list[str]:
     for layout in layouts:
         if "{split}" in layout.image:
             names = [
-                {fit["split"] for name in files if (fit := compiled(pattern).fullmatch(name))} for pattern in layout
+                {fit["split"] for name in files if (fit := compile_pattern(pattern).fullmatch(name))}
+                for pattern in layout
             ]
             parts |= names[0] & names[1]
     return sorted(parts)
@@ -206,7 +207,9 @@ def _nothing_fits(root: Path, split: str | None, files: list[str], layouts: Iter
     if parts:
         return (f"unknown split {split!r}: " if split else "") + f"choose with --split from: {', '.join(parts)}"
     fitting = [layout for layout in layouts if ("{split}" in layout.image) == (split is not None)]
-    wanted = " or ".join(" with ".join(filled(pattern, split or "SPLIT", "NAME") for pattern in one) for one in fitting)
+    wanted = " or ".join(
+        " with ".join(fill_pattern(pattern, split or "SPLIT", "NAME") for pattern in one) for one in fitting
+    )
     if not fitting:
         return f"unknown split {split!r}: this set has no parts, leave --split out (--ratio makes parts)"
     return (
@@ -241,7 +244,7 @@ def select(pairs: Pairs, list_file: str, skip: bool | None = None) -> Pairs:
         raise ValueError(f"{list_file} names a picture twice: {first!r}; remove one of the lines")
     chosen = {key: pairs.pictures[key] for key in keys}
     truths = {key: pairs.truths[key] for key in chosen if key in pairs.truths}
-    notes = left_out(f"names of {list_file} without file", absent)
+    notes = omission_note(f"names of {list_file} without file", absent)
     return Pairs(pairs.root, chosen, truths, (*pairs.notes, *notes))
 
 
@@ -264,8 +267,8 @@ class _Names:
         self._keys: dict[str, set[str]] = {}  # key, with and without suffix
         self._ends: dict[str, set[str]] = {}  # the last parts of these
         for key, path in pairs.pictures.items():
-            inside, suffix = composed(path.relative_to(pairs.root).as_posix()), path.suffix
-            for known, name in ((self._inside, inside), (self._keys, f"{composed(key)}{suffix}")):
+            inside, suffix = normalize_name(path.relative_to(pairs.root).as_posix()), path.suffix
+            for known, name in ((self._inside, inside), (self._keys, f"{normalize_name(key)}{suffix}")):
                 for form in {name, name.removesuffix(suffix)}:
                     _enter(known, form, key)
                     for end in {form.split("/", n)[-1] for n in range(form.count("/") + 1)}:
@@ -283,11 +286,11 @@ class _Names:
         return key
 
     def _key(self, name: str) -> str | None:
-        name = composed(name).replace("\\", "/").removeprefix("./")
+        name = normalize_name(name).replace("\\", "/").removeprefix("./")
         for known in (self._keys, self._inside, self._ends):
             if key := _only(known, name):
                 return key
-        parts, root = name.split("/"), composed(self._pairs.root.resolve().name).lower()
+        parts, root = name.split("/"), normalize_name(self._pairs.root.resolve().name).lower()
         far = name.startswith("/") or re.match(r"[A-Za-z]:/", name)
         for first in range(1, len(parts)):
             key = _only(self._inside, "/".join(parts[first:]))
@@ -310,7 +313,7 @@ class _Names:
         mask, base = self._pairs.truths.get(key), Path(rest.replace("\\", "/")).name
         if mask is None:
             return suffixed and Path(base).suffix.lower() in IMAGE_SUFFIXES
-        return composed(base).lower() in {composed(own).lower() for own in (mask.name, mask.stem)}
+        return normalize_name(base).lower() in {normalize_name(own).lower() for own in (mask.name, mask.stem)}
 
 
 def _enter(known: dict[str, set[str]], name: str, key: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from cssr.utils.interrupts import held_back
+from cssr.utils.interrupts import signals_blocked
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process gets when its parent ends
 _GRACE = 2  # seconds
@@ -105,7 +105,7 @@ def _worker_pool(work: Work, workers: int) -> Iterator[list[Connection]]:
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
-            with held_back():  # Ctrl-C reaches the whole group; the parent decides
+            with signals_blocked():  # Ctrl-C reaches the whole group; the parent decides
                 process.start()
             theirs.close()  # so that the death of the process is the end of its pipe
             processes.append(process)

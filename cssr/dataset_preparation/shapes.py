@@ -109,7 +109,7 @@ def runs_to_mask(counts: str | Sequence[int], height: int, width: int) -> np.nda
         counts: lengths of runs of 0 and 1 in turn, 0 first, down the columns; or the text that COCO packs them in.
     Raises: ValueError unless they add up to the image's pixels.
     """
-    lengths = unpacked(counts) if isinstance(counts, str) else counts
+    lengths = unpack_runs(counts) if isinstance(counts, str) else counts
     check_runs(lengths, height, width)
     values = np.arange(len(lengths)) % 2 == 1
     return np.repeat(values, np.asarray(lengths, np.int64)).reshape(width, height).T
@@ -124,7 +124,7 @@ def check_runs(lengths: Sequence[int], height: int, width: int) -> None:
         )
 
 
-def unpacked(text: str) -> list[int]:
+def unpack_runs(text: str) -> list[int]:
     """Text -> run lengths: five bits a letter, lowest first, a sixth that says more follow; from the third number on,
     the difference to the number before the last. Source: `rleFrString` of COCO's API, by its format.
 
@@ -168,12 +168,12 @@ def check_points(points: np.ndarray, height: int, width: int) -> bool:
     return bool((low < -2).any() or (high > end + 2).any())
 
 
-def cut_off(places: Sequence[str]) -> tuple[str, ...]:
+def cut_off_note(places: Sequence[str]) -> tuple[str, ...]:
     """A note about outlines that extend beyond their image."""
     return (f"cut {len(places)} outlines off at the image's border, the first is {places[0]}",) if places else ()
 
 
-def left_out_of(what: str, kinds: str, others: Mapping[str, int]) -> str:
+def other_labels_note(what: str, kinds: str, others: Mapping[str, int]) -> str:
     """A note about annotations of categories or labels that were not asked for."""
     names = sorted(others, key=lambda name: -others[name])
     listed = ", ".join(f"{name} ({others[name]})" for name in names[:8]) + (", ..." if names[8:] else "")

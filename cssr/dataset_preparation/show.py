@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from cssr.data.dataset import Sample, read_sample
 from cssr.data.shards import ShardSet
 from cssr.dataset_preparation.images import outlined
-from cssr.utils.cli import EndingParser, program
-from cssr.utils.files import naming, write_atomic
-from cssr.utils.images import encoded, joined
+from cssr.utils.cli import ExitingParser, program
+from cssr.utils.files import naming_path, write_atomic
+from cssr.utils.images import encode_image, join_images
 from cssr.utils.json_files import misfit
 from cssr.utils.text import message_of
 
@@ -149,7 +149,7 @@ def _cell(sample: Sample) -> Image.Image:
         side = panels[0].height // 2
         shown = np.rint(255 * np.clip(sample.kernel / max(sample.kernel.max(), 1e-12), 0, 1)).astype(np.uint8)
         panels.append(Image.fromarray(shown).convert("RGB").resize((side, side), Image.Resampling.NEAREST))
-    row = joined(panels, gap=_GAP)
+    row = join_images(panels, gap=_GAP)
     cell = Image.new("RGB", (row.width, row.height + _TEXT), "white")
     cell.paste(row, (0, 0))
     font = ImageFont.load_default(12)
@@ -169,7 +169,7 @@ def _shorten(text: str, font: Any, width: int) -> str:
 
 def main() -> int:
     """Command line."""
-    parser = EndingParser(
+    parser = ExitingParser(
         prog=program("shards/show.py"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shards", metavar="DIR", help="a folder of shards, a brace pattern, or an address")
@@ -188,9 +188,11 @@ def main() -> int:
         print(describe(options.shards, shards.index))
         if options.out:
             sheet = draw_sheet(shards, options.count, options.seed)
-            with naming(options.out):
+            with naming_path(options.out):
                 options.out.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(options.out, encoded(sheet, "PNG" if options.out.suffix.lower() == ".png" else "JPEG"))
+                write_atomic(
+                    options.out, encode_image(sheet, "PNG" if options.out.suffix.lower() == ".png" else "JPEG")
+                )
             print(f"{min(options.count, len(shards))} samples in {options.out}")
     except (ValueError, OSError) as problem:
         print("error:", message_of(problem), file=sys.stderr)

@@ -73,7 +73,7 @@ class Tiling:
                 )
 
 
-def name_of(key: str, place: Place) -> str:
+def tile_key(key: str, place: Place) -> str:
     """The key of a tile: its photograph's, and where it begins."""
     return f"{key}__y{place.y:06d}_x{place.x:06d}"
 

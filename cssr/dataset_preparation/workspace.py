@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cssr.dataset_preparation.parallel import WorkerDied
-from cssr.utils.files import PARTIAL, lock_file, naming, replace_file, sync
+from cssr.utils.files import PARTIAL, lock_file, naming_path, replace_file, sync
 from cssr.utils.json_files import parse_json, read_json
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,7 +35,7 @@ class Workspace:
         self.out, self.path = out, out.with_name(f"{out.name}{PARTIAL}")
         self.tree, self.finished, self.precious = self.path / "tree", {}, False
         self._missing = [parent for parent in out.parents if not parent.exists()]  # nearest first
-        with naming(out):
+        with naming_path(out):
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path / "lock")
 

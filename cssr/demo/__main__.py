@@ -3,7 +3,7 @@
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import argparse
 import asyncio
@@ -18,7 +18,7 @@ from typing import Any
 from cssr.config.schema import check_tile
 from cssr.demo.connections import protocol
 from cssr.demo.jobs import Limits
-from cssr.utils.cli import EndingParser, errors_end, program
+from cssr.utils.cli import ExitingParser, exit_on_error, program
 
 CONNECTIONS = 64  # open at once; further ones get 503
 
@@ -26,7 +26,7 @@ CONNECTIONS = 64  # open at once; further ones get 503
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     options = _parser().parse_args(arguments)
-    with errors_end():
+    with exit_on_error():
         _check(options)
         app = _app(options)
         listener = listen(options.host, options.port)
@@ -124,7 +124,7 @@ def serve(app: Any, listener: socket.socket) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = EndingParser(prog=program("python -m cssr.demo"), description=__doc__.splitlines()[0])
+    parser = ExitingParser(prog=program("python -m cssr.demo"), description=__doc__.splitlines()[0])
     model = "run, export, or model of the package (small-x4)"
     parser.add_argument("model", type=Path, nargs="?", default=Path("small-x4"), help=model)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")

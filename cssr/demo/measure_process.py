@@ -18,7 +18,7 @@ from cssr.cracks import pixel_size
 from cssr.cracks.files import Units, geojson, table
 from cssr.cracks.measure import Crack, measure_cracks
 from cssr.cracks.pixel_size import PixelSize
-from cssr.utils.images import encoded, open_image
+from cssr.utils.images import encode_image, open_image
 
 _LENGTHS = ("length", "mean_width", "max_width")
 
@@ -55,7 +55,7 @@ def measured(prob: np.ndarray, threshold: float, scale: int, sizes: Sequence[Pix
         "widest": unit * max((crack.max_width for crack in cracks), default=0.0),
         "notes": notes,
         "cracks": [_row(crack, unit) for crack in cracks],
-        "mask": base64.b64encode(encoded(mask)).decode(),
+        "mask": base64.b64encode(encode_image(mask)).decode(),
         "csv": table(cracks, units),
         "geojson": geojson(cracks, "cracks", units),
     }

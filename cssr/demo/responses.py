@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cssr.inference.predictor import Prediction, predict
 from cssr.models.joint import JointModel
-from cssr.utils.images import encoded
+from cssr.utils.images import encode_image
 from cssr.utils.photographs import read_with_valid
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
@@ -91,4 +91,4 @@ def _parts(prediction: Prediction) -> list[Part]:
 
 
 def _encode(image: np.ndarray, kind: str = "PNG") -> bytes:
-    return encoded(image, kind, **({} if kind == "PNG" else {"quality": 95, "subsampling": 0}))
+    return encode_image(image, kind, **({} if kind == "PNG" else {"quality": 95, "subsampling": 0}))

@@ -30,9 +30,9 @@ from cssr.models.joint import JointModel
 from cssr.models.load import choose, degradation_of, export_in, load_model
 from cssr.models.shipped import is_shipped
 from cssr.models.tta import ORIENTATIONS
-from cssr.utils.cli import errors_end
+from cssr.utils.cli import exit_on_error
 from cssr.utils.distributed import start_engine
-from cssr.utils.files import PARTIAL, naming, sha256_of, write_atomic
+from cssr.utils.files import PARTIAL, naming_path, sha256_of, write_atomic
 from cssr.utils.machine import check_processes, keep_freed_memory
 
 _MAX_SEED = 2**32 - 1
@@ -43,7 +43,7 @@ _CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "
 
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr/evaluate.py` asks for."""
-    with errors_end():
+    with exit_on_error():
         engine = start_engine()
         if engine.device.type == "cpu":
             keep_freed_memory()
@@ -152,7 +152,7 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
     result = compose(rows, {**_facts(options, model, component, degrade, sets), **made_from})
     partial = out / f"{PARTIAL}-{os.getpid()}"
     try:
-        with naming(out):
+        with naming_path(out):
             draw_pictures(result, partial, model, degrade, engine.device, stream(0, 1), options.tile)
             write_atomic(partial / "results.json", json.dumps(result, indent=1))
             _take_place(partial, out)

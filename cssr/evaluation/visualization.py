@@ -22,8 +22,8 @@ from torch import Tensor
 
 from cssr.data.batch import Batch, Outputs
 from cssr.evaluation.metrics import THRESHOLDS, thresholds_below
-from cssr.utils.files import PARTIAL, naming, safe_name, write_atomic
-from cssr.utils.images import encoded, joined, to_image
+from cssr.utils.files import PARTIAL, naming_path, safe_name, write_atomic
+from cssr.utils.images import encode_image, join_images, to_image
 from cssr.utils.json_files import read_json
 
 _GAP = 4  # pixels between panels
@@ -50,7 +50,7 @@ def sample_panels(batch: Batch, outputs: Outputs, index: int, segmentation: bool
 def strip(rows: Sequence[dict[str, np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
     """Rows of titled panels as one picture; `captions` are above the rows."""
     pictures = [_row(panels, caption) for panels, caption in zip(rows, [*captions, *[""] * len(rows)])]
-    return joined(pictures, down=True)
+    return join_images(pictures, down=True)
 
 
 def _row(panels: dict[str, np.ndarray], caption: str) -> Image.Image:
@@ -68,9 +68,9 @@ def _row(panels: dict[str, np.ndarray], caption: str) -> Image.Image:
 
 def save_picture(image: Image.Image | np.ndarray, path: Path) -> Path:
     """Write a PNG, making its directory; ValueError, one line, where it cannot be written."""
-    with naming(path.parent):
+    with naming_path(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, encoded(image))
+    write_atomic(path, encode_image(image))
     return path
 
 
@@ -130,7 +130,7 @@ def _cut(x: Tensor, window: Sequence[int]) -> Tensor:
 
 
 def _encoded(pixels: np.ndarray, form: str) -> bytes:
-    return encoded(pixels, form, **({"quality": _QUALITY} if form == "webp" else {"optimize": True}))
+    return encode_image(pixels, form, **({"quality": _QUALITY} if form == "webp" else {"optimize": True}))
 
 
 def _numbers(kernels: Tensor | None, index: int) -> list[list[float]] | None:

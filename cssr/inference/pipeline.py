@@ -31,7 +31,7 @@ from cssr.models.inference_form import for_inference
 from cssr.models.joint import JointModel
 from cssr.models.tiling import Tiles, fitting_side
 from cssr.utils import geotiff
-from cssr.utils.files import naming
+from cssr.utils.files import naming_path
 from cssr.utils.images import open_image
 from cssr.utils.machine import keep_freed_memory
 from cssr.utils.photographs import Photograph
@@ -163,7 +163,7 @@ class Pipeline:
         """Have the networks work; the call that is left measures and writes."""
         with self._reporting_errors(job), ExitStack() as stack:
             photograph = stack.enter_context(job.photograph)
-            stack.enter_context(naming(self._options.out))
+            stack.enter_context(naming_path(self._options.out))
             old = resume.begin(self._record(job.source))  # from here on nothing looks whole
             files = stack.enter_context(Files(self._options.out / job.source.stem))
             if job.rectified:

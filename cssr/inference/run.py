@@ -21,7 +21,7 @@ from cssr.survey.collect import collect
 from cssr.survey.severity import DEFAULT as DEFAULT_LIMITS
 from cssr.survey.severity import Limits, load_limits
 from cssr.survey.write import FOLDER, write_survey
-from cssr.utils.cli import errors_end
+from cssr.utils.cli import exit_on_error
 from cssr.utils.machine import keep_freed_memory
 from cssr.utils.photographs import Photograph, open_photograph
 from cssr.utils.text import one_line
@@ -32,7 +32,7 @@ _NO_ROOM = "not measured: no photograph has a part of 64 x 64 pixels that a crac
 def run(options: argparse.Namespace) -> None:
     """All that the command line of `cssr.predict` asks for."""
     try:
-        with errors_end():
+        with exit_on_error():
             choose_model(options)
             check(options)
             measured = measuring(options) if options.measure else None

@@ -16,13 +16,13 @@ from cssr.inference import resume
 from cssr.utils.files import free_stem
 from cssr.utils.image_files import (
     IMAGE_SUFFIXES,
+    filter_by_suffix,
     is_litter,
-    lost_links,
+    lost_links_note,
     masks_beside,
     misnamed_masks,
-    passed_over,
+    unread_note,
     walk,
-    with_suffix,
 )
 from cssr.utils.photographs import Photograph, open_photograph
 
@@ -117,9 +117,9 @@ def _below(source: Path) -> Iterator[tuple[Path, Path]]:
     """Files in a folder or of a pattern."""
     root = _root(source)
     if source.is_dir():
-        paths = _photographs(with_suffix(walk(source)))
+        paths = _photographs(filter_by_suffix(walk(source)))
     elif glob.has_magic(str(source)):
-        paths = _photographs(with_suffix(_matching(source), IMAGE_SUFFIXES + VIDEOS))
+        paths = _photographs(filter_by_suffix(_matching(source), IMAGE_SUFFIXES + VIDEOS))
     else:
         raise ValueError(f"no photograph or folder at {source}")
     if not paths:
@@ -160,11 +160,11 @@ def passed_over_in(sources: Sequence[Path]) -> str:
     """Warning of files in folders and patterns that look like photographs but are not read; "" without any."""
     folders = [path for source in sources if source.is_dir() for path in walk(source)]
     files = folders + [path for source in sources if not source.exists() for path in _matching(source)]
-    masks = masks_beside(without_results(with_suffix(files)))
+    masks = masks_beside(without_results(filter_by_suffix(files)))
     first = masks[0] if masks else None
     said = f"passed over {len(masks)} masks beside their photographs ({first}): name a file itself to predict it"
-    lost = [lost_links(source) for source in sources]
-    return "; ".join(filter(None, [said if masks else "", passed_over(files), misnamed_masks(files), *lost]))
+    lost = [lost_links_note(source) for source in sources]
+    return "; ".join(filter(None, [said if masks else "", unread_note(files), misnamed_masks(files), *lost]))
 
 
 def _root(source: Path) -> Path:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cssr.utils.cli import EndingParser, program
+from cssr.utils.cli import ExitingParser, program
 from cssr.utils.text import message_of
 
 _OPTIONS = {
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The options of `accelerate launch` that matter, by its names, and what train.py takes."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = EndingParser(
+    parser = ExitingParser(
         prog=program("launch/doctor.py"), description=__doc__, formatter_class=raw, allow_abbrev=False
     )
     add = parser.add_argument

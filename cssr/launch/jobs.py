@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cssr.utils.files import lock_file
-from cssr.utils.interrupts import heeded
+from cssr.utils.interrupts import handled_signals
 
 _POLL = 0.1  # seconds
 _MIN_LOG = 1 << 16  # bytes
@@ -88,7 +88,7 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[dict[str, str]]) -> list[Job
 def _signals() -> Iterator[list[int]]:
     """The signals that ask for an end, as they arrive; one that is ignored (nohup) stays so."""
     arrived: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in heeded()}
+    before = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in handled_signals()}
     try:
         yield arrived
     finally:

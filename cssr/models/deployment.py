@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cssr import __version__
 from cssr.config.schema import segments
 from cssr.models.joint import JointModel
-from cssr.utils.files import identity, naming, write_atomic
+from cssr.utils.files import identity, naming_path, write_atomic
 
 OPSET = 18  # of ONNX
 MIN_SIDE = 8  # LQ pixels a side
@@ -202,7 +202,7 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
     model.orientations = 1
     deployed = Deployed(model)
     folder, new = out / f".partial-{os.getpid()}", not out.exists()
-    with naming(out):
+    with naming_path(out):
         folder.mkdir(parents=True)  # before what takes long
         try:
             program = capture(deployed)

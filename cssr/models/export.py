@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cssr import __version__
-from cssr.utils.files import identity, naming, write_together
+from cssr.utils.files import identity, naming_path, write_together
 from cssr.utils.json_files import misfit, parse_json, read_bytes
 from cssr.utils.text import message_of
 
@@ -36,7 +36,7 @@ def write_export(model: nn.Module, settings: Mapping[str, Any], directory: str |
     convolutions and matrices are float16, half the bytes; biases and what normalises stay float32.
     """
     directory = Path(directory)
-    with naming(directory):
+    with naming_path(directory):
         directory.mkdir(parents=True, exist_ok=True)
     weights = save({name: _as_written(value, half) for name, value in model.state_dict().items()})
     facts = {"format": FORMAT, "cssr_version": __version__, "sha256": hashlib.sha256(weights).hexdigest()}

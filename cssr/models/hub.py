@@ -15,7 +15,7 @@ from torch import nn
 
 from cssr.models.export import SETTINGS, WEIGHTS, read_export, write_export
 from cssr.models.model_card import without_paths, write_card
-from cssr.utils.files import identity, naming, write_atomic, write_together
+from cssr.utils.files import identity, naming_path, write_atomic, write_together
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _PATIENCE = 10  # seconds for the Hub's first answer
@@ -128,7 +128,7 @@ def stage(
     samples = sorted((run / "samples").glob("*.png"))[-1:] if run else []
     if samples:
         card += f"\n## Samples\n\nValidation images: LQ, SR, HR, probability, mask.\n\n![samples]({SAMPLES})\n"
-    with naming(out):
+    with naming_path(out):
         out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(without_paths(settings), indent=2) + "\n"
     contents: dict[str, str | bytes] = {WEIGHTS: (export / WEIGHTS).read_bytes(), SETTINGS: text, "README.md": card}

@@ -3,13 +3,13 @@
 from cssr.utils import interrupts
 
 if __name__ == "__main__":  # before imports that take seconds
-    interrupts.answer()
+    interrupts.handle_signals()
 
 import argparse
 import sys
 from pathlib import Path
 
-from cssr.utils.cli import EndingParser, errors_end, program
+from cssr.utils.cli import ExitingParser, exit_on_error, program
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _survey(options: argparse.Namespace) -> None:
     from cssr.survey.report import write_report
 
-    with errors_end():
+    with exit_on_error():
         if options.results:
             raise ValueError(
                 f"--survey takes no other results, got {options.results[0]}: compare those in another call"
@@ -45,7 +45,7 @@ def _report(options: argparse.Namespace) -> None:
     from cssr.report.markdown import image_table
     from cssr.report.write import write
 
-    with errors_end():
+    with exit_on_error():
         results = load(options.results)
         base = find_reference(results, options.reference)
         path = write(results, base, options.out, options.title)
@@ -56,7 +56,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Results side by side: one page of HTML that opens offline, and Markdown, LaTeX and CSV."
-    parser = EndingParser(prog=program("python -m cssr.report"), description=about)
+    parser = ExitingParser(prog=program("python -m cssr.report"), description=about)
     parser.add_argument("results", nargs="*", type=Path, help="results.json files, or run or evaluation directories")
     parser.add_argument("--survey", type=Path, metavar="DIR", help="instead: a document to print, HTML and PDF, of the "
         "survey that cssr.predict --measure has written")  # fmt: skip

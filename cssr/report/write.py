@@ -13,7 +13,7 @@ from cssr.report.latex import latex_tables
 from cssr.report.markdown import compose
 from cssr.report.page import compose_page
 from cssr.report.plots import Curve, iou_curves
-from cssr.utils.files import naming, write_atomic
+from cssr.utils.files import naming_path, write_atomic
 
 _PICTURES = ("best", "median", "worst")
 
@@ -39,7 +39,7 @@ def write(results: Sequence[Result], base: Result | None, out: Path, title: str 
     """Write a report of results that were read; `base` is the reference."""
     title = title or "Evaluation"
     page = compose_page(results, base, title)
-    with naming(out):
+    with naming_path(out):
         out.mkdir(parents=True, exist_ok=True)
     pictures = [block for result in results for block in _pictures(result, out)]
     drawn = [(result, result.data["curves"]) for result in results if result.segmented]

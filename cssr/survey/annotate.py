@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cssr.survey import annotations
 from cssr.survey.annotations import Annotated
 from cssr.survey.collect import LINES, read_lines, written_by_prediction
-from cssr.utils.files import naming, write_atomic
+from cssr.utils.files import naming_path, write_atomic
 from cssr.utils.images import open_image
 from cssr.utils.json_files import read_json
 from cssr.utils.text import one_line
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     if len(photographs) < len(everything):
         left = len(everything) - len(photographs)
         print(f"left out {left} frames of videos: predict them as pictures to annotate them", file=sys.stderr)
-    with naming(options.out):
+    with naming_path(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     contents = {
         "coco.json": json.dumps(annotations.coco(photographs)),

@@ -10,7 +10,7 @@ from cssr.survey.changes import Change
 from cssr.survey.pairing import Pair
 from cssr.survey.photographs import cracks_of
 from cssr.survey.registration import moved
-from cssr.utils.images import joined
+from cssr.utils.images import join_images
 
 COLOURS = {  # of Okabe and Ito, which the colour-blind tell apart
     "new": "#d55e00",
@@ -57,7 +57,7 @@ def draw(
     _label(pictures[2], labels[::-1])
     there = [state for state in COLOURS if any(change.state == state for change in changes)]
     titles = ((f"old: {pair.old.name}", ()), (f"new: {pair.new.name}", ()), ("", there))
-    return joined([_titled(*both) for both in zip(pictures, *zip(*titles))], width > 1.6 * height, _GAP)
+    return join_images([_titled(*both) for both in zip(pictures, *zip(*titles))], width > 1.6 * height, _GAP)
 
 
 def _placed(image: Image.Image | None, pair: Pair, to_picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

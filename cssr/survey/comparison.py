@@ -28,7 +28,7 @@ from cssr.survey.photographs import Results, cracks_of, image_of, view_of
 from cssr.survey.registration import moved
 from cssr.survey.report import address
 from cssr.survey.write import write_whole
-from cssr.utils.images import encoded, open_image
+from cssr.utils.images import encode_image, open_image
 from cssr.utils.text import one_line
 
 LISTED = 1000  # rows of the page's table; all are in changes.csv
@@ -214,7 +214,7 @@ class Comparison:
         pair = self.pairs[index]
         images = image_of(pair.old, _SIDE), image_of(pair.new, _SIDE)
         picture = draw(pair, images, self._changes[index], self._first[index])
-        path.write_bytes(encoded(picture, "JPEG", quality=92, subsampling=0))
+        path.write_bytes(encode_image(picture, "JPEG", quality=92, subsampling=0))
 
     def _book(self, path: Path) -> None:
         header = ("pair", "old", "new", *STATES, "registered by", "features", "error px")

@@ -18,7 +18,7 @@ from cssr import __version__
 from cssr.survey.collect import COLUMNS, PIXELS, Row, Survey, collect, written_by_prediction
 from cssr.survey.geometry import paths
 from cssr.survey.severity import Limits, checked
-from cssr.utils.files import naming, write_atomic
+from cssr.utils.files import naming_path, write_atomic
 from cssr.utils.images import open_image
 from cssr.utils.json_files import read_json
 
@@ -51,7 +51,7 @@ def write_report(directory: Path, out: Path, title: str | None = None) -> list[P
     facts = read_json(folder / "survey.json", _SHAPE, "predict again")
     survey = _again(facts, folder)
     page = compose(survey, facts, title or "Crack survey")
-    with naming(out):
+    with naming_path(out):
         out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "survey.html", page)
     pdf = to_pdf(page)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cssr.survey import maps, tables
 from cssr.survey.collect import COVERAGE, Survey
-from cssr.utils.files import naming
+from cssr.utils.files import naming_path
 from cssr.utils.text import message_of
 
 FOLDER = "survey"  # in the directory of results
@@ -50,7 +50,7 @@ def write_whole(out: Path, writers: Mapping[str, Callable[[Path], Any] | None]) 
     Raises: ValueError, one line, naming the file that could not be written.
     """
     room = out / f".partial-{os.getpid()}"
-    with naming(out):
+    with naming_path(out):
         shutil.rmtree(room, ignore_errors=True)
         room.mkdir(parents=True)
         try:

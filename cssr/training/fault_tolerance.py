@@ -20,8 +20,8 @@ from accelerate.utils import broadcast_object_list
 from cssr.config.schema import Config
 from cssr.training.log import append_line
 from cssr.utils.distributed import AnyRank
-from cssr.utils.files import lock_file, naming
-from cssr.utils.interrupts import heeded, leave_terminal
+from cssr.utils.files import lock_file, naming_path
+from cssr.utils.interrupts import detach_terminal, handled_signals
 from cssr.utils.text import message_of
 
 STUCK = 75  # exit status of a process that its watchdog has ended: try again
@@ -40,7 +40,7 @@ class StopSignal:
         self.number: int | None = None  # of the signal that came
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         # SIGUSR1 always: launch/slurm.sh has its launcher ignore it, and processes inherit that.
-        self._before = {number: signal.signal(number, self._note) for number in (*heeded(), signal.SIGUSR1)}
+        self._before = {number: signal.signal(number, self._note) for number in (*handled_signals(), signal.SIGUSR1)}
 
     def __bool__(self) -> bool:
         orphaned = self._launcher is not None and os.getppid() != self._launcher
@@ -58,7 +58,7 @@ class StopSignal:
             signal.raise_signal(number)
         self.number = number
         if number == signal.SIGHUP:
-            leave_terminal()
+            detach_terminal()
         if number == signal.SIGINT and os.isatty(2) and os.environ.get("RANK", "0") == "0":
             os.write(2, b"\nstopping: this step is finished and a checkpoint written; Ctrl-C again ends at once\n")
 
@@ -212,16 +212,16 @@ class RunLock:
 
     def _take(self) -> list[Any]:
         """[token, what is wrong]."""
-        with naming(self._path.parent):
+        with naming_path(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(self._path):
+        with naming_path(self._path):
             self._file = open(self._path, "a+b")  # noqa: SIM115, its lock lasts as long as the run
         if not lock_file(self._file, _PATIENCE):
             self._file.seek(0)
             holder = self._file.read().decode(errors="replace").strip()
             return [None, f"train.run_dir: another run writes to {self._path.parent} ({holder}): stop it first"]
         token = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex[:8]}"
-        with naming(self._path):
+        with naming_path(self._path):
             self._file.truncate(0)
             self._file.write(token.encode())
             self._file.flush()

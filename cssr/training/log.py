@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cssr.config.registry import did_you_mean
 from cssr.config.schema import TrainConfig
-from cssr.utils.files import naming, write_atomic
+from cssr.utils.files import naming_path, write_atomic
 from cssr.utils.machine import peak_memory
 
 
@@ -39,7 +39,7 @@ class JsonlTracker(GeneralTracker):
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
     """Append one JSON object to a file of lines."""
-    with naming(path), open(path, "a", encoding="utf-8") as file:
+    with naming_path(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
 
@@ -123,7 +123,7 @@ class Console:
             return
         tqdm.write(text, file=sys.stderr) if self.bar else print(text, flush=True)
         if self.path:
-            with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
+            with naming_path(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def step(self) -> None:

@@ -8,7 +8,7 @@ from cssr.config.loading import load_config
 from cssr.config.schema import Config
 from cssr.training.fault_tolerance import explain
 from cssr.training.trainer import Run
-from cssr.utils.files import said_of
+from cssr.utils.files import error_line
 
 
 def run(arguments: list[str]) -> None:
@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> None:
 
 def _once(error: Exception) -> str | int:
     """Message of one rank, as every rank meets the same mistake."""
-    return f"error: {said_of(error)}" if os.environ.get("RANK", "0") == "0" else 1
+    return f"error: {error_line(error)}" if os.environ.get("RANK", "0") == "0" else 1
 
 
 def _explained(error: Exception, config: Config, micro_batch: int, building: bool = False) -> str:
@@ -42,4 +42,4 @@ def _explained(error: Exception, config: Config, micro_batch: int, building: boo
     explained = explain(error, config, micro_batch, building)
     if explained is None and not isinstance(error, (ValueError, OSError)):
         raise error
-    return said_of(explained or error)
+    return error_line(explained or error)

@@ -89,7 +89,7 @@ class Stepper:
         self._degrade, self._accumulation = degrade, accumulation
         self._layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         if not engines.flattens(engine):
-            engines.lay_out(self.model, self._layout)
+            engines.set_memory_format(self.model, self._layout)
         optimizer = build_optimizer(self.model, config)
         engines.configure_deepspeed(engine, optimizer, micro_batch, accumulation, config.optim.clip_norm)
         self.module, self.optimizer = engine.prepare(task, optimizer)

@@ -46,7 +46,7 @@ from cssr.training.task import Task
 from cssr.training.validation import Validation, is_better, record
 from cssr.utils import distributed as engines
 from cssr.utils.distributed import AnyRank, start_engine
-from cssr.utils.files import naming
+from cssr.utils.files import naming_path
 from cssr.utils.machine import keep_freed_memory
 
 
@@ -122,7 +122,7 @@ class Run:
                 f"stopped at step {self.step} on a signal, checkpoint written; the same command continues from here"
             )
         self.console.close()
-        with naming(self.dir):
+        with naming_path(self.dir):
             self.engine.end_training()
 
     # ---- logging, validation, checkpoints, export ----
@@ -140,7 +140,7 @@ class Run:
         }
         self.stepper.waited, self.logged_at, self.logged_step = 0.0, now, self.step
         if self.engine.is_main_process:
-            with naming(self.dir):
+            with naming_path(self.dir):
                 self.engine.log({"samples": self.step * self.config.train.batch_size, **metrics}, step=self.step)
             self.console.metrics(self.step, metrics)
 
@@ -156,7 +156,7 @@ class Run:
             return
         self._keep_best(validated.measures[config.train.best])
         if self.engine.is_main_process:
-            with naming(self.dir):
+            with naming_path(self.dir):
                 record(validated, self.step, self._progress(self.step).samples, self.dir, self.engine, self.console)
         self.logged_at += time.monotonic() - began
 
@@ -304,7 +304,7 @@ class Run:
         self.saver, self.stop = Saver(self.dir, config.train.keep), StopSignal()
         self.watchdog = Watchdog(config.train.hang_timeout, self.dir / "stacks" / f"rank_{engine.process_index}.txt")
         threading.excepthook = hide_writer
-        with naming(self.dir):
+        with naming_path(self.dir):
             engine.init_trackers(
                 "cssr" if not config.train.wandb else config.train.wandb,
                 config=None,

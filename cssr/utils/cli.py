@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import NoReturn
 
-from cssr.utils.files import said_of
+from cssr.utils.files import error_line
 
 
 def check_bits(bits: int | None) -> None:
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
 
-class EndingParser(argparse.ArgumentParser):
+class ExitingParser(argparse.ArgumentParser):
     """An argument parser whose complaints, those of an option given twice too, are one line and end the process."""
 
     def error(self, message: str) -> NoReturn:
@@ -105,12 +105,12 @@ def _import_timm() -> None:
 
 
 @contextmanager
-def errors_end() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """End the process with one line and exit status 1 on a mistake of the user."""
     try:
         yield
     except (ValueError, OSError) as problem:
-        sys.exit(f"error: {said_of(problem)}")
+        sys.exit(f"error: {error_line(problem)}")
 
 
 def run_command(
@@ -125,7 +125,7 @@ def run_command(
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
     except (ValueError, OSError) as problem:
-        print("error:", said_of(problem), file=sys.stderr)
+        print("error:", error_line(problem), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print("error:", str(stop) or f"interrupted; {interrupted}", file=sys.stderr)

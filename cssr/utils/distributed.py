@@ -40,7 +40,7 @@ def start_engine(timeout: float = 1800, **arguments: Any) -> Accelerator:
     )
     # accelerate has no other name for it yet
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    _meet_again(timeout)
+    _init_restarted_group(timeout)
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), groups]
     engine = Accelerator(cpu=not has_device and not deepspeed, kwargs_handlers=handlers, **arguments)
     _check_world(engine.num_processes)
@@ -49,7 +49,7 @@ def start_engine(timeout: float = 1800, **arguments: Any) -> Accelerator:
     return engine
 
 
-def _meet_again(timeout: float) -> None:
+def _init_restarted_group(timeout: float) -> None:
     """Form the group of ranks here after a restart by torchrun.
 
     Its store outlives the restart, and with it the addresses of ranks that are gone: each attempt needs its own names.
@@ -136,7 +136,7 @@ def precision(engine: Accelerator) -> str:
     return engine.mixed_precision
 
 
-def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+def set_memory_format(module: nn.Module, layout: torch.memory_format) -> None:
     """Put the weights of convolutions into this order in memory; their names, shapes and values stay."""
     for parameter in module.parameters():
         if parameter.dim() == 4:

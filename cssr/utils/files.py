@@ -28,7 +28,7 @@ _BLOCK = 1 << 22  # bytes hashed at once
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming_path(path: Path) -> Iterator[None]:
     """Name `path`, or the file below it, and the remedy in an error of writing, which by itself says neither.
 
     Raises: ValueError, one line; OSErrors that are not the system's pass.
@@ -41,7 +41,7 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(_unwritten(error, path)) from None
 
 
-def said_of(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """The message of an error in one line, with the remedy where a disk is full or takes no files."""
     if isinstance(error, OSError) and error.errno in (*_FULL, errno.EROFS):
         return _unwritten(error, Path(error.filename or tempfile.gettempdir()))
@@ -70,7 +70,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 
 def write_together(
-    contents: Mapping[Path, str | bytes], within: Callable[[Path], AbstractContextManager] = naming
+    contents: Mapping[Path, str | bytes], within: Callable[[Path], AbstractContextManager] = naming_path
 ) -> None:
     """Write files, text as UTF-8, under other names first; all are on disk when the first takes its own.
 

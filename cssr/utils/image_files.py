@@ -37,7 +37,7 @@ def walk(folder: Path) -> Iterator[Path]:
     yield from sorted(_walk(folder, (os.path.realpath(folder),))) if folder.is_dir() else ()
 
 
-def lost_links(folder: Path) -> str:
+def lost_links_note(folder: Path) -> str:
     """Say how many links below a folder lead nowhere, as to a disk that is not there; "" without any."""
     lost: list[Path] = []
     if folder.is_dir():
@@ -64,12 +64,12 @@ def _walk(folder: Path, above: tuple[str, ...], lost: list[Path] | None = None) 
                 lost.append(path)
 
 
-def with_suffix(paths: Iterable[Path], suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
+def filter_by_suffix(paths: Iterable[Path], suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Select the paths that end with one of the suffixes, in any case."""
     return [path for path in paths if path.suffix.lower() in {*suffixes}]
 
 
-def passed_over(paths: Iterable[Path]) -> str:
+def unread_note(paths: Iterable[Path]) -> str:
     """Say how many of the files look like photographs but are of kinds that are not read; "" if none does."""
     counts = Counter(path.suffix.lower() for path in paths if path.suffix.lower() in LIKE_IMAGES)
     if not counts:
@@ -81,7 +81,7 @@ def passed_over(paths: Iterable[Path]) -> str:
 def misnamed_masks(paths: Iterable[Path]) -> str:
     """Say how many masks of missing pixels (`a.msk`) have no photograph that they are called after (`a.tif.msk`)."""
     paths = {*paths}
-    lost = sorted(path for path in with_suffix(paths, [BESIDE]) if path.with_suffix("") not in paths)
+    lost = sorted(path for path in filter_by_suffix(paths, [BESIDE]) if path.with_suffix("") not in paths)
     if not lost:
         return ""
     return f"passed over {len(lost)} masks of missing pixels ({lost[0]}): call them photo.tif.msk, of photo.tif"

@@ -150,7 +150,7 @@ def to_image(x: "Tensor") -> np.ndarray:
     return repeat(levels, "c h w -> h w (n c)", n=3 // len(levels)).numpy()
 
 
-def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options: Any) -> bytes:
+def encode_image(image: Image.Image | np.ndarray, form: str = "PNG", **options: Any) -> bytes:
     """The bytes of an image as a file; `form` and `options` as Pillow takes them. PNGs without options take a 20th of
     Pillow's time, and are as large within a fifth.
     """
@@ -163,7 +163,9 @@ def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options: Any) 
     return buffer.getvalue()
 
 
-def joined(pictures: Sequence[Image.Image], down: bool = False, gap: int = 0, ground: str = "white") -> Image.Image:
+def join_images(
+    pictures: Sequence[Image.Image], down: bool = False, gap: int = 0, ground: str = "white"
+) -> Image.Image:
     """Pictures in a row or, `down`, in a column, `gap` pixels apart, as one."""
     along = int(down)
     across = max(picture.size[1 - along] for picture in pictures)

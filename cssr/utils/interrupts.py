@@ -17,17 +17,17 @@ _EMPTY = re.compile(r"(--[\w-]+=)?")  # an argument, or the value of an option
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def answer() -> None:
+def handle_signals() -> None:
     """End this program with one line on SIGINT, SIGTERM and SIGHUP, whatever it is doing: imports included.
 
     To be called first of all in a command. A signal that is ignored (under nohup) stays so; the exit status is 130.
     """
     sys.excepthook = _show
-    for number in heeded():
+    for number in handled_signals():
         signal.signal(number, _interrupt)
 
 
-def heeded() -> list[signal.Signals]:
+def handled_signals() -> list[signal.Signals]:
     """The signals that ask for an end, but for those that are ignored (under nohup)."""
     return [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
 
@@ -57,7 +57,7 @@ def run(main: Callable[[], Any]) -> Any:
         end.code = one_line(end.code)[:_MAX_LENGTH] if isinstance(end.code, str) else end.code
         raise
     finally:
-        for number in heeded():
+        for number in handled_signals():
             signal.signal(number, signal.SIG_DFL)
 
 
@@ -102,7 +102,7 @@ class Terminal(Stream):
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Block the signals of a terminal; processes begun meanwhile never get them, as their parent answers for them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
@@ -111,7 +111,7 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_terminal() -> None:
+def detach_terminal() -> None:
     """Discard what would go to a terminal that is closed, where every write is an error."""
     for number in (1, 2):
         if stat.S_ISCHR(os.fstat(number).st_mode):
@@ -120,7 +120,7 @@ def leave_terminal() -> None:
 
 def _interrupt(number: int, _: FrameType | None) -> NoReturn:
     if number == signal.SIGHUP:
-        leave_terminal()
+        detach_terminal()
     for ending in ENDING:  # a second one does not wait for what is cleared up
         if signal.getsignal(ending) is _interrupt:
             signal.signal(ending, signal.SIG_DFL)

@@ -40,10 +40,10 @@ def read_bytes(path: Path, largest: int = _MAX_BYTES) -> bytes:
 
 def read_text(path: Path) -> str:
     """The text of a file, encoded as `read_json` has it; errors as of `read_bytes`."""
-    return decoded(read_bytes(path))
+    return decode_text(read_bytes(path))
 
 
-def decoded(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
     """Text in UTF-8, UTF-16, UTF-32 or (failing that) Latin-1, without its byte order mark."""
     try:
         text = data.decode(json.detect_encoding(data))
@@ -58,7 +58,7 @@ def parse_json(data: bytes, name: str, shape: Any = Any, remedy: str = "write it
     if values > _MAX_VALUES:
         raise ValueError(f"{name} has some {values} values, more than {_MAX_VALUES}: cut it into several")
     try:
-        value = json.loads(decoded(data), object_pairs_hook=no_key_twice)
+        value = json.loads(decode_text(data), object_pairs_hook=no_key_twice)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else message_of(error)
         raise ValueError(f"{name} is damaged, no JSON: {reason}; {remedy}") from None

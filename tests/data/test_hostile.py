@@ -28,7 +28,7 @@ from cssr.data.dataset import read_sample
 from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_size
 from cssr.data.shards import MAX_INDEX, DataError, ShardSet, parse_index
 from cssr.data.tar_reader import read_members
-from cssr.utils.images import encoded
+from cssr.utils.images import encode_image
 
 
 def one_line(caught) -> str:
@@ -335,7 +335,7 @@ def test_of_odd_chunks_of_a_png_nothing_is_written(mode, capfd):
     """A profile that is too short and a wrong checksum of a text: the pixels are those of the file without them."""
     image = Image.fromarray(coordinates(0, 20, 24))
     wide = np.arange(480, dtype=np.uint16).reshape(20, 24) * 100
-    data = encoded(wide if mode == "I;16" else image.convert(mode))
+    data = encode_image(wide if mode == "I;16" else image.convert(mode))
     odd = data[:33] + ODD_CHUNKS + data[33:]
     np.testing.assert_array_equal(decode_image(odd, pytest.fail), decode_image(data, pytest.fail))
     np.testing.assert_array_equal(decode_mask(odd, 3), decode_mask(data, 3))
@@ -355,7 +355,7 @@ def test_of_odd_chunks_of_a_png_nothing_is_written(mode, capfd):
 @pytest.mark.parametrize("options", [{}, {"subsampling": "4:1:1"}])
 def test_damage_within_a_jpeg_is_told_once(options, capfd):
     """As OpenCV decodes it, which writes of it by itself."""
-    data = bytearray(encoded(coordinates(0, 200, 240), "JPEG", quality=90, **options))
+    data = bytearray(encode_image(coordinates(0, 200, 240), "JPEG", quality=90, **options))
     data[len(data) // 2 : len(data) // 2 + 20] = b"\xff\xd9" * 10
     output: list[str] = []
     image, mask = decode_image(bytes(data), output.append), decode_mask(bytes(data), 127)

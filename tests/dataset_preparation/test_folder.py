@@ -9,7 +9,7 @@ from trees import belong, crack, masks_of, pair, photo, truth
 
 from cssr.cracks.masks import NO_DATA, packed, parse_colours, parse_values, read_colours, read_mask
 from cssr.dataset_preparation.masks import nearest, upright_size, widen
-from cssr.dataset_preparation.pairing import compiled
+from cssr.dataset_preparation.pairing import compile_pattern
 from cssr.dataset_preparation.sources import SOURCES
 from cssr.utils.photographs import read_photograph
 
@@ -58,11 +58,11 @@ def test_patterns_hold_the_split(tmp_path):
 
 
 def test_letters_of_a_pattern_are_themselves():
-    assert compiled("a.b+(c)/{stem}.png").fullmatch("A.b+(c)/x/y.PNG")["stem"] == "x/y"
-    assert not compiled("a.png/{stem}").fullmatch("a_png/x")
+    assert compile_pattern("a.b+(c)/{stem}.png").fullmatch("A.b+(c)/x/y.PNG")["stem"] == "x/y"
+    assert not compile_pattern("a.png/{stem}").fullmatch("a_png/x")
     assert (
-        not compiled("**/{stem}.png").fullmatch("x/y.jpg")
-        and compiled("**/{stem}.png").fullmatch("x/y.png")["stem"] == "y"
+        not compile_pattern("**/{stem}.png").fullmatch("x/y.jpg")
+        and compile_pattern("**/{stem}.png").fullmatch("x/y.png")["stem"] == "y"
     )
 
 

@@ -228,7 +228,7 @@ def test_gradients_are_the_same_in_any_layout(recipe, images):
     torch.manual_seed(0)
     model, found = build_model(config.model).eval(), []
     for layout in (torch.contiguous_format, torch.channels_last):
-        engines.lay_out(model, layout)
+        engines.set_memory_format(model, layout)
         model(lq.contiguous(memory_format=layout)).logits.square().mean().backward()
         found.append([p.grad for p in model.parameters() if p.grad is not None])
         model.zero_grad()
@@ -238,7 +238,7 @@ def test_gradients_are_the_same_in_any_layout(recipe, images):
 
 def test_weights_of_any_dimension_are_laid_out():
     layers = torch.nn.ModuleList([torch.nn.Conv2d(2, 3, 3), torch.nn.Conv3d(1, 2, 3), torch.nn.Linear(2, 3)])
-    engines.lay_out(layers, torch.channels_last)
+    engines.set_memory_format(layers, torch.channels_last)
     assert layers[0].weight.is_contiguous(memory_format=torch.channels_last) and layers[1].weight.is_contiguous()
 
 

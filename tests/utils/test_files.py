@@ -6,8 +6,8 @@ import tempfile
 
 import pytest
 
-from cssr.utils.cli import errors_end, run_command
-from cssr.utils.files import naming, write_atomic
+from cssr.utils.cli import exit_on_error, run_command
+from cssr.utils.files import naming_path, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from cssr.utils.files import naming, write_atomic
     ],
 )
 def test_an_error_of_writing_names_the_place_and_the_remedy(number, remedy, tmp_path):
-    with pytest.raises(ValueError) as caught, naming(tmp_path):
+    with pytest.raises(ValueError) as caught, naming_path(tmp_path):
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith(f"{tmp_path} cannot be written: {os.strerror(number)} (")
     assert remedy in str(caught.value) and "\n" not in str(caught.value)
@@ -32,7 +32,7 @@ def test_every_command_says_so_of_a_disk_that_takes_no_files(number, tmp_path, c
     """Wherever it is written to: with the name that the error has, or else that of the temporary files."""
     for name in (str(tmp_path / "new" / "a"), None):
         error = OSError(number, os.strerror(number), name)
-        with pytest.raises(SystemExit) as end, errors_end():
+        with pytest.raises(SystemExit) as end, exit_on_error():
             raise error
         assert end.value.code.startswith(f"error: {name or tempfile.gettempdir()} cannot be written: ")
 
@@ -49,5 +49,5 @@ def test_a_name_that_is_too_long_is_the_place(tmp_path):
 
 
 def test_errors_that_are_not_the_system_s_pass(tmp_path):
-    with pytest.raises(OSError, match="image file is truncated"), naming(tmp_path):
+    with pytest.raises(OSError, match="image file is truncated"), naming_path(tmp_path):
         raise OSError("image file is truncated")

@@ -13,7 +13,7 @@ from cssr.cracks.run import masks_at
 from cssr.dataset_preparation.audit.run import main as doctor
 from cssr.dataset_preparation.sources.folder import folder
 from cssr.inference.sources import passed_over_in, photographs
-from cssr.utils.image_files import IMAGE_SUFFIXES, masks_beside, passed_over, walk
+from cssr.utils.image_files import IMAGE_SUFFIXES, masks_beside, unread_note, walk
 
 
 def put(path: Path) -> Path:
@@ -112,7 +112,7 @@ def test_other_suffixes_are_read_or_named(tmp_path, capsys):
     draw_mask(tmp_path / "set/masks/x.png")
     assert run("folder", "--root", tmp_path / "set", "--out", tmp_path / "out") == 0
     assert "note: passed over 1 files that look like photographs (1 .dng)" in capsys.readouterr().out
-    assert passed_over([Path("a.HEIC"), Path("b.heic")]).endswith(
+    assert unread_note([Path("a.HEIC"), Path("b.heic")]).endswith(
         "pip install pillow-heif, or convert them to JPEG"
     ) or (".heic" in IMAGE_SUFFIXES)
     (tmp_path / "raw").mkdir()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cssr.utils.images import encoded
+from cssr.utils.images import encode_image
 from cssr.utils.png import PngRows
 
 MODES = {"1": None, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
@@ -54,13 +54,13 @@ def test_pixels_without_data_are_transparent():
 def test_encoded_pictures_are_hardly_larger_than_those_of_zlib(mode):
     pixels = drawn(mode, 400, 400)
     pixels = pixels if mode == "1" else cv2.GaussianBlur(pixels, (0, 0), 3)
-    ours, image = encoded(pixels), Image.fromarray(pixels)
-    assert encoded(image) == ours and len(ours) < 1.25 * len(encoded(image, compress_level=1))
+    ours, image = encode_image(pixels), Image.fromarray(pixels)
+    assert encode_image(image) == ours and len(ours) < 1.25 * len(encode_image(image, compress_level=1))
     with Image.open(io.BytesIO(ours)) as found:
         assert found.mode == mode and np.array_equal(np.asarray(found), pixels)
 
 
 def test_what_has_more_than_8_bits_keeps_them():
     deep = np.arange(6000, dtype=np.uint16).reshape(60, 100) * 10
-    with Image.open(io.BytesIO(encoded(deep))) as found:
+    with Image.open(io.BytesIO(encode_image(deep))) as found:
         assert np.array_equal(np.asarray(found), deep)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFile, ImageFont, ImageOps
 
 from cssr.dataset_preparation.audit.findings import NOTE, Case, Finding, Part
 from cssr.dataset_preparation.images import open_picture, outlined
-from cssr.utils.images import joined, open_image
+from cssr.utils.images import join_images, open_image
 
 _SIDE, _GAP, _TEXT, _HEAD = 208, 6, 16, 24  # pixels
 _LABEL = 38  # characters below a picture at most
@@ -21,7 +21,7 @@ Picture = tuple[int, str]  # number of a case, what to write below
 def draw(cases: Sequence[Case], findings: Sequence[Finding], rules: dict[str, Part]) -> Image.Image:
     """The sheet: a row for each finding about samples, then extremes of crack, then ordinary samples."""
     rows = [_row(title, groups, cases, rules) for title, groups in [*_offenders(findings), *_extremes(cases)] if groups]
-    return joined(rows, down=True) if rows else Image.new("RGB", (_SIDE, 1), "white")
+    return join_images(rows, down=True) if rows else Image.new("RGB", (_SIDE, 1), "white")
 
 
 def _offenders(findings: Sequence[Finding]) -> list[tuple[str, list[list[Picture]]]]:
@@ -134,4 +134,4 @@ def _beside(image: Image.Image, case: Case) -> Image.Image:
                 masks = [ImageOps.autocontrast(stored.convert("L")).convert("RGB")]
         except Exception:  # it is shown for what it is worth
             masks = []
-    return ImageOps.contain(joined([image, *masks], ground="grey"), (_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    return ImageOps.contain(join_images([image, *masks], ground="grey"), (_SIDE, _SIDE), Image.Resampling.BICUBIC)

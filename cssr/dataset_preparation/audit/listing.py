@@ -10,7 +10,7 @@ from cssr.dataset_preparation.audit.findings import ERROR, NOTE, WARNING, Case, 
 from cssr.dataset_preparation.make import with_safe_keys
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES
 from cssr.dataset_preparation.sources import SOURCES, Source
-from cssr.utils.image_files import BESIDE, LIKE_IMAGES, is_litter, lost_links, walk, with_suffix
+from cssr.utils.image_files import BESIDE, LIKE_IMAGES, filter_by_suffix, is_litter, lost_links_note, walk
 
 _FAULT = re.compile(r"^missing|duplicate key|is empty|name no picture|a picture twice|is not in UTF-8")
 _PARTS = re.compile(r"choose with --split from: ([^;]+)")
@@ -33,11 +33,11 @@ def list_parts(name: str, options: dict[str, Any], against: str | None) -> tuple
         if source:
             parts.append(_part(label or options.get("split") or "", source, "", taken))
             findings += _unused(parts[-1], taken) if faults else []
-    if masks := with_suffix(walk(options["root"]), [BESIDE]) if options.get("root") else []:
+    if masks := filter_by_suffix(walk(options["root"]), [BESIDE]) if options.get("root") else []:
         message = "not read, as they must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)"
         entries = [{"file": str(path)} for path in masks]
         findings.append(Finding(WARNING, "masks of missing pixels", message, entries))
-    if lost := lost_links(options["root"]) if options.get("root") else "":
+    if lost := lost_links_note(options["root"]) if options.get("root") else "":
         findings.append(Finding(WARNING, "links", lost, []))
     return parts + (_compared(name, options, against) if against else []), findings
 

@@ -48,8 +48,8 @@ from cssr.dataset_preparation.parallel import imap, with_progress
 from cssr.dataset_preparation.sources import SOURCES, MaskRule
 from cssr.dataset_preparation.split import DOCTOR_FORMAT
 from cssr.utils.cli import check_bits, program, run_command
-from cssr.utils.files import naming, write_atomic
-from cssr.utils.images import encoded
+from cssr.utils.files import naming_path, write_atomic
+from cssr.utils.images import encode_image
 from cssr.utils.machine import check_processes, cores
 
 NEAR = 40  # bits of 256: recompressed, resized, brightened copies differ in 25 at most, other photographs in 90 or more
@@ -226,11 +226,11 @@ def report(args: argparse.Namespace, parts: list[Part], cases: list[Case], findi
         print(*lines(name, figures), sep="\n")
     print(*(finding.line() for finding in findings), sep="\n")
     if args.out:
-        with naming(args.out):
+        with naming_path(args.out):
             args.out.mkdir(parents=True, exist_ok=True)
             write_atomic(args.out / "doctor.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
             sheet = contact_sheet.draw(cases, findings, {part.name: part for part in parts})
-            write_atomic(args.out / "doctor.png", encoded(sheet))
+            write_atomic(args.out / "doctor.png", encode_image(sheet))
         print(f"all of it: {args.out / 'doctor.json'}; pictures: {args.out / 'doctor.png'}")
     errors, warnings = (sum(f.severity == severity for f in findings) for severity in (ERROR, WARNING))
     summary = f"{errors} kinds of errors, {warnings} of warnings"

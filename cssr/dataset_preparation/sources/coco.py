@@ -12,19 +12,19 @@ import numpy as np
 from cssr.config.registry import did_you_mean
 from cssr.dataset_preparation.groups import roboflow
 from cssr.dataset_preparation.masks import upright_size
-from cssr.dataset_preparation.pairing import SkipUnpaired, left_out
+from cssr.dataset_preparation.pairing import SkipUnpaired, omission_note
 from cssr.dataset_preparation.shapes import (
     check_points,
     check_runs,
-    cut_off,
-    left_out_of,
+    cut_off_note,
+    other_labels_note,
     polygons_to_mask,
     runs_to_mask,
-    unpacked,
+    unpack_runs,
 )
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
 from cssr.utils.annotations import Within, fits, shortened
-from cssr.utils.image_files import walk, with_suffix
+from cssr.utils.image_files import filter_by_suffix, walk
 from cssr.utils.json_files import read_json
 
 Annotations = Annotated[
@@ -126,7 +126,7 @@ def _find_json(root: Path, split: str | None, given: str | None) -> Path:
         path = root / place.replace("{split}", split or "")
         if path.is_file():
             return path
-    there = sorted(path.relative_to(root).as_posix() for path in with_suffix(walk(root), (".json",)))
+    there = sorted(path.relative_to(root).as_posix() for path in filter_by_suffix(walk(root), (".json",)))
     remedy = "point --root at the folder of the set"
     if there:
         remedy = f"choose with --annotations from: {', '.join(there[:6])}"
@@ -189,7 +189,7 @@ def _crack(path: Path, contents: dict[str, Any], wanted: str | None) -> tuple[di
     others = Counter({names[number]: count for number, count in used.items() if number not in crack})
     unused = {name for name in chosen if used and not any(used[n] for n, own in crack.items() if own == name)}
     notes = [f"no annotation is of category {name!r}" for name in sorted(unused)]
-    notes += [left_out_of("annotations", "categories", others)] if others else []
+    notes += [other_labels_note("annotations", "categories", others)] if others else []
     return crack, tuple(notes)
 
 
@@ -211,13 +211,13 @@ def _find_images(
             f"{absent[0]}; say where they are with --images{or_skip}"
         )
     known = {path.resolve() for path in paths.values()}
-    others = [path for path in with_suffix(walk(best)) if path.resolve() not in known]
+    others = [path for path in filter_by_suffix(walk(best)) if path.resolve() not in known]
     unlisted = (
         [f"{len(others)} images of {best} are not listed in {json_path.name}, the first is {others[0]}"]
         if others
         else []
     )
-    return paths, (*left_out("listed images without file", absent), *unlisted)
+    return paths, (*omission_note("listed images without file", absent), *unlisted)
 
 
 def _shapes(
@@ -234,7 +234,7 @@ def _shapes(
                     cut.append(where)
             except ValueError as problem:
                 raise ValueError(f"{where} {problem}") from None
-    return shapes, cut_off(cut)
+    return shapes, cut_off_note(cut)
 
 
 def _add(shapes: Shapes, segmentation: Any) -> bool:
@@ -268,7 +268,7 @@ def _lengths(segmentation: dict[str, Any], height: int, width: int) -> list[int]
             f"has run lengths of size {shortened(size)}, but its image is [{height}, {width}] (height, width); export "
             "it again, or correct the image's size"
         )
-    lengths = unpacked(counts) if isinstance(counts, str) else counts
+    lengths = unpack_runs(counts) if isinstance(counts, str) else counts
     check_runs(lengths, height, width)
     return lengths
 

@@ -12,7 +12,7 @@ from cssr.dataset_preparation.layout import grey_source
 from cssr.dataset_preparation.masks import ResizeMasks, Threshold
 from cssr.dataset_preparation.pairing import Layout, SkipUnpaired, find_pairs
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
-from cssr.utils.image_files import walk, with_suffix
+from cssr.utils.image_files import filter_by_suffix, walk
 
 _FLAT = Layout("**/Images/{stem}.*", "**/Masks/{stem}.*")
 _CORRECTED = Layout("**/img_dir/{split}/{stem}.*", "**/ann_dir/{split}/{stem}.*")
@@ -38,7 +38,7 @@ def crackseg9k(
 def _list(root: Path, split: str | None) -> str | None:
     """The list of a split, relative to the root; ValueError with the lists that there are."""
     lists: dict[str, str] = {}
-    for path in with_suffix(walk(root), (".txt",)):
+    for path in filter_by_suffix(walk(root), (".txt",)):
         name = path.relative_to(root).as_posix()
         if path.stem == split and split in lists:
             raise ValueError(

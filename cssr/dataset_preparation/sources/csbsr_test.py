@@ -14,7 +14,7 @@ from typing import Annotated
 from cssr.cracks.masks import DEFAULT_THRESHOLD, above
 from cssr.dataset_preparation.groups import merged
 from cssr.dataset_preparation.masks import Threshold, read_kernel
-from cssr.dataset_preparation.pairing import Layout, find_pairs, image_files, left_out, match
+from cssr.dataset_preparation.pairing import Layout, find_pairs, image_files, match_files, omission_note
 from cssr.dataset_preparation.sources import SOURCES, Item, Root, Source
 from cssr.dataset_preparation.sources.khanhha import with_set
 
@@ -28,7 +28,7 @@ def csbsr_test(root: Root, blur: Blur = "02_40", threshold: Threshold = None) ->
     truths = find_pairs(root, None, Layout("gt/images/{stem}.*", "gt/masks/{stem}.*"))
     beside = {kind: _beside(root, blur, kind, truths.pictures) for kind in ("lr_images", "kernels")}
     spare = {kind: sorted(files.keys() - truths.pictures.keys()) for kind, files in beside.items()}
-    notes = [note for kind in spare for note in left_out(f"files of {blur}/{kind} without picture", spare[kind])]
+    notes = [note for kind in spare for note in omission_note(f"files of {blur}/{kind} without picture", spare[kind])]
     items = [_item(item, beside, blur) for item in truths.items(group=merged)]
     rule = above(DEFAULT_THRESHOLD if threshold is None else threshold, "JPEG masks, values 0..255")
     return Source("csbsr_test", None, items, lambda _: rule, (_NOTE, *notes))
@@ -37,7 +37,7 @@ def csbsr_test(root: Root, blur: Blur = "02_40", threshold: Threshold = None) ->
 def _beside(root: Path, blur: str, kind: str, pictures: dict[str, Path]) -> dict[str, Path]:
     """The files of a degradation by key; ValueError unless there is one for each picture."""
     files = image_files(root, (".png",))
-    paths = match(files, root, f"{blur}/{kind}/{{stem}}.png")
+    paths = match_files(files, root, f"{blur}/{kind}/{{stem}}.png")
     if not paths:
         blurs = sorted({name.split("/")[0] for name in files if name.split("/")[1:2] == [kind]})
         choices = f"choose with --blur from: {', '.join(blurs)}" if blurs else "point --root at the folder above gt/"

@@ -24,12 +24,12 @@ from cssr.dataset_preparation.pairing import (
     SkipUnpaired,
     find_pairs,
     image_files,
-    left_out,
-    match,
+    match_files,
+    omission_note,
     select,
 )
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
-from cssr.utils.image_files import masks_beside, walk, with_suffix
+from cssr.utils.image_files import filter_by_suffix, masks_beside, walk
 
 ImagesOnly = Annotated[bool, "no masks, for super-resolution alone; the images may also be in ROOT itself"]
 ImagePattern = Annotated[str | None, "paths of the images below ROOT, as 'photos/{stem}.jpg'; also {split}, *, ?, **/"]
@@ -59,7 +59,9 @@ def folder(
         pictures = _pictures(root, split, image_pattern, name_list)
         masks = {*masks_beside(pictures.values())}
         source = without_masks(root, "folder", {key: p for key, p in pictures.items() if p not in masks}, group)
-        return replace(source, notes=left_out("masks beside their images", sorted(p.relative_to(root) for p in masks)))
+        return replace(
+            source, notes=omission_note("masks beside their images", sorted(p.relative_to(root) for p in masks))
+        )
     pairs = _pairs(root, split, image_pattern, mask_pattern, name_list, skip_unpaired)
     read, decide = choose(threshold, crack_colors, crack_values, pairs.lossy)
     return Source("folder", None, pairs.items(read, resize_masks, group), dilated(decide, dilate), pairs.notes)
@@ -69,7 +71,7 @@ def _pictures(root: Path, split: str | None, pattern: str | None, name_list: str
     names, left = _list_of(name_list, split)
     if pattern:
         _check_pattern("--image-pattern", pattern, left)
-        pictures = match(image_files(root), root, pattern, left)
+        pictures = match_files(image_files(root), root, pattern, left)
         if not pictures:
             raise ValueError(f"no image below {root} fits --image-pattern {pattern!r}; write it as paths below --root")
     else:
@@ -85,7 +87,7 @@ def _pairs(
         for option, pattern in (("--image-pattern", image), ("--mask-pattern", mask)):
             _check_pattern(option, pattern, left)
         return find_pairs(root, left, Layout(image, mask), names=names, skip=skip)
-    beside = [] if (root / (left or "") / "masks").is_dir() else masks_beside(with_suffix(walk(root)))
+    beside = [] if (root / (left or "") / "masks").is_dir() else masks_beside(filter_by_suffix(walk(root)))
     if beside:
         raise ValueError(
             f"{len(beside)} masks are beside their images, as {beside[0]}: say how both are called below --root, as "

@@ -15,13 +15,13 @@ from cssr.cracks.masks import BROKEN
 from cssr.dataset_preparation.groups import GroupPattern, by_expression
 from cssr.dataset_preparation.layout import by_stem
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, upright_size
-from cssr.dataset_preparation.pairing import composed
+from cssr.dataset_preparation.pairing import normalize_name
 from cssr.dataset_preparation.shapes import (
     check_points,
-    cut_off,
+    cut_off_note,
     disc_to_mask,
-    left_out_of,
     lines_to_mask,
+    other_labels_note,
     polygons_to_mask,
 )
 from cssr.dataset_preparation.sources import SOURCES, Item, MaskRule, Root, Source, Split
@@ -101,7 +101,7 @@ def _decide(jsons: dict[str, Path], pictures: dict[str, Path], chosen: set[str] 
         contents = _load(path)
         used.update(shape["label"] for shape in contents["shapes"])
         name = Path((contents.get("imagePath") or "").replace("\\", "/")).stem
-        renamed += [f"{path} of {name}"] if name and composed(name) != composed(path.stem) else []
+        renamed += [f"{path} of {name}"] if name and normalize_name(name) != normalize_name(path.stem) else []
         cut += _cut_off(path, contents, _size(contents, path, pictures[key]), chosen)
     there = ", ".join(f"{label} ({count})" for label, count in used.most_common(8))
     if chosen is None:
@@ -111,11 +111,11 @@ def _decide(jsons: dict[str, Path], pictures: dict[str, Path], chosen: set[str] 
     for label in sorted(chosen - set(used)):
         raise ValueError(f"--labels: there is no {label!r}{did_you_mean(label, sorted(used))}")
     others = {label: count for label, count in used.items() if label not in chosen}
-    notes = [left_out_of("shapes", "labels", others)] if others else []
+    notes = [other_labels_note("shapes", "labels", others)] if others else []
     if renamed:
         notes.append(f"{len(renamed)} JSONs name another image than that beside them, the first is {renamed[0]}")
     sentence = f"LabelMe shapes: crack = inside {' or '.join(sorted(chosen)) or 'none'}"
-    return MaskRule(sentence, lambda values: values, (*notes, *cut_off(cut)))
+    return MaskRule(sentence, lambda values: values, (*notes, *cut_off_note(cut)))
 
 
 def _size(contents: dict[str, Any], path: Path, image: Path) -> tuple[int, int]:

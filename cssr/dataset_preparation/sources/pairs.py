@@ -9,7 +9,7 @@ from typing import Annotated
 from cssr.cracks.masks import check_threshold, decide_by_levels, read_mask
 from cssr.dataset_preparation.groups import GroupPattern, by_expression
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES, KERNEL_SUFFIXES, Threshold, read_kernel, reader
-from cssr.dataset_preparation.pairing import Pairs, filled, image_files, match
+from cssr.dataset_preparation.pairing import Pairs, fill_pattern, image_files, match_files
 from cssr.dataset_preparation.sources import SOURCES, Item, Root, Source, Split
 
 HrPattern = Annotated[str, "paths of the high-resolution images below ROOT"]
@@ -32,7 +32,9 @@ def pairs(
     """ROOT/hr and ROOT/lq (or ROOT/SPLIT/hr, ...), and masks/ and kernels/ where there are any; or by patterns."""
     patterns = {"hr": hr_pattern, "lq": lq_pattern, "mask": mask_pattern, "kernel": kernel_pattern}
     files = image_files(root, (*IMAGE_SUFFIXES, *KERNEL_SUFFIXES))
-    paths = {kind: match(files, root, _checked(kind, pattern, split), split) for kind, pattern in patterns.items()}
+    paths = {
+        kind: match_files(files, root, _checked(kind, pattern, split), split) for kind, pattern in patterns.items()
+    }
     _check(root, split, patterns, paths)
     group = by_expression(group_pattern)
     items = [
@@ -60,7 +62,7 @@ def _check(root: Path, split: str | None, patterns: dict[str, str], paths: dict[
     """ValueError unless each HR image has its LQ image and, where there are any, mask and kernel, and the reverse."""
     for kind in ("hr", "lq"):
         if not paths[kind]:
-            place = filled(_checked(kind, patterns[kind], split), split, "NAME")
+            place = fill_pattern(_checked(kind, patterns[kind], split), split, "NAME")
             raise ValueError(f"{root} holds no {place}; point --root at it, or say --{kind}-pattern")
     for kind in ("lq", "mask", "kernel"):
         if not paths[kind]:
