@@ -19,7 +19,7 @@ from cssr.data.remote import DataError, Notify
 from cssr.data.suffixes import SLOTS, Reading, Suffixes, is_image, read_names
 from cssr.data.tar_reader import FORMAT, Member, read_members
 from cssr.data.tars import Tars
-from cssr.utils.images import any_size
+from cssr.utils.images import any_size, exif_orientation
 from cssr.utils.text import message_of
 
 _PACKERS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")  # gzip, bzip2, xz
@@ -212,7 +212,7 @@ def _unfit(image: Image.Image, data: bytes) -> str:
         return f"of mode {image.mode} or of 16 bits, not 8-bit RGB or grey"
     if "transparency" in image.info:
         return "partly transparent"
-    turned = image.format != "PNG" and image.getexif().get(0x0112, 1) != 1  # Pillow would decode a whole PNG for it
+    turned = image.format != "PNG" and exif_orientation(image) != 1  # Pillow would decode a whole PNG for it
     return "to be turned, by its EXIF orientation" if turned else ""
 
 

@@ -1,4 +1,4 @@
-"""Image files as shards store them: 8-bit RGB, upright, a JPEG or PNG that is kept as it came wherever that is so."""
+"""Image files as shards store them: upright 8-bit RGB. A JPEG or PNG that is so already is kept byte for byte."""
 
 import io
 from dataclasses import dataclass, field
@@ -9,11 +9,10 @@ from PIL import Image
 
 from cssr.cracks.masks import BROKEN as BROKEN
 from cssr.utils.image_files import register_heif
-from cssr.utils.images import any_size, encode_image, open_image
+from cssr.utils.images import any_size, encode_image, exif_orientation, open_image
 from cssr.utils.photographs import open_photograph
 
 KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}  # MPO: a JPEG of a telephone, with a second picture behind it
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 MAX_PIXELS = 500_000_000  # 1.5 GB in memory; more is refused
 MODE_NAMES = {"L": "grey", "1": "1-bit", "P": "palette", "LA": "grey with alpha", "I": "32-bit", "F": "float"}
 _OUTLINE = (255, 40, 40)  # of cracks, RGB
@@ -133,6 +132,6 @@ def _why_convert(stored: Image.Image, data: bytes) -> str | None:
         return f"{MODE_NAMES.get(stored.mode, stored.mode)} to RGB"
     if "transparency" in stored.info:
         return "transparent colour to RGB"
-    if stored.getexif().get(ORIENTATION, 1) != 1:
+    if exif_orientation(stored) != 1:
         return "EXIF orientation applied"
     return None if stored.format in KEPT else f"{stored.format} to PNG"

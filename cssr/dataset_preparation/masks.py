@@ -13,9 +13,7 @@ from cssr.cracks.masks import BROKEN, NO_DATA, SHOWN, Decide, MaskRule, Read, me
 from cssr.dataset_preparation.sources import Item
 from cssr.utils.annotations import Within
 from cssr.utils.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from cssr.utils.images import open_image
-
-ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture is on its side
+from cssr.utils.images import exif_orientation, open_image
 
 ResizeMasks = Annotated[bool, "enlarge or reduce masks of another size than their image to it (nearest neighbour)"]
 _MAX_PIXELS = 1 << 20
@@ -39,9 +37,9 @@ def refuse_mask_options(
     mask_pattern: str | None = None,
 ) -> None:
     """ValueError for an option about masks that is given beside --images-only, where it would do nothing."""
-    given = {"threshold": threshold, "crack-colors": crack_colors, "crack-values": crack_values}
-    given |= {"dilate": dilate or None, "resize-masks": resize_masks or None, "mask-pattern": mask_pattern}
-    for flag, value in given.items():
+    options = {"threshold": threshold, "crack-colors": crack_colors, "crack-values": crack_values}
+    options |= {"dilate": dilate or None, "resize-masks": resize_masks or None, "mask-pattern": mask_pattern}
+    for flag, value in options.items():
         if value is not None:
             text = f"--{flag}" if value is True else f"--{flag} {value}"
             raise ValueError(f"{text} is about masks, of which --images-only takes none; leave one out")
@@ -52,12 +50,12 @@ def upright_size(path: Path | io.BytesIO) -> tuple[int, int]:
     try:
         with open_image(path) as stored:
             width, height = stored.size
-            lying = stored.getexif().get(ORIENTATION, 1) >= 5
+            on_side = exif_orientation(stored) >= 5
     except BROKEN as problem:
         raise ValueError(
             f"{path}: cannot read the image: {problem}; replace or remove the image and its mask"
         ) from problem
-    return (width, height) if lying else (height, width)
+    return (width, height) if on_side else (height, width)
 
 
 def reader(read: Read, mask: Path, image: Path, origin: str, resize: bool | None = None) -> Callable[[], np.ndarray]:
@@ -76,9 +74,9 @@ def fitted(values: np.ndarray, size: tuple[int, int], origin: str, resize: bool 
     if values.shape == size:
         return values
     (rows, columns), (height, width) = values.shape, size
-    alike = abs(rows * width - columns * height) <= max(height, width)  # but for one pixel of rounding
-    if not (resize and alike):
-        remedy = ", or match the masks to the images with --resize-masks" if alike and resize is not None else ""
+    same_shape = abs(rows * width - columns * height) <= max(height, width)  # but for one pixel of rounding
+    if not (resize and same_shape):
+        remedy = ", or match the masks to the images with --resize-masks" if same_shape and resize is not None else ""
         remedy = "; they differ in shape, which --resize-masks does not mend: remove both" if resize else remedy
         raise ValueError(
             f"{origin} is {width}x{height}, but its mask is {columns}x{rows}; give both the same size{remedy}"
@@ -89,7 +87,7 @@ def fitted(values: np.ndarray, size: tuple[int, int], origin: str, resize: bool 
 def nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """An array H W in another size: each pixel takes the value under its centre."""
     rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip((height, width), values.shape)
+        ((np.arange(size) + 0.5) * old_size / size).astype(int) for size, old_size in zip((height, width), values.shape)
     )
     return values[np.ix_(rows, columns)]
 
@@ -128,12 +126,12 @@ def decide_by_classes(items: Iterable[Item], crack: int, others: dict[int, str])
     Raises: ValueError where a mask holds any other value.
     """
     for item in items:
-        foreign = sorted(set(np.unique(item.mask()).tolist()) - {crack, *others, NO_DATA})
-        if foreign:
-            known = ", ".join(f"{value} {name}" for value, name in others.items())
+        unknown = sorted(set(np.unique(item.mask()).tolist()) - {crack, *others, NO_DATA})
+        if unknown:
+            names = ", ".join(f"{value} {name}" for value, name in others.items())
             raise ValueError(
-                f"the mask of {item.origin} holds {', '.join(map(str, foreign[:SHOWN]))}, but this set knows {crack} "
-                f"crack, {known}; is it another set, or a changed one? Then read it as `folder`"
+                f"the mask of {item.origin} holds {', '.join(map(str, unknown[:SHOWN]))}, but this set knows {crack} "
+                f"crack, {names}; is it another set, or a changed one? Then read it as `folder`"
             )
     return members([crack], f"crack = {crack} ({', '.join(f'{value} is {name}' for value, name in others.items())})")
 
@@ -161,5 +159,5 @@ def widen(mask: np.ndarray, radius: float) -> np.ndarray:
     """All pixels no farther than `radius` from one of the mask's; bool H W."""
     if not mask.any():
         return mask
-    away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return away <= radius
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return distance <= radius

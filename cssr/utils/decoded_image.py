@@ -13,10 +13,9 @@ from PIL import Image
 
 from cssr.utils import geotiff
 from cssr.utils.image_files import BESIDE, register_heif
-from cssr.utils.images import PIXELS, PNG, any_size, check_pixels, open_image, pixel_chunks
+from cssr.utils.images import PIXELS, PNG, any_size, check_pixels, exif_orientation, open_image, pixel_chunks
 from cssr.utils.valid_pixels import OPAQUE
 
-ORIENTATION = 0x0112  # EXIF and TIFF tag
 # TIFF tags: bits, whether 0 is white, greatest value, GDAL's nodata, kind of frame.
 _DEPTH, _PHOTOMETRIC, _TOP, _NODATA, _SUBFILE = 258, 262, 281, 42113, 254
 _STACKS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # formats with further frames that are no previews of the first
@@ -80,7 +79,7 @@ def decode(image: Image.Image | bytes | str | Path, pixels: int, bits: int | Non
     stated = _stated_bits(picture, data) if data is not None else None
     with any_size():
         picture.load()
-    orientation = picture.getexif().get(ORIENTATION, 1)
+    orientation = exif_orientation(picture)
     values = _deep_values(picture, data)
     decoded = DecodedImage(picture, own) if values is None else _reduced(values, bits or stated)
     missing = _missing(picture, data) if own else None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import repeat
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cssr.utils import png
 from cssr.utils.machine import memory
@@ -98,24 +98,29 @@ def open_image(
     return image
 
 
-def check_pixels(image: Image.Image, most: int) -> None:
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image: 1 is upright, 2 to 8 are mirrored or turned, from 5 on it is on its side."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def check_pixels(image: Image.Image, limit: int) -> None:
     """Refuse an image of more pixels."""
     width, height = image.size
-    if width * height > most:
-        raise ValueError(f"its {width} x {height} pixels are above the limit of {most:,}; cut it into parts")
+    if width * height > limit:
+        raise ValueError(f"its {width} x {height} pixels are above the limit of {limit:,}; cut it into parts")
 
 
 def _check_header(image: Image.Image, size: int, pixels: int) -> None:
     check_pixels(image, pixels)
     width, height = image.size
-    most = _JPEG * size if image.format in ("JPEG", "MPO") else None
+    limit = _JPEG * size if image.format in ("JPEG", "MPO") else None
     if image.format == "PNG":
-        place = image.fp.tell()
+        position = image.fp.tell()
         image.fp.seek(24)
         depth, colours = image.fp.read(2)
-        image.fp.seek(place)
-        most = _DEFLATE * size * 8 // (depth * _PNG_CHANNELS.get(colours, 1))
-    if most is not None and width * height > most:
+        image.fp.seek(position)
+        limit = _DEFLATE * size * 8 // (depth * _PNG_CHANNELS.get(colours, 1))
+    if limit is not None and width * height > limit:
         raise ValueError(f"it is damaged: its header says {width} x {height} pixels, its {size} bytes cannot hold them")
 
 
@@ -128,20 +133,20 @@ def pixel_chunks(data: bytes) -> bytes:
     """
     if data[:8] != PNG:
         return data
-    kept, place, name = [PNG], 8, b""
+    chunks, position, name = [PNG], 8, b""
     while name != b"IEND":
-        if len(data) < place + 12:
+        if len(data) < position + 12:
             raise ValueError("it ends early")
-        size, name = struct.unpack_from(">I4s", data, place)
-        chunk = data[place : place + size + 12]
+        size, name = struct.unpack_from(">I4s", data, position)
+        chunk = data[position : position + size + 12]
         if name in _PIXEL_CHUNKS:
             if len(chunk) < size + 12 or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
                 raise ValueError(f"it is damaged in {name.decode()}, or ends early")
-            kept.append(chunk)
+            chunks.append(chunk)
         elif not name[0] & 32:  # one that no reader may pass over: there is none but these
             raise ValueError("it is damaged: a part of it has no name of PNG's")
-        place += size + 12
-    return b"".join(kept)
+        position += size + 12
+    return b"".join(chunks)
 
 
 def to_image(x: "Tensor") -> np.ndarray:
@@ -170,10 +175,10 @@ def join_images(
     along = int(down)
     across = max(picture.size[1 - along] for picture in pictures)
     length = sum(picture.size[along] + gap for picture in pictures) - gap
-    sheet, place = Image.new("RGB", (across, length) if down else (length, across), ground), 0
+    sheet, position = Image.new("RGB", (across, length) if down else (length, across), ground), 0
     for picture in pictures:
-        sheet.paste(picture, (0, place) if down else (place, 0))
-        place += picture.size[along] + gap
+        sheet.paste(picture, (0, position) if down else (position, 0))
+        position += picture.size[along] + gap
     return sheet
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cssr.utils import geotiff
-from cssr.utils.decoded_image import ORIENTATION, DecodedImage, decode
+from cssr.utils.decoded_image import DecodedImage, decode
 from cssr.utils.image_files import LIKE_IMAGES, remedy
 from cssr.utils.images import PIXELS, open_image
 from cssr.utils.valid_pixels import fill_missing
@@ -228,6 +228,6 @@ def _open_tiff(image: bytes | str | Path, pixels: int, bits: int | None) -> Phot
 def _tiff_orientation(image: bytes | str | Path) -> int:
     try:
         with open_image(io.BytesIO(image) if isinstance(image, bytes) else image, 1 << 62) as picture:
-            return picture.tag_v2.get(ORIENTATION, 1)
+            return picture.tag_v2.get(ExifTags.Base.Orientation, 1)
     except (OSError, UnidentifiedImageError, SyntaxError, AttributeError):
         return 1

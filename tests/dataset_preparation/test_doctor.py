@@ -13,7 +13,7 @@ from sick_trees import SIZE, fill, found, photograph, put, run
 
 from cssr.dataset_preparation import make as make_shards
 from cssr.dataset_preparation.audit import run as doctor
-from cssr.dataset_preparation.audit.examine import crack_widths, look
+from cssr.dataset_preparation.audit.examine import crack_widths, inspect_files
 from cssr.dataset_preparation.sources import SOURCES
 
 
@@ -177,14 +177,6 @@ def test_a_missing_library_is_said_in_one_line(tmp_path, capsys, monkeypatch):
     assert doctor.main(["folder", "--root", str(root), "--near", "-1", "--workers", "1"]) == 0
 
 
-def test_without_simplejpeg_the_report_says_so(tmp_path, monkeypatch):
-    root = fill(tmp_path / "root", 0, 2)
-    monkeypatch.setattr("cssr.dataset_preparation.audit.examine.simplejpeg", None)
-    monkeypatch.setattr("cssr.dataset_preparation.audit.run.simplejpeg", None)
-    status, report = run(tmp_path / "out", "folder", "--root", root)
-    assert status == 0 and "simplejpeg" in report["findings"][0]["message"]
-
-
 @pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(tmp_path):
     root = fill(tmp_path / "root", 0, 5)
@@ -288,4 +280,4 @@ def test_items_tell_their_files(tmp_path):
     root = fill(tmp_path / "root", 0, 1)
     item = SOURCES.build("folder", root=root).items[0]
     assert item.files == (root / "images/p0.jpg", root / "masks/p0.png")
-    assert look(item, f"{root}/", True, True).faults == {}
+    assert inspect_files(item, f"{root}/", True, True).faults == {}

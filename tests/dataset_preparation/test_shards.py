@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from cssr.data.dataset import read_sample
 from cssr.data.shards import ShardSet
-from cssr.dataset_preparation.audit.examine import look
+from cssr.dataset_preparation.audit.examine import inspect_files
 from cssr.dataset_preparation.images import store_picture
 from cssr.dataset_preparation.sources import SOURCES, Item
 from cssr.dataset_preparation.split import join_related
@@ -272,7 +272,7 @@ def test_refuses_a_png_without_its_end(tree, tmp_path, capsys):
     (tree / "images/p2.png").write_bytes(data[:-12])
     message = refused(capsys, tmp_path / "out", "folder", "--root", tree)
     item = next(item for item in SOURCES.build("folder", root=tree).items if item.key == "p2")
-    words = look(item, "", near=False, overlaps=False).faults["damaged images"]
+    words = inspect_files(item, "", near=False, overlaps=False).faults["damaged images"]
     assert f"images/p2.png: cannot read the image: {words}" in message and "truncated" in words
 
 

@@ -39,7 +39,7 @@ def _extremes(cases: Sequence[Case]) -> list[tuple[str, list[list[Picture]]]]:
     """The most and the least crack, and samples around the median."""
     shares = {n: case.crack.share for n, case in enumerate(cases) if case.crack and case.crack.share}
     if not shares:
-        usual = [n for n, case in enumerate(cases) if case.look.size][:: max(1, len(cases) // _COLUMNS)]
+        usual = [n for n, case in enumerate(cases) if case.state.size][:: max(1, len(cases) // _COLUMNS)]
         return [("samples", [[(n, "")] for n in usual[:_COLUMNS]])]
     order = sorted(shares, key=lambda n: (shares[n], n))
     middle = max(0, (len(order) - _COLUMNS) // 2)
@@ -65,12 +65,12 @@ def _row(title: str, groups: list[list[Picture]], cases: Sequence[Case], rules: 
     row = Image.new("RGB", (width, _HEAD + len(lines) * (_SIDE + _TEXT + _GAP)), "white")
     ImageDraw.Draw(row).text((_GAP, 4), title, fill="black", font=ImageFont.load_default(14))
     for number, line in enumerate(lines):
-        left, top = _GAP, _HEAD + number * (_SIDE + _TEXT + _GAP)
+        x, y = _GAP, _HEAD + number * (_SIDE + _TEXT + _GAP)
         for group in line:
             for cell in group:
-                row.paste(cell, (left, top))
-                left += _SIDE + 1
-            left += 2 * _GAP
+                row.paste(cell, (x, y))
+                x += _SIDE + 1
+            x += 2 * _GAP
     return row
 
 
@@ -79,7 +79,7 @@ def _cell(case: Case, text: str, rules: dict[str, Part]) -> Image.Image:
     font = ImageFont.load_default(10)
     picture = _picture(case, rules)
     if picture is None:
-        fault = "\n".join(textwrap.wrap(next(iter(case.look.faults.values()), "cannot be shown"), 34))
+        fault = "\n".join(textwrap.wrap(next(iter(case.state.faults.values()), "cannot be shown"), 34))
         ImageDraw.Draw(cell).text((6, 6), fault, fill="black", font=font)
     else:
         cell.paste(picture, (0, 0))
@@ -94,7 +94,7 @@ def _picture(case: Case, rules: dict[str, Part]) -> Image.Image | None:
     image = _image(case)
     if image is None:
         return None
-    if "sizes that differ" in case.look.faults:
+    if "sizes that differ" in case.state.faults:
         return _beside(image, case)
     small = ImageOps.contain(image, (_SIDE, _SIDE), Image.Resampling.BICUBIC)
     part = rules.get(case.part)
@@ -111,7 +111,7 @@ def _image(case: Case) -> Image.Image | None:
     """The image; of a damaged one what there is."""
     try:
         data = case.item.image()
-        if "damaged images" not in case.look.faults:
+        if "damaged images" not in case.state.faults:
             return open_picture(data).image
     except (ValueError, OSError):
         return None

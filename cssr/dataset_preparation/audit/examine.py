@@ -1,4 +1,4 @@
-"""One sample under examination: whatever is wrong with its files is noted, nothing is raised."""
+"""Examine the files of one sample: faults are recorded, none is raised."""
 
 import hashlib
 import io
@@ -7,17 +7,13 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+import simplejpeg
 from einops import repeat
 
 from cssr.dataset_preparation.audit.similarity import Features, features_of, hashes_of
-from cssr.dataset_preparation.images import ORIENTATION, open_picture
+from cssr.dataset_preparation.images import open_picture
 from cssr.dataset_preparation.sources import Item, MaskRule
-from cssr.utils.images import open_image
-
-try:
-    import simplejpeg
-except ImportError:  # optional: it alone reports damage that decoders gloss over
-    simplejpeg = None
+from cssr.utils.images import exif_orientation, open_image
 
 MAX_VALUES = 4096  # different values kept of one mask; more is a photograph in a mask's place
 WIDEST = 255  # pixels; wider cracks count as this wide
@@ -25,7 +21,7 @@ _SIZES = re.compile(r"is (\d+)x(\d+), but its mask is (\d+)x(\d+)")
 
 
 @dataclass
-class Look:
+class FileState:
     """State of the files of one sample. `faults`: kind -> message."""
 
     faults: dict[str, str] = field(default_factory=dict)
@@ -54,7 +50,9 @@ class Crack:
     fault: str | None = None
 
 
-def look(item: Item, root: str, near: bool, overlaps: bool, image_only: bool = False, bits: int | None = None) -> Look:
+def inspect_files(
+    item: Item, root: str, near: bool, overlaps: bool, image_only: bool = False, bits: int | None = None
+) -> FileState:
     """Read all files of a sample.
 
     Args:
@@ -64,7 +62,7 @@ def look(item: Item, root: str, near: bool, overlaps: bool, image_only: bool = F
         image_only: do not look at mask, LQ image and kernel.
         bits: of image values that are stored in 16; None: as files say or show.
     """
-    state = Look()
+    state = FileState()
     pixels = _image(item, state, root, bits)
     if pixels is not None:
         state.blank = bool((pixels == pixels[:1, :1]).all())
@@ -87,7 +85,7 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _image(item: Item, state: Look, root: str, bits: int | None) -> np.ndarray | None:
+def _image(item: Item, state: FileState, root: str, bits: int | None) -> np.ndarray | None:
     """The upright RGB pixels, H W 3 uint8, and what the file says about itself."""
     try:
         data = item.image()
@@ -105,22 +103,22 @@ def _image(item: Item, state: Look, root: str, bits: int | None) -> np.ndarray |
     return np.asarray(opened.image)
 
 
-def _check_data(data: bytes, state: Look) -> None:
+def _check_data(data: bytes, state: FileState) -> None:
     """Note mode and orientation by the header, and damage in the data that decoding alone does not show."""
     with open_image(io.BytesIO(data)) as stored:
         kind, state.mode = stored.format, stored.mode
-        state.orientation = stored.getexif().get(ORIENTATION, 1)
+        state.orientation = exif_orientation(stored)
     if kind == "PNG":
         with open_image(io.BytesIO(data)) as stored:
             stored.verify()  # every checksum, the end of the file: training decodes with a stricter library
-    if simplejpeg and kind in ("JPEG", "MPO") and state.mode in ("L", "RGB"):
-        try:  # as small as it gets: the data are read whole all the same
+    if kind in ("JPEG", "MPO") and state.mode in ("L", "RGB"):
+        try:  # it alone reports damage that decoders gloss over; as small as it gets, as the data are read whole anyway
             simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, strict=True)
         except ValueError as problem:
             state.faults["faulty JPEG data"] = str(problem)
 
 
-def _mask(item: Item, state: Look, root: str) -> None:
+def _mask(item: Item, state: FileState, root: str) -> None:
     if item.mask is None:
         return
     try:
@@ -156,7 +154,7 @@ def sizes_in(problem: str) -> tuple[tuple[int, int], tuple[int, int]] | None:
     return ((width, height), tuple(mask)) if sizes else None
 
 
-def _low_quality(item: Item, state: Look, root: str) -> None:
+def _low_quality(item: Item, state: FileState, root: str) -> None:
     if item.lq is None:
         return
     try:
@@ -169,7 +167,7 @@ def _low_quality(item: Item, state: Look, root: str) -> None:
         state.faults["LQ images that cannot be used"] = _words(problem, root)
 
 
-def _kernel(item: Item, state: Look, root: str) -> None:
+def _kernel(item: Item, state: FileState, root: str) -> None:
     if item.kernel is None:
         return
     try:

@@ -17,15 +17,15 @@ _PERCENTILES = (5, 25, 50, 75, 95)
 
 def tally(part: Part, cases: Sequence[Case]) -> dict[str, Any]:
     """The figures of one part, for doctor.json."""
-    mine = [case for case in cases if case.part == part.name]
-    seen = [case.look for case in mine if case.look.size]
+    own = [case for case in cases if case.part == part.name]
+    states = [case.state for case in own if case.state.size]
     figures = {
-        "images": len(mine),
+        "images": len(own),
         "compared_only": part.compared,
-        "sizes": _counts(f"{look.size[0]}x{look.size[1]}" for look in seen),
-        "modes": _counts(look.mode for look in seen),
+        "sizes": _counts(f"{state.size[0]}x{state.size[1]}" for state in states),
+        "modes": _counts(state.mode for state in states),
     }
-    masks = [case for case in mine if case.crack and case.crack.share is not None]
+    masks = [case for case in own if case.crack and case.crack.share is not None]
     return {**figures, "masks": _of_masks(part, masks) if masks else None}
 
 
@@ -49,8 +49,8 @@ def _values(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
     """Value -> its share of all mask pixels, and how many masks hold it."""
     pixels, masks = Counter(), Counter()
     for case in cases:
-        pixels.update(case.look.values)
-        masks.update(case.look.values.keys())
+        pixels.update(case.state.values)
+        masks.update(case.state.values.keys())
     total = sum(pixels.values())
     return {str(v): {"share": round(pixels[v] / total, 6), "masks": masks[v]} for v in sorted(pixels)}
 
@@ -73,7 +73,7 @@ def lines(name: str, figures: dict[str, Any]) -> list[str]:
 
 def _short(counts: dict[str, int], shown: int = 4) -> str:
     more = f" and {len(counts) - shown} more" if len(counts) > shown else ""
-    return ", ".join(f"{what} ({count})" for what, count in list(counts.items())[:shown]) + more
+    return ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:shown]) + more
 
 
 def _mask_lines(masks: dict[str, Any]) -> list[str]:

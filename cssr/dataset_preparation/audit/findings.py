@@ -1,4 +1,4 @@
-"""Findings of the examination of a dataset, one for each kind of thing, with the samples concerned.
+"""Findings about a dataset: one for each kind of fault or oddity, with the samples concerned.
 
 First those about single samples and the masks of a part, then those about several images (the same, nearly the same, of
 the same spot, within one part or across parts).
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cssr.cracks.masks import MAX_CLASSES, MOSTLY
-from cssr.dataset_preparation.audit.examine import Crack, Look, sizes_in
+from cssr.dataset_preparation.audit.examine import Crack, FileState, sizes_in
 from cssr.dataset_preparation.audit.similarity import Links, Overlap, groups_of
 from cssr.dataset_preparation.sources import Item, MaskRule, Source
 from cssr.utils.text import one_line
@@ -38,7 +38,7 @@ class Case:
     part: str
     path: str
     item: Item
-    look: Look
+    state: FileState
     crack: Crack | None = None
 
 
@@ -46,7 +46,7 @@ class Case:
 class Part:
     """A part of the dataset, and the prefix that messages leave out of its paths.
 
-    `compared`: only its images matter, as something to hold others against.
+    `compared`: only its images matter, to compare others with.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Part:
 
 @dataclass
 class Finding:
-    """One kind of thing. `entries`: what goes into the JSON; `pictures`: numbers of cases to show side by side."""
+    """A kind of fault or oddity. `entries`: what goes into the JSON; `pictures`: numbers of cases to show together."""
 
     severity: str
     kind: str
@@ -81,17 +81,18 @@ class Finding:
 def _example(entry: dict[str, Any]) -> str:
     if "images" in entry:
         return " = ".join(entry["images"][:3]) + (" = ..." if len(entry["images"]) > 3 else "")
-    what = f" ({entry['what']})" if "what" in entry else ""
-    return entry.get("image", entry.get("file", "")) + what
+    detail = f" ({entry['what']})" if "what" in entry else ""
+    return entry.get("image", entry.get("file", "")) + detail
 
 
 def _about(
-    severity: str, kind: str, message: str, cases: Sequence[Case], chosen: Iterable[int], what: Callable | None = None
+    severity: str, kind: str, message: str, cases: Sequence[Case], chosen: Iterable[int], detail: Callable | None = None
 ) -> list[Finding]:
     """A finding about single samples, if there are any: those with the numbers `chosen`."""
     chosen = list(chosen)
     entries = [
-        {"image": cases[n].path, "key": cases[n].item.key, **({"what": what(cases[n])} if what else {})} for n in chosen
+        {"image": cases[n].path, "key": cases[n].item.key} | ({"what": detail(cases[n])} if detail else {})
+        for n in chosen
     ]
     return [Finding(severity, kind, message, entries, [[n] for n in chosen])] if chosen else []
 
@@ -100,51 +101,51 @@ def of_files(cases: Sequence[Case]) -> list[Finding]:
     """Findings about single files."""
     findings = []
     for kind, (severity, remedy) in _FAULTS.items():
-        chosen = [n for n, case in enumerate(cases) if kind in case.look.faults]
+        chosen = [n for n, case in enumerate(cases) if kind in case.state.faults]
         findings += _about(severity, kind, remedy, cases, chosen, lambda case, kind=kind: _fault(case, kind))
     return findings
 
 
 def _fault(case: Case, kind: str) -> str:
     """A fault in words, with a hint where sizes give one."""
-    text = case.look.faults[kind]
+    text = case.state.faults[kind]
     sizes = sizes_in(text) if kind == "sizes that differ" else None
     if not sizes:
         return text.split("; ")[0] if kind.startswith("damaged") else text  # the remedy has been said
     (width, height), (columns, rows) = sizes
     hint = f"{width}x{height} and {columns}x{rows}"
     if (width, height) == (rows, columns):
-        lying = ", the image's EXIF orientation is not in the mask" if case.look.orientation >= 5 else ""
-        return f"{hint}: turned by 90 degrees{lying}"
+        hint_of_exif = ", the image's EXIF orientation is not in the mask" if case.state.orientation >= 5 else ""
+        return f"{hint}: turned by 90 degrees{hint_of_exif}"
     return f"{hint}: the same shape, --resize-masks mends it" if width * rows == height * columns else hint
 
 
 def of_pictures(cases: Sequence[Case]) -> list[Finding]:
     """Findings about images that can be read."""
-    chosen = [n for n, case in enumerate(cases) if case.look.orientation != 1 and case.item.mask]
+    chosen = [n for n, case in enumerate(cases) if case.state.orientation != 1 and case.item.mask]
     findings = _about(
         WARNING,
         "EXIF orientation",
         "these images are turned upright, their masks are not: see that they fit",
         cases,
         chosen,
-        lambda case: f"orientation {case.look.orientation}",
+        lambda case: f"orientation {case.state.orientation}",
     )
-    blank = [n for n, case in enumerate(cases) if case.look.blank]
+    blank = [n for n, case in enumerate(cases) if case.state.blank]
     findings += _about(WARNING, "blank images", "all of their pixels are alike; remove them", cases, blank)
-    gone = [n for n, case in enumerate(cases) if case.look.missing == 1]
+    gone = [n for n, case in enumerate(cases) if case.state.missing == 1]
     findings += _about(WARNING, "images without data", "all transparent or marked as missing: left out", cases, gone)
-    holes = [n for n, case in enumerate(cases) if 0 < case.look.missing < 1]
+    holes = [n for n, case in enumerate(cases) if 0 < case.state.missing < 1]
     message = "transparent, or marked as missing: left out of training and measures"
-    findings += _about(NOTE, "pixels without data", message, cases, holes, lambda case: f"{case.look.missing:.0%}")
-    shallow = [n for n, case in enumerate(cases) if case.look.note]
+    findings += _about(NOTE, "pixels without data", message, cases, holes, lambda case: f"{case.state.missing:.0%}")
+    shallow = [n for n, case in enumerate(cases) if case.state.note]
     findings += _about(
-        WARNING, "bits of values", "see each, and the image", cases, shallow, lambda case: case.look.note
+        WARNING, "bits of values", "see each, and the image", cases, shallow, lambda case: case.state.note
     )
     reasons = defaultdict(list)
     for n, case in enumerate(cases):
-        if case.look.converted:
-            reasons[case.look.converted].append(n)
+        if case.state.converted:
+            reasons[case.state.converted].append(n)
     for reason, chosen in sorted(reasons.items()):
         findings += _about(NOTE, "will be converted", reason, cases, chosen)
     return findings + _of_scales(cases)
@@ -153,20 +154,20 @@ def of_pictures(cases: Sequence[Case]) -> list[Finding]:
 def _of_scales(cases: Sequence[Case]) -> list[Finding]:
     findings = []
     for name, kind in (("scale", "scales"), ("kernel", "kernel sides")):
-        counts = Counter(getattr(case.look, name) for case in cases) - Counter({None: len(cases)})
+        counts = Counter(getattr(case.state, name) for case in cases) - Counter({None: len(cases)})
         if len(counts) > 1:
             usual = counts.most_common(1)[0][0]
-            chosen = [n for n, case in enumerate(cases) if getattr(case.look, name) not in (None, usual)]
+            chosen = [n for n, case in enumerate(cases) if getattr(case.state, name) not in (None, usual)]
             message = f"most have {usual}, and a set has one only; remove the others"
             findings += _about(
-                ERROR, f"several {kind}", message, cases, chosen, lambda case, name=name: str(getattr(case.look, name))
+                ERROR, f"several {kind}", message, cases, chosen, lambda case, name=name: str(getattr(case.state, name))
             )
     return findings
 
 
 def of_masks(part: Part, cases: Sequence[Case], label: str) -> list[Finding]:
     """Findings about the masks of one part; `cases` are those of all parts, `label` names the part."""
-    mine = [n for n, case in enumerate(cases) if case.part == part.name and case.look.values is not None]
+    mine = [n for n, case in enumerate(cases) if case.part == part.name and case.state.values is not None]
     if not mine:
         return []
     findings = _of_values(cases, mine, label)
@@ -176,8 +177,8 @@ def of_masks(part: Part, cases: Sequence[Case], label: str) -> list[Finding]:
 
 
 def _of_values(cases: Sequence[Case], mine: list[int], label: str) -> list[Finding]:
-    levels = sorted(set().union(*(cases[n].look.values for n in mine)))
-    codes = Counter(_code(cases[n].look) for n in mine) - Counter({None: len(mine)})
+    levels = sorted(set().union(*(cases[n].state.values for n in mine)))
+    codes = Counter(_code(cases[n].state) for n in mine) - Counter({None: len(mine)})
     findings = []
     if len(codes) > 1 and len(levels) <= MAX_CLASSES:
         usual = codes.most_common(1)[0][0]
@@ -186,33 +187,33 @@ def _of_values(cases: Sequence[Case], mine: list[int], label: str) -> list[Findi
             f"mixed mask values{label}",
             f"two ways to draw a crack in one set; most have 0 and {usual}",
             cases,
-            [n for n in mine if _code(cases[n].look) not in (None, usual)],
-            lambda case: f"0 and {_code(case.look)}",
+            [n for n in mine if _code(cases[n].state) not in (None, usual)],
+            lambda case: f"0 and {_code(case.state)}",
         )
     elif 3 <= len(levels) <= MAX_CLASSES:
         findings.append(Finding(NOTE, f"classes{label}", f"the masks hold {levels}"))
-    soft = [n for n in mine if len(cases[n].look.values) > MAX_CLASSES]
+    soft = [n for n in mine if len(cases[n].state.values) > MAX_CLASSES]
     message = f"masks with more than {MAX_CLASSES} values, levels between"
     return findings + _about(NOTE, f"soft edges{label}", message, cases, soft)
 
 
 def _of_faint(part: Part, cases: Sequence[Case], mine: list[int], label: str) -> list[Finding]:
     """Masks that the rule empties, though something is drawn in them."""
-    highest = max(max(cases[n].look.values) for n in mine)
+    highest = max(max(cases[n].state.values) for n in mine)
     if part.rule is None or not np.all(part.rule.apply(np.full((1, 1), highest))):
         return []  # classes: what is drawn may be another one
-    faint = [n for n in mine if cases[n].crack and cases[n].crack.share == 0 and _drawn(cases[n].look)]
+    faint = [n for n in mine if cases[n].crack and cases[n].crack.share == 0 and _drawn(cases[n].state)]
     return _about(WARNING, f"faint masks{label}", "something is drawn, none of it counts as crack", cases, faint)
 
 
-def _code(look: Look) -> int | None:
+def _code(state: FileState) -> int | None:
     """The one value beside 0 of a mask of two values."""
-    return max(look.values) if len(look.values) == 2 and 0 in look.values else None
+    return max(state.values) if len(state.values) == 2 and 0 in state.values else None
 
 
-def _drawn(look: Look) -> bool:
+def _drawn(state: FileState) -> bool:
     """Return whether a mask without crack looks as if it had one: values 0 and 1, or soft edges."""
-    return max(look.values) == 1 or (len(look.values) > MAX_CLASSES and max(look.values) > _SOFT)
+    return max(state.values) == 1 or (len(state.values) > MAX_CLASSES and max(state.values) > _SOFT)
 
 
 def _of_shares(cases: Sequence[Case], mine: list[int], label: str) -> list[Finding]:
@@ -222,13 +223,13 @@ def _of_shares(cases: Sequence[Case], mine: list[int], label: str) -> list[Findi
     findings = _about(NOTE, f"empty masks{label}", "images without crack", cases, [n for n in shares if shares[n] == 0])
     full = [n for n in shares if shares[n] == 1]
     findings += _about(WARNING, f"full masks{label}", "everything is crack; look at them", cases, full)
-    most = [n for n in shares if MOSTLY < shares[n] < 1]
+    mostly_crack = [n for n in shares if MOSTLY < shares[n] < 1]
     findings += _about(
         WARNING,
         f"mostly crack{label}",
         "more than half of the pixels; inverted?",
         cases,
-        most,
+        mostly_crack,
         lambda case: f"{100 * case.crack.share:.0f} %",
     )
     unread = [n for n in mine if cases[n].crack and cases[n].crack.fault]
@@ -277,13 +278,13 @@ def of_copies(cases: Sequence[Case]) -> list[Finding]:
     """Images with the same pixels."""
     by_digest = defaultdict(list)
     for n, case in enumerate(cases):
-        if case.look.digest and not case.look.blank:
-            by_digest[case.look.digest].append(n)
+        if case.state.digest and not case.state.blank:
+            by_digest[case.state.digest].append(n)
     groups = [group for group in by_digest.values() if len(group) > 1]
     kinds = ("copies across parts", "copies")
     remedies = ("remove them from one of the parts", "the same pixels; keep one of each")
     findings = _related(kinds, remedies, ERROR, cases, groups, [{}] * len(groups))
-    unlike = [g for g in groups if len({cases[n].look.mask_digest for n in g} - {None}) > 1]
+    unlike = [g for g in groups if len({cases[n].state.mask_digest for n in g} - {None}) > 1]
     if unlike:
         entries = [{"images": [cases[n].path for n in group]} for group in unlike]
         findings.append(Finding(WARNING, "contradicting masks", "the same image, another mask", entries, unlike))

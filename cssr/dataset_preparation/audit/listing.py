@@ -1,11 +1,11 @@
-"""Items of a source, part by part; what stops it is a finding, and the rest is examined all the same."""
+"""List the items of a source, part by part; an error becomes a finding, and the rest is listed all the same."""
 
 import inspect
 import re
 from pathlib import Path
 from typing import Any
 
-from cssr.dataset_preparation.audit.examine import Look
+from cssr.dataset_preparation.audit.examine import FileState
 from cssr.dataset_preparation.audit.findings import ERROR, NOTE, WARNING, Case, Finding, Part
 from cssr.dataset_preparation.make import with_safe_keys
 from cssr.dataset_preparation.masks import IMAGE_SUFFIXES
@@ -27,12 +27,12 @@ def list_parts(name: str, options: dict[str, Any], against: str | None) -> tuple
     chosen = {part: {**options, "split": part} for part in _parts_of(name, options)} or {"": options}
     chosen.pop(against, None)
     parts, findings = [], []
-    for label, taken in chosen.items():
-        source, faults = _open(name, taken)
+    for label, part_options in chosen.items():
+        source, faults = _open(name, part_options)
         findings += faults
         if source:
-            parts.append(_part(label or options.get("split") or "", source, "", taken))
-            findings += _unused(parts[-1], taken) if faults else []
+            parts.append(_part(label or options.get("split") or "", source, "", part_options))
+            findings += _unused(parts[-1], part_options) if faults else []
     if masks := filter_by_suffix(walk(options["root"]), [BESIDE]) if options.get("root") else []:
         message = "not read, as they must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)"
         entries = [{"file": str(path)} for path in masks]
@@ -84,20 +84,20 @@ def root_prefix(options: dict[str, Any]) -> str:
     return f"{options['root']}/" if options.get("root") else "\0"
 
 
-def _part(label: str, source: Source, before: str, options: dict[str, Any], compared: bool = False) -> Part:
-    cases = [Case(label, before + item.origin, item, Look()) for item in source.items]
+def _part(label: str, source: Source, prefix: str, options: dict[str, Any], compared: bool = False) -> Part:
+    cases = [Case(label, prefix + item.origin, item, FileState()) for item in source.items]
     return Part(label, cases, source, root_prefix(options), compared)
 
 
 def _compared(name: str, options: dict[str, Any], against: str) -> list[Part]:
     """The parts of --against; ValueError where there are none."""
-    known = inspect.signature(SOURCES.get(name)).parameters
-    if "root" in known and Path(against).is_dir():
-        options, before = {**options, "root": Path(against)}, f"{against}/"
-        if "split" in known:
+    parameters = inspect.signature(SOURCES.get(name)).parameters
+    if "root" in parameters and Path(against).is_dir():
+        options, prefix = {**options, "root": Path(against)}, f"{against}/"
+        if "split" in parameters:
             options["split"] = None
-    elif "split" in known:
-        options, before = {**options, "split": against}, ""
+    elif "split" in parameters:
+        options, prefix = {**options, "split": against}, ""
     else:
         raise ValueError(f"--against {against} is no folder, and {name} has no parts; give a folder")
     parts = []
@@ -106,7 +106,7 @@ def _compared(name: str, options: dict[str, Any], against: str) -> list[Part]:
         if not source:
             raise ValueError(f"--against {against}: {faults[0].message}")
         label = "/".join(filter(None, (against, part)))
-        parts.append(_part(label, source, before, options, compared=True))
+        parts.append(_part(label, source, prefix, options, compared=True))
     return parts
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from cssr import __version__
 from cssr.dataset_preparation.audit import contact_sheet
-from cssr.dataset_preparation.audit.examine import Crack, Look, look, measure, simplejpeg
+from cssr.dataset_preparation.audit.examine import Crack, FileState, inspect_files, measure
 from cssr.dataset_preparation.audit.figures import lines, tally
 from cssr.dataset_preparation.audit.findings import (
     ERROR,
@@ -91,40 +91,40 @@ def examine(args: argparse.Namespace) -> tuple[list[Part], list[Case], list[Find
         findings += check_keys(part)
     cases = [case for part in parts for case in part.cases]
     overlaps = len(cases) <= MAX_COMPARED if args.overlaps is None else args.overlaps
-    findings += _look(parts, cases, args.near >= 0, overlaps, args.workers, args.bits)
+    findings += _inspect(parts, cases, args.near >= 0, overlaps, args.workers, args.bits)
     findings += [*of_files(cases), *of_pictures(cases)]
     findings += _measure(parts, cases, args.workers)
     for part in parts:
         findings += of_masks(part, cases, f" ({part.name})" if len(parts) > 1 else "")
     findings += _relate(cases, args.near, overlaps, args.workers)
-    findings += _unseen(args, overlaps, len(cases))
+    findings += _skipped_checks(args, overlaps, len(cases))
     return parts, cases, sorted(findings, key=lambda finding: (ERROR, WARNING, NOTE).index(finding.severity))
 
 
-def _look(
+def _inspect(
     parts: list[Part], cases: list[Case], near: bool, overlaps: bool, workers: int, bits: int | None
 ) -> list[Finding]:
     """Read all files, fill in what they are, and let each part's source decide what in its masks is crack."""
     owner = [part for part in parts for _ in part.cases]
 
-    def work(n: int) -> Look:
-        return look(cases[n].item, owner[n].prefix, near, overlaps, owner[n].compared, bits)
+    def work(n: int) -> FileState:
+        return inspect_files(cases[n].item, owner[n].prefix, near, overlaps, owner[n].compared, bits)
 
     for case, state in zip(cases, with_progress(imap(work, len(cases), workers), len(cases), "reading")):
-        case.look = state
+        case.state = state
     return [finding for part in parts if part.source.decide and not part.compared for finding in _decide(part)]
 
 
 def _decide(part: Part) -> list[Finding]:
     """The rule of a part, from the values that its masks were seen to hold."""
-    read = [case for case in part.cases if case.look.values]
-    seen = [replace(case.item, mask=lambda v=case.look.values: np.repeat([*v], [*v.values()])) for case in read]
-    if not seen:
+    read = [case for case in part.cases if case.state.values]
+    items = [replace(case.item, mask=lambda v=case.state.values: np.repeat([*v], [*v.values()])) for case in read]
+    if not items:
         return []
     try:
-        part.rule = part.source.decide(seen)
+        part.rule = part.source.decide(items)
     except ValueError as problem:
-        middle = 127 if max(max(case.look.values) for case in read) > 127 else 0
+        middle = 127 if max(max(case.state.values) for case in read) > 127 else 0
         part.rule = MaskRule(f"undecided; for the figures below, value > {middle}", lambda values: values > middle)
         part.decided = False
         return [Finding(ERROR, "mask values" + (f" ({part.name})" if part.name else ""), str(problem))]
@@ -133,7 +133,7 @@ def _decide(part: Part) -> list[Finding]:
 
 def _measure(parts: list[Part], cases: list[Case], workers: int) -> list[Finding]:
     rules = {part.name: part for part in parts if part.rule}
-    chosen = [case for case in cases if case.look.values is not None and case.part in rules]
+    chosen = [case for case in cases if case.state.values is not None and case.part in rules]
 
     def work(n: int) -> Crack:
         part = rules[chosen[n].part]
@@ -151,33 +151,31 @@ def _measure(parts: list[Part], cases: list[Case], workers: int) -> list[Finding
 def _relate(cases: list[Case], near: int, overlaps: bool, workers: int) -> list[Finding]:
     """Copies, near-duplicates, overlaps. Of copies, and of near-duplicates, one is looked at further."""
     findings = of_copies(cases)
-    first = {case.look.digest: n for n, case in reversed(list(enumerate(cases))) if case.look.digest}
+    first = {case.state.digest: n for n, case in reversed(list(enumerate(cases))) if case.state.digest}
     alone = sorted(first.values())
     if near >= 0:
-        chosen = np.array([n for n in alone if cases[n].look.hashes is not None], np.int64)
-        hashes = np.array([cases[n].look.hashes for n in chosen]).reshape(-1, 8, BITS // 8)
+        chosen = np.array([n for n in alone if cases[n].state.hashes is not None], np.int64)
+        hashes = np.array([cases[n].state.hashes for n in chosen]).reshape(-1, 8, BITS // 8)
         links = find_links(hashes, near, workers)
         links = links._replace(first=chosen[links.first], second=chosen[links.second])
         findings += of_links(cases, links)
         alone = sorted(set(alone) - set(links.second.tolist()))
     if overlaps:
-        chosen = [n for n in alone if cases[n].look.features is not None]
-        pairs = find_overlaps([cases[n].look.features for n in chosen], workers)
+        chosen = [n for n in alone if cases[n].state.features is not None]
+        pairs = find_overlaps([cases[n].state.features for n in chosen], workers)
         pairs = [pair._replace(first=chosen[pair.first], second=chosen[pair.second]) for pair in pairs]
         findings += of_overlaps(cases, pairs)
     return findings + of_groups(cases)
 
 
-def _unseen(args: argparse.Namespace, overlaps: bool, count: int) -> list[Finding]:
+def _skipped_checks(args: argparse.Namespace, overlaps: bool, count: int) -> list[Finding]:
     """Notes about checks that were skipped."""
     skipped = []
     if args.near < 0:
         skipped.append("near-duplicates (--near)")
     if not overlaps:
         skipped.append(f"images of the same spot (--overlaps; {0.4 * count / 1000:.1f} GB of memory)")
-    if simplejpeg is None:
-        skipped.append("damage within JPEG data that decoders gloss over (pip install simplejpeg)")
-    return [Finding(NOTE, "not looked for", what) for what in skipped]
+    return [Finding(NOTE, "not looked for", check) for check in skipped]
 
 
 def to_json(args: argparse.Namespace, parts: list[Part], cases: list[Case], findings: list[Finding]) -> dict[str, Any]:

@@ -116,8 +116,8 @@ def forest(links: Links, count: int) -> Links:
     tree = minimum_spanning_tree(
         coo_matrix((links.distance + 1.0, (links.first, links.second)), (count, count)).tocsr()
     ).tocoo()
-    kept = np.searchsorted(pair, np.sort(tree.row.astype(np.int64) * count + tree.col))
-    return Links(*(column[kept] for column in links))
+    edges = np.searchsorted(pair, np.sort(tree.row.astype(np.int64) * count + tree.col))
+    return Links(*(column[edges] for column in links))
 
 
 def groups_of(first: np.ndarray, second: np.ndarray, count: int) -> list[list[int]]:
@@ -200,13 +200,13 @@ def _agree(first: int, second: int, pairs: np.ndarray, places: np.ndarray) -> Ov
     """The transform on which the pairs of points of two images (M 2) agree, if enough do."""
     if len(pairs) < MIN_POINTS:
         return None
-    one, other = places[pairs[:, 0]], places[pairs[:, 1]]
-    motion, agree = cv2.estimateAffinePartial2D(one, other, method=cv2.RANSAC, ransacReprojThreshold=_MISS)
+    places_1, places_2 = places[pairs[:, 0]], places[pairs[:, 1]]
+    motion, agree = cv2.estimateAffinePartial2D(places_1, places_2, method=cv2.RANSAC, ransacReprojThreshold=_MISS)
     if motion is None:
         return None
-    kept, scale = agree.ravel() > 0, float(np.hypot(motion[0, 0], motion[1, 0]))
+    inliers, scale = agree.ravel() > 0, float(np.hypot(motion[0, 0], motion[1, 0]))
     # several codes of one place are one point
-    points = min(len(np.unique(side[kept] // _MISS, axis=0)) for side in (one, other))
+    points = min(len(np.unique(side[inliers] // _MISS, axis=0)) for side in (places_1, places_2))
     if points < MIN_POINTS or not _SCALES[0] <= scale <= _SCALES[1]:
         return None
     return Overlap(int(first), int(second), points, round(scale, 3))
