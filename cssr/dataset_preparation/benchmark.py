@@ -1,8 +1,8 @@
-"""A shard set degraded once and for all: what a benchmark file says, and the source of the samples that it makes.
+"""Benchmarks: the files of configs/benchmarks, and the source of a shard set that is degraded once and stored.
 
 An LQ image is what `cssr/evaluate.py` would make of the same sample without a frozen set (the same cut to multiples of
-the scale, the same seed for each key), stored as 8 bits: clamp(lq, 0, 1) * 255, rounded. It is made one sample at a
-time by one thread on the CPU, so that its bytes depend neither on the samples beside it nor on a GPU.
+the scale, the same seed for each key), stored as 8 bits: clamp(lq, 0, 1) * 255, rounded. Samples are
+degraded one at a time by one thread on the CPU, so that the bytes depend neither on their neighbours nor on a GPU.
 """
 
 import json
@@ -39,8 +39,8 @@ _INHERITED = ("options", "licence", "split", "ratio", "split_sha256", "part", "s
 _PLAIN = {bool: "true or false", int: "a whole number"}
 
 
-class Stored(NamedTuple):
-    """Place of a sample, and its json, {} where there is none."""
+class StoredSample(NamedTuple):
+    """Position of a sample in a set, and its json ({} where there is none)."""
 
     shard: int
     index: int
@@ -48,18 +48,18 @@ class Stored(NamedTuple):
     facts: dict[str, Any]
 
 
-def list_samples(shards: ShardSet) -> Iterator[Stored]:
+def list_samples(shards: ShardSet) -> Iterator[StoredSample]:
     """All samples of a set, in its order; shards elsewhere are fetched. DataError names one that is damaged."""
     for shard, count in enumerate(shards.counts):
         with _opened(shards, shard) as files:
             for index in range(count):
-                with _naming(shards, shard, f"sample {index}"):
+                with _name_sample_in_errors(shards, shard, f"sample {index}"):
                     key, members = files(index)
-                    stored = Stored(shard, index, key, _facts(members))
+                    stored = StoredSample(shard, index, key, _facts(members))
                 yield stored
 
 
-def decoded(shards: ShardSet, stored: Stored) -> Sample:
+def decoded(shards: ShardSet, stored: StoredSample) -> Sample:
     """A sample as training and evaluation see it, without what it stores beside. DataError if it is damaged."""
     try:
         return read_sample(shards, stored.shard, stored.index, _say, with_lq=False)
@@ -69,20 +69,20 @@ def decoded(shards: ShardSet, stored: Stored) -> Sample:
 
 @contextmanager
 def _opened(shards: ShardSet, shard: int) -> Iterator[Callable[[int], tuple[str, Files]]]:
-    """Gives key and files of the samples of a tar by their places in it."""
+    """Yield a function that gives key and files of a sample of a tar by its number."""
     limit = shards.index["shards"][shard]["bytes"]
     with shards.file(shard, _say) as file:
         version = shards.entry(shard).sha256 if shards.cache else os.fstat(file.fileno()).st_mtime_ns
-        held = contents((shards.address(shard), version), file, shards.counts[shard], shards.naming)
-        yield lambda index: (shards.key(shard, held.key(index)), Files(file, held.places[index], limit))
+        table = contents((shards.address(shard), version), file, shards.counts[shard], shards.naming)
+        yield lambda index: (shards.key(shard, table.key(index)), Files(file, table.places[index], limit))
 
 
 @contextmanager
-def _naming(shards: ShardSet, shard: int, what: str) -> Iterator[None]:
+def _name_sample_in_errors(shards: ShardSet, shard: int, sample: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RecursionError) as problem:
-        raise DataError(f"damaged sample: {shards.address(shard)} {what}: {problem}; {_remedy(shards)}") from problem
+        raise DataError(f"damaged sample: {shards.address(shard)} {sample}: {problem}; {_remedy(shards)}") from problem
 
 
 def _remedy(shards: ShardSet) -> str:
@@ -116,7 +116,7 @@ class Benchmark:
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """The benchmark of a file; ValueError, one line with the setting's name, for whatever is not as it must be."""
+    """The benchmark of a file; ValueError, one line that names the setting, where it is not valid."""
     try:
         return _checked(read_yaml(path))
     except ValueError as problem:
@@ -158,7 +158,7 @@ def _check_component(component: Any, scale: int) -> None:
             raise ValueError(f"degradation.{key} needs {_PLAIN[kind]}; got {value!r}")
     try:
         DEGRADATIONS.build(component, scale=scale)
-    except TypeError as problem:  # of a value that is compared before it is looked at
+    except TypeError as problem:  # a value of the wrong type was compared before it was checked
         raise ValueError(f"degradation: {component} has a value of a wrong type ({problem})") from None
 
 
@@ -213,12 +213,16 @@ def degraded_source(shards: ShardSet, benchmark: Benchmark, degrade: Callable) -
 def header_of(shards: ShardSet, benchmark: Benchmark, resampler: str) -> dict[str, Any]:
     """Fields of the index about the whole set: those of the original, and how it was degraded."""
     inherited = {name: shards.index[name] for name in _INHERITED if name in shards.index}
-    about = {"benchmark": benchmark.name, "degradation": benchmark.degradation, "degradation_seed": benchmark.seed}
+    origin = {
+        "benchmark": benchmark.name,
+        "degradation": benchmark.degradation,
+        "degradation_seed": benchmark.seed,
+    }
     return {
         "tool_version": __version__,
         "source": str(shards.index.get("source", "unknown")),
         **inherited,
-        **about,
+        **origin,
         "resampler": resampler,
         "original_sha256": shards.sha256,
     }
@@ -238,7 +242,7 @@ def _try_smallest(shards: ShardSet, scale: int, degrade: Callable) -> bool:
         raise ValueError(f"{where}, which the degradation cannot take: {reason}; change it, or the set") from problem
 
 
-def _degraded(shards: ShardSet, stored: Stored, benchmark: Benchmark, degrade: Callable) -> Degraded:
+def _degraded(shards: ShardSet, stored: StoredSample, benchmark: Benchmark, degrade: Callable) -> Degraded:
     sample = decoded(shards, stored)
     height, width = (side // benchmark.scale * benchmark.scale for side in sample.mask.shape)
     hr, mask = sample.image[:height, :width], sample.mask[:height, :width] > 0
@@ -247,7 +251,7 @@ def _degraded(shards: ShardSet, stored: Stored, benchmark: Benchmark, degrade: C
     return Degraded(hr, mask, hr.shape == sample.image.shape, lq, kernel, valid)
 
 
-def _item(shards: ShardSet, stored: Stored, make: Callable[[], Degraded], kernel: bool) -> Item:
+def _item(shards: ShardSet, stored: StoredSample, make: Callable[[], Degraded], kernel: bool) -> Item:
     facts, group = stored.facts, stored.facts.get("group")
     return Item(
         stored.key,
@@ -263,19 +267,19 @@ def _item(shards: ShardSet, stored: Stored, make: Callable[[], Degraded], kernel
     )
 
 
-def _image(shards: ShardSet, stored: Stored, made: Degraded) -> bytes:
+def _image(shards: ShardSet, stored: StoredSample, degraded: Degraded) -> bytes:
     """The HR image: the very file of the original where nothing is cut off and a set of ours may hold it, or a PNG."""
-    if made.whole:
-        with _opened(shards, stored.shard) as files, _naming(shards, stored.shard, f"key {stored.key}"):
+    if degraded.whole:
+        with _opened(shards, stored.shard) as files, _name_sample_in_errors(shards, stored.shard, f"key {stored.key}"):
             data = files(stored.index)[1].read("jpg", "png")
             if open_picture(data).reason is None:
                 return data
-    return png(Image.fromarray(np.ascontiguousarray(made.hr)))
+    return png(Image.fromarray(np.ascontiguousarray(degraded.hr)))
 
 
 def _notes(shards: ShardSet, scale: int) -> tuple[str, ...]:
     cut = [f"{width}x{height}" for width, height in sizes(shards.index) if width % scale or height % scale]
     if not cut:
         return ()
-    which = f"{', '.join(cut[:3])} pixels{' and others' if cut[3:] else ''}"
-    return (f"images of {which} are cut at the right and bottom to multiples of {scale}, and stored as PNG",)
+    sizes_text = f"{', '.join(cut[:3])} pixels{' and others' if cut[3:] else ''}"
+    return (f"images of {sizes_text} are cut at the right and bottom to multiples of {scale}, and stored as PNG",)

@@ -1,10 +1,9 @@
-"""`make_shards.py --check DIR`: is a shard set what its index says? Damage is reported by shard and key.
+"""`make_shards.py --check DIR`: compare a shard set with its index, and report damage by shard and key.
 
-Every byte is read: sizes, sha256 of each tar, names of the members, checksums that the samples carry, counts. With
---decode, or where the index has no sha256, every image, mask and kernel is decoded as well, and held against the
-sample's json. Of a set that another program has written (its index states no `tool_version`) no more is asked than
-docs/shards.md does: json files, sha256 and counts may be missing, members that no reader looks at may be there.
-WebDataset tars of others are read as training reads them.
+Every byte is read: sizes, sha256 of each tar, names of the members, checksums of the samples, counts. With --decode, or
+where the index has no sha256, every image, mask and kernel is decoded as well, and compared with the sample's json. A
+set written by another program (its index has no `tool_version`) need only meet docs/shards.md: json files, sha256 and
+counts may be missing, and further members are allowed. Other people's WebDataset tars are read as in training.
 """
 
 import re
@@ -63,15 +62,15 @@ def _check_set(root: Path, decode: bool, workers: int) -> tuple[list[str], str, 
     bar = tqdm(total=index["samples"], desc="checking", unit=" samples", leave=False, disable=None)
     with bar, closing(imap_unordered(work, len(entries), workers, bar.update)) as results:
         results_of.update(results)
-    ordered = [results_of[number] for number in range(len(entries))]
-    faults = [f"{entry['name']}: {fault}" for entry, one in zip(entries, ordered) for fault in one.faults]
-    groups = set().union(*(one.groups for one in ordered))
-    faults += _check_sum(index, ordered, groups) if not faults else []
+    reports = [results_of[number] for number in range(len(entries))]
+    faults = [f"{entry['name']}: {fault}" for entry, report in zip(entries, reports) for fault in report.faults]
+    groups = set().union(*(report.groups for report in reports))
+    faults += _check_totals(index, reports, groups) if not faults else []
     if not tars:
-        strangers = {p.name for p in root.iterdir() if p.suffix == ".tar" or PARTIAL in p.name}
-        strangers -= {entry["name"] for entry in entries}
-        faults += [f"{name} is not in index.json" for name in sorted(strangers)]
-    return faults, f"{sum(len(one.keys) for one in ordered)} samples in {len(entries)} shards", groups
+        unlisted = {p.name for p in root.iterdir() if p.suffix == ".tar" or PARTIAL in p.name}
+        unlisted -= {entry["name"] for entry in entries}
+        faults += [f"{name} is not in index.json" for name in sorted(unlisted)]
+    return faults, f"{sum(len(report.keys) for report in reports)} samples in {len(entries)} shards", groups
 
 
 def read_index(root: Path) -> dict[str, Any]:
@@ -80,35 +79,36 @@ def read_index(root: Path) -> dict[str, Any]:
         index = read_json(root / "index.json")
         for entry in index["shards"] if is_ours(index) else ():
             entry["sha256"], entry["samples"]  # KeyError
-        whole = index["format"] == FORMAT and bool(index["shards"])
+        valid = index["format"] == FORMAT and bool(index["shards"])
         for entry in index["shards"]:
-            whole = whole and re.fullmatch(r"[^/\\]+\.tar", entry["name"]) and len(entry.get("sha256", "0" * 64)) == 64
-            whole = whole and isinstance(entry["samples"], int) and isinstance(entry["bytes"], int)
+            valid = valid and re.fullmatch(r"[^/\\]+\.tar", entry["name"]) and len(entry.get("sha256", "0" * 64)) == 64
+            valid = valid and isinstance(entry["samples"], int) and isinstance(entry["bytes"], int)
         index.setdefault("samples", sum(entry["samples"] for entry in index["shards"]))
-        whole = whole and isinstance(index["samples"], int)
+        valid = valid and isinstance(index["samples"], int)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise ValueError(f"index.json: cannot be read ({type(problem).__name__}: {problem})") from None
-    if not whole:
+    if not valid:
         raise ValueError(f"index.json: damaged or of another format than {FORMAT}")
     return index
 
 
-def _check_sum(index: dict[str, Any], ordered: list[ShardReport], groups: set[str]) -> list[str]:
-    """Faults that only all shards together show."""
-    keys = Counter(key for one in ordered for key in one.keys)
+def _check_totals(index: dict[str, Any], reports: list[ShardReport], groups: set[str]) -> list[str]:
+    """Faults of the set as a whole: duplicate keys, and totals that the index has wrong."""
+    keys = Counter(key for report in reports for key in report.keys)
     faults = [f"{key}: {count} samples have this key" for key, count in keys.items() if count > 1]
-    sizes = sum((one.sizes for one in ordered), Counter())
-    said = {"samples": keys.total(), "image_sizes": dict(sizes), "groups": len(groups), **wids_fields(index["shards"])}
+    sizes = sum((report.sizes for report in reports), Counter())
+    actual = {"samples": keys.total(), "image_sizes": dict(sizes), "groups": len(groups)}
+    actual |= wids_fields(index["shards"])
     faults += [
         f"index.json: its {name} are not those of the shards"
-        for name, value in said.items()
+        for name, value in actual.items()
         if index.get(name, value) != value
     ]
     return faults
 
 
 def _check_split(root: Path, groups: dict[str, set[str]], blank: set[str]) -> list[str]:
-    """Faults of the cut: a group in two parts, or parts that are not those of split.json but for the `blank` groups."""
+    """Faults of the split: a group in two parts, or parts other than those of split.json (`blank` groups aside)."""
     if not (root / FILE).exists():
         return []
     owners = Counter(group for names in groups.values() for group in names)

@@ -70,30 +70,30 @@ def inspect_shard(
 
 
 def inspect_foreign(shards: ShardSet, number: int, decode: bool, step: Callable[[], None]) -> ShardReport:
-    """Check a tar of a set that others have written, as training reads it; `step` is called after each sample."""
+    """Check a tar of other people's WebDataset, as training reads it; `step` is called after each sample."""
     report, entry = ShardReport(), shards.index["shards"][number]
     path = Path(shards.address(number))
     if "sha256" in entry and identity(path)["sha256"] != entry["sha256"]:
         report.faults.append(_DIFFERS)
     with path.open("rb") as file:
-        held = contents((str(path), path.stat().st_mtime_ns), file, entry["samples"], shards.naming)
-        for row, key in enumerate(held.keys):
+        table = contents((str(path), path.stat().st_mtime_ns), file, entry["samples"], shards.naming)
+        for index, key in enumerate(table.keys):
             report.keys.append(shards.key(number, key))
             report.groups.add(report.keys[-1])
             try:
-                held.check(row)
-                files = Files(file, held.places[row], entry["bytes"])
+                table.check(index)
+                files = Files(file, table.places[index], entry["bytes"])
                 width, height = image_size(files.read("jpg", "png"))
                 report.sizes[f"{width}x{height}"] += 1
                 if shards.masks:
                     files.sized(width, height, "mask.png")
                 if decode:
-                    read_sample(shards, number, row, report.faults.append)
+                    read_sample(shards, number, index, report.faults.append)
             except (OSError, ValueError, RecursionError) as problem:
                 report.faults.append(f"{key}: {problem}")
             step()
-    if len(held.keys) != entry["samples"]:
-        report.faults.append(held.trouble)
+    if len(table.keys) != entry["samples"]:
+        report.faults.append(table.trouble)
     return report
 
 
@@ -121,24 +121,24 @@ def _samples(path: Path, ours: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
 def _check_sample(
     key: str, members: dict[str, bytes], index: dict[str, Any], decode: bool, report: ShardReport
 ) -> list[str]:
-    """The faults of one sample; what it is goes into `report`."""
+    """The faults of one sample; its group and size are added to `report`."""
     try:
         facts = json.loads(members["json"]) if is_ours(index) else _facts_of(key, members)
         report.sizes[f"{facts['width']}x{facts['height']}"] += 1
         report.groups.add(facts.get("group", key))
         sums = dict(facts.get("crc32", {}))
-        contents = _wrong_contents(members, facts, index) if decode else []
+        wrong = _check_decoded(members, facts, index) if decode else []
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as problem:
         return ["json is missing or damaged" if is_ours(index) else f"image or json: {problem}"]
     faults = [] if facts.get("key") == key else [f"json is of {facts.get('key')!r}"]
     faults += _check_names(set(members), index)
     damaged = [name for name, crc in sums.items() if name in members and zlib.crc32(members[name]) != crc]
     faults += [f"{name}: checksum differs, the bytes are damaged" for name in sorted(damaged)]
-    return faults + contents
+    return faults + wrong
 
 
 def _facts_of(key: str, members: dict[str, bytes]) -> dict[str, Any]:
-    """The json of a sample of another program, as far as a reader uses it, and the size by the image."""
+    """What a reader uses of the json of another program's sample, with the size of its image."""
     name = next((name for name in _IMAGES if name in members), None)
     if name is None:
         raise ValueError("there is no jpg or png")
@@ -158,14 +158,13 @@ def _check_names(names: set[str], index: dict[str, Any]) -> list[str]:
     if index.get("kernel"):
         wanted["kernel"] = ("kernel.npy",)
     optional = {"valid.png"} if index.get("valid") else set()
-    faults = [
-        f"{what}: {len(names & {*of})} members, not one" for what, of in wanted.items() if len(names & {*of}) != 1
-    ]
-    known = {name for of in wanted.values() for name in of} | (optional if is_ours(index) else names)
-    return faults + [f"{name}: a member that the index does not speak of" for name in sorted(names - known)]
+    counts = {role: len(names.intersection(choices)) for role, choices in wanted.items()}
+    faults = [f"{role}: {count} members, not one" for role, count in counts.items() if count != 1]
+    known = {name for choices in wanted.values() for name in choices} | (optional if is_ours(index) else names)
+    return faults + [f"{name}: a member that the index does not mention" for name in sorted(names - known)]
 
 
-def _wrong_contents(members: dict[str, bytes], facts: dict[str, Any], index: dict[str, Any]) -> list[str]:
+def _check_decoded(members: dict[str, bytes], facts: dict[str, Any], index: dict[str, Any]) -> list[str]:
     """Faults of the decoded members, one line each."""
     decoded, faults = {}, []
     for name, data in members.items():
@@ -178,10 +177,10 @@ def _wrong_contents(members: dict[str, bytes], facts: dict[str, Any], index: dic
     size = facts["height"], facts["width"]
     for name in ("jpg", "png"):
         if name in decoded:
-            faults += _shape(name, decoded[name], (*size, 3))
+            faults += _check_shape(name, decoded[name], (*size, 3))
     for name in ("lq.png", "lq.jpg"):
         if name in decoded and index.get("scale"):
-            faults += _shape(name, decoded[name], (*(side // index["scale"] for side in size), 3))
+            faults += _check_shape(name, decoded[name], (*(side // index["scale"] for side in size), 3))
     if "mask.png" in decoded:
         faults += _check_mask(decoded["mask.png"], facts)
     if "valid.png" in decoded:
@@ -209,14 +208,14 @@ def _decode(name: str, data: bytes) -> np.ndarray:
         return np.asarray(image)
 
 
-def _shape(what: str, array: np.ndarray, shape: tuple[int, ...]) -> list[str]:
+def _check_shape(what: str, array: np.ndarray, shape: tuple[int, ...]) -> list[str]:
     if array.shape == shape:
         return []
     return [f"{what} is {'x'.join(map(str, array.shape))} (H W C), its json and index say {'x'.join(map(str, shape))}"]
 
 
 def _check_mask(mask: np.ndarray, facts: dict[str, Any]) -> list[str]:
-    faults = _shape("mask.png", mask, (facts["height"], facts["width"]))
+    faults = _check_shape("mask.png", mask, (facts["height"], facts["width"]))
     if "crack_share" in facts and mask.dtype != bool and not np.isin(mask, (0, 255)).all():
         return [*faults, "mask.png has other values than 0 and 255"]
     share = (mask > 0).mean()
@@ -226,7 +225,7 @@ def _check_mask(mask: np.ndarray, facts: dict[str, Any]) -> list[str]:
 
 
 def _check_valid(valid: np.ndarray, facts: dict[str, Any]) -> list[str]:
-    faults, share = _shape("valid.png", valid, (facts["height"], facts["width"])), float((valid > 0).mean())
+    faults, share = _check_shape("valid.png", valid, (facts["height"], facts["width"])), float((valid > 0).mean())
     if abs(share - facts.get("valid_share", share)) > 1e-9:
         faults.append(f"valid.png has a share of {share:.6f}, its json says {facts['valid_share']}")
     return faults

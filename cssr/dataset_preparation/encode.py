@@ -1,4 +1,4 @@
-"""One item into one sample or, cut into tiles, into several: the members of each and the facts in its json."""
+"""Encode an item as one sample or, cut into tiles, as several: the members of each, and its json."""
 
 import io
 import json
@@ -49,11 +49,11 @@ def form_of(
     keep_blank: bool = False,
 ) -> Form:
     """The form of a set: its scale and kernel are those of its first item. ValueError if not every item has them."""
-    for what in ("lq", "kernel"):
-        with_it = [getattr(item, what) is not None for item in items]
+    for name in ("lq", "kernel"):
+        with_it = [getattr(item, name) is not None for item in items]
         if any(with_it) and not all(with_it):
             raise ValueError(
-                f"{items[with_it.index(False)].origin} has no {what}, but {sum(with_it)} of {len(items)} have one; "
+                f"{items[with_it.index(False)].origin} has no {name}, but {sum(with_it)} of {len(items)} have one; "
                 "give it to all or to none"
             )
     first = items[0]
@@ -103,15 +103,15 @@ def _tiles(item: Item, form: Form, data: bytes) -> Iterator[tuple[str, Members, 
     beside = {"kernel.npy": _npy(_kernel(item, form.kernel))} if form.kernel else {}
     for place in form.tiling.places(*image.size):
         window = np.s_[place.y : place.y + place.height, place.x : place.x + place.width]
-        seen = None if valid is None or valid[window].all() else valid[window]
-        if _is_blank(seen) and not form.keep_blank:
+        tile_valid = None if valid is None or valid[window].all() else valid[window]
+        if _is_blank(tile_valid) and not form.keep_blank:
             yield item.key, {}, {}
             continue
         members = {"png": png(image.crop(place.box)), **beside}
         if lq is not None:
             members["lq.png"] = png(lq.crop(place.divided(form.scale).box))
-        cut, size = None if mask is None else mask[window], (place.width, place.height)
-        sample = _sample(item, form, tile_key(item.key, place), members, cut, seen, size, reason)
+        tile_mask, size = None if mask is None else mask[window], (place.width, place.height)
+        sample = _sample(item, form, tile_key(item.key, place), members, tile_mask, tile_valid, size, reason)
         yield _with_tile(*sample, place, image.size)
 
 
@@ -184,8 +184,8 @@ def _mask_and_valid(
         valid = item.valid()
     if form.rule is None:
         return None, valid
-    values, only = np.asarray(item.mask()), form.rule.only
-    if only is not None and ((values > 0) & (values != only)).any():
+    values, value = np.asarray(item.mask()), form.rule.only
+    if value is not None and ((values > 0) & (values != value)).any():
         raise ValueError(
             f"{item.origin}: its mask was changed since the rule was chosen ({form.rule.sentence}); run it again"
         )
@@ -195,9 +195,9 @@ def _mask_and_valid(
             f"{item.origin} is {width}x{height}, but its mask is "
             f"{mask.shape[1]}x{mask.shape[0]}; give both the same size"
         )
-    known = values != NO_DATA if values.dtype != bool else None
-    if known is not None and not known.all():
-        valid = known if valid is None else valid & known
+    has_data = values != NO_DATA if values.dtype != bool else None
+    if has_data is not None and not has_data.all():
+        valid = has_data if valid is None else valid & has_data
     return mask if valid is None else mask & valid, valid
 
 
@@ -215,12 +215,12 @@ def _beside(item: Item, form: Form, width: int, height: int) -> Members:
 def _lq(item: Item, form: Form, width: int, height: int, decode) -> Any:
     """The LQ image as `decode` gives it, its size checked against the set's scale."""
     decoded = _readable(item, item.lq, decode, ", its LQ image")
-    small = (decoded.width, decoded.height) if isinstance(decoded, Picture) else decoded.image.size
-    due = small[0] * form.scale, small[1] * form.scale
-    if (width, height) != due:
+    size = (decoded.width, decoded.height) if isinstance(decoded, Picture) else decoded.image.size
+    expected = size[0] * form.scale, size[1] * form.scale
+    if (width, height) != expected:
         raise ValueError(
-            f"{item.origin} is {width}x{height}, but its LQ image {small[0]}x{small[1]}, where the set's first is "
-            f"{form.scale} times smaller; crop the image to {due[0]}x{due[1]}, or remove both"
+            f"{item.origin} is {width}x{height}, but its LQ image {size[0]}x{size[1]}, where the set's first is "
+            f"{form.scale} times smaller; crop the image to {expected[0]}x{expected[1]}, or remove both"
         )
     return decoded
 

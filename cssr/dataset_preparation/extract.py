@@ -1,4 +1,4 @@
-"""Photographs out of shards, as files: `python shards/extract.py SHARDS --out DIR [--count 4] [--reduce 4]`."""
+"""Write photographs of a shard set as files: `python shards/extract.py SHARDS --out DIR [--count 4] [--reduce 4]`."""
 
 from pathlib import Path
 

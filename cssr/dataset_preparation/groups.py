@@ -1,4 +1,4 @@
-"""Groups by name: the photograph of a tile or a frame, which must not straddle training and test."""
+"""The photograph that a tile or frame comes from, by its name: the group that a split keeps in one part."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Annotated
 
 GroupPattern = Annotated[str | None, "regular expression; its group in a name is the photograph, as '^(.+)_[0-9]+$'"]
 
-_COORDINATES = {  # how many numbers, set off by _, say where in its photograph a tile was cut
+_COORDINATES = {  # numbers at the end of a tile's name, after _ each: where it was cut from its photograph
     "CRACK500": 2,
     "GAPS384": 2,
     "Rissbilder": 4,
@@ -20,7 +20,7 @@ def without_numbers(key: str, count: int) -> str:
     return re.sub(rf"(_\d+){{{count}}}(\.[A-Za-z]+)?$", "", key)
 
 
-def merged(key: str) -> str:
+def merged_group(key: str) -> str:
     """The photograph of a picture in sets merged from others; its name begins with that of its set."""
     name = key.rsplit("/", 1)[-1]
     for head, count in _COORDINATES.items():
@@ -41,7 +41,7 @@ def lettered_crop(key: str) -> str:
     return re.sub(r"(?<=\d)[a-z]$", "", key)
 
 
-def roboflow(key: str) -> str:
+def roboflow_original(key: str) -> str:
     """The picture that Roboflow made others of: "IMG_1_jpg.rf.0a1b" -> "IMG_1"."""
     return re.sub(r"_(jpe?g|png|bmp|tiff?|webp)\.rf\..*$", "", key, flags=re.IGNORECASE)
 

@@ -1,4 +1,4 @@
-"""A folder of images and a folder of masks, by names alone: the parts that plain layouts share."""
+"""Helpers of the sources that have a folder of images and a folder of masks."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -70,7 +70,7 @@ def pair_folders(
     """The pairs of two folders: files of the same relative stem belong together.
 
     Args:
-        names, skip: as for `patterns.find_pairs`.
+        names, skip: as for `pairing.find_pairs`.
     Raises: ValueError for an empty or missing folder, two files of one stem, an image without mask and the reverse.
     """
     pairs = Pairs(root, by_stem(images, IMAGE_SUFFIXES), by_stem(masks, mask_suffixes))
@@ -103,7 +103,7 @@ def grey_set(
     skip: bool | None = None,
     group: Callable[[str], str] | None = None,
 ) -> Source:
-    """`grey_source` of the pairs of the first of `layouts` that fits (`patterns.find_pairs`)."""
+    """`grey_source` of the pairs of the first of `layouts` that fits (`pairing.find_pairs`)."""
     pairs = find_pairs(root, split, *(Layout(*layout) for layout in layouts), skip=skip)
     return grey_source(name, licence, pairs, threshold, resize, group)
 
@@ -114,6 +114,6 @@ def without_masks(
     """A source of pictures alone, for super-resolution."""
     items = []
     for stem, path in sorted(pictures.items()):
-        origin, of = path.relative_to(root).as_posix(), group(stem) if group else None
-        items.append(Item(stem, origin, path.read_bytes, None, group=of, files=(path,)))
+        origin, photograph = path.relative_to(root).as_posix(), group(stem) if group else None
+        items.append(Item(stem, origin, path.read_bytes, None, group=photograph, files=(path,)))
     return Source(name, None, items, None)

@@ -47,7 +47,7 @@ from cssr.dataset_preparation.split import (
 )
 from cssr.dataset_preparation.tiles import check_names
 from cssr.dataset_preparation.workspace import Workspace, check_free, open_workspace, refuse_another
-from cssr.dataset_preparation.writer import Shard, forget, input_states, is_whole, pack, write_index, write_shard
+from cssr.dataset_preparation.writer import Shard, input_states, is_intact, pack, remove_shard, write_index, write_shard
 from cssr.utils.cli import run_command
 from cssr.utils.files import digest, replace_file
 from cssr.utils.image_files import BESIDE, filter_by_suffix, lost_links_note, unread_note, walk
@@ -77,39 +77,39 @@ def _safe(key: str) -> str:
 
 def open_source(args: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
     """List what the source has. Returns it with the options that it was given."""
-    taken = {option: getattr(args, option) for option in inspect.signature(SOURCES.get(args.source)).parameters}
-    source = SOURCES.build({"name": args.source, **taken})
-    notes = unmatched(taken.get("group_pattern"), [item.key for item in source.items])
+    options = {option: getattr(args, option) for option in inspect.signature(SOURCES.get(args.source)).parameters}
+    source = SOURCES.build({"name": args.source, **options})
+    notes = unmatched(options.get("group_pattern"), [item.key for item in source.items])
     source = with_safe_keys(source)
-    files = list(walk(taken["root"])) if taken.get("root") else []
+    files = list(walk(options["root"])) if options.get("root") else []
     masks = filter_by_suffix(files, [BESIDE])
     notes += omission_note(
         "masks of missing pixels, which must be within the TIFF (GDAL_TIFF_INTERNAL_MASK=YES)", masks
     )
-    left = [unread_note(files), lost_links_note(taken["root"]) if taken.get("root") else ""]
+    warnings = [unread_note(files), lost_links_note(options["root"]) if options.get("root") else ""]
     if args.groups:
         related = read_related(args.groups, args.source, getattr(args, "split", None) or "")
-        related = [[_safe(key) for key in keys] for keys in related]
+        related = [[_safe(key) for key in group] for group in related]
         known = {item.key for item in source.items}
         notes += omission_note(
             f"images of --groups {args.groups} that are not here", sorted({*sum(related, [])} - known)
         )
         source = replace(source, items=join_related(source.items, related))
-    source = replace(source, notes=(*source.notes, *notes, *filter(None, left)))
+    source = replace(source, notes=(*source.notes, *notes, *filter(None, warnings)))
     if args.tiling:
         check_names(source.items)
-    return source, taken
+    return source, options
 
 
 def make(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     """Do what the command line asks. Returns the folders made and their indexes."""
     check_free(args.out)
-    source, taken = open_source(args)
+    source, options = open_source(args)
     split = draw_split(source.items, args.ratio, args.seed) if args.ratio else None
     split = read_split(args.split_file) if args.split_file else split
     parts = apply_split(split, source.items) if split else {"": source.items}
-    plan = _plan(args, source, taken, split, parts)
-    return write_set(source, parts, plan, _header(args, source, taken, split), args, split)
+    plan = _plan(args, source, options, split, parts)
+    return write_set(source, parts, plan, _header(args, source, options, split), args, split)
 
 
 def write_set(
@@ -153,18 +153,19 @@ def write_set(
 
 
 def _warn_of_masks(shares: list[float]) -> None:
-    """Tell of masks that look as if the rule took the wrong values for crack; `shares`: of crack pixels, 0..1."""
-    most = sum(share > MOSTLY for share in shares)
+    """Warn of masks for which the rule seems to take the wrong values as crack; `shares`: of crack pixels, 0..1."""
+    mostly_crack = sum(share > MOSTLY for share in shares)
     if not any(shares):
         print(f"warning: all of {len(shares)} masks are empty; are these the masks?", file=sys.stderr)
-    if most:
-        text = f"{most} of {len(shares)} masks are crack by more than half; inverted? doctor.py shows them"
+    if mostly_crack:
+        text = f"{mostly_crack} of {len(shares)} masks are crack by more than half; inverted? doctor.py shows them"
         print(f"warning: {text}", file=sys.stderr)
 
 
 def _warn_of_depths(reasons: set[str]) -> None:
     """Warn of a set with images that seem to differ in bits: a dark one of 12 bits may show but 10."""
-    depths = sorted({int(bits[1]) for why in reasons if (bits := re.match(r"(\d+)-bit", why)) and int(bits[1]) > 8})
+    matches = (re.match(r"(\d+)-bit", reason) for reason in reasons)
+    depths = sorted({int(match[1]) for match in matches if match and int(match[1]) > 8})
     if len(depths) > 1:
         listed = " and ".join(map(str, depths))
         print(
@@ -173,16 +174,16 @@ def _warn_of_depths(reasons: set[str]) -> None:
 
 
 def _plan(
-    args: argparse.Namespace, source: Source, taken: dict[str, Any], split: Split | None, parts: dict[str, list[Item]]
+    args: argparse.Namespace, source: Source, options: dict[str, Any], split: Split | None, parts: dict[str, list[Item]]
 ) -> dict[str, Any]:
     names = ("seed", "tile", "overlap", "refuse_small", "bits", "keep_blank", "shard_size", "licence")
-    options = {**taken, **{name: getattr(args, name) for name in names}}
+    chosen = {**options, **{name: getattr(args, name) for name in names}}
     return {
         "the version of this tool": __version__,
         "the source": source.name,
         **{
             f"--{name.replace('_', '-')}": str(value.absolute()) if isinstance(value, Path) else value
-            for name, value in options.items()
+            for name, value in chosen.items()
         },
         "--ratio": split.ratio if split else None,
         "the list of samples": sample_list(parts),
@@ -218,17 +219,17 @@ def _shards(parts: dict[str, list[Item]], args: argparse.Namespace) -> list[Shar
     return shards
 
 
-def _header(args: argparse.Namespace, source: Source, taken: dict[str, Any], split: Split | None) -> dict[str, Any]:
+def _header(args: argparse.Namespace, source: Source, options: dict[str, Any], split: Split | None) -> dict[str, Any]:
     """Fields of the index about the whole set. The seed is that of drawn pictures or, without any, of the split."""
     cut = {"ratio": split.ratio, "split_sha256": split.sha256} if split else {"ratio": None}
     return {
         "tool_version": __version__,
         "source": source.name,
-        "options": {name: _portable(value) for name, value in taken.items() if name not in ("root", "split", "seed")},
+        "options": {name: _portable(value) for name, value in options.items() if name not in ("root", "split", "seed")},
         "licence": args.licence or source.licence,
         "split": getattr(args, "split", None),
         **cut,
-        "seed": split.seed if split and "seed" not in taken else args.seed,
+        "seed": split.seed if split and "seed" not in options else args.seed,
     }
 
 
@@ -242,33 +243,33 @@ def _write(shards: list[Shard], form: Form, workspace: Workspace, workers: int) 
     """Write the shards that are not finished yet. Returns the records of each part, in order."""
     for part in {shard.part for shard in shards}:
         (workspace.tree / part).mkdir(exist_ok=True)
-    before = _still_valid(shards, workspace)
+    finished = _reusable_records(shards, workspace)
 
     def work(task: int, step: Any) -> tuple[dict[str, Any], bool]:
         shard = shards[task]
-        record, directory = before.get((shard.part, shard.number)), workspace.tree / shard.part
-        if record and is_whole(directory, record):
+        record, directory = finished.get((shard.part, shard.number)), workspace.tree / shard.part
+        if record and is_intact(directory, record):
             return record, True
         return write_shard(directory, shard, form, step), False
 
-    kept, total = 0, sum(shard.samples for shard in shards)
+    reused, total = 0, sum(shard.samples for shard in shards)
     bar = tqdm(total=total, desc="writing", unit=" samples", leave=False, disable=None)
     with bar, closing(imap_unordered(work, len(shards), workers, bar.update)) as results:
-        for _, (record, was_there) in results:
-            if was_there:
-                kept += 1
-                _move(bar, record["samples"])
+        for _, (record, was_finished) in results:
+            if was_finished:
+                reused += 1
+                _advance(bar, record["samples"])
             else:
                 workspace.note(record)
-    if kept:
-        print(f"{kept} of {len(shards)} shards were finished before, and are kept")
+    if reused:
+        print(f"{reused} of {len(shards)} shards were finished before, and are kept")
     ordered = [workspace.finished[shard.part, shard.number] for shard in shards]
     return {part: [r for r in ordered if r["part"] == part] for part in {shard.part for shard in shards}}
 
 
-def _still_valid(shards: list[Shard], workspace: Workspace) -> dict[tuple[str, int], dict[str, Any]]:
+def _reusable_records(shards: list[Shard], workspace: Workspace) -> dict[tuple[str, int], dict[str, Any]]:
     """The records of finished shards with unchanged inputs; the tars of the others are removed."""
-    valid, changed, anew = dict(workspace.finished), [], 0
+    valid, changed, discarded = dict(workspace.finished), [], 0
     for shard in shards:
         record = valid.get((shard.part, shard.number))
         if record is None:
@@ -279,18 +280,18 @@ def _still_valid(shards: list[Shard], workspace: Workspace) -> dict[tuple[str, i
                 path for path, state in zip_longest(states or (), known or ()) if path and states[path] != state
             ]
             del valid[shard.part, shard.number]
-            forget(workspace.tree / shard.part, record)
-            anew += 1
-    if anew:
+            remove_shard(workspace.tree / shard.part, record)
+            discarded += 1
+    if discarded:
         changed = [*dict.fromkeys(changed)]
         more = f" and {len(changed) - 1} other files" if changed[1:] else ""
-        why = f"{changed[0]}{more} changed since" if changed else "the source does not say which files it reads"
-        print(f"{anew} of {len(shards)} shards were finished before, but are written anew: {why}")
+        reason = f"{changed[0]}{more} changed since" if changed else "the source does not say which files it reads"
+        print(f"{discarded} of {len(shards)} shards were finished before, but are written anew: {reason}")
     return valid
 
 
-def _move(bar: tqdm, samples: int) -> None:
-    """Count samples as done that say nothing about the rate of this run."""
+def _advance(bar: tqdm, samples: int) -> None:
+    """Advance a progress bar without counting the samples in its rate."""
     if not bar.disable:
         bar.n, bar.initial, bar.last_print_n = (n + samples for n in (bar.n, bar.initial, bar.last_print_n))
         bar.refresh()

@@ -1,4 +1,4 @@
-"""Degrade a shard set once and for all: a frozen benchmark, the same for every system that is measured on it.
+"""Make a benchmark: degrade a shard set once, so that every method is evaluated on the same LQ images.
 
     python shards/make_benchmark.py --data data/test --degradation configs/benchmarks/motion.yaml --out data/test_motion
     accelerate launch cssr/evaluate.py RUN --data data/test_motion

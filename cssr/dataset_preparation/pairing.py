@@ -79,17 +79,17 @@ def check_pairs(
     Raises: ValueError for what has no partner, unless `skip`, and where no pair is left.
     """
     pictures, truths = pairs.pictures, pairs.truths
-    bare, orphans = sorted(pictures.keys() - truths.keys()), sorted(truths.keys() - pictures.keys())
-    both = {key: path for key, path in pictures.items() if key in truths}
-    if skip and both:
-        notes = omission_note("images without mask", [pictures[key].relative_to(pairs.root) for key in bare])
+    unmasked, orphans = sorted(pictures.keys() - truths.keys()), sorted(truths.keys() - pictures.keys())
+    paired = {key: path for key, path in pictures.items() if key in truths}
+    if skip and paired:
+        notes = omission_note("images without mask", [pictures[key].relative_to(pairs.root) for key in unmasked])
         notes += omission_note("masks without image", [truths[key].relative_to(pairs.root) for key in orphans])
-        return Pairs(pairs.root, both, {key: truths[key] for key in both}, (*pairs.notes, *notes))
-    or_skip = ", or pass over them with --skip-unpaired" if skip is False and both else ""
-    if bare:
+        return Pairs(pairs.root, paired, {key: truths[key] for key in paired}, (*pairs.notes, *notes))
+    or_skip = ", or pass over them with --skip-unpaired" if skip is False and paired else ""
+    if unmasked:
         raise ValueError(
-            f"missing mask: {len(bare)} of {len(pictures)} images have none, the first is {pictures[bare[0]]}; "
-            f"add {mask_place(bare[0])} or remove the image{or_skip}"
+            f"missing mask: {len(unmasked)} of {len(pictures)} images have none, the first is {pictures[unmasked[0]]}; "
+            f"add {mask_place(unmasked[0])} or remove the image{or_skip}"
         )
     if orphans:
         raise ValueError(
@@ -125,10 +125,10 @@ def find_pairs(
     files = image_files(root)
     usable = [layout for layout in layouts if ("{split}" in layout.image) == (split is not None)]
     fitting = [(layout, _matched(files, root, split, layout, ignore)) for layout in usable]
-    fitting = [one for one in fitting if one[1].pictures]
+    fitting = [pair for pair in fitting if pair[1].pictures]
     if not fitting:
         raise ValueError(_nothing_fits(root, split, files, layouts))
-    layout, pairs = next((one for one in fitting if one[1].truths), fitting[0])
+    layout, pairs = next((pair for pair in fitting if pair[1].truths), fitting[0])
     image_place, mask_place = (partial(fill_pattern, pattern, split) for pattern in layout)
     return check_pairs(select(pairs, names, skip) if names else pairs, mask_place, image_place, skip)
 
@@ -149,7 +149,7 @@ def image_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[st
 
 
 def normalize_name(name: str) -> str:
-    """A name with letters and accents as one: macOS takes them apart, and u-umlaut would not be u-umlaut."""
+    """A name in Unicode form NFC: macOS stores an accent apart from its letter, and names would not compare equal."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -169,18 +169,18 @@ def match_files(files: Iterable[str], root: Path, pattern: str, split: str | Non
 
 def compile_pattern(pattern: str, split: str | None = None) -> re.Pattern:
     """A pattern as a regular expression with the groups `stem` and, where `split` is None, `split`."""
-    seen, parts = set(), []
+    defined, regex = set(), []
     for token in _TOKENS.split(normalize_name(pattern)):
         name = token[1:-1]
         if token == "{split}" and split is not None:
-            parts.append(re.escape(split))
+            regex.append(re.escape(split))
         elif token in ("{stem}", "{split}"):
             body = "[^/]+?" if name == "split" else "[^/]+" if "**/" in pattern else ".+"
-            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{body})")
-            seen.add(name)
+            regex.append(f"(?P={name})" if name in defined else f"(?P<{name}>{body})")
+            defined.add(name)
         else:
-            parts.append(_TURNED.get(token) or re.escape(token))
-    return re.compile("".join(parts), re.IGNORECASE)
+            regex.append(_TURNED.get(token) or re.escape(token))
+    return re.compile("".join(regex), re.IGNORECASE)
 
 
 def fill_pattern(pattern: str, split: str | None, stem: str) -> str:
@@ -207,13 +207,13 @@ def _nothing_fits(root: Path, split: str | None, files: list[str], layouts: Iter
     if parts:
         return (f"unknown split {split!r}: " if split else "") + f"choose with --split from: {', '.join(parts)}"
     fitting = [layout for layout in layouts if ("{split}" in layout.image) == (split is not None)]
-    wanted = " or ".join(
+    expected = " or ".join(
         " with ".join(fill_pattern(pattern, split or "SPLIT", "NAME") for pattern in one) for one in fitting
     )
     if not fitting:
         return f"unknown split {split!r}: this set has no parts, leave --split out (--ratio makes parts)"
     return (
-        f"{root} holds no {wanted}; point --root at the folder of the set, or name its files with "
+        f"{root} holds no {expected}; point --root at the folder of the set, or name its files with "
         "`folder --image-pattern ... --mask-pattern ...`"
     )
 
@@ -226,7 +226,7 @@ def select(pairs: Pairs, list_file: str, skip: bool | None = None) -> Pairs:
         skip: pass over names without file, and note it.
     Raises: ValueError where the file is not there, names nothing, names twice, or names what there is not.
     """
-    names = _Names(pairs)
+    names = _PictureNames(pairs)
     read = [(line, names.find(line)) for line in _read_list(pairs.root, list_file)]
     named = [(line, key) for line, key in read if key is not None or not line.startswith("#")]  # others are comments
     if not named:
@@ -258,8 +258,8 @@ def _read_list(root: Path, list_file: str) -> list[str]:
     return [line for line in lines if line]
 
 
-class _Names:
-    """Names by which lines of a list call the pictures of a set: by paths that end alike, folder by folder."""
+class _PictureNames:
+    """Look-up of the pictures of a set by the names in a list: keys, paths, and the last parts of these."""
 
     def __init__(self, pairs: Pairs):
         self._pairs = pairs
@@ -270,9 +270,9 @@ class _Names:
             inside, suffix = normalize_name(path.relative_to(pairs.root).as_posix()), path.suffix
             for known, name in ((self._inside, inside), (self._keys, f"{normalize_name(key)}{suffix}")):
                 for form in {name, name.removesuffix(suffix)}:
-                    _enter(known, form, key)
+                    _add_name(known, form, key)
                     for end in {form.split("/", n)[-1] for n in range(form.count("/") + 1)}:
-                        _enter(self._ends, end, key)
+                        _add_name(self._ends, end, key)
 
     def find(self, line: str) -> str | None:
         """The key of the one picture that a line names; None if it names none, or several."""
@@ -288,22 +288,24 @@ class _Names:
     def _key(self, name: str) -> str | None:
         name = normalize_name(name).replace("\\", "/").removeprefix("./")
         for known in (self._keys, self._inside, self._ends):
-            if key := _only(known, name):
+            if key := _only_key(known, name):
                 return key
         parts, root = name.split("/"), normalize_name(self._pairs.root.resolve().name).lower()
-        far = name.startswith("/") or re.match(r"[A-Za-z]:/", name)
+        foreign = name.startswith("/") or re.match(r"[A-Za-z]:/", name)
         for first in range(1, len(parts)):
-            key = _only(self._inside, "/".join(parts[first:]))
-            if key and (far or parts[first - 1].lower() == root):
+            key = _only_key(self._inside, "/".join(parts[first:]))
+            if key and (foreign or parts[first - 1].lower() == root):
                 return key if self._is_of_one_part(key, parts) else None
-        key = _only(self._ends, parts[-1]) if far else None  # another machine's folders
+        key = _only_key(self._ends, parts[-1]) if foreign else None  # another machine's folders
         return key if key and self._is_of_one_part(key, parts) else None
 
     def _is_of_one_part(self, key: str, parts: list[str]) -> bool:
         """Return whether a picture may be the one of a path: not train/001.jpg if that says val/001.jpg."""
-        there = self._pairs.pictures[key].relative_to(self._pairs.root).parts
-        wanted, own = ({match[0] for p in of[:-1] if (match := _PART.match(p.lower()))} for of in (parts, there))
-        return not (wanted and own) or bool(wanted & own)
+        own_folders = self._pairs.pictures[key].relative_to(self._pairs.root).parts
+        path_parts, own_parts = (
+            {match[0] for p in folders[:-1] if (match := _PART.match(p.lower()))} for folders in (parts, own_folders)
+        )
+        return not (path_parts and own_parts) or bool(path_parts & own_parts)
 
     def _goes_with(self, name: str, rest: str, key: str) -> bool:
         """Return whether `rest` can follow a picture's name: its mask, a comment or, behind a suffix, a number."""
@@ -316,13 +318,13 @@ class _Names:
         return normalize_name(base).lower() in {normalize_name(own).lower() for own in (mask.name, mask.stem)}
 
 
-def _enter(known: dict[str, set[str]], name: str, key: str) -> None:
+def _add_name(known: dict[str, set[str]], name: str, key: str) -> None:
     """Enter a key under its name, and in small letters, which are marked so as not to be taken for the former."""
     for form in (name, f"\0{name.lower()}"):
         known.setdefault(form, set()).add(key)
 
 
-def _only(known: dict[str, set[str]], name: str) -> str | None:
+def _only_key(known: dict[str, set[str]], name: str) -> str | None:
     """The one key of a name as it is or, where there is none, in any letters."""
     keys = known.get(name) or known.get(f"\0{name.lower()}") or ()
     return next(iter(keys)) if len(keys) == 1 else None

@@ -1,4 +1,4 @@
-"""Work shared among processes: tasks go out one at a time, results come back as they are finished.
+"""A pool of worker processes: tasks are handed out one at a time, results come back as they are finished.
 
 The processes are forked, so that what the work needs (sources full of closures) is there without pickling. They end
 when the process that made them does, however it ends, and they compute with one thread each: the bytes of a result must
@@ -44,17 +44,17 @@ def imap_unordered(
     """
     with _worker_pool(work, min(workers, count)) as free:
         busy: dict[Connection, int] = {}
-        following = 0
-        while busy or following < count:
-            while free and following < count:
-                if ahead is not None and following - min(busy.values(), default=following) >= ahead:
+        next_task = 0
+        while busy or next_task < count:
+            while free and next_task < count:
+                if ahead is not None and next_task - min(busy.values(), default=next_task) >= ahead:
                     break
                 pipe = free.pop()
                 try:
-                    pipe.send(following)
+                    pipe.send(next_task)
                 except BrokenPipeError:
                     _receive(pipe)
-                busy[pipe], following = following, following + 1
+                busy[pipe], next_task = next_task, next_task + 1
             for pipe in wait(list(busy)):
                 kind, value = _receive(pipe)
                 if kind == _FAILED:
@@ -71,22 +71,22 @@ def imap(work: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
 
     Raises: the first ValueError or OSError of `work`, in the order of the tasks.
     """
-    early: dict[int, Any] = {}
-    following = 0
+    finished: dict[int, Any] = {}
+    next_task = 0
     for task, result in imap_unordered(lambda task, _: _attempt(work, task), count, workers, ahead=2 * workers):
-        early[task] = result
-        while following in early:
-            value, problem = early.pop(following)
+        finished[task] = result
+        while next_task in finished:
+            value, problem = finished.pop(next_task)
             if problem:
                 raise problem
             yield value
-            following += 1
+            next_task += 1
 
 
-def with_progress(results: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+def with_progress(results: Iterator[Any], total: int, label: str) -> Iterator[Any]:
     """Pass results on under a progress bar on a terminal; closed with them."""
     with closing(results):
-        yield from tqdm(results, total=total, desc=what, unit="", leave=False, disable=None)
+        yield from tqdm(results, total=total, desc=label, unit="", leave=False, disable=None)
 
 
 def _attempt(work: Callable[[int], Any], task: int) -> tuple[Any, Exception | None]:
@@ -98,7 +98,7 @@ def _attempt(work: Callable[[int], Any], task: int) -> tuple[Any, Exception | No
 
 @contextmanager
 def _worker_pool(work: Work, workers: int) -> Iterator[list[Connection]]:
-    """The parent's ends of the pipes to new processes, which are killed at the end: none of them holds anything."""
+    """Start worker processes, yield the parent's ends of their pipes, and kill them at the end: they hold no state."""
     context, processes, pipes = get_context("fork"), [], []
     sys.stdout.flush()
     try:
@@ -131,7 +131,7 @@ def _receive(pipe: Connection) -> tuple[int, Any]:
 
 def _serve(work: Work, pipe: Connection, parent: int) -> None:
     """Do tasks in a worker process until it is killed."""
-    _begin(parent)
+    _init_worker(parent)
     while True:
         task = pipe.recv()
         try:
@@ -144,8 +144,8 @@ def _serve(work: Work, pipe: Connection, parent: int) -> None:
             pipe.send((_FAILED, RuntimeError("".join(traceback.format_exc()))))
 
 
-def _begin(parent: int) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # so may this; a moment later it counts
+def _init_worker(parent: int) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # the parent gets it too, and acts first
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that took effect
         os._exit(1)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 _SHIFT = 4  # binary digits after the point in the coordinates that OpenCV takes
-_FAR = 10**6  # pixels beyond an image at which no outline can be meant
+_FAR = 10**6  # pixels beyond an image; coordinates further out are mistakes
 
 
 def polygons_to_mask(polygons: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -23,17 +23,17 @@ def polygons_to_mask(polygons: Iterable[np.ndarray], height: int, width: int) ->
 
 
 def _add_polygon(mask: np.ndarray, polygon: np.ndarray) -> None:
-    """Works within the box around the polygon: photographs are large, cracks are not."""
+    """Add a polygon; only its bounding box is worked on, as photographs are large and cracks are not."""
     height, width = mask.shape
     left, top = np.clip(np.floor(polygon.min(0)).astype(int) - 1, 0, (width, height))
     right, bottom = np.clip(np.ceil(polygon.max(0)).astype(int) + 1, 0, (width, height))
     if left >= right or top >= bottom:
         return
     polygon, size = polygon - (left, top), (bottom - top, right - left)
-    mask[top:bottom, left:right] |= _whole(_centres_inside(polygon, *size), polygon)
+    mask[top:bottom, left:right] |= _as_one_component(_centres_inside(polygon, *size), polygon)
 
 
-def _whole(inside: np.ndarray, polygon: np.ndarray) -> np.ndarray:
+def _as_one_component(inside: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     """`inside` as one component: with the parts of the polygon's border that bridge gaps, or are slivers."""
     count, labels = cv2.connectedComponents(inside.astype(np.uint8))
     if count == 2:  # background and one component
@@ -41,14 +41,14 @@ def _whole(inside: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     drawn = np.zeros(inside.shape, np.uint8)
     cv2.fillPoly(drawn, [_fixed_point(polygon)], 1, shift=_SHIFT)
     border = drawn.astype(bool) & ~inside
-    sliver = border & (_spread(inside, 1) == 0)
-    greatest = _spread(labels, 2)  # of the components within two pixels, 0 where there is none
-    least = count - _spread(np.where(inside, count - labels, 0), 2)
+    sliver = border & (_dilated(inside, 1) == 0)
+    greatest = _dilated(labels, 2)  # of the components within two pixels, 0 where there is none
+    least = count - _dilated(np.where(inside, count - labels, 0), 2)
     bridge = (greatest > 0) & (least < greatest)
-    return inside | border & (_spread(sliver, 1).astype(bool) | bridge)
+    return inside | border & (_dilated(sliver, 1).astype(bool) | bridge)
 
 
-def _spread(values: np.ndarray, reach: int) -> np.ndarray:
+def _dilated(values: np.ndarray, reach: int) -> np.ndarray:
     """The greatest value within `reach` pixels, float32 H W."""
     return cv2.dilate(values.astype(np.float32), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
 
@@ -149,7 +149,7 @@ def unpack_runs(text: str) -> list[int]:
     return lengths
 
 
-# ---- what of annotations is left out ----
+# ---- checks and notes of annotations ----
 
 
 def check_points(points: np.ndarray, height: int, width: int) -> bool:
@@ -176,5 +176,5 @@ def cut_off_note(places: Sequence[str]) -> tuple[str, ...]:
 def other_labels_note(what: str, kinds: str, others: Mapping[str, int]) -> str:
     """A note about annotations of categories or labels that were not asked for."""
     names = sorted(others, key=lambda name: -others[name])
-    listed = ", ".join(f"{name} ({others[name]})" for name in names[:8]) + (", ..." if names[8:] else "")
-    return f"left out {sum(others.values())} {what} of other {kinds}: {listed}"
+    names_text = ", ".join(f"{name} ({others[name]})" for name in names[:8]) + (", ..." if names[8:] else "")
+    return f"left out {sum(others.values())} {what} of other {kinds}: {names_text}"

@@ -36,7 +36,7 @@ _SHAPE = {
 def summarize(directory: Path | str, index: dict[str, Any]) -> str:
     """A few lines for people about one index.json."""
     size = sum(shard["bytes"] for shard in index["shards"]) / 1e6
-    converted = ", ".join(f"{count} {why}" for why, count in (index.get("converted") or {}).items())
+    converted = ", ".join(f"{count} {reason}" for reason, count in (index.get("converted") or {}).items())
     return "\n".join(
         [
             f"{directory}: {_samples(index)} samples in {len(index['shards'])} shards, {size:.1f} MB",
@@ -112,14 +112,14 @@ def _about_lq(index: dict[str, Any]) -> list[str]:
         return []
     side = index.get("kernel")
     kernel = f"; blur kernels of {side} x {side}" if side else ""
-    about = [f"  LQ images: {index['scale']} times smaller{kernel}"]
+    lines = [f"  LQ images: {index['scale']} times smaller{kernel}"]
     if index.get("degradation"):
         from cssr.config.yaml_loader import to_inline_yaml  # slow to import
 
         seed = f", seed {index['degradation_seed']}" if "degradation_seed" in index else ""
-        about.append(f"  degradation: {to_inline_yaml(index['degradation'])}{seed}")
-        about += [f"  resampler: {index['resampler']}"] if index.get("resampler") else []
-    return about
+        lines.append(f"  degradation: {to_inline_yaml(index['degradation'])}{seed}")
+        lines += [f"  resampler: {index['resampler']}"] if index.get("resampler") else []
+    return lines
 
 
 def draw_sheet(shards: ShardSet, count: int, seed: int) -> Image.Image:
@@ -160,10 +160,10 @@ def _cell(sample: Sample) -> Image.Image:
 
 def _shorten(text: str, font: Any, width: int) -> str:
     """The text, its middle left out where it is wider than `width` pixels: keys differ at both ends."""
-    kept = len(text)
-    while font.getlength(text) > width and kept > 4:
-        kept -= 1
-        text = f"{text[: kept // 2]}…{text[-(kept // 2) :]}"
+    length = len(text)
+    while font.getlength(text) > width and length > 4:
+        length -= 1
+        text = f"{text[: length // 2]}…{text[-(length // 2) :]}"
     return text
 
 

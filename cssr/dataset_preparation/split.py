@@ -1,4 +1,4 @@
-"""Parts of a set (train, val, test): groups are dealt, so that no photograph's tiles or frames are in two of them."""
+"""Split a set into parts (train, val, test) by groups, so that tiles or frames of a photograph stay in one part."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ class Split:
 
 
 def group_of(item: Item) -> str:
-    """The photograph of a tile or frame, which must not straddle parts."""
+    """The photograph that a tile or frame comes from: all of its group go to one part."""
     return item.key if item.group is None else item.group
 
 
@@ -57,12 +57,12 @@ def read_related(path: Path, source: str, part: str) -> list[list[str]]:
         raise ValueError(f"--groups: {problem}") from None
     parts = list(contents["parts"])
     about = contents["source"] if contents["format"] == DOCTOR_FORMAT else None
-    related = [[one["key"] for one in group if one["part"] == part] for group in contents["related"]]
+    related = [[image["key"] for image in group if image["part"] == part] for group in contents["related"]]
     if about != source:
         raise ValueError(f"--groups {path} is about {about!r}, not {source!r}; examine this source with doctor.py")
     if part not in parts:
-        listed = ", ".join(map(repr, parts))
-        raise ValueError(f"--groups {path} is about the parts {listed}, not {part!r}; examine this one with doctor.py")
+        names = ", ".join(map(repr, parts))
+        raise ValueError(f"--groups {path} is about the parts {names}, not {part!r}; examine this one with doctor.py")
     return [keys for keys in related if keys]
 
 
@@ -72,21 +72,21 @@ def join_related(items: Sequence[Item], related: Sequence[Sequence[str]]) -> lis
     Keys that no item has are passed over. Raises: ValueError if there are only such.
     """
     groups = {item.key: group_of(item) for item in items}
-    above: dict[str, str] = {}
+    parent: dict[str, str] = {}
 
     def top(name: str) -> str:
-        while name in above:
-            name = above[name]
+        while name in parent:
+            name = parent[name]
         return name
 
     for keys in related:
         first, *others = sorted({top(groups[key]) for key in keys if key in groups}) or [""]
-        above.update(dict.fromkeys(others, first))
+        parent.update(dict.fromkeys(others, first))
     if related and not any(key in groups for keys in related for key in keys):
         raise ValueError(
             f"--groups: {related[0][0]!r} and all its others are not here; examine this set with doctor.py"
         )
-    return [replace(item, group=top(group_of(item))) if group_of(item) in above else item for item in items]
+    return [replace(item, group=top(group_of(item))) if group_of(item) in parent else item for item in items]
 
 
 def parse_ratio(words: list[str]) -> dict[str, float]:
@@ -131,26 +131,26 @@ def read_split(path: Path) -> Split:
     except ValueError as problem:
         raise ValueError(f"--split-file: {problem}") from None
     split = Split(contents["seed"], contents["ratio"], contents["parts"])
-    whole = contents["format"] == FORMAT and split.parts.keys() == split.ratio.keys() and all(split.parts.values())
-    if not whole or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in split.parts):
+    valid = contents["format"] == FORMAT and split.parts.keys() == split.ratio.keys() and all(split.parts.values())
+    if not valid or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in split.parts):
         raise ValueError(f"--split-file {path} is damaged or no {FORMAT}; give a split.json of an earlier run")
-    twice = [g for g, count in Counter(g for groups in split.parts.values() for g in groups).items() if count > 1]
-    if twice:
-        raise ValueError(f"--split-file {path} has {twice[0]!r} more than once; leave it in one part")
+    duplicates = [g for g, count in Counter(g for groups in split.parts.values() for g in groups).items() if count > 1]
+    if duplicates:
+        raise ValueError(f"--split-file {path} has {duplicates[0]!r} more than once; leave it in one part")
     return split
 
 
 def apply_split(split: Split, items: list[Item]) -> dict[str, list[Item]]:
     """The items of each part, in their order. ValueError unless the split is about exactly these groups."""
     owner = {group: name for name, groups in split.parts.items() for group in groups}
-    here = set(map(group_of, items))
-    for difference, what in (
-        (here - owner.keys(), "in no part of the split"),
-        (owner.keys() - here, "in the split, but not in the source"),
+    groups_here = set(map(group_of, items))
+    for difference, fault in (
+        (groups_here - owner.keys(), "in no part of the split"),
+        (owner.keys() - groups_here, "in the split, but not in the source"),
     ):
         if difference:
             raise ValueError(
-                f"{len(difference)} groups are {what}, the first is {min(difference)!r}; "
+                f"{len(difference)} groups are {fault}, the first is {min(difference)!r}; "
                 "take the split of these very images, edit it, or draw another with --ratio"
             )
     return {name: [item for item in items if owner[group_of(item)] == name] for name in split.parts}

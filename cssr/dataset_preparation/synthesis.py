@@ -1,4 +1,4 @@
-"""Draws photographs of concrete and asphalt, with or without cracks, and the exact mask of each.
+"""Draw photographs of concrete and asphalt, with or without cracks, and the exact mask of each.
 
 A picture is built the way a scene is: a surface, what is on it (stains, joints, scratches), the cracks, the light,
 the camera. Luminance is a float32 H W plane where 1 is white; geometry is in pixels of the finished picture, x first.
@@ -209,8 +209,8 @@ def _stroke(canvas: np.ndarray, path: np.ndarray, halves: np.ndarray) -> None:
     unit = SUPERSAMPLE * 2**SUBPIXEL_BITS
     left = np.rint((path + normal * halves[:, :1] + 0.5) * unit - unit / 2).astype(np.int32)
     right = np.rint((path - normal * halves[:, 1:] + 0.5) * unit - unit / 2).astype(np.int32)
-    for here in range(len(path) - 1):  # quad by quad: one polygon would leave holes where a bend folds over itself
-        quad = np.stack([left[here], left[here + 1], right[here + 1], right[here]])
+    for k in range(len(path) - 1):  # quad by quad: one polygon would leave holes where a bend folds over itself
+        quad = np.stack([left[k], left[k + 1], right[k + 1], right[k]])
         cv2.fillConvexPoly(canvas, quad, 255, cv2.LINE_8, SUBPIXEL_BITS)
 
 

@@ -1,4 +1,4 @@
-"""Large photographs in tiles: their places and names."""
+"""Tiles of large photographs: their positions and keys."""
 
 import re
 from collections.abc import Iterable
@@ -79,7 +79,7 @@ def tile_key(key: str, place: Place) -> str:
 
 
 def check_names(items: Iterable[Item]) -> None:
-    """ValueError where an image is called as a tile of another would be."""
+    """ValueError where an image has the key that a tile of another image would get."""
     origins = {item.key: item.origin for item in items}
     for key, origin in origins.items():
         name = NAME.fullmatch(key)

@@ -1,4 +1,4 @@
-"""OUT.partial, where a set is written until it is whole: what is finished there survives a kill, nothing else counts.
+"""OUT.partial, the folder where a set is written until it is complete: finished shards in it survive a kill.
 
 It holds `plan.json` (what was asked for), `journal.jsonl` (one line for each shard that is finished, with its sha256),
 `tree/` (what becomes OUT) and `lock`. A shard is written under another name, renamed when it is on the disk, and then
@@ -28,7 +28,7 @@ _AGAIN = "run the same command again to continue"
 class Workspace:
     """The folder beside `out`, locked. `finished` has the records of the journal by (part, shard number).
 
-    `precious`: there is work in it that a mistake of this run must not cost.
+    `precious`: it holds work of an earlier run, which a mistake of this one must not delete.
     """
 
     def __init__(self, out: Path):
@@ -40,7 +40,7 @@ class Workspace:
         self._lock = _lock(self.path / "lock")
 
     def begin(self, plan: dict[str, Any]) -> None:
-        """Take up what is there, or start."""
+        """Continue what is there, or start."""
         if not (self.path / "plan.json").exists():  # nothing, or what a kill has left of the clearing up
             (self.path / "journal.jsonl").unlink(missing_ok=True)
             shutil.rmtree(self.tree, ignore_errors=True)
@@ -80,7 +80,7 @@ class Workspace:
                 parent.rmdir()
 
     def leave(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         os.close(self._lock)
 
 
@@ -88,30 +88,30 @@ class Workspace:
 def open_workspace(out: Path, plan: dict[str, Any], keep: bool) -> Iterator[Workspace]:
     """A workspace to write `out` in, which becomes `out` at the end.
 
-    A mistake or an interruption lets it vanish, unless `keep` is set or something was kept before. Else, and when the
-    disk is full or a process was killed, its finished shards stay, for the same command to continue from.
+    After a mistake or an interruption it is removed, unless `keep` is set or it holds work of an earlier run. Its
+    finished shards stay otherwise, and when the disk is full or a process was killed: the same command continues.
     Raises: ValueError (disk full included) or KeyboardInterrupt, saying what is left.
     """
     workspace = Workspace(out)
     try:
         refuse_another(out, plan)
-        with _clearing_up(workspace, keep):
+        with _clean_up(workspace, keep):
             workspace.begin(plan)
             yield workspace
-            workspace.precious = True  # all is there: an OUT that has come into being meanwhile must not cost it
+            workspace.precious = True  # complete: it must not be lost if OUT has been created meanwhile
             workspace.deliver()
     finally:
         workspace.leave()
 
 
 @contextmanager
-def _clearing_up(workspace: Workspace, keep: bool) -> Iterator[None]:
+def _clean_up(workspace: Workspace, keep: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as problem:
         full = isinstance(problem, OSError) and problem.errno in FULL
         mistake = isinstance(problem, (ValueError, OSError, KeyboardInterrupt)) and not isinstance(problem, WorkerDied)
-        left = _left(workspace, keep or full or workspace.precious or not mistake)
+        left = _remove_or_keep(workspace, keep or full or workspace.precious or not mistake)
         if isinstance(problem, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted; {left or 'nothing was written, run the command again'}") from None
         if full:
@@ -122,7 +122,7 @@ def _clearing_up(workspace: Workspace, keep: bool) -> Iterator[None]:
         raise
 
 
-def _left(workspace: Workspace, keep: bool) -> str:
+def _remove_or_keep(workspace: Workspace, keep: bool) -> str:
     """Clear up after a failure. Returns a clause about what is left, or "" where nothing is."""
     if not (keep and workspace.finished):
         workspace.clear()
@@ -142,17 +142,17 @@ def refuse_another(out: Path, plan: dict[str, Any]) -> None:
         return
     remedy = f"give the command that was begun, or remove {path} to start anew"
     try:
-        begun = read_json(path / "plan.json", dict) if (path / "plan.json").exists() else None
+        earlier = read_json(path / "plan.json", dict) if (path / "plan.json").exists() else None
     except ValueError:
         raise ValueError(f"{path} is in the way, its plan.json cannot be read; remove it to start anew") from None
-    if begun is None:
+    if earlier is None:
         if path.is_dir() and {entry.name.split(PARTIAL)[0] for entry in path.iterdir()} <= _OURS:
             return  # killed while it began, or while it cleared up
         raise ValueError(f"{path} is in the way, and not from this command; remove or rename it") from None
     for name, value in json.loads(json.dumps(plan)).items():
-        if begun.get(name) != value:
-            was, now = _short(begun.get(name)), _short(value)
-            raise ValueError(f"{path} was begun by another command: {name} was {was} and is now {now}; {remedy}")
+        if earlier.get(name) != value:
+            before, now = _short(earlier.get(name)), _short(value)
+            raise ValueError(f"{path} was begun by another command: {name} was {before} and is now {now}; {remedy}")
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Samples into tars: what a shard holds, byte for byte, and the index of a set.
+"""Write samples into tars, and the index of a set.
 
 A sample is `key.jpg` or `key.png` (8-bit RGB), `key.mask.png` (8-bit, 255 = crack; absent where the index says
 "masks": false), `key.lq.png` or `.jpg` and `key.kernel.npy` in a set that has them, and `key.json`. Beside
@@ -72,7 +72,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to be: its part ("" in a set without) and number in it, what goes in, how many samples that gives."""
+    """A shard to write: its part ("" in a set without), its number in it, its items, and how many samples they give."""
 
     part: str
     number: int
@@ -91,12 +91,12 @@ def pack(part: str, items: Sequence[Item], counts: Sequence[int], size: int | No
     Without a `size` it is 256, or less where 16 shards need it: plain webdataset gives a worker no less than a shard.
     """
     size = size or max(1, min(MAX_SHARD, sum(counts) // _MIN_SHARDS))
-    shards, first, held = [], 0, 0
-    for place, count in enumerate([*counts, size]):  # the last closes what is open
-        if held and held + count > size:
-            shards.append(Shard(part, len(shards), items[first:place], held))
-            first, held = place, 0
-        held += count
+    shards, start, samples = [], 0, 0
+    for end, count in enumerate([*counts, size]):  # the last closes what is open
+        if samples and samples + count > size:
+            shards.append(Shard(part, len(shards), items[start:end], samples))
+            start, samples = end, 0
+        samples += count
     return shards
 
 
@@ -108,8 +108,8 @@ def write_shard(directory: Path, shard: Shard, form: Form, step: Callable[[], No
     path = directory / shard.name
     partial, tally, inputs = path.with_name(f"{path.name}{PARTIAL}"), Tally(), input_states(shard.items)
     with partial.open("wb") as file:
-        hashed = _Hashed(file)
-        _write_tar(hashed, _counted(shard, form, tally, step))
+        hashed = _HashingFile(file)
+        _write_tar(hashed, _samples(shard, form, tally, step))
         file.flush()
         os.fsync(file.fileno())
     if len(tally.shares) + tally.blank != shard.samples:
@@ -149,13 +149,13 @@ def _state(path: Path) -> str:
     return hashlib.sha256(repr((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)).encode()).hexdigest()[:8]
 
 
-def forget(directory: Path, record: dict[str, Any]) -> None:
+def remove_shard(directory: Path, record: dict[str, Any]) -> None:
     """Remove the tar of a record, under whichever name."""
     for path in directory.glob(f"*-{record['number']:06d}.tar"):
         path.unlink()
 
 
-def is_whole(directory: Path, record: dict[str, Any]) -> bool:
+def is_intact(directory: Path, record: dict[str, Any]) -> bool:
     """Return whether the tar of a record is there, byte for byte, or none is to be.
 
     A tar that its set has named already, before the run was broken off, is renamed back.
@@ -176,8 +176,8 @@ def write_index(
         tally.extend(record["tally"])
     blank = set(tally.blank_items)
     groups = {group_of(item) for item in items if item.key not in blank}
-    lost = set(map(group_of, items)) - groups
-    about = {
+    blank_groups = set(map(group_of, items)) - groups
+    properties = {
         "masks": form.rule is not None,
         "mask_rule": form.rule.sentence if form.rule else None,
         "lq": form.scale is not None,
@@ -185,22 +185,22 @@ def write_index(
         "kernel": form.kernel,
         "tile": {"size": form.tiling.size, "overlap": form.tiling.overlap} if form.tiling else None,
         "groups": len(groups),
-        **({"blank_groups": sorted(lost)} if lost else {}),
+        **({"blank_groups": sorted(blank_groups)} if blank_groups else {}),
     }
     if not tally.shares:
         raise ValueError(
             f"none of its {tally.blank} images holds data: all pixels are transparent or marked as missing; see the "
             "images, or keep them with --keep-blank"
         )
-    kept = [record for record in records if record["samples"]]
+    written = [record for record in records if record["samples"]]
     # SOURCE-PART-DIGEST: webdataset and wids cache shards by base name, which no two sets must share
     names = [header.get("benchmark") or header["source"], header.get("part") or header.get("split")]
-    digest = hashlib.sha256("".join(record["sha256"] for record in kept).encode()).hexdigest()[:8]
+    digest = hashlib.sha256("".join(record["sha256"] for record in written).encode()).hexdigest()[:8]
     base = "-".join([*(re.sub(r"[^A-Za-z0-9_.]", "_", name) for name in names if name), digest])
-    shards = [{"name": f"{base}-{r['number']:06d}.tar", **{key: r[key] for key in _FACTS}} for r in kept]
-    for record, shard in zip(kept, shards):
+    shards = [{"name": f"{base}-{r['number']:06d}.tar", **{key: r[key] for key in _FACTS}} for r in written]
+    for record, shard in zip(written, shards):
         os.replace(directory / record["name"], directory / shard["name"])
-    index = {"format": FORMAT, **header, **about, **tally.summary(), "shards": shards, **wids_fields(shards)}
+    index = {"format": FORMAT, **header, **properties, **tally.summary(), "shards": shards, **wids_fields(shards)}
     replace_file(directory / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return index
 
@@ -211,8 +211,8 @@ def wids_fields(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"wids_version": 1, "shardlist": listed}
 
 
-class _Hashed:
-    """A file that is written to, its size and digest kept."""
+class _HashingFile:
+    """A file to write to, with the size and digest of what was written."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.size, self.digest = file, 0, hashlib.sha256()
@@ -223,7 +223,7 @@ class _Hashed:
         return self.file.write(data)
 
 
-def _counted(shard: Shard, form: Form, tally: Tally, step: Callable[[], None]) -> Iterator[dict[str, Any]]:
+def _samples(shard: Shard, form: Form, tally: Tally, step: Callable[[], None]) -> Iterator[dict[str, Any]]:
     """Key and members, the json with them, of each sample of a shard."""
     for item in shard.items:
         before = len(tally.shares)

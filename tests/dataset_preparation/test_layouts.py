@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from trees import belong, crack, masks_of, pair, photo, truth
 
-from cssr.dataset_preparation.groups import merged
+from cssr.dataset_preparation.groups import merged_group
 from cssr.dataset_preparation.sources import SOURCES
 
 # source, options, image and mask below the root, key and group; one pair each for number 1, 2, ...
@@ -269,4 +269,4 @@ def test_a_road_photograph_without_mask(tmp_path):
     ],
 )
 def test_photographs_of_merged_sets(key, photograph):
-    assert merged(key) == photograph
+    assert merged_group(key) == photograph

@@ -6,9 +6,9 @@ a mask its picture, or nothing is there. The command line is made from the signa
 annotation (`int`, `float`, `str`, each also `| None`, `bool` for a switch, or `Annotated` with its help text); the
 first line of the docstring introduces the source. A source made from nothing has neither `root` nor `split`.
 
-What layouts share is in modules that register nothing: `patterns.py` (which files belong together), `layout.py`
-(image and mask folders), `masks.py` (mask files), `rules.py` (what is crack), `groups.py` (which photograph a tile
-comes from), `shapes.py` (polygons and run lengths), `kernels.py` (blur kernels).
+What sources share is in modules of `dataset_preparation`: `pairing.py` (files that belong together), `layout.py` (image
+and mask folders), `masks.py` (mask files, mask rules, kernels), `groups.py` (the photograph that a tile comes from),
+`shapes.py` (polygons and run lengths).
 """
 
 from collections.abc import Callable, Iterable

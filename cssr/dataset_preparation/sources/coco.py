@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from cssr.config.registry import did_you_mean
-from cssr.dataset_preparation.groups import roboflow
+from cssr.dataset_preparation.groups import roboflow_original
 from cssr.dataset_preparation.masks import upright_size
 from cssr.dataset_preparation.pairing import SkipUnpaired, omission_note
 from cssr.dataset_preparation.shapes import (
@@ -102,7 +102,7 @@ def coco(
         image = paths[number]
         origin = image.relative_to(root).as_posix()
         mask = partial(_draw, shapes[number], image, path)
-        items.append(Item(key, origin, image.read_bytes, mask, group=roboflow(key), files=(image, path)))
+        items.append(Item(key, origin, image.read_bytes, mask, group=roboflow_original(key), files=(image, path)))
     rule = MaskRule(
         f"COCO annotations: crack = inside {' or '.join(sorted(set(crack.values())))}", lambda values: values
     )
@@ -139,29 +139,31 @@ def _load(path: Path) -> dict[str, Any]:
     contents = read_json(path, _SHAPE, "export it again as COCO annotations")
     if not contents["images"]:
         raise ValueError(f"{path} lists no images; export it again as COCO annotations")
-    for one in contents["images"]:
-        if one["file_name"].startswith(_LABEL_STUDIO):
-            one["file_name"] = unquote(one["file_name"].removeprefix(_LABEL_STUDIO))
-        name = one["file_name"]
+    for entry in contents["images"]:
+        if entry["file_name"].startswith(_LABEL_STUDIO):
+            entry["file_name"] = unquote(entry["file_name"].removeprefix(_LABEL_STUDIO))
+        name = entry["file_name"]
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(
                 f"{path}: file_name {name!r} leads out of the folder of the images; write it relative to it"
             )
     for kind in contents:
-        for one in contents[kind] if kind in _SHAPE else ():
-            one.update({name: str(one[name]).strip() for name in ("id", "image_id", "category_id") if name in one})
-    for kind, what in (("images", "images"), ("categories", "categories")):
-        ids = Counter(one["id"] for one in contents[kind])
-        twice = [number for number, count in ids.items() if count > 1]
-        if twice:
-            raise ValueError(f"{path} gives two {what} the same id, {twice[0]}; export it again")
+        for entry in contents[kind] if kind in _SHAPE else ():
+            entry.update(
+                {name: str(entry[name]).strip() for name in ("id", "image_id", "category_id") if name in entry}
+            )
+    for kind, plural in (("images", "images"), ("categories", "categories")):
+        ids = Counter(entry["id"] for entry in contents[kind])
+        duplicates = [number for number, count in ids.items() if count > 1]
+        if duplicates:
+            raise ValueError(f"{path} gives two {plural} the same id, {duplicates[0]}; export it again")
     for name, kind in (("image_id", "images"), ("category_id", "categories")):
-        known = {one["id"] for one in contents[kind]}
-        strange = [one for one in contents["annotations"] if one[name] not in known] if known else []
-        if strange:
+        known = {entry["id"] for entry in contents[kind]}
+        lost = [entry for entry in contents["annotations"] if entry[name] not in known] if known else []
+        if lost:
             raise ValueError(
-                f"{path}: {len(strange)} of {len(contents['annotations'])} annotations are of {kind} that it does not "
-                f"list, the first is annotation {strange[0].get('id')} with {name} {strange[0][name]}; export it again"
+                f"{path}: {len(lost)} of {len(contents['annotations'])} annotations are of {kind} that it does not "
+                f"list, the first is annotation {lost[0].get('id')} with {name} {lost[0][name]}; export it again"
             )
     return contents
 

@@ -7,7 +7,7 @@ ann_dir/SPLIT.
 
 from pathlib import Path
 
-from cssr.dataset_preparation.groups import merged
+from cssr.dataset_preparation.groups import merged_group
 from cssr.dataset_preparation.layout import grey_source
 from cssr.dataset_preparation.masks import ResizeMasks, Threshold
 from cssr.dataset_preparation.pairing import Layout, SkipUnpaired, find_pairs
@@ -32,7 +32,7 @@ def crackseg9k(
         pairs = find_pairs(root, None, _FLAT, names=names, skip=skip_unpaired)
     else:
         pairs = find_pairs(root, split, *([_CORRECTED] if split else [_FLAT, _CORRECTED]), skip=skip_unpaired)
-    return grey_source("crackseg9k", None, pairs, threshold, resize_masks, merged)
+    return grey_source("crackseg9k", None, pairs, threshold, resize_masks, merged_group)
 
 
 def _list(root: Path, split: str | None) -> str | None:

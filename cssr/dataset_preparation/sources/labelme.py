@@ -103,10 +103,10 @@ def _decide(jsons: dict[str, Path], pictures: dict[str, Path], chosen: set[str] 
         name = Path((contents.get("imagePath") or "").replace("\\", "/")).stem
         renamed += [f"{path} of {name}"] if name and normalize_name(name) != normalize_name(path.stem) else []
         cut += _cut_off(path, contents, _size(contents, path, pictures[key]), chosen)
-    there = ", ".join(f"{label} ({count})" for label, count in used.most_common(8))
+    labels_text = ", ".join(f"{label} ({count})" for label, count in used.most_common(8))
     if chosen is None:
         if len(used) > 1:
-            raise ValueError(f"the annotations have several labels: {there}; say with --labels which are crack")
+            raise ValueError(f"the annotations have several labels: {labels_text}; say with --labels which are crack")
         chosen = set(used)
     for label in sorted(chosen - set(used)):
         raise ValueError(f"--labels: there is no {label!r}{did_you_mean(label, sorted(used))}")
@@ -121,11 +121,11 @@ def _decide(jsons: dict[str, Path], pictures: dict[str, Path], chosen: set[str] 
 def _size(contents: dict[str, Any], path: Path, image: Path) -> tuple[int, int]:
     """(height, width) of the image; ValueError where its JSON says another."""
     height, width = upright_size(image)
-    said = contents.get("imageHeight"), contents.get("imageWidth")
-    if all(said) and said != (height, width):
+    stated = contents.get("imageHeight"), contents.get("imageWidth")
+    if all(stated) and stated != (height, width):
         raise ValueError(
-            f"{image} is {width}x{height}, but {path} says {said[1]}x{said[0]} of it; correct that, or take the image "
-            "that was annotated"
+            f"{image} is {width}x{height}, but {path} says {stated[1]}x{stated[0]} of it; correct that, or take the "
+            "image that was annotated"
         )
     return height, width
 
