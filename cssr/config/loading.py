@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cssr.config.schema import ADDRESSES, Config, ModelConfig, PhaseConfig, check, check_model
@@ -95,7 +96,7 @@ def import_modules(names: Sequence[str], setting: str = "imports") -> None:
 
 def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), _escaped(dict(values))))
+        return OmegaConf.to_object(OmegaConf.merge(_defaults(cls), _escaped(dict(values))))
     except OmegaConfBaseException as error:
         confused = ", ".join(_confused(cls(), values, prefix))
         if confused:  # OmegaConf says it in the words of its own classes
@@ -107,6 +108,12 @@ def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         raise ValueError(f"config: {prefix.rstrip('.') or 'it'} holds a number that is too large to be meant") from None
     except TypeError:  # of a list where a mapping belongs, or the other way round; it names no setting
         raise ValueError(f"config: {', '.join(_confused(cls(), values, prefix))}"[:600]) from None
+
+
+@functools.cache
+def _defaults(cls: type) -> DictConfig:
+    """The defaults of a dataclass; merging copies them."""
+    return OmegaConf.structured(cls)
 
 
 def _confused(defaults: Any, values: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -29,11 +29,12 @@ RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("real/*.yaml")])
 SLOW = {"csbsr_hrnet_ocr", "csbsr_pspnet", "csbsr_crackformer", "csbsr_unet", "kbpn_then_pspnet", "srcnet"}
 SLOW |= {f"cssr_loss_{name}" for name in ("bc2", "bgdice", "dice", "gbc1", "gbc2")}  # as cssr_loss_bc1, but for a loss
 SLOW |= {"csbsr_k21", "csbsr_zero_pad", "csbsr_rising_beta", "csbsr_crack_weight"}  # as csbsr_pspnet, but for a number
-WHOLE = {"csbsr_pspnet", "cssr"}  # the others train the same networks with fewer channels
+WHOLE = {"csbsr_pspnet", "cssr"}  # the others train the same networks with fewer channels and layers
 NARROW = {
-    "kbpn": {"width": 16, "features": 16, "hidden": 8},
-    "dbpn": {"width": 8, "features": 16},
+    "kbpn": {"width": 16, "features": 16, "hidden": 8, "stages": 2},
+    "dbpn": {"width": 8, "features": 16, "stages": 2},
     "pspnet": {"encoder": "resnet10t", "width": 8},
+    "dsrl": {"encoder": "resnet18"},
 }
 # Pixels: the smallest crop that all networks take; larger where BatchNorm would see a single place of each image, over
 # which gradients grow until they overflow.
@@ -128,11 +129,11 @@ def toy_batch(config: Config) -> Batch:
 
 
 def narrowed(config: Config) -> Config:
-    """The same parts with fewer channels."""
-    parts = {
-        part: {**spec, **NARROW.get(spec["name"], {})}
-        for part, spec in (("sr", config.model.sr), ("seg", config.model.seg))
-    }
+    """The same parts with fewer channels and layers."""
+    parts = {}
+    for part in ("form", "sr", "seg"):
+        spec = getattr(config.model, part)
+        parts[part] = {**spec, **NARROW.get(spec["name"], {})}
     return replace(config, model=replace(config.model, **parts))
 
 

@@ -72,8 +72,10 @@ def assert_golden(found: torch.Tensor, expected: np.ndarray, largest: float = 1e
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prefix", ["", "module.sr_model."], ids=["bare", "of several GPUs"])
-@pytest.mark.parametrize("name", each(SR_NETWORKS))
+@pytest.mark.parametrize("name, prefix", [
+    *[pytest.param(*case.values, "", marks=case.marks, id=case.values[0]) for case in each(SR_NETWORKS)],
+    pytest.param("dbpn_x4_stages4", "module.sr_model.", id="of several GPUs"),
+])  # fmt: skip
 def test_sr_networks(name, prefix, golden, reference_state, convert):
     """Bare, and as an SR-only file of several GPUs has it; SR is compared before it is clipped."""
     arrays = golden(name)

@@ -55,7 +55,8 @@ CASES |= {
     for name, seg in SEGS.items()
 }
 CASES |= FORMS
-MINUTES = {"seg_crackformer", "seg_blur_skip", "seg_hrnet_ocr", "seg_pspnet", "seg_smp", "dsrl"}  # capturing takes them
+MINUTES = {"sr_kbpn", "dsrl"}  # capturing takes them
+MINUTES |= {f"seg_{name}" for name in ("crackformer", "blur_skip", "hrnet_ocr", "pspnet", "smp", "segnet")}
 
 
 def model_of(**settings) -> JointModel:

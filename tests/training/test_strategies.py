@@ -69,7 +69,7 @@ def one(runs) -> Path:
     return run(runs, "one", "cpu.yaml")
 
 
-@pytest.fixture(scope="module", params=each({"cpu_2proc.yaml", "zero2.yaml", "zero3.yaml"}))
+@pytest.fixture(scope="module", params=each({"cpu_2proc.yaml", "zero3.yaml"}))
 def several(request, runs) -> Path:
     """The run of two processes, by each strategy."""
     return run(runs, request.param, request.param)

@@ -304,7 +304,7 @@ def test_killed_at_any_step_it_resumes_exactly(processes, straight, shards, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_sigterm_writes_a_checkpoint(processes, shards, tmp_path):
     run_dir, arguments = (
         tmp_path / "run",

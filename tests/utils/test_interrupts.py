@@ -126,7 +126,7 @@ def test_slurms_warning_is_heeded_where_the_launcher_ignores_it(handlers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_under_a_launcher_it_does_so_too(processes, shards, tmp_path):
     """What the launcher itself says of Ctrl-C is accelerate's."""
     run_dir = tmp_path / "run"

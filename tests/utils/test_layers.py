@@ -1,6 +1,7 @@
 """Imports go one way, from floors below; and no module hides one of the standard library."""
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ def room_of(module: str) -> str:
     return module.split(".")[1]
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Dotted names of all that a file imports, wherever in the file; relative ones made absolute."""
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -85,6 +87,7 @@ def test_importing_the_package_imports_none_of_its_rooms():
 def test_imports_of_every_kind_are_found(monkeypatch, line, rooms):
     path = PACKAGE / "models" / "imagined.py"
     monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: line)
+    imported.cache_clear()
     assert rooms_imported(path) == rooms
 
 
