@@ -35,7 +35,7 @@ from cssr.data.loader import train_stream
 from cssr.data.sampler import MixedPlan, rng
 from cssr.data.samples import TrainSamples
 from cssr.data.shards import ShardSet
-from cssr.data.tar_reader import Files, contents
+from cssr.data.tar_reader import Files, read_contents
 from cssr.data.transforms import augment, signed_distance
 
 SIDE, CROP, SEED = 448, 224, 0
@@ -144,7 +144,7 @@ def mask_by_pil(path: Path) -> np.ndarray:
 def stored_files(shards: ShardSet, shard: int, index: int) -> tuple[bytes, bytes]:
     """The bytes of image and mask as a shard holds them."""
     with shards.file(shard, print) as file:
-        held = contents((shards.address(shard),), file, shards.counts[shard], shards.naming)
+        held = read_contents((shards.address(shard),), file, shards.counts[shard], shards.naming)
         files = Files(file, held.places[index], 1 << 25)
         return files.read("jpg", "png"), files.read("mask.png")
 

@@ -1,4 +1,4 @@
-"""Contract of what flows between the stages: every tensor's name, shape, dtype and range."""
+"""Batches, and outputs of the joint model: the name, shape, dtype and range of every tensor."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -13,8 +13,8 @@ _NO_CRACK = 30.0  # logit of certain background, negated
 def send(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
     """The tensor on `device`, as `dtype`, without waiting for it: what uses it is queued after it."""
     tensor, device = tensor.to(dtype=dtype), torch.device(device)
-    leaves = tensor.device.type == "cpu" and device.type == "cuda"
-    return (tensor.pin_memory() if leaves else tensor).to(device, non_blocking=True)
+    to_gpu = tensor.device.type == "cpu" and device.type == "cuda"
+    return (tensor.pin_memory() if to_gpu else tensor).to(device, non_blocking=True)
 
 
 @dataclass
@@ -26,9 +26,7 @@ class Batch:
 
     hr: Tensor  # B 3 H W, high-resolution image: uint8 0..255 from the loader, float32 0..1 on the device
     mask: Tensor  # B 1 H W, 1 on crack pixels, 0 elsewhere: uint8 from the loader, float32 on the device
-    distance: Tensor | None = (
-        None  # B 1 H W float32, signed distance in pixels: < 0 in the crack; 0 all over if no crack
-    )
+    distance: Tensor | None = None  # B 1 H W float32, signed distance, pixels: < 0 in cracks; all 0 without any
     seed: Tensor | None = None  # B int64, the seed of each sample's degradation (kept on the CPU)
     key: list[str] = field(default_factory=list)  # B sample ids
     lq: Tensor | None = None  # B 3 h w float32 about 0..1, the degraded low-resolution image; stored: as `hr`
@@ -38,8 +36,8 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`, images and masks as float32 (0..1)."""
         names = ("hr", "mask", "distance", "lq", "kernel", "valid")
-        there = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        moved = {name: send(tensor, device) for name, tensor in there.items()}
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        moved = {name: send(tensor, device) for name, tensor in given.items()}
         for name in {"hr", "lq"} & moved.keys():
             moved[name] = moved[name].float() / 255 if moved[name].dtype == torch.uint8 else moved[name]
         floats = {name: moved[name].float() for name in ("mask", "valid") if name in moved}
@@ -64,29 +62,29 @@ class Outputs:
     mask_sr: Tensor | None = None  # B 1 H W, the super-resolved mask, unclipped (segmentation before SR)
 
     def where_valid(self, batch: Batch) -> "Outputs":
-        """The same with what is true in place of what was made of pixels without data: losses and measures are 0 there.
+        """Replace outputs at pixels without data by the truth, so that losses and measures are 0 there.
 
-        Feature maps that losses compare are 0 at places that see pixels without data for the most part.
+        Feature maps that losses compare are 0 where most of the pixels below hold no data.
         """
         if batch.valid is None:
             return self
         valid = batch.valid > 0
         low = F.max_pool2d(batch.valid, batch.hr.shape[-1] // batch.lq.shape[-1]) > 0 if batch.lq is not None else valid
 
-        def hidden(logits: Tensor) -> Tensor:
+        def masked(logits: Tensor) -> Tensor:
             keep = valid if logits.shape[-2:] == valid.shape[-2:] else low
             return logits.where(keep, logits.new_tensor(-_NO_CRACK)) if logits.shape[-2:] == keep.shape[-2:] else logits
 
         return replace(
             self,
             sr=self.sr.where(valid, batch.hr.to(self.sr.dtype)),
-            logits=hidden(self.logits),
-            aux=tuple(map(hidden, self.aux)),
-            lq_logits=None if self.lq_logits is None else hidden(self.lq_logits),
+            logits=masked(self.logits),
+            aux=tuple(map(masked, self.aux)),
+            lq_logits=None if self.lq_logits is None else masked(self.lq_logits),
             mask_sr=None if self.mask_sr is None else self.mask_sr * batch.valid.to(self.mask_sr.dtype),
-            features=_seen(self.features, batch.valid),
-            sr_features=_seen(self.sr_features, batch.valid),
-            hr_features=_seen(self.hr_features, batch.valid),
+            features=_zero_invalid(self.features, batch.valid),
+            sr_features=_zero_invalid(self.sr_features, batch.valid),
+            hr_features=_zero_invalid(self.hr_features, batch.valid),
         )
 
     def float(self) -> "Outputs":
@@ -94,7 +92,7 @@ class Outputs:
         return Outputs(**{f.name: _float(getattr(self, f.name)) for f in fields(self)})
 
 
-def _seen(maps: tuple[Tensor, ...], valid: Tensor) -> tuple[Tensor, ...]:
+def _zero_invalid(maps: tuple[Tensor, ...], valid: Tensor) -> tuple[Tensor, ...]:
     """Feature maps, 0 where less than half of the pixels are valid; tokens (B N C) as they are."""
     shares = (F.adaptive_avg_pool2d(valid, x.shape[-2:]) if x.dim() == 4 else None for x in maps)
     return tuple(x if share is None else x.where(share >= 0.5, x.new_zeros(())) for x, share in zip(maps, shares))

@@ -1,7 +1,7 @@
-"""Remote shards on this machine's disk: whole files named by their sha256, shared by all its processes, bounded.
+"""Disk cache of remote shards: whole files named by their sha256, bounded in size, shared by all processes.
 
-No process owns the cache and nothing lives in memory: who reads a file holds a shared lock on it, who fills one an
-exclusive lock on its partial file, who makes room one on the directory. Locks end with their process, however it ends.
+No process owns the cache, and its state is on disk alone. A reader holds a shared lock on its file, a download an
+exclusive lock on its partial file, and whoever makes room one on the directory. Locks end with their process.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from cssr.data.remote import DataError, Notify, Remote, Unreachable
 from cssr.utils.files import PARTIAL
 
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|partial)")  # anything else in the directory is left alone
-_TRIES = 100  # to have a file before another process has removed it
-_PATIENCE = 600.0  # seconds to wait for files in use to fall free
+_TRIES = 100  # to lock a file before another process removes it
+_PATIENCE = 600.0  # seconds to wait for files in use to be released
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Cache:
 
         Raises: Unreachable, as well if it is larger than the cache, or the disk is full.
         """
-        with self._whole(entry, notify) as file:
+        with self._open(entry, notify) as file:
             with contextlib.suppress(OSError):  # a cache that others filled may be read-only
                 os.utime(file.fileno())  # the time of last use
             yield file
 
     def add(self, name: str, notify: Notify) -> Entry:
-        """Fetch a file of which nothing but the name is known, and keep it; returns what it is.
+        """Fetch and keep a file of unknown size and sha256. Returns its entry.
 
         Raises: Unreachable, as `use`.
         """
@@ -78,7 +78,7 @@ class Cache:
                 os.fsync(file.fileno())
                 if entry.size > self.capacity:
                     raise Unreachable(f"{self._limit()} holds no {name} of {entry.size / 2**30:.3g} GiB; raise it")
-                with self._alone():
+                with self._exclusive():
                     self._make_room(0)
                     os.rename(partial, self._path(entry))
             except BaseException:
@@ -93,10 +93,10 @@ class Cache:
     def _path(self, entry: Entry) -> Path:
         return self.directory / f"{entry.sha256}.tar"
 
-    def _whole(self, entry: Entry, notify: Notify) -> BinaryIO:
-        """The file with a shared lock; others may remove it between its download and that, but hardly for ever."""
+    def _open(self, entry: Entry, notify: Notify) -> BinaryIO:
+        """The file with a shared lock. Another process may remove it after its download, so this is repeated."""
         for _ in range(_TRIES):
-            file = _locked(self._path(entry), entry.size)
+            file = _open_locked(self._path(entry), entry.size)
             if file:
                 return file
             self._fill(entry, self._path(entry), notify)
@@ -106,13 +106,13 @@ class Cache:
         """Download to a partial file, unless another process has done so in the meantime."""
         partial = path.with_suffix(PARTIAL)
         with self._partial(partial) as file:
-            if path.exists() or not _is(file, partial):
+            if path.exists() or not _is_same_file(file, partial):
                 return
             try:
                 self._reserve(file, entry)
                 self.remote.download(entry.name, file, entry.size, entry.sha256, notify)
                 os.fsync(file.fileno())
-                with self._alone():
+                with self._exclusive():
                     os.rename(partial, path)
             except BaseException:
                 partial.unlink(missing_ok=True)
@@ -120,7 +120,7 @@ class Cache:
 
     @contextmanager
     def _partial(self, path: Path) -> Iterator[BinaryIO]:
-        """A partial file, locked once whoever fills it now has done so."""
+        """A partial file, locked; waits for another process that is filling it."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -131,12 +131,12 @@ class Cache:
             yield file
 
     def _reserve(self, file: BinaryIO, entry: Entry) -> None:
-        """Give the file its full size, after others have made room for it."""
+        """Make room for a file, and give it its full size."""
         if entry.size > self.capacity:
             raise Unreachable(f"{self._limit()} holds no {entry.name} of {entry.size / 2**30:.3g} GiB; raise it")
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
-            with self._alone():
+            with self._exclusive():
                 os.truncate(file.fileno(), 0)
                 if self._make_room(entry.size):
                     try:
@@ -153,14 +153,14 @@ class Cache:
         return f"data.cache_gib={self.capacity / 2**30:.3g}"
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process counts the files meanwhile."""
+    def _exclusive(self) -> Iterator[None]:
+        """Keep other processes from adding and removing files."""
         with open(self.directory / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _make_room(self, size: int) -> bool:
-        """Remove what was used least recently and is not in use; whether there is room now."""
+        """Remove the least recently used files that are not in use. Returns whether there is room."""
         files = []
         with os.scandir(self.directory) as entries:
             for entry in entries:
@@ -175,7 +175,7 @@ class Cache:
         return total + size <= self.capacity
 
 
-def _locked(path: Path, size: int) -> BinaryIO | None:
+def _open_locked(path: Path, size: int) -> BinaryIO | None:
     """A file with a shared lock, or None if it is not there; one of another size is removed."""
     try:
         file = path.open("rb")
@@ -184,15 +184,15 @@ def _locked(path: Path, size: int) -> BinaryIO | None:
     except OSError as error:
         raise Unreachable(f"data.cache: {path} cannot be read: {error.strerror}") from error
     fcntl.flock(file, fcntl.LOCK_SH)
-    if _is(file, path) and os.fstat(file.fileno()).st_size == size:
+    if _is_same_file(file, path) and os.fstat(file.fileno()).st_size == size:
         return file
     file.close()
     _remove(path)
     return None
 
 
-def _is(file: BinaryIO, path: Path) -> bool:
-    """Return whether an open file still has its name."""
+def _is_same_file(file: BinaryIO, path: Path) -> bool:
+    """Return whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -209,32 +209,32 @@ def _remove(path: str | Path) -> bool:
 
 
 class Prefetcher:
-    """Downloads, in a thread, files that will be wanted soon; an error here is reported when they are used."""
+    """Download, in a thread, files that will be needed soon; an error is reported when they are used."""
 
     def __init__(self, notify: Notify):
-        self._wanted: queue.Queue = queue.Queue(8)
+        self._queue: queue.Queue = queue.Queue(8)
         self._notify = notify
         self._thread: threading.Thread | None = None
 
-    def want(self, cache: Cache, entry: Entry) -> None:
-        """Ask for a file; forgotten if more is asked for than comes."""
+    def request(self, cache: Cache, entry: Entry) -> None:
+        """Request a file; requests are dropped where too many wait."""
         if cache.holds(entry):
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
         with contextlib.suppress(queue.Full):
-            self._wanted.put_nowait((cache, entry))
+            self._queue.put_nowait((cache, entry))
 
     def close(self) -> None:
-        """Ask for nothing more; what is under way is finished, nobody waits for it."""
+        """Drop the requests that wait; a download under way is finished in the background."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self._wanted.get_nowait()
-        self._wanted.put(None)
+                self._queue.get_nowait()
+        self._queue.put(None)
 
     def _work(self) -> None:
-        while wanted := self._wanted.get():
-            cache, entry = wanted
+        while request := self._queue.get():
+            cache, entry = request
             with contextlib.suppress(DataError, OSError), cache.use(entry, self._notify):
                 pass

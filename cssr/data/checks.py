@@ -86,27 +86,27 @@ def stored_or(component: Any, sets: Sequence[ShardSet], scale: int, setting: str
 
     Raises: DataError if only some of the sets store them, or at another scale.
     """
-    wanted = not given and scale > 1 and any(shards.lq for shards in sets)
-    if not wanted and not is_stored(component):
+    use_stored = not given and scale > 1 and any(shards.lq for shards in sets)
+    if not use_stored and not is_stored(component):
         return component
     check_lq(sets, scale, setting)
     return {"name": "stored"}
 
 
-def recorded(sets: Sequence[ShardSet]) -> dict[str, Any]:
+def recorded_degradation(sets: Sequence[ShardSet]) -> dict[str, Any]:
     """Degradation of the LQ images that sets store, where their indexes name it, and the same one.
 
     Returns: `benchmark`, its name or None; `degradation` (a component), `resampler` and `seed` where they are known.
     """
     kinds = {"benchmark": str, "degradation": dict, "resampler": str, "degradation_seed": int}
     first = sets[0].index
-    known = {
+    shared = {
         key: first[key]
         for key, kind in kinds.items()
         if type(first.get(key)) is kind and all(shards.index.get(key) == first[key] for shards in sets)
     }
-    seed = {"seed": known.pop("degradation_seed")} if "degradation_seed" in known else {}
-    return {"benchmark": None, **known, **seed}
+    seed = {"seed": shared.pop("degradation_seed")} if "degradation_seed" in shared else {}
+    return {"benchmark": None, **shared, **seed}
 
 
 def _check_cache(data: DataConfig, sets: Sequence[ShardSet], weights: Sequence[float]) -> None:
@@ -124,17 +124,17 @@ def _check_cache(data: DataConfig, sets: Sequence[ShardSet], weights: Sequence[f
 
 
 def _bytes_in_use(shards: ShardSet, lanes: int, window: int) -> int:
-    """All of a set that is permuted whole; else the shards that hold a window of each lane."""
+    """Bytes of shards that are read at a time: all of a set within the shuffle window, else a window of each lane."""
     sizes = [shard["bytes"] for shard in shards.index["shards"]]
     if len(shards) <= window or len(shards) < lanes:
         return sum(sizes)
-    each = window / lanes / (len(shards) / len(sizes)) + 2
-    return min(sum(sizes), int(lanes * each * max(sizes)))
+    shards_per_lane = window / lanes / (len(shards) / len(sizes)) + 2
+    return min(sum(sizes), int(lanes * shards_per_lane * max(sizes)))
 
 
-def sampled_images(sets: Sequence[ShardSet], most: int = 200) -> Iterator[np.ndarray]:
+def iterate_images(sets: Sequence[ShardSet], limit: int = 200) -> Iterator[np.ndarray]:
     """HR images (H W 3 uint8) of at most so many samples, evenly over all sets; damaged ones are passed over."""
     samples = [(shards, shard, index) for shards in sets for shard, n in enumerate(shards.counts) for index in range(n)]
-    for shards, shard, index in samples[:: -(-len(samples) // most)]:
+    for shards, shard, index in samples[:: -(-len(samples) // limit)]:
         with suppress(DataError):
             yield read_sample(shards, shard, index, with_lq=False).image

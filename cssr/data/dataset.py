@@ -5,7 +5,6 @@ degraded images, `key.lq.png|jpg` and perhaps `key.kernel.npy`. A set with `"mas
 `key.mask.png`; its samples come with masks of 0.
 """
 
-import os
 import zlib
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import numpy as np
 from cssr.data.decode import decode_image, decode_kernel, decode_mask, image_size
 from cssr.data.remote import DataError, Notify
 from cssr.data.shards import ShardSet
-from cssr.data.tar_reader import Files, contents
+from cssr.data.tar_reader import Files
 from cssr.utils.text import message_of
 from cssr.utils.valid_pixels import fill_missing
 
@@ -36,32 +35,31 @@ class Sample:
 def read_sample(
     shards: ShardSet, shard: int, index: int, notify: Notify = lambda _: None, with_lq: bool = True
 ) -> Sample:
-    """Read and decode one sample by its place in a shard.
+    """Read and decode one sample by its number in a shard.
 
     Args:
-        notify: called with what went wrong on the way, but could be helped.
+        notify: called with what went wrong, but could be worked around.
         with_lq: whether a stored LQ image and kernel are wanted.
     Raises: DataError if the sample is damaged; Unreachable, a DataError too, if its shard cannot be fetched.
     """
     address = shards.address(shard)
-    where = f"{address} sample {index}"
+    name = f"{address} sample {index}"
     try:
         with shards.file(shard, notify) as file:
-            version = shards.entry(shard).sha256 if shards.cache else os.fstat(file.fileno()).st_mtime_ns
-            held = contents((address, version), file, shards.counts[shard], shards.naming)
-            key = shards.key(shard, held.key(index))
-            where = f"{address} key {key}"
-            held.check(index)
-            files = Files(file, held.places[index], _BESIDE + 8 * shards.pixels)
-            return _decode(shards, key, files, with_lq, lambda doubt: notify(f"{where}: {doubt}; used as it is"))
+            table = shards.contents(shard, file)
+            key = shards.key(shard, table.key(index))
+            name = f"{address} key {key}"
+            table.check(index)
+            files = Files(file, table.places[index], _BESIDE + 8 * shards.pixels)
+            return _decode(shards, key, files, with_lq, lambda warning: notify(f"{name}: {warning}; used as it is"))
     except DataError:
         raise
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         reason = message_of(error) if type(error) is ValueError else type(error).__name__
-        raise DataError(f"damaged sample: {where}: {reason}") from error
+        raise DataError(f"damaged sample: {name}: {reason}") from error
 
 
-def _decode(shards: ShardSet, key: str, files: Files, with_lq: bool, doubt: Notify) -> Sample:
+def _decode(shards: ShardSet, key: str, files: Files, with_lq: bool, notify: Notify) -> Sample:
     data = files.read("jpg", "png")
     width, height = image_size(data)
     if width * height > shards.pixels:
@@ -71,7 +69,7 @@ def _decode(shards: ShardSet, key: str, files: Files, with_lq: bool, doubt: Noti
         if shards.masks
         else np.zeros((height, width), np.uint8)
     )
-    sample = Sample(key, decode_image(data, doubt), mask)
+    sample = Sample(key, decode_image(data, notify), mask)
     if sample.image.shape[:2] != sample.mask.shape:
         raise ValueError(f"its image has {sample.image.shape[:2]} pixels, its mask {sample.mask.shape}")
     if shards.valid and files.has("valid.png"):
@@ -79,7 +77,7 @@ def _decode(shards: ShardSet, key: str, files: Files, with_lq: bool, doubt: Noti
         sample.image, sample.mask = fill_missing(sample.image, sample.valid), sample.mask * sample.valid
     if with_lq and shards.scale:
         lq = files.sized(width // shards.scale, height // shards.scale, "lq.png", "lq.jpg")
-        sample.lq = decode_image(lq, doubt)
+        sample.lq = decode_image(lq, notify)
     if with_lq and shards.kernel:
         sample.kernel = decode_kernel(files.read("kernel.npy"), shards.kernel)
     return sample

@@ -1,7 +1,6 @@
-"""Bytes of a sample's files into arrays. What a header claims is checked before any of it is decoded.
+"""Decode the files of a sample. What a header claims is checked before anything is decoded.
 
-Only JPEG and PNG and, of other people's shards, WebP and TIFF are taken for images, whatever the decoders could read
-besides.
+Images are JPEG or PNG and, in other people's shards, WebP or TIFF; other formats that the decoders know are refused.
 """
 
 import io
@@ -37,7 +36,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     if data[:3] == _JPEG:
         return _jpeg_size(data)
     if _BY_PILLOW.match(data):
-        with _opened(data) as image:
+        with _open_by_pillow(data) as image:
             return image.size
     raise ValueError("neither JPEG nor PNG, nor WebP or TIFF")
 
@@ -54,18 +53,18 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             raise ValueError("neither JPEG nor PNG") from error
 
 
-def decode_image(data: bytes, doubt: Callable[[str], None]) -> np.ndarray:
+def decode_image(data: bytes, notify: Callable[[str], None]) -> np.ndarray:
     """H W 3 uint8 RGB, as stored: an EXIF orientation is not applied.
 
-    `doubt` is called with what a JPEG decoder reports, where it could decode all the same. ValueError if it cannot.
+    `notify` is called with what a JPEG decoder reports, where it could decode all the same. ValueError if it cannot.
     """
     if _BY_PILLOW.match(data):
         return _decode_by_pillow(data, "RGB")
     if data[:3] == _JPEG:
-        return _decode_jpeg(data, "RGB", doubt)
+        return _decode_jpeg(data, "RGB", notify)
     image = _decode_plain_png(data)
     if image is None:
-        return cv2.cvtColor(_decode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        return cv2.cvtColor(_decode_by_opencv(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
@@ -76,7 +75,7 @@ def decode_mask(data: bytes, above: int = 0) -> np.ndarray:
     if data[:3] == _JPEG:
         return (_decode_jpeg(data, "GRAY", lambda _: None)[..., 0] > above).view(np.uint8)
     values = _decode_plain_png(data) if data[24:26] == _GREY else None
-    values = _decode(data, cv2.IMREAD_GRAYSCALE) if values is None else values[..., 0]
+    values = _decode_by_opencv(data, cv2.IMREAD_GRAYSCALE) if values is None else values[..., 0]
     return (values > above).view(np.uint8)
 
 
@@ -95,14 +94,14 @@ def decode_kernel(data: bytes, side: int) -> np.ndarray:
     return np.array(kernel, np.float32, order="C")
 
 
-def _decode_jpeg(data: bytes, colours: str, doubt: Callable[[str], None]) -> np.ndarray:
+def _decode_jpeg(data: bytes, colours: str, notify: Callable[[str], None]) -> np.ndarray:
     """H W C uint8; damage in the middle is doubtful, an end that is missing an error."""
     try:
         return simplejpeg.decode_jpeg(data, colours)
     except (ValueError, KeyError) as error:
         reason = message_of(error)
         if "subsampling" in reason or isinstance(error, KeyError):  # merely of a kind that it does not know
-            image = _decode(data, cv2.IMREAD_COLOR if colours == "RGB" else cv2.IMREAD_GRAYSCALE)
+            image = _decode_by_opencv(data, cv2.IMREAD_COLOR if colours == "RGB" else cv2.IMREAD_GRAYSCALE)
             return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if colours == "RGB" else image[..., None]
         if "Premature end of JPEG" in reason:
             raise ValueError("cannot be decoded") from error
@@ -110,7 +109,7 @@ def _decode_jpeg(data: bytes, colours: str, doubt: Callable[[str], None]) -> np.
         image = simplejpeg.decode_jpeg(data, colours, strict=False)  # what it can: as OpenCV, which writes to stderr
     except (ValueError, KeyError) as error:
         raise ValueError("cannot be decoded") from error
-    doubt(reason)
+    notify(reason)
     return image
 
 
@@ -126,7 +125,7 @@ def _decode_plain_png(data: bytes) -> np.ndarray | None:
         raise ValueError("cannot be decoded") from error
 
 
-def _decode(data: bytes, mode: int) -> np.ndarray:
+def _decode_by_opencv(data: bytes, mode: int) -> np.ndarray:
     try:
         pixels = np.frombuffer(pixel_chunks(data), np.uint8)
         image = cv2.imdecode(pixels, mode | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -138,7 +137,7 @@ def _decode(data: bytes, mode: int) -> np.ndarray:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _open_by_pillow(data: bytes) -> Iterator[Image.Image]:
     """A WebP or TIFF file, its header read; ValueError for damage, then and later."""
     try:
         with any_size():
@@ -150,5 +149,5 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def _decode_by_pillow(data: bytes, mode: str) -> np.ndarray:
-    with _opened(data) as image:
+    with _open_by_pillow(data) as image:
         return np.array(image.convert(mode))

@@ -1,7 +1,7 @@
 """The streams of batches: `train_stream` (endless, augmented) and `eval_stream` (every sample exactly once).
 
-Each is a `webdataset.DataPipeline`: places, samples and crops in worker processes, batches here. The loader is never
-handed to accelerate: `cssr/data/sampler.py` maps a place in the stream, which is one number, to a sample. A set
+Each is a `webdataset.DataPipeline`: positions, samples and crops in worker processes, batches here. The loader is never
+handed to accelerate: `cssr/data/sampler.py` maps a position, which is one number, to a sample. A set
 without masks gives masks of 0, and distances of 0. A set may store the LQ images of its samples: in training they are
 used where `degradation=stored` says so, in evaluation unless another is asked for.
 """
@@ -42,7 +42,7 @@ def train_stream(
     report: Any = print,
     scale: int | None = None,
 ) -> Iterator[Batch]:
-    """Endless training batches of one rank, on the CPU, from place `start` of the run on.
+    """Endless training batches of one rank, on the CPU, from position `start` of the run on.
 
     Args:
         sets: those of `data.train`, opened by `open_train_sets`. data: settings; `data.train` has the sets' weights.
@@ -58,7 +58,7 @@ def train_stream(
     positions = range(start + rank, 2**62, world)
     samples = TrainSamples(sets, plan, data, seed, positions, distance, scale)
     damage = damage or Damage()
-    pipeline = [samples.places, wds.map(samples.read), *own_stages(data.stages, seed), wds.map(samples.cut)]
+    pipeline = [samples.positions, wds.map(samples.read), *own_stages(data.stages, seed), wds.map(samples.cut)]
     counted = partial(_counted, damage=damage, limit=data.max_damaged, report=report, total=sum(map(len, sets)))
     stages = [counted, partial(_batched, micro_batch)]
     with closing(load(pipeline, data.workers, 2 * micro_batch, stages)) as stream:
@@ -90,9 +90,9 @@ def eval_stream(
             check_lq([shards], scale, name)
     total = sum(map(len, sets))
     samples = EvalSamples(sets, range(rank, min(total, limit or total), world), scale, seed, stored)
-    pipeline = [samples.places, wds.map(samples.load)]
+    pipeline = [samples.positions, wds.map(samples.load)]
     report = partial(print, file=sys.stderr)
-    stages = [partial(_counted, damage=Damage(), limit=0, report=report), partial(_batched_by_form, batch_size)]
+    stages = [partial(_counted, damage=Damage(), limit=0, report=report), partial(_batched_by_shape, batch_size)]
     with closing(load(pipeline, workers, batch_size, stages)) as stream:
         yield from stream
 
@@ -100,7 +100,7 @@ def eval_stream(
 def _counted(
     samples: Iterator[Loaded], damage: "Damage", limit: float, report: Any, total: float = float("inf")
 ) -> Iterator[Loaded]:
-    """Pass samples on; report what was damaged, and what else there was to say."""
+    """Pass samples on, and report damage and notices."""
     for sample in samples:
         for message in damage.count(sample.damaged, limit, total):
             report(f"{message}; replaced")
@@ -115,10 +115,10 @@ def _batched(size: int, samples: Iterator[Loaded]) -> Iterator[Batch]:
         yield _collate(part)
 
 
-def _batched_by_form(size: int, samples: Iterator[Loaded]) -> Iterator[Batch]:
-    """Batches of at most `size` samples that follow each other and have one form."""
-    for _, alike in groupby(samples, lambda s: [None if x is None else x.shape for x in (s.hr, s.lq, s.kernel)]):
-        while part := [*islice(alike, size)]:
+def _batched_by_shape(size: int, samples: Iterator[Loaded]) -> Iterator[Batch]:
+    """Batches of at most `size` consecutive samples with equal shapes."""
+    for _, group in groupby(samples, lambda s: [None if x is None else x.shape for x in (s.hr, s.lq, s.kernel)]):
+        while part := [*islice(group, size)]:
             yield _collate(part)
 
 
@@ -135,7 +135,7 @@ def _stack(arrays: Sequence[np.ndarray | None]) -> torch.Tensor | None:
 
 
 class Damage:
-    """Samples that a stream could not use, each by its message, and what else there was to say."""
+    """Messages of the samples that a stream could not use, and other notices."""
 
     def __init__(self):
         self.seen = 0
@@ -143,7 +143,7 @@ class Damage:
         self.notices: Counter[str] = Counter()
 
     def count(self, damaged: Sequence[str], limit: float, total: float = float("inf")) -> list[str]:
-        """Count the damage met for a place of the stream, each damaged sample once however often it is met.
+        """Count the damage met at a position of the stream; a damaged sample counts once, however often it is met.
 
         Args:
             damaged: messages of the sample and its substitutes.

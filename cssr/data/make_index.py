@@ -68,7 +68,7 @@ class _Image(NamedTuple):
 Open = Callable[[int], AbstractContextManager[BinaryIO]]  # number of a tar -> the tar
 
 
-def make_index(tars: Tars, setting: str, asked: Suffixes, cache: Cache | None, say: Notify) -> dict[str, Any]:
+def make_index(tars: Tars, setting: str, requested: Suffixes, cache: Cache | None, notify: Notify) -> dict[str, Any]:
     """The index of tars that others have written, as `index.json` has it.
 
     Args: as `foreign_index` takes them.
@@ -79,26 +79,26 @@ def make_index(tars: Tars, setting: str, asked: Suffixes, cache: Cache | None, s
             raise NotRead(name)
     if tars.packed:
         raise NotInPlace(f"{tars.packed[0]} is compressed")
-    facts, open_tar = _entries(tars, cache, say)
-    listed = []
-    for number, name in enumerate(_watch(tars.names, "listing tars")):
-        with _naming(name), open_tar(number) as file:
-            listed.append(list_images(file))
-    reading = read_names([[member.name for member in members] for members in listed], asked)
-    if fault := reading.fault(partial(_say, tars, setting)):
+    facts, open_tar = _entries(tars, cache, notify)
+    members_of_tars = []
+    for number, name in enumerate(_with_progress(tars.names, "listing tars")):
+        with _name_tar_in_errors(name), open_tar(number) as file:
+            members_of_tars.append(list_images(file))
+    reading = read_names([[member.name for member in members] for members in members_of_tars], requested)
+    if fault := reading.fault(partial(_suffix_option, tars, setting)):
         raise ValueError(fault)
     if reading.unpaired:
-        lacking, first = sum(n for n, _ in reading.unpaired), reading.unpaired[0][1]
-        raise NotInPlace(f"{lacking} samples lack their image or mask, the first is {first}", "--skip-unpaired")
-    strange = [
+        count, first = sum(n for n, _ in reading.unpaired), reading.unpaired[0][1]
+        raise NotInPlace(f"{count} samples lack their image or mask, the first is {first}", "--skip-unpaired")
+    unreadable = [
         suffix for role in reading.needed for suffix in reading.of(role) if suffix.rpartition(".")[2] not in _IN_PLACE
     ]
-    if strange:
-        raise NotInPlace(f"there are files that end in {strange[0]}")
-    return _index(reading, listed, facts, open_tar)
+    if unreadable:
+        raise NotInPlace(f"there are files that end in {unreadable[0]}")
+    return _index(reading, members_of_tars, facts, open_tar)
 
 
-def _say(tars: Tars, setting: str, image: str, mask: str) -> str:
+def _suffix_option(tars: Tars, setting: str, image: str, mask: str) -> str:
     """Setting that says which members are images and masks or, for commands without settings, the command."""
     if setting.startswith("data."):
         return f"data.suffixes={{image: {image}, mask: {mask}}}" if mask else f"data.suffixes={{image: {image}}}"
@@ -106,7 +106,7 @@ def _say(tars: Tars, setting: str, image: str, mask: str) -> str:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _name_tar_in_errors(name: str) -> Iterator[None]:
     """Name the tar in an error."""
     try:
         yield
@@ -120,21 +120,21 @@ def _naming(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {message_of(error)}; fetch or write it again") from error
 
 
-def _entries(tars: Tars, cache: Cache | None, say: Notify) -> tuple[list[dict[str, Any]], Open]:
+def _entries(tars: Tars, cache: Cache | None, notify: Notify) -> tuple[list[dict[str, Any]], Open]:
     """Facts of each tar for the index, without its samples, and a function that opens one. Fetch remote tars."""
     if cache is None:
         paths = [tars.root / name for name in tars.names]
         stats = [path.stat() for path in paths]  # the time in place of a sha256, which takes reading all of it
         facts = [{"name": p.name, "bytes": s.st_size, "modified": s.st_mtime_ns} for p, s in zip(paths, stats)]
         return facts, lambda number: open(paths[number], "rb")
-    entries = [cache.add(name, say) for name in _watch(tars.names, "fetching tars")]
+    entries = [cache.add(name, notify) for name in _with_progress(tars.names, "fetching tars")]
     facts = [{"name": entry.name, "bytes": entry.size, "sha256": entry.sha256} for entry in entries]
-    return facts, lambda number: cache.use(entries[number], say)
+    return facts, lambda number: cache.use(entries[number], notify)
 
 
-def _watch(items: Iterable[Any], what: str) -> Iterator[Any]:
+def _with_progress(items: Iterable[Any], label: str) -> Iterator[Any]:
     """Pass items on under a progress bar; elsewhere than on a terminal, silently."""
-    return iter(tqdm(items, desc=what, unit="", leave=False, disable=None))
+    return iter(tqdm(items, desc=label, unit="", leave=False, disable=None))
 
 
 def list_images(file: BinaryIO) -> list[Member]:
@@ -153,29 +153,29 @@ def _index(
 ) -> dict[str, Any]:
     """The index, by the headers of all images and some of the masks."""
     sizes: Counter[str] = Counter()
-    counts, masks, keys, twice = [], [], set(), False
+    counts, masks, keys, keys_repeat = [], [], set(), False
     step = -(-reading.whole // _MAX_MASKS)
-    for number, members in enumerate(_watch(listed, "reading headers")):
+    for number, members in enumerate(_with_progress(listed, "reading headers")):
         samples = reading.group(members)
         with open_tar(number) as file:
             for row, (key, files) in enumerate(samples.items(), sum(counts)):
-                where = f"{facts[number]['name']} key {key}"
+                name = f"{facts[number]['name']} key {key}"
                 image = _header(file, files["image"][0])
                 if image is None:
                     continue  # damage, which is for those who read the sample
                 if image.reason:
-                    raise NotInPlace(f"the image of {where} is {image.reason}")
+                    raise NotInPlace(f"the image of {name} is {image.reason}")
                 sizes[f"{image.width}x{image.height}"] += 1
                 if reading.masked and row % step == 0:
-                    masks += _read_mask(file, files["mask"][0], image, where)
+                    masks += _read_mask(file, files["mask"][0], image, name)
         counts.append(len(samples))
-        twice = twice or not keys.isdisjoint(map(hash, samples))
+        keys_repeat = keys_repeat or not keys.isdisjoint(map(hash, samples))
         keys.update(map(hash, samples))
     if not sizes:
         raise ValueError(f"none of {reading.whole} images can be read; see whether they are damaged")
     masked = reading.masked
     roles = [role for role in SLOTS if role != "mask" or masked or reading.dots]  # dotted keys end where a mask's do
-    used = {suffix: SLOTS[role] for role in roles for suffix in reading.of(role)}
+    slots = {suffix: SLOTS[role] for role in roles for suffix in reading.of(role)}
     lossy = any(f".{suffix}".endswith(LOSSY_SUFFIXES) for suffix in reading.of("mask"))
     return {
         "format": FORMAT,
@@ -185,9 +185,9 @@ def _index(
         **_rule(masks, lossy),
         "samples": sum(counts),
         "image_sizes": dict(sizes),
-        "suffixes": used,
+        "suffixes": slots,
         "dotted_keys": reading.dots,
-        "shard_in_key": twice,
+        "shard_in_key": keys_repeat,
         "shards": [{**fact, "samples": count} for fact, count in zip(facts, counts) if count],
     }
 
@@ -212,11 +212,11 @@ def _unfit(image: Image.Image, data: bytes) -> str:
         return f"of mode {image.mode} or of 16 bits, not 8-bit RGB or grey"
     if "transparency" in image.info:
         return "partly transparent"
-    turned = image.format != "PNG" and exif_orientation(image) != 1  # Pillow would decode a whole PNG for it
-    return "to be turned, by its EXIF orientation" if turned else ""
+    rotated = image.format != "PNG" and exif_orientation(image) != 1  # Pillow would decode a whole PNG for it
+    return "to be turned, by its EXIF orientation" if rotated else ""
 
 
-def _read_mask(file: BinaryIO, member: Member, image: _Image, where: str) -> list[MaskFile]:
+def _read_mask(file: BinaryIO, member: Member, image: _Image, name: str) -> list[MaskFile]:
     """A mask as [its values]; [] for one that is damaged."""
     data = os.pread(file.fileno(), min(member.size, _MAX_BYTES), member.offset)
     try:
@@ -224,17 +224,17 @@ def _read_mask(file: BinaryIO, member: Member, image: _Image, where: str) -> lis
     except ValueError:
         return []
     try:
-        values = read_mask(NamedBytes(data, where))
+        values = read_mask(NamedBytes(data, name))
     except Unreadable:
         return []
     except ValueError as error:
         raise NotInPlace(str(error)) from None
     if values.shape != (image.height, image.width):
         size = f"{values.shape[1]}x{values.shape[0]}, its image {image.width}x{image.height}"
-        raise NotInPlace(f"the mask of {where} is {size}", "--resize-masks")
+        raise NotInPlace(f"the mask of {name} is {size}", "--resize-masks")
     if values.dtype != np.uint8:
-        raise NotInPlace(f"the mask of {where} has pixels without data")
-    return [MaskFile(where, values)]
+        raise NotInPlace(f"the mask of {name} has pixels without data")
+    return [MaskFile(name, values)]
 
 
 def _rule(masks: Sequence[MaskFile], lossy: bool) -> dict[str, Any]:
@@ -247,9 +247,9 @@ def _rule(masks: Sequence[MaskFile], lossy: bool) -> dict[str, Any]:
         raise NotInPlace(str(error), "--threshold N") from None
     inverted = sum(float(rule.apply(mask.values).mean()) > MOSTLY for mask in masks)
     if 2 * inverted > len(masks):
-        most = f"{inverted} of {len(masks)} masks are crack by more than half ({rule.sentence}), as if inverted"
+        fault = f"{inverted} of {len(masks)} masks are crack by more than half ({rule.sentence}), as if inverted"
         raise NotInPlace(
-            f"{most}; if they are not, with --threshold N in place of --crack-values 0", "--crack-values 0"
+            f"{fault}; if they are not, with --threshold N in place of --crack-values 0", "--crack-values 0"
         )
     lowest = int(rule.apply(np.arange(256)).argmax())
     return {"mask_rule": rule.sentence, "mask_above": 0 if lowest == 1 else 127}

@@ -23,7 +23,7 @@ _STALLED = 1 << 16  # bytes; a transfer that moves fewer in `timeout` seconds is
 _SLOW = 1 << 20  # bytes a second; a transfer that falls below over `timeout` seconds is reported
 _ENDLESS = 1 << 62  # bytes
 _MAX_WAIT = 60.0  # seconds between two tries
-_PASSING = {408, 425, 429}  # http statuses below 500 that may pass
+_TRANSIENT = {408, 425, 429}  # http statuses below 500 worth another try
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # the fault of this machine's disk
 
 Notify = Callable[[str], None]
@@ -78,7 +78,7 @@ class Remote:
                 self._copy(name, stream, limit + 1, data.extend, notify)
             return bytes(data)
 
-        data = self._persist(name, attempt, notify)
+        data = self._retry(name, attempt, notify)
         if len(data) > limit:
             raise Unreachable(f"{self.address(name)} is larger than {limit >> 20} MiB: this is no set of shards")
         return data
@@ -90,7 +90,7 @@ class Remote:
             with open_stream(self.root, name, 0, self.timeout) as stream:
                 return stream.stamp
 
-        return self._persist(name, attempt, notify)
+        return self._retry(name, attempt, notify)
 
     def download(
         self, name: str, file: BinaryIO, size: int | None, sha256: str | None, notify: Notify
@@ -120,24 +120,24 @@ class Remote:
                 )
             return size, sha256
 
-        return self._persist(name, attempt, notify)
+        return self._retry(name, attempt, notify)
 
     def _copy(self, name: str, stream: Stream, end: int, write: Callable[[bytes], Any], notify: Notify) -> None:
-        """At most up to `end`, watching the pace."""
-        position, since, before, warned = stream.start, time.monotonic(), stream.start, False
+        """Copy up to `end`; TimeoutError for a transfer that stalls, a notice of a slow one."""
+        position, start, bytes_at_start, warned = stream.start, time.monotonic(), stream.start, False
         while position < end and (block := stream.read(min(_BLOCK, end - position))):
             write(block)
             position += len(block)
-            seconds = time.monotonic() - since
+            seconds = time.monotonic() - start
             if seconds > self.timeout:
-                if position - before < min(_STALLED, end - 1 - before):
-                    raise TimeoutError(f"only {position - before} bytes in {seconds:.2g} s")
-                if position - before < _SLOW * seconds and not warned:
-                    notify(f"{self.address(name)} is slow: {(position - before) / seconds / 1e6:.2g} MB/s")
+                if position - bytes_at_start < min(_STALLED, end - 1 - bytes_at_start):
+                    raise TimeoutError(f"only {position - bytes_at_start} bytes in {seconds:.2g} s")
+                if position - bytes_at_start < _SLOW * seconds and not warned:
+                    notify(f"{self.address(name)} is slow: {(position - bytes_at_start) / seconds / 1e6:.2g} MB/s")
                     warned = True
-                since, before = time.monotonic(), position
+                start, bytes_at_start = time.monotonic(), position
 
-    def _persist(self, name: str, attempt: Callable[[], Any], notify: Notify) -> Any:
+    def _retry(self, name: str, attempt: Callable[[], Any], notify: Notify) -> Any:
         for number in range(self.retries + 1):
             try:
                 return attempt()
@@ -145,7 +145,7 @@ class Remote:
                 reason = message_of(error)[:300] or type(error).__name__
                 if getattr(error, "errno", None) in _LOCAL:
                     raise Unreachable(f"data.cache: {reason}, while fetching {self.address(name)}") from error
-                if number == self.retries or not _may_pass(error):
+                if number == self.retries or not _is_transient(error):
                     tries = f" (tried {number + 1} times)" if number else ""
                     raise Unreachable(
                         f"{self.address(name)} cannot be fetched{tries}: {reason}; see that it is there, "
@@ -157,10 +157,10 @@ class Remote:
         raise AssertionError
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Return whether trying again may help."""
     if isinstance(error, urllib.error.HTTPError):
-        return error.code >= 500 or error.code in _PASSING
+        return error.code >= 500 or error.code in _TRANSIENT
     if isinstance(error, urllib.error.URLError) and not isinstance(error.reason, OSError):
         return False  # an address that is none
     return not isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, ValueError))
@@ -168,8 +168,8 @@ def _may_pass(error: Exception) -> bool:
 
 def _wait(number: int, error: Exception) -> float:
     """Seconds: doubling, scattered so that a cluster's workers do not all come back together; or as the server asks."""
-    asked = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
-    wait = float(asked) if asked.isdigit() else 0.5 * 2**number * random.SystemRandom().uniform(0.5, 1)
+    retry_after = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
+    wait = float(retry_after) if retry_after.isdigit() else 0.5 * 2**number * random.SystemRandom().uniform(0.5, 1)
     return min(wait, _MAX_WAIT)
 
 

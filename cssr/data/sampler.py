@@ -1,8 +1,8 @@
 """Deterministic, resumable sampler: maps (seed, position in the run) to a sample.
 
-For each pass the shards, in a seeded order, are laid end to end and cut into equal lanes; place n of a run is the next
-sample of lane n mod lanes. Rank n mod world takes it, so the global batch at a step is the same for every number of
-processes and workers, no sample comes twice in a pass, and a place in the stream is one number.
+For each pass the shards, in a seeded order, are laid end to end and cut into equal lanes; position n of a run is the
+next sample of lane n mod lanes. Rank n mod world takes it, so the global batch at a step is the same for any number of
+processes and workers, no sample comes twice in a pass, and the state of the stream is one number.
 """
 
 from collections.abc import Sequence
@@ -46,11 +46,11 @@ class LanePlan:
         if self.whole:
             return _split(self._starts, int(self._of_pass(number)[lane * self.rows + row]))
         size = max(1, self.window // self.lanes)
-        block, inside = divmod(row, size)
+        block, offset = divmod(row, size)
         if self._blocks.get(lane, (None,))[0] != (number, block):
             order = rng(self.seed, number, lane, block).permutation(min(size, self.rows - block * size))
             self._blocks[lane] = (number, block), order
-        row = block * size + int(self._blocks[lane][1][inside])
+        row = block * size + int(self._blocks[lane][1][offset])
         order, starts = self._of_pass(number)
         position, index = _split(starts, lane * self.rows + row)
         return int(order[position]), index
@@ -106,13 +106,13 @@ class MixedPlan:
         self._plans = [LanePlan(counts, n, seed + k, window) for k, (counts, n) in enumerate(zip(sets, self.share))]
 
     def locate(self, position: int) -> tuple[int, int, int]:
-        """(set, shard, index) of the sample at a place of the run."""
+        """(set, shard, index) of the sample at a position of the run."""
         row, lane = divmod(position, self.lanes)
         owner = int(self._owner[lane])
         return (owner, *self._plans[owner].locate(self._lane_in_set[lane], row))
 
     def later(self, position: int) -> tuple[int, int, int]:
-        """The sample a window ahead in the lane of a position: in a shard that will be wanted soon."""
+        """The sample a window ahead in the lane of a position: in a shard that will be needed soon."""
         row, lane = divmod(position, self.lanes)
         owner = int(self._owner[lane])
         plan = self._plans[owner]
@@ -122,14 +122,14 @@ class MixedPlan:
     def substitute(self, position: int, attempt: int) -> tuple[int, int, int]:
         """A seeded replacement for a damaged sample, from its pass and lane, then from its set's other lanes."""
         row, lane = divmod(position, self.lanes)
-        owner, own = int(self._owner[lane]), self._lane_in_set[lane]
+        owner, own_lane = int(self._owner[lane]), self._lane_in_set[lane]
         plan = self._plans[owner]
-        other = row // plan.rows * plan.rows + int(rng(plan.seed, position, attempt, 0x5B).integers(plan.rows))
-        return (owner, *plan.locate((own + max(attempt - _IN_LANE + 1, 0)) % plan.lanes, other))
+        random_row = row // plan.rows * plan.rows + int(rng(plan.seed, position, attempt, 0x5B).integers(plan.rows))
+        return (owner, *plan.locate((own_lane + max(attempt - _IN_LANE + 1, 0)) % plan.lanes, random_row))
 
 
 def allocate(weights: Sequence[float], lanes: int) -> list[int]:
-    """Whole lanes for each weight, by largest remainder, at least one each."""
+    """Divide lanes by weight: whole numbers by largest remainder, at least one each."""
     weights = np.asarray(weights, dtype=float)
     if (weights <= 0).any() or not np.isfinite(weights).all():
         raise ValueError(f"data.train: weights must be positive numbers, got {weights.tolist()}")

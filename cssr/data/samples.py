@@ -13,7 +13,7 @@ from cssr.data.dataset import Sample, eval_seed, read_sample
 from cssr.data.remote import DataError, Unreachable
 from cssr.data.sampler import MixedPlan, rng
 from cssr.data.shards import ShardSet
-from cssr.data.stages import Read
+from cssr.data.stages import ReadSample
 from cssr.data.transforms import augment, augment_stored, signed_distance
 from cssr.data.workers import worker_share
 
@@ -30,24 +30,24 @@ class Loaded(NamedTuple):
     key: str
     lq: np.ndarray | None
     kernel: np.ndarray | None
-    damaged: list[str]  # what could not be used in its place
-    notices: list[str]  # what else there was to say
+    damaged: list[str]  # messages of damaged samples that it replaces
+    notices: list[str]  # other messages
     valid: np.ndarray | None = None
 
 
 class _ShardSamples(ABC):
-    """Samples of shards; what there is to say of them is kept until one is loaded."""
+    """Samples of shards; notices are kept until the next sample is loaded."""
 
     def __init__(self, indices: range):
         self.indices = indices
         self.notices: list[str] = []
         self._prefetcher: Prefetcher | None = None
 
-    def places(self) -> Iterator[int]:
-        """The places of this worker, in order; shards of those to come are fetched meanwhile."""
+    def positions(self) -> Iterator[int]:
+        """The positions of this worker, in order; shards of later ones are fetched meanwhile."""
         try:
             for position in worker_share(self.indices):
-                self.soon(position)
+                self.prefetch_after(position)
                 yield position
         finally:
             if self._prefetcher:
@@ -55,8 +55,8 @@ class _ShardSamples(ABC):
             self._prefetcher = None
 
     @abstractmethod
-    def soon(self, position: int) -> None:
-        """Fetch ahead what follows a place."""
+    def prefetch_after(self, position: int) -> None:
+        """Start to fetch the shard of samples after a position."""
 
     def take_notices(self) -> list[str]:
         """Messages since the last call."""
@@ -69,11 +69,11 @@ class _ShardSamples(ABC):
         if shards.cache:
             # made here, in the worker, where its thread is to run
             self._prefetcher = self._prefetcher or Prefetcher(self.notices.append)
-            self._prefetcher.want(shards.cache, shards.entry(shard))
+            self._prefetcher.request(shards.cache, shards.entry(shard))
 
 
 class TrainSamples(_ShardSamples):
-    """The samples of one rank's places; `scale`: of the stored LQ images, None where they are not wanted."""
+    """The samples of one rank's positions; `scale`: of the stored LQ images, None where they are not wanted."""
 
     def __init__(
         self,
@@ -91,19 +91,19 @@ class TrainSamples(_ShardSamples):
         self.with_valid = any(shards.valid for shards in sets)
         super().__init__(positions)
 
-    def read(self, position: int) -> Read:
-        """The sample at a place, or a seeded substitute of its lane."""
-        at, damaged = self.plan.locate(position), []
+    def read(self, position: int) -> ReadSample:
+        """The sample at a position, or a seeded substitute of its lane."""
+        place, damaged = self.plan.locate(position), []
         for attempt in range(_MAX_SUBSTITUTES):
             try:
-                sample = read_sample(self.sets[at[0]], *at[1:], self.notices.append, self.scale is not None)
-                self._check_size(sample, self.sets[at[0]].address(at[1]))
-                return Read(position, sample, damaged)
+                sample = read_sample(self.sets[place[0]], *place[1:], self.notices.append, self.scale is not None)
+                self._check_size(sample, self.sets[place[0]].address(place[1]))
+                return ReadSample(position, sample, damaged)
             except Unreachable:
                 raise
             except DataError as error:
                 damaged.append(str(error))
-                at = self.plan.substitute(position, attempt)
+                place = self.plan.substitute(position, attempt)
         raise DataError(f"{_MAX_SUBSTITUTES} damaged samples in a row, the last: {damaged[-1]}; check the shards")
 
     def _check_size(self, sample: Sample, address: str) -> None:
@@ -115,7 +115,7 @@ class TrainSamples(_ShardSamples):
                 f"its index says and than data.crop={self.data.crop}"
             )
 
-    def cut(self, read: Read) -> Loaded:
+    def cut(self, read: ReadSample) -> Loaded:
         """A crop, mirrored, with its distance map."""
         position, sample, damaged = read
         draws = rng(self.seed, position, 0xA6)
@@ -129,7 +129,7 @@ class TrainSamples(_ShardSamples):
         rest = lq, kernel, damaged, self.take_notices(), valid
         return Loaded(_planes(image[..., :3]), mask[None], distance, seed, sample.key, *rest)
 
-    def soon(self, position: int) -> None:
+    def prefetch_after(self, position: int) -> None:
         if any(shards.cache for shards in self.sets):
             owner, shard, _ = self.plan.later(position)
             self.prefetch(self.sets[owner], shard)
@@ -162,15 +162,15 @@ class EvalSamples(_ShardSamples):
     def __init__(self, sets: Sequence[ShardSet], indices: range, multiple: int, seed: int, stored: bool):
         self.sets, self.multiple, self.seed, self.stored = sets, multiple, seed, stored
         self.with_valid = any(shards.valid for shards in sets)
-        self.shards = [(number, shard) for number, one in enumerate(sets) for shard in range(len(one.counts))]
-        self.ends = np.cumsum([count for one in sets for count in one.counts])
+        self.shards = [(number, shard) for number, shards in enumerate(sets) for shard in range(len(shards.counts))]
+        self.ends = np.cumsum([count for shards in sets for count in shards.counts])
         super().__init__(indices)
 
     def load(self, index: int) -> Loaded:
         """A whole sample."""
-        at = int(np.searchsorted(self.ends, index, side="right"))
-        number, shard = self.shards[at]
-        index -= int(self.ends[at - 1]) if at else 0
+        row = int(np.searchsorted(self.ends, index, side="right"))
+        number, shard = self.shards[row]
+        index -= int(self.ends[row - 1]) if row else 0
         sample = read_sample(self.sets[number], shard, index, self.notices.append, self.stored)
         height, width = (side // self.multiple * self.multiple for side in sample.mask.shape)
         lq = None if sample.lq is None else _planes(sample.lq)
@@ -180,7 +180,7 @@ class EvalSamples(_ShardSamples):
         rest = lq, kernel, [], self.take_notices(), valid
         return Loaded(image, mask, None, eval_seed(self.seed, sample.key), sample.key, *rest)
 
-    def soon(self, index: int) -> None:
+    def prefetch_after(self, index: int) -> None:
         position = int(np.searchsorted(self.ends, index, side="right")) + 1
         if position < len(self.shards):
             self.prefetch(self.sets[self.shards[position][0]], self.shards[position][1])

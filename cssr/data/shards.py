@@ -1,6 +1,6 @@
 """Shards: WebDataset tars and the `index.json` beside them, on this machine or elsewhere.
 
-Whatever an index says is checked before anything is made of it.
+An index is checked before any of it is used.
 """
 
 import json
@@ -19,7 +19,7 @@ from cssr.data.cache import Cache, Entry, cache_directory
 from cssr.data.foreign import foreign_index
 from cssr.data.remote import DataError, Notify, Remote, Unreachable, is_remote
 from cssr.data.tar_reader import FORMAT as FORMAT
-from cssr.data.tar_reader import SLOTS, Naming
+from cssr.data.tar_reader import SLOTS, Contents, Naming, read_contents
 from cssr.data.tars import find_tars
 from cssr.utils.files import digest
 from cssr.utils.json_files import no_key_twice
@@ -34,42 +34,42 @@ _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+\.(?i:tar)")
 
 
 def parse_index(text: bytes) -> dict[str, Any] | None:
-    """The index that `text` holds; None if it holds none, or one that cannot be true."""
+    """Parse an index; None if it is none, or not a valid one."""
     try:
         index = json.loads(text, object_pairs_hook=no_key_twice)
-        sound = index["format"] == FORMAT and bool(index["shards"]) and bool(index["image_sizes"])
-        sound = sound and all(map(_is_shard, index["shards"])) and all(map(_SIZE.fullmatch, index["image_sizes"]))
-        sound = sound and all(isinstance(index.get(name, True), bool) for name in ("masks", "valid"))
+        valid = index["format"] == FORMAT and bool(index["shards"]) and bool(index["image_sizes"])
+        valid = valid and all(map(_is_valid_shard, index["shards"])) and all(map(_SIZE.fullmatch, index["image_sizes"]))
+        valid = valid and all(isinstance(index.get(name, True), bool) for name in ("masks", "valid"))
         names = [shard["name"] for shard in index["shards"]]
-        sound = sound and len({*names}) == len(names)  # a shard that is listed twice would count twice
-        sound = sound and _has_sound_lq(index) and _has_sound_naming(index)
+        valid = valid and len({*names}) == len(names)  # a shard that is listed twice would count twice
+        valid = valid and _has_valid_lq(index) and _has_valid_naming(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return index if sound else None
+    return index if valid else None
 
 
-def _is_shard(shard: dict[str, Any]) -> bool:
-    """Return whether it has a plain name and so many bytes that its samples fit in."""
+def _is_valid_shard(shard: dict[str, Any]) -> bool:
+    """Return whether an entry of the index has a plain name, and numbers of samples and bytes that fit together."""
     samples, size = shard["samples"], shard["bytes"]
     numbers = type(samples) is int and type(size) is int and 0 < samples * _MIN_SAMPLE <= size < 2**62
     return numbers and samples <= _MAX_SAMPLES and bool(_NAME.fullmatch(shard["name"])) and shard["name"].isprintable()
 
 
-def _has_sound_lq(index: dict[str, Any]) -> bool:
-    """Return whether it says all about stored LQ images and kernels, or that there are none."""
+def _has_valid_lq(index: dict[str, Any]) -> bool:
+    """Return whether an index describes stored LQ images and kernels fully, or states that there are none."""
     if index.get("lq") in (None, False):
         return True
     scale, kernel = index["scale"], index.get("kernel")
-    sound = index["lq"] is True and type(scale) is int and 0 < scale <= 64
-    return sound and (kernel is None or (type(kernel) is int and 0 < kernel <= _MAX_KERNEL))
+    valid = index["lq"] is True and type(scale) is int and 0 < scale <= 64
+    return valid and (kernel is None or (type(kernel) is int and 0 < kernel <= _MAX_KERNEL))
 
 
-def _has_sound_naming(index: dict[str, Any]) -> bool:
-    """Return whether what it says about the members of foreign tars, if anything, can be meant."""
+def _has_valid_naming(index: dict[str, Any]) -> bool:
+    """Return whether the fields about members of other people's tars, if there are any, are valid."""
     suffixes, above = index.get("suffixes", {}), index.get("mask_above", 0)
-    known = all(suffix == suffix.lower() and slot in SLOTS for suffix, slot in suffixes.items())
+    slots = all(suffix == suffix.lower() and slot in SLOTS for suffix, slot in suffixes.items())
     flags = all(type(index.get(name, False)) is bool for name in ("dotted_keys", "shard_in_key"))
-    return known and flags and type(above) is int and 0 <= above <= 254
+    return slots and flags and type(above) is int and 0 <= above <= 254
 
 
 def sizes(index: dict[str, Any]) -> list[tuple[int, int]]:
@@ -77,13 +77,13 @@ def sizes(index: dict[str, Any]) -> list[tuple[int, int]]:
     return [tuple(map(int, size.split("x"))) for size in index["image_sizes"]]
 
 
-def _say(message: str) -> None:
+def _print_notice(message: str) -> None:
     print(message, file=sys.stderr)
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A set of shards with its index read; those on this machine are there, whole by size."""
+    """A set of shards with its index; local shards have been checked to exist, with the size that the index states."""
 
     root: Path | str  # directory; address where it is elsewhere
     names: tuple[str, ...]
@@ -103,17 +103,17 @@ class ShardSet:
         cache = Cache.of(str(root), data) if is_remote(root) else None
         root = root if cache else Path(str(root).removeprefix("file://"))
         if tars:
-            where = tars
-            text = foreign_index(tars, setting, data.suffixes, cache, cache_directory(data), _say)
+            source = tars
+            text = foreign_index(tars, setting, data.suffixes, cache, cache_directory(data), _print_notice)
         elif cache:
-            where, text = cache.remote.address("index.json"), _fetch_index(cache.remote)
+            source, text = cache.remote.address("index.json"), _fetch_index(cache.remote)
         else:
-            where = root / "index.json"
-            text = _read_index(where, setting)
+            source = root / "index.json"
+            text = _read_index(source, setting)
         index = parse_index(text)
         if index is None:
-            raise DataError(f"{setting}: {where} is damaged or of another format than {FORMAT}; {_REMEDY}")
-        names, counts = (tuple(shard[what] for shard in index["shards"]) for what in ("name", "samples"))
+            raise DataError(f"{setting}: {source} is damaged or of another format than {FORMAT}; {_REMEDY}")
+        names, counts = (tuple(shard[field] for shard in index["shards"]) for field in ("name", "samples"))
         shards = cls(root, names, counts, index, cache)
         if shards.pixels > data.max_pixels:
             raise DataError(
@@ -192,13 +192,18 @@ class ShardSet:
 
     def entry(self, shard: int) -> Entry:
         """A shard as the cache knows it."""
-        return Entry(*(self.index["shards"][shard][what] for what in ("name", "bytes", "sha256")))
+        return Entry(*(self.index["shards"][shard][field] for field in ("name", "bytes", "sha256")))
 
     def file(self, shard: int, notify: Notify) -> AbstractContextManager[BinaryIO]:
         """A shard, open for reading."""
         if self.cache:
             return self.cache.use(self.entry(shard), notify)
         return open(self.address(shard), "rb")
+
+    def contents(self, shard: int, file: BinaryIO) -> Contents:
+        """The samples of a shard that is open as `file`."""
+        version = self.entry(shard).sha256 if self.cache else os.fstat(file.fileno()).st_mtime_ns
+        return read_contents((self.address(shard), version), file, self.counts[shard], self.naming)
 
     def _check_files(self, setting: str) -> None:
         for shard in self.index["shards"]:
@@ -215,9 +220,9 @@ class ShardSet:
 
 @lru_cache(maxsize=64)
 def _fetch_index(remote: Remote) -> bytes:
-    """Read once a process, which keeps the index that it began with."""
+    """Fetch an index once a process, so that all of a run sees the same."""
     try:
-        return remote.fetch("index.json", MAX_INDEX, _say)
+        return remote.fetch("index.json", MAX_INDEX, _print_notice)
     except Unreachable as error:
         if "404" not in str(error):
             raise

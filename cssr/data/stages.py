@@ -20,10 +20,10 @@ from cssr.utils.text import message_of
 Stage = Callable[[Sample, np.random.Generator], Sample]
 
 
-class Read(NamedTuple):
-    """A sample as it was read for a place of the run, and what was damaged on the way."""
+class ReadSample(NamedTuple):
+    """A sample read for a position of the run, with the messages of damaged samples that it replaces."""
 
-    place: int
+    position: int
     sample: Sample
     damaged: list[str]
 
@@ -40,8 +40,8 @@ def _find(name: str) -> Stage:
     import_modules([module], "data.stages")
     stage = getattr(importlib.import_module(module), function, None)
     if not callable(stage):
-        known = [key for key, value in vars(importlib.import_module(module)).items() if callable(value)]
-        raise ValueError(f"data.stages: {module} has no function {function!r}{did_you_mean(function, known)}")
+        names = [key for key, value in vars(importlib.import_module(module)).items() if callable(value)]
+        raise ValueError(f"data.stages: {module} has no function {function!r}{did_you_mean(function, names)}")
     try:
         inspect.signature(stage).bind("sample", "generator")
     except TypeError as error:
@@ -52,22 +52,22 @@ def _find(name: str) -> Stage:
 
 
 def own_stages(names: Sequence[str], seed: int) -> list[Any]:
-    """`data.stages` as stages of a `webdataset.DataPipeline` over `Read`.
+    """`data.stages` as stages of a `webdataset.DataPipeline` over `ReadSample`.
 
-    Each draws from a generator of its own, of (seed, place, number of the stage): it changes no draw of another.
+    Each draws from a generator of its own, of (seed, position, number of the stage): it changes no draw of another.
     """
     stages = zip(names, find_stages(names))
     return [wds.map(partial(_apply, stage, name, seed, number)) for number, (name, stage) in enumerate(stages)]
 
 
-def _apply(stage: Stage, name: str, seed: int, number: int, read: Read) -> Read:
+def _apply(stage: Stage, name: str, seed: int, number: int, read: ReadSample) -> ReadSample:
     key = read.sample.key
     try:
-        sample = stage(read.sample, rng(seed, read.place, 0x57A6E, number))
+        sample = stage(read.sample, rng(seed, read.position, 0x57A6E, number))
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {message_of(error)}"
-        raise DataError(f"data.stages: {name} failed on {key}: {reason} ({at.filename}:{at.lineno})") from error
+        raise DataError(f"data.stages: {name} failed on {key}: {reason} ({frame.filename}:{frame.lineno})") from error
     if not isinstance(sample, Sample):
         raise DataError(f"data.stages: {name} returned {type(sample).__name__} for {key}: return the sample")
     image, mask = np.asarray(sample.image), np.asarray(sample.mask)

@@ -77,23 +77,23 @@ class Reading:
         """Number of samples that have what they need."""
         return sum(n for n, _ in self.forms.values()) - sum(n for n, _ in self.unpaired)
 
-    def fault(self, say: Callable[[str, str], str]) -> str:
+    def fault(self, option: Callable[[str, str], str]) -> str:
         """Fault of this interpretation, with the remedy; "" if there is none but that samples are unpaired.
 
-        Args: say: (suffix of images, suffix of masks or "") -> how people say that these are to be taken.
+        Args: option: (suffix of images, suffix of masks or "") -> the setting or option that selects them.
         """
         image, mask = self.of("image")[:1], self.of("mask")[:1]
-        there = f"the image files end in {self.suffixes or 'nothing that is known'}"
+        known = f"the image files end in {self.suffixes or 'nothing that is known'}"
         if self.unclear is not None:
             form = next(form for form, (_, key) in self.forms.items() if key == self.unclear)
-            choice = say(self.of("image", form)[0], (self.of("mask", form) or form[-1:])[0])
+            choice = option(self.of("image", form)[0], (self.of("mask", form) or form[-1:])[0])
             return f"it is unclear which is image and which mask: {self.unclear} has {', '.join(form)}: say {choice}"
         if not image or not self.whole:
             both = "an image and a mask" if self.masked else "an image"
-            return f"no sample has {both} by its suffixes; {there}: say {say('jpg', 'mask.png')}"
+            return f"no sample has {both} by its suffixes; {known}: say {option('jpg', 'mask.png')}"
         if not mask and not self.chosen:
-            alone = f"or {say(image[0], '')} for the images alone, for super-resolution"
-            return f"the images have no masks of known suffixes; {there}: say {say(image[0], 'SUFFIX')}, {alone}"
+            alone = f"or {option(image[0], '')} for the images alone, for super-resolution"
+            return f"the images have no masks of known suffixes; {known}: say {option(image[0], 'SUFFIX')}, {alone}"
         return ""
 
     def group(self, members: Iterable[Member]) -> dict[str, dict[str, list[Member]]]:
@@ -105,25 +105,25 @@ class Reading:
         return samples
 
 
-def read_names(tars: Sequence[Sequence[str]], asked: Suffixes, alone: bool = False) -> Reading:
+def read_names(tars: Sequence[Sequence[str]], requested: Suffixes, images_only: bool = False) -> Reading:
     """Interpret the names of image files (of each tar): webdataset's keys or, if these lose samples, dotted ones.
 
     Args:
         asked: the suffixes to take; {}: those that are known.
         alone: take images without masks.
-    Returns: the better interpretation, its `fault` and `unpaired` still to be heeded.
+    Returns: the better interpretation, whose `fault` and `unpaired` the caller checks.
     """
     tails = {tail for name in chain.from_iterable(tars) for tail in _tails(name)}
-    roles = {tail: role for tail in sorted(tails) if (role := _role(tail, asked))}
-    plain = _read(tars, roles, False, asked, alone)
-    if not any(_loses(names, roles) for names in tars):
+    roles = {tail: role for tail in sorted(tails) if (role := _role(tail, requested))}
+    plain = _read(tars, roles, False, requested, images_only)
+    if not any(_loses_samples(names, roles) for names in tars):
         return plain
-    readings = [_read(tars, roles, True, asked, alone), *([plain] if plain.forms else [])]
+    readings = [_read(tars, roles, True, requested, images_only), *([plain] if plain.forms else [])]
     clear = [reading for reading in readings if reading.unclear is None] or readings
     return next((reading for reading in clear if not reading.unpaired), clear[0])
 
 
-def _loses(names: Iterable[str], roles: Mapping[str, str]) -> bool:
+def _loses_samples(names: Iterable[str], roles: Mapping[str, str]) -> bool:
     """Tell whether webdataset's keys lose samples: some have no member that is known but by the end of its name."""
     keys = {name: name[: len(name) - len(tails[0]) - 1] for name in names if (tails := _tails(name))}
     known = {keys[name] for name in keys if _tails(name)[0] in roles}
@@ -137,20 +137,22 @@ def _tails(name: str) -> list[str]:
     return [".".join(parts[n:]) for n in range(len(parts))]
 
 
-def _role(suffix: str, asked: Suffixes) -> str | None:
+def _role(suffix: str, requested: Suffixes) -> str | None:
     """Role of members of a suffix, of `SLOTS`; None: unused."""
-    role = next((role for role, suffixes in asked.items() if suffix in suffixes), None)
-    if role or "mask" in asked:
+    role = next((role for role, suffixes in requested.items() if suffix in suffixes), None)
+    if role or "mask" in requested:
         return role
     if suffix == SLOTS["valid"]:
         return "valid"
     words = re.split(r"[._-]+", suffix)[:-1]
     if all(word in _IMAGE for word in words):
-        return None if asked else "image"
+        return None if requested else "image"
     return "mask" if {*words} & _MASK and {*words} <= _MASK | _BESIDE | _IMAGE else None
 
 
-def _read(tars: Sequence[Sequence[str]], roles: dict[str, str], dots: bool, asked: Suffixes, alone: bool) -> Reading:
+def _read(
+    tars: Sequence[Sequence[str]], roles: dict[str, str], dots: bool, requested: Suffixes, images_only: bool
+) -> Reading:
     naming = Naming({suffix: SLOTS[role] for suffix, role in roles.items()}, folders=True, dots=dots)
     forms: dict[tuple[str, ...], tuple[int, str]] = {}
     for names in tars:
@@ -160,7 +162,8 @@ def _read(tars: Sequence[Sequence[str]], roles: dict[str, str], dots: bool, aske
         for key, suffixes in samples.items():
             count, first = forms.get(form := tuple(sorted(suffixes)), (0, key))
             forms[form] = count + 1, first
-    some = any(roles[suffix] == "mask" for form in forms for suffix in form)
-    masked = "mask" in asked if asked else some and not alone
-    there = sorted({suffix for names in tars for name in names for suffix in _tails(name)[:1]})
-    return Reading(roles, dots, forms, masked, alone or bool(asked), ", ".join(there[:6]) + ", ..." * (len(there) > 6))
+    any_mask = any(roles[suffix] == "mask" for form in forms for suffix in form)
+    masked = "mask" in requested if requested else any_mask and not images_only
+    endings = sorted({suffix for names in tars for name in names for suffix in _tails(name)[:1]})
+    listed = ", ".join(endings[:6]) + ", ..." * (len(endings) > 6)
+    return Reading(roles, dots, forms, masked, images_only or bool(requested), listed)

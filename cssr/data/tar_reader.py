@@ -19,7 +19,7 @@ from cssr.data.decode import image_size
 from cssr.utils.text import message_of
 
 FORMAT = "cssr-shards-1"
-# what of a sample is looked at
+# the files of a sample
 SLOTS = ("jpg", "png", "mask.png", "valid.png", "lq.png", "lq.jpg", "kernel.npy", "json")
 _SMALL = 1 << 21  # bytes that a json may have
 _REMEMBERED = 200_000  # samples with remembered places, some 200 bytes each
@@ -36,7 +36,7 @@ class Member(NamedTuple):
 
 
 def read_members(file: int, length: int) -> Iterator[Member]:
-    """The plain files of the tar behind a file descriptor, in order, by tarfile, but for what it would believe.
+    """The plain files of the tar behind a file descriptor, in order: by tarfile, with checks of what headers claim.
 
     Args: length: of the tar, bytes.
     Raises: ValueError, after the samples before it, at a header that is damaged or claims too much.
@@ -45,7 +45,7 @@ def read_members(file: int, length: int) -> Iterator[Member]:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             for info in tar:
                 tar.members = []  # else tarfile remembers them all
-                if info.size < 0:  # tarfile would go back, for ever
+                if info.size < 0:  # tarfile would go back, and read it for ever
                     raise ValueError("a member of no size")
                 if info.isreg() and info.offset_data + info.size > length:
                     raise ValueError(f"its member at byte {info.offset} claims {info.size} bytes, more than there are")
@@ -59,27 +59,27 @@ def read_members(file: int, length: int) -> Iterator[Member]:
 
 
 class _Headers:
-    """A tar as tarfile reads it, headers alone; one that claims to be large is not read."""
+    """A file object through which tarfile reads headers; larger reads are refused."""
 
     def __init__(self, file: int):
-        self._file, self._place = file, 0
+        self._file, self._position = file, 0
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def seek(self, position: int) -> None:
-        self._place = position
+        self._position = position
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _EXTENSION:
             raise ValueError(f"a header of {size} bytes")
-        data = os.pread(self._file, size, self._place)
-        self._place += len(data)
+        data = os.pread(self._file, size, self._position)
+        self._position += len(data)
         return data
 
 
 def _is_safe(name: str) -> bool:
-    """Return whether a name is fit for a line of text, and leads to no place above or outside."""
+    """Return whether a name is printable, relative, and without `..`."""
     return name.isprintable() and "\\" not in name and name[0] != "/" and ".." not in name.split("/")
 
 
@@ -98,7 +98,7 @@ class Naming:
     dots: bool = False
 
     def split(self, name: str) -> tuple[str, str] | None:
-        """Key and suffix, in lower case, of a member; None if it is of no use."""
+        """Key and suffix, in lower case, of a member; None if it is not used."""
         from webdataset.tariterators import base_plus_ext  # here, as it imports torch, which takes seconds
 
         key, suffix = base_plus_ext(name)
@@ -131,11 +131,11 @@ class Contents(NamedTuple):
         return self.keys[index]
 
 
-_known: OrderedDict[tuple, Contents] = OrderedDict()  # the last used at the end
+_cache: OrderedDict[tuple, Contents] = OrderedDict()  # the last used at the end
 
 
-def contents(name: tuple, file: BinaryIO, count: int, naming: Naming) -> Contents:
-    """The samples of a tar, by its headers, which are read once, unless too many other tars are read in between.
+def read_contents(name: tuple, file: BinaryIO, count: int, naming: Naming) -> Contents:
+    """The samples of a tar, by its headers. They are read once, and remembered for the tars that were used last.
 
     Args:
         name: of the tar; another one when it changes.
@@ -144,15 +144,15 @@ def contents(name: tuple, file: BinaryIO, count: int, naming: Naming) -> Content
     """
     size = os.fstat(file.fileno()).st_size
     key = (*name, size, count, tuple(naming.slots.items()), naming.folders, naming.dots)
-    if key not in _known:
-        _known[key] = _read_contents(file, size, count, naming)
-        while len(_known) > 1 and sum(len(known.keys) for known in _known.values()) > _REMEMBERED:
-            _known.popitem(last=False)
-    _known.move_to_end(key)
-    return _known[key]
+    if key not in _cache:
+        _cache[key] = _parse_contents(file, size, count, naming)
+        while len(_cache) > 1 and sum(len(table.keys) for table in _cache.values()) > _REMEMBERED:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    return _cache[key]
 
 
-def _read_contents(file: BinaryIO, size: int, count: int, naming: Naming) -> Contents:
+def _parse_contents(file: BinaryIO, size: int, count: int, naming: Naming) -> Contents:
     numbers: dict[str, int] = {}
     rows: list[list[tuple[int, int]]] = []
     twice: dict[int, str] = {}
@@ -174,8 +174,8 @@ def _read_contents(file: BinaryIO, size: int, count: int, naming: Naming) -> Con
             rows[number][slot] = offset, length
     except ValueError as error:
         damage = f": {error}"
-    trouble = f"its shard has {len(numbers)} samples, its index says {count}{damage}"
-    return Contents([*numbers], np.array(rows, np.int64), trouble, twice)
+    fault = f"its shard has {len(numbers)} samples, its index says {count}{damage}"
+    return Contents([*numbers], np.array(rows, np.int64), fault, twice)
 
 
 class Files:

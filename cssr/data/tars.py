@@ -1,4 +1,4 @@
-"""Tars without an index of ours: by their folder, path, address or brace pattern."""
+"""Find WebDataset tars without an index of this toolkit, by folder, path, address or brace pattern."""
 
 import json
 import os
@@ -20,7 +20,7 @@ _MAX_INDEX = 1 << 28  # bytes of an index.json
 
 @dataclass(frozen=True)
 class Tars:
-    """Tars without an index of ours.
+    """Tars without an index of this toolkit.
 
     Attributes:
         root: their directory, or its address. names: of the tars, in order.
@@ -48,39 +48,39 @@ class Tars:
         return f"{first}write them anew with `{words}`"
 
 
-def find_tars(place: str | Path) -> Tars | None:
+def find_tars(address: str | Path) -> Tars | None:
     """The tars that a path, address or brace pattern names; None for what holds no tars, or has an index of ours.
 
     Raises: DataError for a pattern that cannot be meant, and for pipes and devices.
     """
-    text = str(place).removeprefix("file://")
+    text = str(address).removeprefix("file://")
     if not is_remote(text) and Path(text).is_dir():
         folder, index = Path(text), Path(text, "index.json")
-        if index.is_file() and not _is_of_others(index):
+        if index.is_file() and not _is_foreign_index(index):
             return None
         names = sorted(path.name for path in folder.iterdir() if _TAR.fullmatch(path.name) and path.is_file())
         return Tars(folder, tuple(names)) if names else None
-    parts = _TAR.fullmatch(text)
-    if parts is None or text.startswith("pipe:"):
+    match = _TAR.fullmatch(text)
+    if match is None or text.startswith("pipe:"):
         return None
-    root = (parts["root"] or "./").rstrip("/") or "/"
+    root = (match["root"] or "./").rstrip("/") or "/"
     if "{" in root:
         raise DataError(f"{text}: braces in a folder's name; write them in that of the tars, and give several patterns")
-    label = parts["name"] + (parts["query"] or "" if not is_remote(text) else "")
-    root = root + (parts["query"] or "") if is_remote(text) else Path(root)
+    label = match["name"] + (match["query"] or "" if not is_remote(text) else "")
+    root = root + (match["query"] or "") if is_remote(text) else Path(root)
     names = _expanded(label)
-    strange = None if is_remote(text) else next((name for name in names if _is_strange(root / name)), None)
-    if strange is not None:
-        raise DataError(f"{root / strange} is no regular file (a pipe, or a device); give tars")
+    special = None if is_remote(text) else next((name for name in names if _is_special(root / name)), None)
+    if special is not None:
+        raise DataError(f"{root / special} is no regular file (a pipe, or a device); give tars")
     return Tars(root, names, label)
 
 
-def _is_strange(path: Path) -> bool:
+def _is_special(path: Path) -> bool:
     """Tell a pipe or device, reading which may take for ever, from files, folders and what is not there."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _is_of_others(index: Path) -> bool:
+def _is_foreign_index(index: Path) -> bool:
     """Tell an index.json of another program, such as that of wids, from ours."""
     try:
         content = json.loads(index.read_bytes()) if index.stat().st_size <= _MAX_INDEX else None

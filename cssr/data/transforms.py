@@ -1,4 +1,4 @@
-"""Training augmentation of one sample: paired geometry, CSSR's photometric distortion; all from a given generator."""
+"""Training augmentation of one sample: crops and flips of image and mask alike, CSSR's photometric distortion."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def augment(
         the image (crop crop 3 or 4 uint8) and the mask (crop crop uint8) cut, resized and mirrored alike.
     """
     image, mask = _crop(image, mask, data, rng)
-    how = _draw_mirror(data, rng)
-    image, mask = _mirror(image, how), _mirror(mask, how)
+    flips = _draw_flips(data, rng)
+    image, mask = _flip(image, flips), _flip(mask, flips)
     if data.photometric:
         image = np.dstack([photometric_distortion(image[..., :3], rng), image[..., 3:]])
     return image, mask
@@ -54,25 +54,29 @@ def augment_stored(
     side, image, mask = data.crop, image[:height, :width], mask[:height, :width]
     y, x = _position(mask, side, side, data, rng, scale)
     cut, cut_lq = _window(y, x, side, side), _window(y // scale, x // scale, side // scale, side // scale)
-    how = _draw_mirror(data, rng)
-    kernel = None if kernel is None else _mirror(kernel, how)
-    return _mirror(image[cut], how), _mirror(mask[cut], how), _mirror(lq[cut_lq], how), kernel
+    flips = _draw_flips(data, rng)
+    kernel = None if kernel is None else _flip(kernel, flips)
+    return _flip(image[cut], flips), _flip(mask[cut], flips), _flip(lq[cut_lq], flips), kernel
 
 
 def _window(y: int, x: int, height: int, width: int) -> tuple[slice, slice]:
     return np.s_[y : y + height, x : x + width]
 
 
-def _draw_mirror(data: DataConfig, rng: np.random.Generator) -> tuple[bool, bool]:
-    """Return whether to exchange left and right, and above and below."""
-    across = rng.random() < data.hflip
-    return across, rng.random() < data.vflip
+def _draw_flips(data: DataConfig, rng: np.random.Generator) -> tuple[bool, bool]:
+    """Draw whether to flip horizontally, and vertically."""
+    horizontal = rng.random() < data.hflip
+    return horizontal, rng.random() < data.vflip
 
 
-def _mirror(image: np.ndarray, how: tuple[bool, bool]) -> np.ndarray:
-    """A copy, mirrored; cv2 does it many times faster than numpy."""
-    across, upright = how
-    return cv2.flip(image, 1 - 2 * upright if across else 0) if across or upright else np.ascontiguousarray(image)
+def _flip(image: np.ndarray, flips: tuple[bool, bool]) -> np.ndarray:
+    """A flipped copy; cv2 is many times faster than numpy."""
+    horizontal, vertical = flips
+    return (
+        cv2.flip(image, 1 - 2 * vertical if horizontal else 0)
+        if horizontal or vertical
+        else np.ascontiguousarray(image)
+    )
 
 
 def _crop(
@@ -100,13 +104,13 @@ def _position(
         cracks = np.flatnonzero(mask.view(bool))
         if len(cracks):
             row, column = divmod(int(cracks[rng.integers(len(cracks))]), width)
-            return _around(row, h, height, step, rng), _around(column, w, width, step, rng)
+            return _start_around(row, h, height, step, rng), _start_around(column, w, width, step, rng)
     y, x = rng.integers((height - h) // step + 1), rng.integers((width - w) // step + 1)
     return int(y) * step, int(x) * step
 
 
-def _around(pixel: int, length: int, size: int, step: int, rng: np.random.Generator) -> int:
-    """A beginning of all that let a stretch of `length` hold the pixel; `size` is a multiple of `step` too."""
+def _start_around(pixel: int, length: int, size: int, step: int, rng: np.random.Generator) -> int:
+    """Draw a start, a multiple of `step`, from which `length` pixels hold the given one; `size` is a multiple too."""
     first = -(-max(0, pixel - length + 1) // step)
     last = min(pixel, size - length) // step
     return int(rng.integers(first, last + 1)) * step
@@ -203,14 +207,14 @@ def _subtract_thin(distance: np.ndarray, mask: np.ndarray) -> bool:
     background, width = framed.reshape(-1) == 0, framed.shape[1]
     cracks = np.flatnonzero(mask.view(bool))
     rows = cracks // mask.shape[1]
-    left = (rows + _REACH) * width + cracks - rows * mask.shape[1] + _REACH
+    offsets = (rows + _REACH) * width + cracks - rows * mask.shape[1] + _REACH
     values = np.zeros(len(cracks), np.float32)
-    todo = np.arange(len(cracks))
+    remaining = np.arange(len(cracks))
     for length, steps in _RINGS:
-        reached = background[left[:, None] + steps @ (width, 1)].any(1)
-        values[todo[reached]] = length
-        left, todo = left[~reached], todo[~reached]
-        if not len(todo):
+        reached = background[offsets[:, None] + steps @ (width, 1)].any(1)
+        values[remaining[reached]] = length
+        offsets, remaining = offsets[~reached], remaining[~reached]
+        if not len(remaining):
             distance.reshape(-1)[cracks] -= values
             return True
     return False

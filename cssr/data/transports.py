@@ -1,6 +1,6 @@
 """Streams of a remote file: over http(s), by what fsspec knows, or of a command; each with a deadline.
 
-A stream begins at the offset that was asked for, or at the beginning where the other side cannot do that.
+A stream begins at the requested offset, or at the beginning where the server cannot do that.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Stream(NamedTuple):
 
 
 def open_stream(root: str, name: str, start: int, timeout: float) -> AbstractContextManager[Stream]:
-    """A file from place `start` on, or from the beginning where that cannot be had."""
+    """Open a file from byte `start` on, or from the beginning where the server cannot do that."""
     if root.startswith("pipe:"):
         return _pipe(root.removeprefix("pipe:"), name, timeout)
     return (_http if re.match("https?:", root) else _fsspec)(root, name, start, timeout)
@@ -73,9 +73,9 @@ class _Deadline:
         """urllib's opener, of connections that can be cut."""
 
         def connection(kind: type, *arguments: Any, **settings: Any) -> http.client.HTTPConnection:
-            made = kind(*arguments, **settings)
-            made._create_connection = self._connect
-            return made
+            created = kind(*arguments, **settings)
+            created._create_connection = self._connect
+            return created
 
         class Http(urllib.request.HTTPHandler):
             def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
@@ -112,14 +112,14 @@ class _Deadline:
 
     def _cut(self) -> None:
         self._late = True
-        for one in self._sockets:
+        for connection in self._sockets:
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Forget the connections."""
-        for one in self._sockets:
-            one.close()
+        for connection in self._sockets:
+            connection.close()
 
 
 def _read1(response: http.client.HTTPResponse, count: int) -> bytes:

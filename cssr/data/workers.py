@@ -1,4 +1,4 @@
-"""A webdataset loader: samples from worker processes, one by one and in order; their errors in one line.
+"""A webdataset loader with worker processes: samples one by one and in order, errors in one line.
 
 Nothing lives in shared memory: arrays come through pipes, so that a killed run leaves nothing behind.
 """
@@ -57,7 +57,7 @@ def load(pipeline: Sequence[Any], workers: int, prefetch: int, stages: Sequence[
         wds.DataPipeline(*pipeline, _errors_as_samples),
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_is,
+        collate_fn=_identity,
         worker_init_fn=_init_worker,
         prefetch_factor=prefetch if workers else None,
     )
@@ -73,7 +73,7 @@ class _Loader(wds.WebLoader):
         stages = iter(self.pipeline)
         samples = _samples(next(stages))
         try:
-            yield from reduce(lambda before, stage: self.invoke(stage, before), stages, samples)
+            yield from reduce(lambda source, stage: self.invoke(stage, source), stages, samples)
         finally:
             samples.close()  # where a stage fails, its traceback keeps what it reads, and so the workers
 
@@ -89,16 +89,16 @@ def _errors_as_samples(samples: Iterator[Any]) -> Iterator[Any]:
 def _samples(loader: DataLoader) -> Iterator[Any]:
     """The samples of the workers; an error of theirs is raised here."""
     try:
-        for sample in _begun(loader):  # without a name, which a traceback would keep, and with it the workers
+        for sample in _start_workers(loader):  # without a name, which a traceback would keep, and with it the workers
             _name_dead_workers()  # torch has set its handler by now
             if isinstance(sample, DataError):
                 raise sample
             yield sample
     except RuntimeError as error:
-        raise _translated(error) from None
+        raise _data_error(error) from None
 
 
-def _begun(loader: DataLoader) -> Iterator[Any]:
+def _start_workers(loader: DataLoader) -> Iterator[Any]:
     """Start the workers.
 
     A sample goes through their pipe at once; by Linux's default it holds an eighth of one of 224 x 224.
@@ -123,23 +123,23 @@ def _name_dead_workers() -> None:
 
     It has to be there: a main process that waits for the rest of what a killed worker had begun to send waits for ever.
     """
-    before = signal.getsignal(signal.SIGCHLD)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    previous = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
         return
-    if getattr(before, "names_dead_workers", False):
+    if getattr(previous, "names_dead_workers", False):
         return
 
     def handle(*arguments: Any) -> None:
         try:
-            before(*arguments)
+            previous(*arguments)
         except RuntimeError as error:
-            raise _translated(error) from None
+            raise _data_error(error) from None
 
     handle.names_dead_workers = True
     signal.signal(signal.SIGCHLD, handle)
 
 
-def _translated(error: RuntimeError) -> Exception:
+def _data_error(error: RuntimeError) -> Exception:
     """DataError for what torch says of a worker that has ended; any other error as it is."""
     text = message_of(error)
     if not re.match(r"DataLoader worker \(pid", text):
@@ -167,5 +167,5 @@ def _init_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _as_is(sample: Any) -> Any:
+def _identity(sample: Any) -> Any:
     return sample

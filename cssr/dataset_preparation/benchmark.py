@@ -6,7 +6,6 @@ degraded one at a time by one thread on the CPU, so that the bytes depend neithe
 """
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from cssr.config.loading import read_yaml
 from cssr.config.registry import did_you_mean
 from cssr.data.dataset import Sample, eval_seed, read_sample
 from cssr.data.shards import DataError, ShardSet, sizes
-from cssr.data.tar_reader import Files, contents
+from cssr.data.tar_reader import Files
 from cssr.dataset_preparation.encode import MAX_SCALE
 from cssr.dataset_preparation.images import open_picture, png
 from cssr.dataset_preparation.sources import Item, MaskRule, Source
@@ -62,7 +61,7 @@ def list_samples(shards: ShardSet) -> Iterator[StoredSample]:
 def decoded(shards: ShardSet, stored: StoredSample) -> Sample:
     """A sample as training and evaluation see it, without what it stores beside. DataError if it is damaged."""
     try:
-        return read_sample(shards, stored.shard, stored.index, _say, with_lq=False)
+        return read_sample(shards, stored.shard, stored.index, _print_notice, with_lq=False)
     except DataError as problem:
         raise DataError(f"{problem}; {_remedy(shards)}") from problem
 
@@ -71,9 +70,8 @@ def decoded(shards: ShardSet, stored: StoredSample) -> Sample:
 def _opened(shards: ShardSet, shard: int) -> Iterator[Callable[[int], tuple[str, Files]]]:
     """Yield a function that gives key and files of a sample of a tar by its number."""
     limit = shards.index["shards"][shard]["bytes"]
-    with shards.file(shard, _say) as file:
-        version = shards.entry(shard).sha256 if shards.cache else os.fstat(file.fileno()).st_mtime_ns
-        table = contents((shards.address(shard), version), file, shards.counts[shard], shards.naming)
+    with shards.file(shard, _print_notice) as file:
+        table = shards.contents(shard, file)
         yield lambda index: (shards.key(shard, table.key(index)), Files(file, table.places[index], limit))
 
 
@@ -97,7 +95,7 @@ def _facts(files: Files) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _say(notice: str) -> None:
+def _print_notice(notice: str) -> None:
     print(notice, file=sys.stderr)
 
 

@@ -17,7 +17,7 @@ import simplejpeg
 from cssr.data.dataset import read_sample
 from cssr.data.decode import decode_kernel, image_size
 from cssr.data.shards import ShardSet
-from cssr.data.tar_reader import Files, contents
+from cssr.data.tar_reader import Files
 from cssr.dataset_preparation.images import BROKEN
 from cssr.utils.files import identity
 from cssr.utils.images import any_size, open_image
@@ -76,7 +76,7 @@ def inspect_foreign(shards: ShardSet, number: int, decode: bool, step: Callable[
     if "sha256" in entry and identity(path)["sha256"] != entry["sha256"]:
         report.faults.append(_DIFFERS)
     with path.open("rb") as file:
-        table = contents((str(path), path.stat().st_mtime_ns), file, entry["samples"], shards.naming)
+        table = shards.contents(number, file)
         for index, key in enumerate(table.keys):
             report.keys.append(shards.key(number, key))
             report.groups.add(report.keys[-1])

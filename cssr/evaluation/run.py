@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cssr.config.loading import parse_value, to_dict
 from cssr.config.schema import check_tile
 from cssr.data.batch import Batch
-from cssr.data.checks import check_sides, is_stored, recorded, stored_or
+from cssr.data.checks import check_sides, is_stored, recorded_degradation, stored_or
 from cssr.data.loader import eval_stream
 from cssr.data.shards import ShardSet, open_sets
 from cssr.degradations import DEGRADATIONS
@@ -188,7 +188,7 @@ def _facts(
         "limit": options.limit,
         "benchmark": None,
         "model_settings": to_dict(model.config),
-        **(recorded(sets) if is_stored(component) else {}),
+        **(recorded_degradation(sets) if is_stored(component) else {}),
     }
 
 

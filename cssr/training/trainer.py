@@ -20,7 +20,7 @@ from cssr.config.loading import changed_settings, save_config, to_dict
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.data.batch import Batch
-from cssr.data.checks import check_kernels, sampled_images
+from cssr.data.checks import check_kernels, iterate_images
 from cssr.data.loader import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
 from cssr.models.export import load_weights
@@ -192,7 +192,7 @@ class Run:
         best = read_best(self.dir) if self.config.train.export_best else None
         path = choose(self.dir, "best" if best else "last")
         side = self.config.data.crop // self.config.model.scale
-        trained_on = training_range(sampled_images(self.prepared.train_sets), self.config.degradation, side)
+        trained_on = training_range(iterate_images(self.prepared.train_sets), self.config.degradation, side)
         store.export(self.dir, self.config, path, self.degrade.resampler, trained_on)
         why = f" (best {best['measure']} {best['value']:.4g})" if best else ""
         self.console.line(f"finished: {self.dir / 'export'} holds {path.name}{why}")

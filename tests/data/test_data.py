@@ -555,11 +555,11 @@ def test_a_worker_that_is_killed_is_named_in_one_line(shards, pause):
 
 
 def test_an_error_of_another_kind_stays_what_it_is():
-    from cssr.data.workers import _translated
+    from cssr.data.workers import _data_error
 
     error = RuntimeError("CUDA out of memory")
-    assert _translated(error) is error
-    assert isinstance(_translated(RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly")), DataError)
+    assert _data_error(error) is error
+    assert isinstance(_data_error(RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly")), DataError)
 
 
 @pytest.mark.slow
@@ -668,7 +668,7 @@ def test_what_is_remembered_of_headers_is_bounded(tmp_path, monkeypatch):
     root = write_set(tmp_path / "many", 40, 2, sizes=((12, 12),))
     monkeypatch.setattr("cssr.data.tar_reader._REMEMBERED", 10)
     batches(root, 10)
-    assert sum(len(known.keys) for known in cssr.data.tar_reader._known.values()) <= 10
+    assert sum(len(known.keys) for known in cssr.data.tar_reader._cache.values()) <= 10
 
 
 # ---- shards of any sizes ----

@@ -189,7 +189,7 @@ def test_a_server_that_drips_for_ever_is_given_up(root, tmp_path, fault):
     ("hang", 4, "cannot be fetched (tried 4 times)"),
 ])  # fmt: skip
 def test_after_its_retries_a_shard_stops_the_run_in_one_line(root, tmp_path, fault, tries, reason, monkeypatch):
-    monkeypatch.setattr(Prefetcher, "want", lambda *_: None)  # which would try for itself
+    monkeypatch.setattr(Prefetcher, "request", lambda *_: None)  # which would try for itself
     with serving(root, lambda count, name: fault if name == "s3.tar" else None) as server:
         with pytest.raises(Unreachable, match="s3.tar cannot be fetched") as caught:
             data = settings(server.address, tmp_path, timeout=0.4 if fault == "hang" else 10.0)
@@ -456,12 +456,12 @@ def test_shards_are_fetched_before_they_are_needed(root, tmp_path):
     cache, entries = cache_of(root, tmp_path)
     ahead, threads = Prefetcher(print), threading.active_count()
     for entry in entries[:3]:
-        ahead.want(cache, entry)
+        ahead.request(cache, entry)
     until(lambda: all(cache.holds(entry) for entry in entries[:3]))
     assert not cache.holds(entries[3])
     broken = Cache(Remote("pipe:false {name}", 0, 1.0), tmp_path, GIB)
-    ahead.want(broken, entries[3])  # is reported when it is used, not here
-    ahead.want(cache, entries[4])
+    ahead.request(broken, entries[3])  # is reported when it is used, not here
+    ahead.request(cache, entries[4])
     until(lambda: cache.holds(entries[4]))
     ahead.close()
     until(lambda: threading.active_count() == threads)

@@ -72,35 +72,39 @@ def webdataset(
     tars = find_tars(root / split if split else root)
     if tars is None:
         raise ValueError(f"--root {root} holds no tars of others, or is a set of ours; give their folder or pattern")
-    asked = _asked(image_suffix, mask_suffix, images_only)
+    requested = _requested_suffixes(image_suffix, mask_suffix, images_only)
     if images_only:
         refuse_mask_options(threshold, crack_colors, crack_values, dilate, resize_masks)
-    listed = [_listed(tars.root / name) for name in tars.names]
-    reading = read_names([[m.name for m in members] for members in listed], asked, images_only)
-    if fault := reading.fault(_say):
+    contents = [_listed(tars.root / name) for name in tars.names]
+    reading = read_names([[m.name for m in members] for members in contents], requested, images_only)
+    if fault := reading.fault(_suffix_option):
         raise ValueError(f"{tars}: {fault}")
     notes = _unpaired(tars, reading, skip_unpaired)
     lossy = any(f".{suffix}".endswith(LOSSY_SUFFIXES) for suffix in reading.of("mask"))
     read, decide = choose(threshold, crack_colors, crack_values, lossy)
-    samples = [_Sample(tars.root / name, *one) for name, m in zip(tars.names, listed) for one in _whole(reading, m)]
-    twice = len({sample.key for sample in samples}) < len(samples)
+    samples = [
+        _Sample(tars.root / name, *sample)
+        for name, members in zip(tars.names, contents)
+        for sample in _complete_samples(reading, members)
+    ]
+    keys_repeat = len({sample.key for sample in samples}) < len(samples)
     group = by_expression(group_pattern)
-    items = [sample.item(twice, read if reading.masked else None, resize_masks, group) for sample in samples]
+    items = [sample.item(keys_repeat, read if reading.masked else None, resize_masks, group) for sample in samples]
     return Source("webdataset", None, items, dilated(decide, dilate) if reading.masked else None, notes)
 
 
-def _asked(image: str | None, mask: str | None, images_only: bool) -> dict[str, list[str]]:
+def _requested_suffixes(image: str | None, mask: str | None, images_only: bool) -> dict[str, list[str]]:
     if image is None and mask is None:
         return {}
     if image is None or images_only == (mask is not None):
         raise ValueError(
             f"--image-suffix {image} and --mask-suffix {mask}: give both, or --image-suffix with --images-only"
         )
-    given = {"image": image, "mask": mask} if mask else {"image": image}
-    return {role: [word.strip().lower().lstrip(".") for word in text.split(",")] for role, text in given.items()}
+    options = {"image": image, "mask": mask} if mask else {"image": image}
+    return {role: [word.strip().lower().lstrip(".") for word in text.split(",")] for role, text in options.items()}
 
 
-def _say(image: str, mask: str) -> str:
+def _suffix_option(image: str, mask: str) -> str:
     return f"--image-suffix {image} " + (f"--mask-suffix {mask}" if mask else "--images-only")
 
 
@@ -116,7 +120,7 @@ def _unpaired(tars: Tars, reading: Reading, skip: bool) -> tuple[str, ...]:
     return (f"passed over {count} samples without image or mask",)
 
 
-def _whole(reading: Reading, members: list[Member]) -> Iterator[tuple[str, Member, Member | None]]:
+def _complete_samples(reading: Reading, members: list[Member]) -> Iterator[tuple[str, Member, Member | None]]:
     """Key, image and mask of the samples of a tar that have them. ValueError where one is there twice."""
     for key, files in reading.group(members).items():
         for several in files.values():
