@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Doctor of launch files: `python launch/doctor.py --config_file FILE [RECIPE] [a.b=c ...]`."""
+"""Say what a launch file would run: `python launch/doctor.py --config_file FILE [RECIPE] [a.b=c ...]`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Checkpoints on benchmarks, side by side: `python launch/evaluate.py CHECKPOINT ... --benchmarks NAME ...`."""
+"""Evaluate checkpoints on benchmarks: `python launch/evaluate.py CHECKPOINT ... --benchmarks NAME ...`."""
 
 import sys
 

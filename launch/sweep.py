@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A recipe over a grid of settings, as a table: `python launch/sweep.py RECIPE KEY=V1,V2 ... --benchmarks NAME ...`."""
+"""Train a recipe over a grid of settings: `python launch/sweep.py RECIPE KEY=V1,V2 ... --benchmarks NAME ...`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""All that is wrong with a dataset: `python shards/doctor.py SOURCE --root DIR --out DIR`."""
+"""Report all that is wrong with a dataset: `python shards/doctor.py SOURCE --root DIR --out DIR`."""
 
 import sys
 

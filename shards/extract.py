@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Photographs out of shards, as files: `python shards/extract.py SHARDS --out DIR`."""
+"""Write photographs of shards as files: `python shards/extract.py SHARDS --out DIR`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Shards to a frozen benchmark: `python shards/make_benchmark.py --data SHARDS --degradation FILE --out DIR`."""
+"""Make a benchmark of shards: `python shards/make_benchmark.py --data SHARDS --degradation FILE --out DIR`."""
 
 import sys
 

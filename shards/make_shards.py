@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Datasets on disk to shards: `python shards/make_shards.py SOURCE --out DIR ...`."""
+"""Make shards from a dataset on disk: `python shards/make_shards.py SOURCE --out DIR ...`."""
 
 import sys
 

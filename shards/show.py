@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Summary of shards, in words and as a picture: `python shards/show.py SHARDS --out FILE`."""
+"""Summarize shards in words and as a picture: `python shards/show.py SHARDS --out FILE`."""
 
 import sys
 

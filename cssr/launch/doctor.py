@@ -102,11 +102,13 @@ def examine(options: argparse.Namespace) -> list[str]:
 def launch_rows(launch: Any, machine: Any) -> list[Row]:
     """Content of the launch file, in words."""
     device = machine.device if machine.devices and not launch.use_cpu and not launch.cpu else "cpu"
-    here = f"{machine.devices} x {machine.name or machine.device} here" if machine.devices else "no accelerator here"
+    available = (
+        f"{machine.devices} x {machine.name or machine.device} here" if machine.devices else "no accelerator here"
+    )
     rows = [("type", f"{launch.kind}: {_strategy(launch)}")]
     on_each = f" = {launch.per_machine} on each of {launch.machines} machines" if launch.machines > 1 else ""
     rows.append(("world size", f"{launch.world}{on_each}"))
-    return [*rows, ("device", f"{device} ({here})"), ("precision", _precision(launch))]
+    return [*rows, ("device", f"{device} ({available})"), ("precision", _precision(launch))]
 
 
 def _strategy(launch: Any) -> str:
@@ -121,8 +123,8 @@ def _strategy(launch: Any) -> str:
 def _precision(launch: Any) -> str:
     if launch.precision == "no":
         return "float32"
-    how = {"zero": "DeepSpeed's autocast over float32 weights", "fsdp": "weights are cast as they are gathered"}
-    return f"{launch.precision}, {how.get(launch.strategy, 'autocast over float32 weights')}"
+    notes = {"zero": "DeepSpeed's autocast over float32 weights", "fsdp": "weights are cast as they are gathered"}
+    return f"{launch.precision}, {notes.get(launch.strategy, 'autocast over float32 weights')}"
 
 
 def show(title: str, rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""A recipe under a launch: the split of its batch, its data, its parameters, and the memory of a rank."""
+"""Dry run of a recipe under a launch file: how its batch is split, its data, its parameters, the memory of a rank."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from cssr.data.tars import find_tars
 from cssr.degradations import DEGRADATIONS
 from cssr.evaluation.evaluator import measures_segmentation
 from cssr.launch.launch_file import LaunchFile, Machine
-from cssr.launch.memory import FakeTask, Need, largest_micro_batch, make_optimizer, needs, on_cpu
+from cssr.launch.memory import FakeTask, Need, bytes_on_cpu, largest_micro_batch, make_optimizer, needs
 from cssr.training.checks import check_best, check_degradation, check_strategy, check_training
 from cssr.utils.distributed import OFFLOADED
 from cssr.utils.text import message_of
@@ -52,7 +52,7 @@ class DryRun:
         self.kernel: tuple[int, ...] | None = None
 
     @contextmanager
-    def _checking(self) -> Iterator[None]:
+    def _collect_faults(self) -> Iterator[None]:
         try:
             yield
         except ValueError as error:
@@ -61,16 +61,16 @@ class DryRun:
     def rows(self) -> list[Row]:
         """Batch, lanes, data and parameters."""
         sizes = self.config.train.batch_size, self.launch.world, self.config.data.workers, self.micro_batch
-        with self._checking():
+        with self._collect_faults():
             check_split(self.config.data.lanes, *sizes)
-        with self._checking():
+        with self._collect_faults():
             check_strategy(self.config, self.launch.in_parts, "cpu" if self.on_cpu else self.machine.device)
         data = self._data()
-        with self._checking():
+        with self._collect_faults():
             self.fake = FakeTask(self.config)
-        with self._checking():
+        with self._collect_faults():
             self._check_optimizer()
-        with self._checking():
+        with self._collect_faults():
             self._check_kernel()
         return [*self._sizes(), ("data", data), *self._parameters()]
 
@@ -78,8 +78,8 @@ class DryRun:
         config, world = self.config, self.launch.world
         workers = max(config.data.workers, 1)
         split = f"ranks x micro-batch x accumulation = {world} x {self.micro_batch} x {self.accumulation}"
-        each = config.data.lanes / world / workers
-        lanes = f"{config.data.lanes}: ranks x workers x lanes of each = {world} x {workers} x {each:g}"
+        lanes_per_worker = config.data.lanes / world / workers
+        lanes = f"{config.data.lanes}: ranks x workers x lanes of each = {world} x {workers} x {lanes_per_worker:g}"
         return [("batch", f"{config.train.batch_size}: {split}"), ("lanes", lanes)]
 
     # ---- data ----
@@ -90,11 +90,11 @@ class DryRun:
         if train is None:
             return "data.train is not set: what depends on the data is not checked"
         missing = []
-        with self._checking():
+        with self._collect_faults():
             missing = [path for path in parse_sets(train, "data.train") if _is_missing(path)]
         if missing:
             return f"{missing[0]} is not here: what depends on the data is not checked"
-        with self._checking():
+        with self._collect_faults():
             self._check_sets()
         return f"{sum(map(len, self.sets))} samples in {len(self.sets)} sets" if self.sets else "see the error"
 
@@ -155,17 +155,18 @@ class DryRun:
             return [(title, [("unknown", f"the model needs true tensors: {type(error).__name__}: {reason}")])]
         needed = needs(self.launch, self.fake, self.optimizer, activations)
         self._check_memory(needed)
-        return [(title, [*map(_row, needed), *self._together(needed)])]
+        return [(title, [*map(_row, needed), *self._total(needed)])]
 
-    def _together(self, needed: list[Need]) -> list[Row]:
-        there = self._there()
-        of = f"of {there / GIB:.2f}, the device's" if there and not self.on_cpu else ""
-        of = f"of {there / GIB:.2f}, this machine's for each of its processes" if there and self.on_cpu else of
-        rows = [_row(Need("together", sum(need.bytes for need in needed), of))]
-        beside = on_cpu(self.launch, self.fake, self.optimizer)
-        return [*rows, _row(Need("on the CPU", beside, "weights, gradients and state of the part"))] if beside else rows
+    def _total(self, needed: list[Need]) -> list[Row]:
+        available = self._available()
+        owner = "this machine's for each of its processes" if self.on_cpu else "the device's"
+        compared = f"of {available / GIB:.2f}, {owner}" if available else ""
+        rows = [_row(Need("together", sum(need.bytes for need in needed), compared))]
+        if size := bytes_on_cpu(self.launch, self.fake, self.optimizer):
+            rows.append(_row(Need("on the CPU", size, "weights, gradients and state of the part")))
+        return rows
 
-    def _there(self) -> float | None:
+    def _available(self) -> float | None:
         """Bytes that a rank may use; None where that is not known."""
         if self.on_cpu and self.machine.devices:
             return None
@@ -173,15 +174,17 @@ class DryRun:
         return self.machine.memory / shared if self.machine.memory else None
 
     def _check_memory(self, needed: list[Need]) -> None:
-        there, sizes = self._there(), {need.name: need.bytes for need in needed}
-        together = sum(sizes.values())
-        if not there or together <= there:
+        available, sizes = self._available(), {need.name: need.bytes for need in needed}
+        total = sum(sizes.values())
+        if not available or total <= available:
             return
-        fits = largest_micro_batch(sizes, there, self.micro_batch)
-        each = max(self.config.train.batch_size // self.launch.world, 1)
-        fitting = [n for n in range(1, min(fits, each) + 1) if each % n == 0]
+        fits = largest_micro_batch(sizes, available, self.micro_batch)
+        samples_per_rank = max(self.config.train.batch_size // self.launch.world, 1)
+        fitting = [n for n in range(1, min(fits, samples_per_rank) + 1) if samples_per_rank % n == 0]
         remedy = f"train.micro_batch={fitting[-1]}" if fitting else "a smaller data.crop, or mixed_precision: bf16"
-        self.faults.append(f"a rank would need about {together / GIB:.1f} GiB, and has {there / GIB:.1f}: set {remedy}")
+        self.faults.append(
+            f"a rank would need about {total / GIB:.1f} GiB, and has {available / GIB:.1f}: set {remedy}"
+        )
 
 
 def _is_missing(path: str) -> bool:
@@ -190,4 +193,4 @@ def _is_missing(path: str) -> bool:
 
 
 def _row(need: Need) -> Row:
-    return need.name, f"{need.bytes / GIB:7.3f}  {need.why}".rstrip()
+    return need.name, f"{need.bytes / GIB:7.3f}  {need.reason}".rstrip()

@@ -1,4 +1,4 @@
-"""Evaluate checkpoints on benchmarks and report them side by side; what is done already is not done again."""
+"""Evaluate checkpoints on benchmarks and report them side by side; finished evaluations are not repeated."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from cssr.data.remote import is_remote
 from cssr.data.shards import open_sets
 from cssr.data.tars import find_tars
 from cssr.evaluate import add_options
-from cssr.evaluation import run as measured
+from cssr.evaluation import run as evaluation_run
 from cssr.evaluation.results import load
 from cssr.launch.jobs import Job, run_jobs
 from cssr.launch.launcher import Launcher, make_launcher
@@ -58,7 +58,7 @@ class Evaluation:
         return f"{self.checkpoint.name} on {self.benchmark.name}"
 
     def missing(self) -> str:
-        """Reason to compute it; "" if there is a whole result, of the same checkpoint, data and options."""
+        """Reason to run it; "" if there is a result of the same checkpoint, data and options."""
         path = self.folder / "results.json"
         if not path.is_file():
             return _NEW
@@ -70,7 +70,7 @@ class Evaluation:
 
     def check(self) -> None:
         """ValueError, one line, where the folder holds the result of another path and other data."""
-        if measured.of_other_data(self.folder, self.benchmark.data, self._origin()["data_sha256"]):
+        if evaluation_run.of_other_data(self.folder, self.benchmark.data, self._origin()["data_sha256"]):
             raise ValueError(
                 f"--out: {self.folder} holds a result of other data than {self.benchmark.data}: choose another folder, "
                 "or give both sets in one command"
@@ -78,7 +78,7 @@ class Evaluation:
 
     def _origin(self) -> dict[str, Any]:
         options = {**vars(self.options), "model": self.checkpoint.path, "checkpoint": self.checkpoint.which}
-        return measured.origin(argparse.Namespace(**options), open_sets(self.benchmark.data, "--benchmarks"))
+        return evaluation_run.origin(argparse.Namespace(**options), open_sets(self.benchmark.data, "--benchmarks"))
 
     def arguments(self) -> list[str]:
         """Arguments of cssr/evaluate.py."""
@@ -90,18 +90,18 @@ class Evaluation:
         return Job(self.name, launcher.command("cssr/evaluate.py", *self.arguments()), log, self.missing)
 
 
-def _difference(origin: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Name what a result was computed from and has changed since; "" if nothing has."""
-    if not wanted.keys() <= origin.keys():
+def _difference(origin: dict[str, Any], current: dict[str, Any]) -> str:
+    """Describe what has changed since a result was computed; "" if nothing has."""
+    if not current.keys() <= origin.keys():
         return "it does not say what it was computed from"
-    changed = [what for what in ("checkpoint", "data") if origin[f"{what}_sha256"] != wanted[f"{what}_sha256"]]
-    before, now = {"tta": False, **origin["options"]}, wanted["options"]  # older results have no tta
-    options = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
-    return "; ".join([*(f"the {what} has changed since" for what in changed), *options])
+    changed = [kind for kind in ("checkpoint", "data") if origin[f"{kind}_sha256"] != current[f"{kind}_sha256"]]
+    before, after = {"tta": False, **origin["options"]}, current["options"]  # older results have no tta
+    options = [f"{name} was {before.get(name)}, is {after[name]}" for name in after if before.get(name) != after[name]]
+    return "; ".join([*(f"the {kind} has changed since" for kind in changed), *options])
 
 
 def _option_words(options: argparse.Namespace) -> list[str]:
-    """The options of how it is evaluated, written out."""
+    """The options of an evaluation, as words of a command line."""
     parser = argparse.ArgumentParser(add_help=False)
     add_options(parser)
     words: list[str] = []
@@ -114,7 +114,7 @@ def _option_words(options: argparse.Namespace) -> list[str]:
     return words
 
 
-# ---- what is asked for ----
+# ---- checkpoints and benchmarks ----
 
 
 def find_checkpoints(texts: Sequence[str]) -> list[Checkpoint]:
@@ -123,8 +123,8 @@ def find_checkpoints(texts: Sequence[str]) -> list[Checkpoint]:
     Raises: ValueError, one line, for one that is not there or is given twice.
     """
     checkpoints = [_find_checkpoint(text) for text in texts]
-    _refuse_twice("checkpoint", texts, [(_home(c.path), c.which) for c in checkpoints])
-    homes = [(_home(c.path), "" if c.which == "export" else f"@{c.which}") for c in checkpoints]
+    _refuse_duplicates("checkpoint", texts, [(_naming_directory(c.path), c.which) for c in checkpoints])
+    homes = [(_naming_directory(c.path), "" if c.which == "export" else f"@{c.which}") for c in checkpoints]
     parts = [(*home.parts[:-1], home.name + suffix) for home, suffix in homes]
     names = [f"{name}-run" if name in _RESERVED else name for name in distinct_names(parts)]
     return [Checkpoint(c.path, c.which, name) for c, name in zip(checkpoints, names)]
@@ -143,17 +143,17 @@ def _find_checkpoint(text: str) -> Checkpoint:
     return Checkpoint(Path(path), which)
 
 
-def _home(path: Path) -> Path:
+def _naming_directory(path: Path) -> Path:
     """The directory that a checkpoint is called after: a run's for its export."""
     path = Path(os.path.realpath(path))
     return path.parent if path.name == "export" else path
 
 
-def _refuse_twice(what: str, texts: Sequence[str], items: Sequence[Any]) -> None:
-    for text, one in zip(texts, items):
-        if items.count(one) > 1:
-            same = " and ".join(t for t, other in zip(texts, items) if other == one)
-            raise ValueError(f"{what} {text} is given twice ({same}): leave one out")
+def _refuse_duplicates(kind: str, texts: Sequence[str], items: Sequence[Any]) -> None:
+    for text, item in zip(texts, items):
+        if items.count(item) > 1:
+            same = " and ".join(t for t, other in zip(texts, items) if other == item)
+            raise ValueError(f"{kind} {text} is given twice ({same}): leave one out")
 
 
 def find_benchmarks(texts: Sequence[str], root: Path) -> list[Benchmark]:
@@ -162,7 +162,7 @@ def find_benchmarks(texts: Sequence[str], root: Path) -> list[Benchmark]:
     Raises: ValueError, one line, for one that is not there, is damaged or is given twice.
     """
     paths = [_find_benchmark(text, root) for text in texts]
-    _refuse_twice("benchmark", texts, [path if is_remote(path) else os.path.realpath(path) for path in paths])
+    _refuse_duplicates("benchmark", texts, [path if is_remote(path) else os.path.realpath(path) for path in paths])
     for path in paths:
         open_sets(path, "--benchmarks")
     parts = [
@@ -176,18 +176,18 @@ def _find_benchmark(text: str, root: Path) -> str:
         return text
     if (root / text / "index.json").is_file():
         return str(root / text)
-    known = ", ".join(sorted(path.parent.name for path in root.glob("*/index.json"))) or "none"
+    names = ", ".join(sorted(path.parent.name for path in root.glob("*/index.json"))) or "none"
     raise ValueError(
-        f"--benchmarks {text}: no shards in {text} or {root / text}; in {root} there are: {known} "
+        f"--benchmarks {text}: no shards in {text} or {root / text}; in {root} there are: {names} "
         "(--benchmark-root or CSSR_BENCHMARKS says where benchmarks are)"
     )
 
 
-# ---- the work ----
+# ---- running and reporting ----
 
 
 def run_evaluations(evaluations: Sequence[Evaluation], launcher: Launcher, out: Path) -> int:
-    """Compute those that are missing; returns how many still are."""
+    """Run the evaluations that are missing. Returns how many failed."""
     jobs = []
     for evaluation in evaluations:
         reason = evaluation.missing()
@@ -206,8 +206,8 @@ def collect(evaluations: Sequence[Evaluation], out: Path) -> int:
     done = [evaluation for evaluation, reason in reasons if not reason]
     names = list(dict.fromkeys(evaluation.benchmark.name for evaluation in done))
     for name in names if len(names) > 1 else []:
-        of_it = [evaluation for evaluation in done if evaluation.benchmark.name == name]
-        _report(of_it, out / "report" / f"on-{name}", name)
+        on_benchmark = [evaluation for evaluation in done if evaluation.benchmark.name == name]
+        _report(on_benchmark, out / "report" / f"on-{name}", name)
     if done:
         _report(done, out / "report", names[0] if len(names) == 1 else "Evaluation", shown=len(names) == 1)
     for evaluation, reason in reasons:
@@ -241,7 +241,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse and check the command line; ValueError with a remedy for what makes no sense."""
     options = evaluation_parser().parse_args(argv)
     check_options(options)
-    measured.check_options(options)
+    evaluation_run.check_options(options)
     return options
 
 
@@ -257,13 +257,13 @@ def plan(options: argparse.Namespace) -> list[Evaluation]:
 
 
 def launch(argv: list[str]) -> int:
-    """The whole program. Returns 0 where nothing is missing at the end."""
+    """Run the command. Returns 0 where nothing is missing at the end."""
     options = read_arguments(argv)
     evaluations = plan(options)
     if options.dry_run:
         print_commands(evaluations, _launcher(options))
         return 0
-    measured.check_writable(options.out)
+    evaluation_run.check_writable(options.out)
     if options.task is not None:
         task = evaluations[pick_task(options, len(evaluations))]
         return min(1, run_evaluations([task], _launcher(options), options.out))

@@ -1,4 +1,4 @@
-"""A grid of settings: `beta=0.1,0.3 seed=0,1,2` as the settings, names and folders of its points."""
+"""Grid of a sweep: parse `beta=0.1,0.3 seed=0,1,2` into points, each with its settings, name and folder."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from cssr.config.yaml_loader import to_inline_yaml
 from cssr.utils.files import safe_name
 
 SEED = "train.seed"
-_OWN = ("train.run_dir", "train.dry_run")  # what a sweep decides
+_RESERVED = ("train.run_dir", "train.dry_run")  # set by the sweep itself
 _MAX_LENGTH = 120  # characters of a folder's name
 _MAX_POINTS = 1000  # of a grid, each a training
 
@@ -87,23 +87,23 @@ def read_grid(texts: Sequence[str]) -> list[Axis]:
     for key in keys:
         if keys.count(key) > 1:
             raise ValueError(f"{key} is swept twice: give all of its values at once")
-        if key in _OWN:
+        if key in _RESERVED:
             raise ValueError(f"{key} cannot be swept: --out and --dry-run are for that")
     count = math.prod(len(values) for _, values in pairs)
     if count > _MAX_POINTS:
         raise ValueError(f"the grid has {count:,} points, each a training: sweep at most {_MAX_POINTS:,} at once")
-    lasts = [key.split(".")[-1] for key in keys]
-    labels = [last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts)]
+    short_names = [key.split(".")[-1] for key in keys]
+    labels = [last if short_names.count(last) == 1 else key for key, last in zip(keys, short_names)]
     return [Axis(key, label, values) for (key, values), label in zip(pairs, labels)]
 
 
 def _read(text: str) -> tuple[str, tuple[Value, ...]]:
-    name, separator, listed = text.partition("=")
+    name, separator, values_text = text.partition("=")
     if not separator or not name:
         raise ValueError(f"{text!r}: write what is swept as KEY=V1,V2,...")
-    if not listed.strip():
+    if not values_text.strip():
         raise ValueError(f"{text!r} has no values: write {name}=V1,V2,...")
-    values = tuple(_value(part, text) for part in split_values(listed))
+    values = tuple(_value(part, text) for part in split_values(values_text))
     labels = [value.label for value in values]
     for label in labels:
         if labels.count(label) > 1:
@@ -139,21 +139,21 @@ def split_values(text: str) -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """The setting of that name, or the one that ends in it; `eval.*` does not train, and gives way.
+    """The setting of that name, or the one that ends in it; others are preferred to `eval.*`, which does not train.
 
     A name with a dot is taken as it is: it may continue into a component (`model.sr.stages`), which the settings check.
     Raises: ValueError, one line, with the candidates.
     """
-    known = list(_settings(Config))
-    if name in known or "." in name:
+    names = list(_settings(Config))
+    if name in names or "." in name:
         return name
-    keys = [key for key in known if key.split(".")[-1] == name]
+    keys = [key for key in names if key.split(".")[-1] == name]
     keys = [key for key in keys if not key.startswith("eval.")] or keys
     if len(keys) > 1:
         raise ValueError(f"{name!r} may be {' or '.join(keys)}: write one of them out")
     if not keys:
-        lasts = dict.fromkeys(key.split(".")[-1] for key in known)
-        raise ValueError(f"no setting is called {name!r}{did_you_mean(name, lasts)}")
+        short_names = dict.fromkeys(key.split(".")[-1] for key in names)
+        raise ValueError(f"no setting is called {name!r}{did_you_mean(name, short_names)}")
     return keys[0]
 
 

@@ -1,7 +1,7 @@
-"""A queue of jobs over the devices there are: started, watched, ended on a signal.
+"""A queue of jobs over the devices of a machine: start, watch, and end them on a signal.
 
-A job holds a lock on its log, which is the standard output of all its processes: so the lock is held for as long as any
-of them lives, whatever became of the others, and no two commands work on the same thing at a time.
+A job holds a lock on its log, the standard output of all its processes: the lock is held as long as any of them lives,
+so that no two commands do the same work at a time.
 """
 
 import os
@@ -26,7 +26,7 @@ _PATIENCE = 120  # seconds that a job that was asked to end may take to write wh
 
 @dataclass(frozen=True)
 class Job:
-    """A command that is to be run; `missing` says why, and "" once there is nothing left to do."""
+    """A command to run; `missing()` gives the reason, or "" once the work is done."""
 
     name: str
     command: Sequence[str]
@@ -35,13 +35,13 @@ class Job:
 
 
 class _Running:
-    """A job at work, in a session of its own, so that Ctrl-C is for us to pass on."""
+    """A running job, in a session of its own, so that Ctrl-C reaches it through this process alone."""
 
     def __init__(self, job: Job, log: IO[bytes], device: dict[str, str]):
-        self.job, self.place, self.began = job, device, time.monotonic()
-        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+        self.job, self.device, self.began = job, device, time.monotonic()
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **device}
-        self.process = subprocess.Popen(job.command, env=environment, start_new_session=True, **how)
+        self.process = subprocess.Popen(job.command, env=environment, start_new_session=True, **streams)
         log.close()
 
     @property
@@ -56,7 +56,7 @@ class _Running:
 
 
 def run_jobs(jobs: Sequence[Job], devices: Sequence[dict[str, str]]) -> list[Job]:
-    """Run all, one in each place at a time; a line for each. Returns those that failed.
+    """Run all jobs, one at a time on each device; print a line for each. Returns those that failed.
 
     Raises: KeyboardInterrupt on SIGINT, SIGTERM or SIGHUP, once the jobs at work have ended; a second one kills them.
     """
@@ -70,17 +70,17 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[dict[str, str]]) -> list[Job
                     (working if started else free).append(started or device)
                 for running in [running for running in working if running.ended]:
                     working.remove(running)
-                    free.append(running.place)
+                    free.append(running.device)
                     done = len(jobs) - len(waiting) - len(working)
                     print(f"[{done}/{len(jobs)}] {_conclude(running, failed)}", flush=True)
                 time.sleep(_POLL if working else 0)
-        finally:  # interrupted, or out of order: nothing is left at work
+        finally:  # after an interruption or an error too: no job is left running
             _end(working, arrived)
         if arrived:
-            left = [job.name for job in (*(running.job for running in working), *waiting) if job.missing()]
-            shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-            listed = f"{len(left)} ({shown})" if left else "nothing"
-            raise KeyboardInterrupt(f"interrupted; {listed} left of {len(jobs)}: the same command continues")
+            unfinished = [job.name for job in (*(running.job for running in working), *waiting) if job.missing()]
+            names = ", ".join(unfinished[:5]) + (", ..." if len(unfinished) > 5 else "")
+            count_text = f"{len(unfinished)} ({names})" if unfinished else "nothing"
+            raise KeyboardInterrupt(f"interrupted; {count_text} left of {len(jobs)}: the same command continues")
     return failed
 
 
@@ -88,11 +88,11 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[dict[str, str]]) -> list[Job
 def _signals() -> Iterator[list[int]]:
     """The signals that ask for an end, as they arrive; one that is ignored (nohup) stays so."""
     arrived: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in handled_signals()}
+    previous = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in handled_signals()}
     try:
         yield arrived
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
@@ -117,15 +117,15 @@ def _locked(path: Path) -> bool:
 
 
 def _conclude(running: _Running, failed: list[Job]) -> str:
-    """A line on a job. What there is counts, not the exit status: DeepSpeed on a CPU may abort after all is written."""
+    """A line on a finished job, by its results: on a CPU, DeepSpeed may abort with an error after all is written."""
     job, seconds = running.job, time.monotonic() - running.began
     if not job.missing():
         return f"{job.name}: done in {seconds:.0f} s"
     failed.append(job)
-    return f"{job.name}: FAILED (exit {running.process.returncode}): {last_words(job.log)}; log: {job.log}"
+    return f"{job.name}: FAILED (exit {running.process.returncode}): {error_of_log(job.log)}; log: {job.log}"
 
 
-def last_words(log: Path) -> str:
+def error_of_log(log: Path) -> str:
     """The line of a log that says most likely what went wrong."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -137,13 +137,13 @@ def last_words(log: Path) -> str:
 
 def _end(working: Sequence[_Running], arrived: list[int]) -> None:
     """Have the jobs end: SIGTERM, upon which training writes a checkpoint; SIGKILL after a while or another signal."""
-    asked = len(arrived)
+    signals_before = len(arrived)
     for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, 5)):
-        until = time.monotonic() + patience
+        deadline = time.monotonic() + patience
         for running in working:
             if not running.ended:
                 running.send(number)
         while not all(running.ended for running in working):
-            if time.monotonic() > until or (number == signal.SIGTERM and len(arrived) > asked):
+            if time.monotonic() > deadline or (number == signal.SIGTERM and len(arrived) > signals_before):
                 break
             time.sleep(_POLL)

@@ -1,4 +1,4 @@
-"""Launch file: what it and accelerate's options ask for, the machine, and why accelerate would run something else.
+"""Launch files: read one with accelerate's options, and find the reasons for which accelerate would not run it so.
 
 Nothing is started here. `faults` knows where accelerate 1.15 and DeepSpeed silently do something else, or fail
 late; each fault is one line with its remedy.
@@ -47,7 +47,7 @@ _SHAPE = {  # of a launch file, as far as it is used here
 
 @dataclass(frozen=True)
 class LaunchFile:
-    """A launch file under accelerate's options; None is what neither says."""
+    """Settings of a launch file and accelerate's options; None where neither gives one."""
 
     kind: str  # accelerate's distributed_type
     processes: int | None  # over all machines
@@ -97,7 +97,7 @@ class LaunchFile:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine at hand, as far as it matters."""
+    """The machine that a launch would run on, as far as it matters."""
 
     device: str = "cpu"  # cuda, xpu, ...
     devices: int = 0  # accelerators that can be seen
@@ -109,19 +109,19 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """This one."""
+        """This machine."""
         device = torch.accelerator.current_accelerator(check_available=True)
         compiler, ninja = (shutil.which(name) for name in (os.environ.get("CXX", "c++"), "ninja"))
-        known = {
+        facts = {
             "packages": frozenset(name for name in _PACKAGES if importlib.util.find_spec(name)),
             "compiles": bool(compiler and ninja),
             "environment": dict(os.environ),
         }
         if device is None:
-            return cls(memory=own_memory(), **known)
-        facts = getattr(torch.get_device_module(device), "get_device_properties", lambda _: None)(0)
-        memory, name = getattr(facts, "total_memory", None), getattr(facts, "name", "")
-        return cls(device.type, torch.accelerator.device_count(), name, memory, **known)
+            return cls(memory=own_memory(), **facts)
+        properties = getattr(torch.get_device_module(device), "get_device_properties", lambda _: None)(0)
+        memory, name = getattr(properties, "total_memory", None), getattr(properties, "name", "")
+        return cls(device.type, torch.accelerator.device_count(), name, memory, **facts)
 
 
 def read_launch_file(path: Path, options: Mapping[str, Any]) -> LaunchFile:
@@ -144,26 +144,26 @@ def read_launch_file(path: Path, options: Mapping[str, Any]) -> LaunchFile:
     for name, word in (("distributed_type", "NO"), ("mixed_precision", "no")):
         if isinstance(getattr(file, name), bool):
             raise ValueError(f'--config_file {path}: {name}: {word} is false in YAML, write {name}: "{word}"')
-    given = {name: value for name, value in options.items() if value is not None}
+    options_given = {name: value for name, value in options.items() if value is not None}
     port = {"main_process_port": file.main_process_port or 0}
-    for name, value in {**port, **given}.items():
+    for name, value in {**port, **options_given}.items():
         low, high = _RANGES.get(name, (value, value))
         if not low <= value <= high:
             raise ValueError(f"{name}: {value} cannot be: give --{name} a number of {low} to {high}")
     return LaunchFile(
         kind=file.distributed_type.value,
-        processes=max(given.get("num_processes", file.num_processes) or 0, 0) or None,
-        machines=max(given.get("num_machines", file.num_machines), 1),
-        machine_rank=given.get("machine_rank", file.machine_rank or None),
-        main_ip=given.get("main_process_ip", file.main_process_ip),
-        precision=str(given.get("mixed_precision", file.mixed_precision or "no")).lower(),
-        cpu=given.get("cpu", False),
+        processes=max(options_given.get("num_processes", file.num_processes) or 0, 0) or None,
+        machines=max(options_given.get("num_machines", file.num_machines), 1),
+        machine_rank=options_given.get("machine_rank", file.machine_rank or None),
+        main_ip=options_given.get("main_process_ip", file.main_process_ip),
+        precision=str(options_given.get("mixed_precision", file.mixed_precision or "no")).lower(),
+        cpu=options_given.get("cpu", False),
         use_cpu=file.use_cpu,
         gpu_ids=str(file.gpu_ids or "all"),
         rendezvous=file.rdzv_backend or "static",
         deepspeed=file.deepspeed_config,
         fsdp=file.fsdp_config,
-        dynamo=str(given.get("dynamo_backend", (file.dynamo_config or {}).get("dynamo_backend", "no"))).lower(),
+        dynamo=str(options_given.get("dynamo_backend", (file.dynamo_config or {}).get("dynamo_backend", "no"))).lower(),
     )
 
 
@@ -175,16 +175,21 @@ def faults(launch: LaunchFile, machine: Machine) -> list[str]:
     if launch.processes is None:
         return ["num_processes is neither in the launch file nor given: add --num_processes N"]
     general = [
-        *_of_kind(launch),
-        *_of_dynamo(launch),
-        *_of_cpu(launch, machine),
-        *_of_devices(launch, machine),
-        *_of_machines(launch),
+        *_kind_faults(launch),
+        *_dynamo_faults(launch),
+        *_cpu_faults(launch, machine),
+        *_device_faults(launch, machine),
+        *_machine_faults(launch),
     ]
-    return [*general, *_of_precision(launch, machine), *_of_deepspeed(launch, machine), *_of_fsdp(launch, machine)]
+    return [
+        *general,
+        *_precision_faults(launch, machine),
+        *_deepspeed_faults(launch, machine),
+        *_fsdp_faults(launch, machine),
+    ]
 
 
-def _of_kind(launch: LaunchFile) -> Iterator[str]:
+def _kind_faults(launch: LaunchFile) -> Iterator[str]:
     if launch.kind == "MULTI_CPU":
         yield (
             f"distributed_type: MULTI_CPU silently runs one process, not {launch.processes}: "
@@ -193,14 +198,14 @@ def _of_kind(launch: LaunchFile) -> Iterator[str]:
     elif launch.kind not in ("NO", "DEEPSPEED", "FSDP", *DDP):
         yield f"distributed_type: {launch.kind} is not supported: use one of the files in launch/"
     elif launch.strategy == "simple" and (launch.processes > 1 or launch.machines > 1):
-        why = "--cpu" if launch.cpu else f'distributed_type: "{launch.kind}"'
+        reason = "--cpu" if launch.cpu else f'distributed_type: "{launch.kind}"'
         yield (
-            f"{why} silently runs one process on each machine, not {launch.processes} together: "
+            f"{reason} silently runs one process on each machine, not {launch.processes} together: "
             "use launch/cpu_2proc.yaml or launch/multi_gpu.yaml, or num_processes: 1"
         )
 
 
-def _of_dynamo(launch: LaunchFile) -> Iterator[str]:
+def _dynamo_faults(launch: LaunchFile) -> Iterator[str]:
     if launch.dynamo not in ("no", "none"):
         yield (
             f"dynamo_backend: {launch.dynamo} renames the weights, with which no checkpoint can be written: "
@@ -208,7 +213,7 @@ def _of_dynamo(launch: LaunchFile) -> Iterator[str]:
         )
 
 
-def _of_cpu(launch: LaunchFile, machine: Machine) -> Iterator[str]:
+def _cpu_faults(launch: LaunchFile, machine: Machine) -> Iterator[str]:
     forced = machine.environment.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
     if launch.strategy == "zero" and forced:
         yield "ACCELERATE_USE_CPU in the environment silently turns DeepSpeed into DDP: unset it (ZeRO runs on CPUs)"
@@ -219,25 +224,25 @@ def _of_cpu(launch: LaunchFile, machine: Machine) -> Iterator[str]:
         )
 
 
-def _of_devices(launch: LaunchFile, machine: Machine) -> Iterator[str]:
-    seen = machine.devices
-    if seen and launch.gpu_ids != "all":
-        seen = min(len(launch.gpu_ids.split(",")), seen)
-    most = max(16, 4 * cores())
-    if not seen and launch.per_machine > most:
+def _device_faults(launch: LaunchFile, machine: Machine) -> Iterator[str]:
+    visible = machine.devices
+    if visible and launch.gpu_ids != "all":
+        visible = min(len(launch.gpu_ids.split(",")), visible)
+    limit = max(16, 4 * cores())
+    if not visible and launch.per_machine > limit:
         yield (
             f"{launch.per_machine} processes on a machine without accelerator and with {cores()} cores: "
-            f"set --num_processes to at most {most * launch.machines}"
+            f"set --num_processes to at most {limit * launch.machines}"
         )
     on_cpu = launch.strategy == "simple" or machine.environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if seen and launch.per_machine > seen and not on_cpu:
+    if visible and launch.per_machine > visible and not on_cpu:
         yield (
-            f"{launch.per_machine} processes on a machine with {seen} {machine.device} devices: "
-            f"set --num_processes to at most {seen * launch.machines}"
+            f"{launch.per_machine} processes on a machine with {visible} {machine.device} devices: "
+            f"set --num_processes to at most {visible * launch.machines}"
         )
 
 
-def _of_machines(launch: LaunchFile) -> Iterator[str]:
+def _machine_faults(launch: LaunchFile) -> Iterator[str]:
     if launch.strategy == "simple":
         return
     if launch.machine_rank is not None and not 0 <= launch.machine_rank < launch.machines:
@@ -263,7 +268,7 @@ def _of_machines(launch: LaunchFile) -> Iterator[str]:
         )
 
 
-def _of_precision(launch: LaunchFile, machine: Machine) -> Iterator[str]:
+def _precision_faults(launch: LaunchFile, machine: Machine) -> Iterator[str]:
     if launch.precision == "fp16" and launch.strategy == "zero":
         yield "mixed_precision: fp16 does not go with DeepSpeed here: use bf16 or no"
     elif launch.precision == "fp16" and not machine.devices:
@@ -272,7 +277,7 @@ def _of_precision(launch: LaunchFile, machine: Machine) -> Iterator[str]:
         yield f"mixed_precision: {launch.precision} is not supported: use bf16 or no"
 
 
-def _of_deepspeed(launch: LaunchFile, machine: Machine) -> Iterator[str]:
+def _deepspeed_faults(launch: LaunchFile, machine: Machine) -> Iterator[str]:
     if launch.strategy != "zero":
         return
     missing = [name for name in _PACKAGES if name not in machine.packages]
@@ -289,7 +294,7 @@ def _of_deepspeed(launch: LaunchFile, machine: Machine) -> Iterator[str]:
         yield f"zero_stage: {launch.zero_stage} is not supported: 1, 2 or 3; launch/multi_gpu.yaml without ZeRO"
 
 
-def _of_fsdp(launch: LaunchFile, machine: Machine) -> Iterator[str]:
+def _fsdp_faults(launch: LaunchFile, machine: Machine) -> Iterator[str]:
     if launch.strategy != "fsdp":
         return
     if not machine.devices:

@@ -1,4 +1,4 @@
-"""Devices and cores shared among jobs, and the launch command of each job."""
+"""Share devices and cores among jobs, and make the launch command of each job."""
 
 import os
 import sys
@@ -29,8 +29,8 @@ def devices() -> list[str]:
 
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.accelerator.is_available():
         return []
-    listed = os.environ.get(_visible() or "", "")
-    return listed.split(",") if listed else [str(n) for n in range(torch.accelerator.device_count())]
+    visible = os.environ.get(_visible() or "", "")
+    return visible.split(",") if visible else [str(n) for n in range(torch.accelerator.device_count())]
 
 
 def _visible() -> str | None:
@@ -64,24 +64,24 @@ def make_launcher(processes: int | None, jobs: int | None, file: str | None, thr
     """
     chosen = find_launch_file(file) if file else None
     processes = processes or (_processes_of(chosen) if chosen else 1)
-    there, cores = devices(), len(os.sched_getaffinity(0))
-    if there and processes > len(there):
-        raise ValueError(f"--processes {processes}: there are {len(there)} devices")
-    jobs = jobs or max(1, (len(there) or cores) // processes)
+    available, cores = devices(), len(os.sched_getaffinity(0))
+    if available and processes > len(available):
+        raise ValueError(f"--processes {processes}: there are {len(available)} devices")
+    jobs = jobs or max(1, (len(available) or cores) // processes)
     check_processes(processes * jobs, f"--processes {processes} x --jobs {jobs}", gib=1, per_core=2)
-    given = int(os.environ["OMP_NUM_THREADS"]) if os.environ.get("OMP_NUM_THREADS", "").isdigit() else None
-    threads = given or threads or max(1, cores // (jobs * processes))
-    one, several = ("single_gpu", "multi_gpu") if there else ("cpu", "cpu_2proc")
-    usual = folder("launch") / f"{one if processes == 1 else several}.yaml"
-    return Launcher(processes, chosen or usual, threads, _places(there, processes, jobs))
+    from_environment = int(os.environ["OMP_NUM_THREADS"]) if os.environ.get("OMP_NUM_THREADS", "").isdigit() else None
+    threads = from_environment or threads or max(1, cores // (jobs * processes))
+    single, multiple = ("single_gpu", "multi_gpu") if available else ("cpu", "cpu_2proc")
+    default = folder("launch") / f"{single if processes == 1 else multiple}.yaml"
+    return Launcher(processes, chosen or default, threads, _places(available, processes, jobs))
 
 
-def _places(there: Sequence[str], processes: int, jobs: int) -> tuple[dict[str, str], ...]:
-    variable = _visible() if there else None
+def _places(available: Sequence[str], processes: int, jobs: int) -> tuple[dict[str, str], ...]:
+    variable = _visible() if available else None
     if not variable:
         return ({},) * jobs
-    turns = [[there[(job * processes + n) % len(there)] for n in range(processes)] for job in range(jobs)]
-    return tuple({variable: ",".join(turn)} for turn in turns)
+    device_sets = [[available[(job * processes + n) % len(available)] for n in range(processes)] for job in range(jobs)]
+    return tuple({variable: ",".join(chosen)} for chosen in device_sets)
 
 
 def find_launch_file(text: str) -> Path:
@@ -89,8 +89,8 @@ def find_launch_file(text: str) -> Path:
     path = find_file(text, "launch")
     if path.is_file():
         return path
-    known = ", ".join(sorted(path.stem for path in folder("launch").glob("*.yaml")))
-    raise ValueError(f"--config-file {text}: no such file; in launch/ there are {known}")
+    names = ", ".join(sorted(path.stem for path in folder("launch").glob("*.yaml")))
+    raise ValueError(f"--config-file {text}: no such file; in launch/ there are {names}")
 
 
 def _processes_of(path: Path) -> int:

@@ -1,7 +1,7 @@
 """Memory of a rank for a training step, estimated without allocating it.
 
-Forward and backward pass run on tensors that have shapes and no contents, at the true crop and micro-batch, while
-every storage that lives is counted. What no tensor holds is left out: the workspace of convolutions, the allocator's
+Forward and backward pass run on fake tensors (shapes without contents) of the true crop and micro-batch, while every
+live storage is counted. What no tensor holds is left out: the workspace of convolutions, the allocator's
 gaps, the libraries themselves, the loader's processes, and validation on whole images.
 
 DeepSpeed's own `estimate_zero2_model_states_mem_needs` counts weights of 16 bits, Adam and no activations; here weights
@@ -38,11 +38,11 @@ class Need:
 
     name: str
     bytes: float
-    why: str = ""
+    reason: str = ""
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make and that still live: `now`, and at most, `peak`.
+    """Count the bytes of live storages that operations have made: `now`, and at most, `peak`.
 
     `own`: tensors that were there before; operations give views of them.
     """
@@ -151,28 +151,28 @@ def make_optimizer(config: Config) -> torch.optim.Optimizer:
     return optimizer
 
 
-def values_each(optimizer: torch.optim.Optimizer) -> float:
+def state_values_per_parameter(optimizer: torch.optim.Optimizer) -> float:
     """Float32 values of its state for each parameter, counted in one that has stepped."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return _bytes(value for value in kept if value.numel() > 1) / _bytes(parameters)
+    tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return _bytes(value for value in tensors if value.numel() > 1) / _bytes(parameters)
 
 
 def needs(launch: LaunchFile, fake: FakeTask, optimizer: torch.optim.Optimizer, activations: int) -> list[Need]:
-    """All that a rank keeps on its device during a step."""
-    each = values_each(optimizer)
-    of_strategy = {1: _zero, 2: _zero, 3: _zero3}.get(launch.zero_stage, _plain)
-    of_strategy = _fsdp if launch.strategy == "fsdp" else of_strategy
-    needed = of_strategy(launch, fake, each)
+    """The needs of a rank on its device during a step."""
+    each = state_values_per_parameter(optimizer)
+    strategy_needs = {1: _zero, 2: _zero, 3: _zero3}.get(launch.zero_stage, _plain)
+    strategy_needs = _fsdp if launch.strategy == "fsdp" else strategy_needs
+    needed = strategy_needs(launch, fake, each)
     if fake.config.optim.ema:
         needed.append(Need("average", fake.bytes, "optim.ema"))
     return [*needed, Need("activations", activations, "with the batch and what the losses need")]
 
 
-def on_cpu(launch: LaunchFile, fake: FakeTask, optimizer: torch.optim.Optimizer) -> float:
+def bytes_on_cpu(launch: LaunchFile, fake: FakeTask, optimizer: torch.optim.Optimizer) -> float:
     """Bytes of a rank that the strategy has put into the CPU's memory: weights, gradients and state of its part."""
     part = FLOAT * fake.parameters / launch.world
-    return part * (2 + values_each(optimizer)) if launch.offloads else 0.0
+    return part * (2 + state_values_per_parameter(optimizer)) if launch.offloads else 0.0
 
 
 def _plain(launch: LaunchFile, fake: FakeTask, each: float) -> list[Need]:
@@ -218,8 +218,8 @@ def _fsdp(launch: LaunchFile, fake: FakeTask, each: float) -> list[Need]:
 
 def _state(size: float, each: float, launch: LaunchFile | None = None) -> Need:
     copy = " and its own float32 weights" if launch and launch.zero_stage else ""
-    where = f", {_part(launch)}" if launch else ""
-    return Need("optimizer", size, f"{each:.3g} values a parameter{copy}{where}")
+    part = f", {_part(launch)}" if launch else ""
+    return Need("optimizer", size, f"{each:.3g} values a parameter{copy}{part}")
 
 
 def _part(launch: LaunchFile, in_parts: bool = True) -> str:

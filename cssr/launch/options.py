@@ -1,4 +1,4 @@
-"""The command lines of the launchers of many jobs, and names for what they write; nothing here takes long to import."""
+"""Command lines of launch/evaluate.py and launch/sweep.py, and names for what they write; quick to import."""
 
 import argparse
 import importlib
@@ -41,7 +41,7 @@ setting but for its seed: mean and standard deviation (n - 1) over its seeds, pe
 Exit status: 0 all is there, 1 something failed or is missing, 2 a mistake on the command line, 130 interrupted.
 """
 
-_HOW = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+_PARSER_OPTIONS = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
 
 
 def evaluate(arguments: list[str] | None = None) -> int:
@@ -65,7 +65,7 @@ def _start(module: str, parser: Callable[[], Parser], arguments: list[str] | Non
 
 def evaluation_parser() -> Parser:
     """Parser of launch/evaluate.py."""
-    parser = Parser(prog=program("launch/evaluate.py"), description=EVALUATE, **_HOW)
+    parser = Parser(prog=program("launch/evaluate.py"), description=EVALUATE, **_PARSER_OPTIONS)
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="run, export, or RUN@best, @last, @STEP")
     parser.add_argument("--out", type=Path, default=Path("evaluations"), metavar="DIR", help="(%(default)s)")
     _add_benchmark_options(parser, required=True)
@@ -75,7 +75,7 @@ def evaluation_parser() -> Parser:
 
 def sweep_parser() -> Parser:
     """Parser of launch/sweep.py, with settings among the options: `parse_intermixed_args`."""
-    parser = Parser(prog=program("launch/sweep.py"), description=SWEEP, **_HOW)
+    parser = Parser(prog=program("launch/sweep.py"), description=SWEEP, **_PARSER_OPTIONS)
     parser.add_argument("recipe", metavar="RECIPE", help="what is trained, a YAML of configs/")
     parser.add_argument("settings", nargs="+", metavar="KEY=V1,V2,...", help="what is swept")
     parser.add_argument("--out", type=Path, metavar="DIR", help="of the runs and the table (runs/sweep_RECIPE)")
@@ -131,10 +131,10 @@ def distinct_names(paths: Sequence[Sequence[str]]) -> list[str]:
     depth = [1] * len(paths)
     while True:
         names = [safe_name("_".join(path[-d:]), also="@=,+")[:120] for path, d in zip(paths, depth)]
-        equal = [n for n, name in enumerate(names) if names.count(name) > 1 and depth[n] < len(paths[n])]
-        if not equal:
+        ambiguous = [n for n, name in enumerate(names) if names.count(name) > 1 and depth[n] < len(paths[n])]
+        if not ambiguous:
             break
-        for n in equal:
+        for n in ambiguous:
             depth[n] += 1
     taken: list[str] = []
     for name in names:  # equal ones have lost what a file name cannot hold

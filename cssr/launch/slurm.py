@@ -1,4 +1,4 @@
-"""A command as a Slurm array, a task for each of its parts, and a job that collects the results."""
+"""Submit a command as a Slurm array, one task for each of its parts, and a job that collects the results."""
 
 import argparse
 import os
@@ -23,21 +23,21 @@ def submit(command: str, arguments: Sequence[str], out: Path, tasks: Sequence[in
     """
     scripts, name = (out / "slurm").absolute(), f"cssr-{command}"
     scripts.mkdir(parents=True, exist_ok=True)
-    own = [sys.executable, "-m", "cssr", command]
-    task = _script(scripts / "task.sh", [*own, "--task", _TASK, *arguments])
-    collect = _script(scripts / "collect.sh", [*own, "--collect", *arguments])
-    more, pattern = shlex.split(options.sbatch_args), str(scripts).replace("%", "%%")
+    command_words = [sys.executable, "-m", "cssr", command]
+    task = _script(scripts / "task.sh", [*command_words, "--task", _TASK, *arguments])
+    collect = _script(scripts / "collect.sh", [*command_words, "--collect", *arguments])
+    sbatch_options, pattern = shlex.split(options.sbatch_args), str(scripts).replace("%", "%%")
     limit = f"%{options.jobs}" if options.jobs else ""
     # SIGTERM to the launcher two minutes before the time is up: training writes a checkpoint
     array = ["sbatch", "--parsable", f"--job-name={name}", f"--output={pattern}/%A_%a.log", "--signal=B:TERM@120"]
-    array += [f"--array={_ranges(tasks)}{limit}", *more, str(task)]
+    array += [f"--array={_ranges(tasks)}{limit}", *sbatch_options, str(task)]
     after = ["sbatch", "--parsable", f"--job-name={name}-report", f"--output={pattern}/report_%j.log"]
     if not shutil.which("sbatch"):
-        after += ["--dependency=afterany:JOB", *more, str(collect)]
+        after += ["--dependency=afterany:JOB", *sbatch_options, str(collect)]
         print("sbatch is not here; where it is:", f"  {shlex.join(array)}", f"  {shlex.join(after)}", sep="\n")
         return 0
     number = _sbatch(array)
-    last = _sbatch([*after, f"--dependency=afterany:{number}", *more, str(collect)])
+    last = _sbatch([*after, f"--dependency=afterany:{number}", *sbatch_options, str(collect)])
     print(f"submitted {len(tasks)} tasks as job {number}, the report as job {last}; logs: {scripts}")
     return 0
 
@@ -63,10 +63,10 @@ def _ranges(tasks: Sequence[int]) -> str:
 
 
 def _sbatch(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ValueError(f"sbatch refused: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
-    return done.stdout.strip().split(";")[0]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise ValueError(f"sbatch refused: {' '.join(result.stderr.split()) or f'exit status {result.returncode}'}")
+    return result.stdout.strip().split(";")[0]
 
 
 def pick_task(options: argparse.Namespace, count: int) -> int:

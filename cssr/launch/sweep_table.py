@@ -61,13 +61,13 @@ def table_rows(entries: Sequence[Entry], points: Sequence[Point]) -> list[Row]:
 
 
 def _row(entries: Sequence[Entry], benchmark: str, setting: dict[str, str]) -> Row:
-    own = [entry for entry in entries if entry.benchmark == benchmark and entry.point.setting == setting]
-    measured = [load([entry.path])[0].data["metrics"] for entry in own]
+    matching = [entry for entry in entries if entry.benchmark == benchmark and entry.point.setting == setting]
+    metrics_of_runs = [load([entry.path])[0].data["metrics"] for entry in matching]
     measures = {
-        kind: {key: summarize([metrics[kind].get(key) for metrics in measured]) for key in KEYS}
+        kind: {key: summarize([metrics[kind].get(key) for metrics in metrics_of_runs]) for key in KEYS}
         for kind in ("image", "pooled")
     }
-    return Row(benchmark, setting, [entry.point.seed for entry in own], measures)
+    return Row(benchmark, setting, [entry.point.seed for entry in matching], measures)
 
 
 def summarize(values: Sequence[float | None]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _csv(rows: Sequence[Row]) -> str:
     writer.writerow(["benchmark", "aggregation", *settings, "n", *(f"{k}{end}" for k in KEYS for end in ("", "_std"))])
     for row in rows:
         for kind, measures in row.measures.items():
-            numbers = [measures[key][what] for key in KEYS for what in ("mean", "deviation")]
+            numbers = [measures[key][statistic] for key in KEYS for statistic in ("mean", "deviation")]
             writer.writerow([row.benchmark, kind, *row.setting.values(), len(row.seeds), *numbers])
     return buffer.getvalue()
 

@@ -12,7 +12,7 @@ from cssr.config.loading import changed_settings, load_config, parse_override, t
 from cssr.config.schema import Config
 from cssr.config.yaml_loader import to_inline_yaml
 from cssr.data.shards import parse_sets
-from cssr.evaluation import run as measured
+from cssr.evaluation import run as evaluation_run
 from cssr.launch.evaluations import Benchmark, Checkpoint, Evaluation, find_benchmarks, print_commands, run_evaluations
 from cssr.launch.grid import Axis, Point, points, read_grid
 from cssr.launch.jobs import Job, run_jobs
@@ -25,8 +25,8 @@ from cssr.utils.cli import run_command
 from cssr.utils.files import write_atomic
 from cssr.utils.json_files import read_json
 
-# Settings that may change without making it another run, by how their names begin.
-_FREE = (
+# Settings that may change between two calls for the same run, by how their names begin.
+_FREE_TO_CHANGE = (
     "train.run_dir",
     "train.log_every",
     "train.save_every",
@@ -34,8 +34,8 @@ _FREE = (
     "train.sample_count",
     "train.micro_batch",
 )
-_FREE += ("train.tensorboard", "train.wandb", "train.trackers")
-_FREE += ("data.workers", "data.cache", "data.retries", "data.timeout", "eval.")
+_FREE_TO_CHANGE += ("train.tensorboard", "train.wandb", "train.trackers")
+_FREE_TO_CHANGE += ("data.workers", "data.cache", "data.retries", "data.timeout", "eval.")
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Run:
 
     def missing(self) -> str:
         """Reason to train it; "" if it is finished, as train.py sees it."""
-        there, steps = checkpoints(self.dir), self.config.train.steps
-        done = int(there[-1].name.split("_")[-1]) if there else 0
+        saved, steps = checkpoints(self.dir), self.config.train.steps
+        done = int(saved[-1].name.split("_")[-1]) if saved else 0
         if done < steps:
             return f"it is at step {done} of {steps}" if done else "not begun"
         return "" if (self.dir / "export").is_dir() else "it has no export yet"
@@ -74,7 +74,7 @@ class Run:
         return Evaluation(checkpoint, benchmark, self.dir / "evaluations" / benchmark.name, options)
 
 
-# ---- what is asked for ----
+# ---- runs and benchmarks ----
 
 
 def plan(recipe: str, axes: Sequence[Axis], fixed: Sequence[str], out: Path) -> list[Run]:
@@ -89,8 +89,8 @@ def plan(recipe: str, axes: Sequence[Axis], fixed: Sequence[str], out: Path) -> 
 
 def _run(recipe: str, point: Point, fixed: Sequence[str], out: Path) -> Run:
     directory = out / point.name
-    own = [*fixed, *point.overrides, f"train.run_dir={to_inline_yaml(str(directory))}"]
-    return Run(point, directory, load_config(recipe, own), (recipe, *own))
+    overrides = [*fixed, *point.overrides, f"train.run_dir={to_inline_yaml(str(directory))}"]
+    return Run(point, directory, load_config(recipe, overrides), (recipe, *overrides))
 
 
 def choose_benchmarks(options: argparse.Namespace, runs: Sequence[Run]) -> tuple[list[Benchmark], str]:
@@ -108,7 +108,7 @@ def choose_benchmarks(options: argparse.Namespace, runs: Sequence[Run]) -> tuple
 
 
 def check_unchanged(out: Path, runs: Sequence[Run]) -> dict[str, dict]:
-    """The settings of all runs ever begun in `out`, these included.
+    """Check that runs keep their settings. Returns the settings of all runs ever begun in `out`, these included.
 
     Raises: ValueError, one line, if a run that has checkpoints was begun with others.
     """
@@ -116,20 +116,20 @@ def check_unchanged(out: Path, runs: Sequence[Run]) -> dict[str, dict]:
     remedy = "remove it if the settings are what they were"
     record = read_json(path, shape, remedy)["runs"] if path.exists() else {}
     for run in runs:
-        now = json.loads(json.dumps(to_dict(run.config)))
-        before = record.get(run.name, now)
-        changed = [line for line in changed_settings(before, now) if not line.startswith(_FREE)]
+        settings = json.loads(json.dumps(to_dict(run.config)))
+        before = record.get(run.name, settings)
+        changed = [line for line in changed_settings(before, settings) if not line.startswith(_FREE_TO_CHANGE)]
         if changed and checkpoints(run.dir):
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise ValueError(
                 f"{run.dir} was begun with other settings ({changed[0]}{more}): "
                 "choose another --out, or remove that directory"
             )
-        record[run.name] = now
+        record[run.name] = settings
     return record
 
 
-# ---- the work ----
+# ---- training, evaluating, tabulating ----
 
 
 def train(runs: Sequence[Run], options: argparse.Namespace) -> None:
@@ -162,8 +162,8 @@ def collect(runs: Sequence[Run], benchmarks: Sequence[Benchmark], note: str, opt
         if reason:
             lines.append(f"missing: {run.name}: {reason}; log: {options.out / 'logs' / run.log}")
         for evaluation in [] if reason else [run.evaluation(benchmark, options) for benchmark in benchmarks]:
-            if why := evaluation.missing():
-                lines.append(f"missing: {evaluation.name}: {why}")
+            if fault := evaluation.missing():
+                lines.append(f"missing: {evaluation.name}: {fault}")
             else:
                 entries.append(Entry(run.point, evaluation.benchmark.name, evaluation.folder / "results.json"))
     if entries:
@@ -194,12 +194,12 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     options.fixed = list(argv[end + 1 :])
     options.out = options.out or Path("runs") / f"sweep_{Path(options.recipe).stem}"
     check_options(options)
-    measured.check_options(options)
+    evaluation_run.check_options(options)
     return options
 
 
 def launch(argv: list[str]) -> int:
-    """The whole program. Returns 0 where nothing is missing at the end."""
+    """Run the command. Returns 0 where nothing is missing at the end."""
     options = read_arguments(argv)
     runs = plan(options.recipe, read_grid(options.settings), options.fixed, options.out)
     benchmarks, note = choose_benchmarks(options, runs)
@@ -207,13 +207,13 @@ def launch(argv: list[str]) -> int:
     if options.dry_run:
         print_plan(runs, benchmarks, options)
         return 0
-    measured.check_writable(options.out)
+    evaluation_run.check_writable(options.out)
     if options.task is not None:
         run, options.jobs = runs[pick_task(options, len(runs))], 1
         train([run], options)
         evaluate_runs([run], benchmarks, options)
-        return int(_left(run, benchmarks, options))
-    tasks = [n for n, run in enumerate(runs) if _left(run, benchmarks, options)]
+        return int(_is_unfinished(run, benchmarks, options))
+    tasks = [n for n, run in enumerate(runs) if _is_unfinished(run, benchmarks, options)]
     if tasks and not options.collect:
         write_atomic(options.out / "sweep.json", json.dumps({"runs": record}, indent=1))
         if options.slurm:
@@ -223,7 +223,7 @@ def launch(argv: list[str]) -> int:
     return min(1, collect(runs, benchmarks, note, options))
 
 
-def _left(run: Run, benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> bool:
+def _is_unfinished(run: Run, benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> bool:
     return bool(run.missing()) or any(run.evaluation(benchmark, options).missing() for benchmark in benchmarks)
 
 

@@ -21,7 +21,7 @@ from cssr.launch import dry_run as dry_run
 from cssr.launch import memory as estimate
 from cssr.launch.doctor import main
 from cssr.launch.launch_file import LaunchFile, Machine, faults, notes, read_launch_file
-from cssr.launch.memory import FakeTask, LiveStorages, make_optimizer, needs, on_cpu, values_each
+from cssr.launch.memory import FakeTask, LiveStorages, bytes_on_cpu, make_optimizer, needs, state_values_per_parameter
 from cssr.models.joint import build_model
 from cssr.training.task import Task
 
@@ -246,13 +246,13 @@ def test_memory_of_a_rank_of_four_by_closed_form(kind, more, expected, fake, par
 def test_what_is_offloaded_is_counted_for_the_cpu(fake, parameters):
     launch = LaunchFile("DEEPSPEED", 4, deepspeed={"zero_stage": 2, "offload_optimizer_device": "cpu"})
     optimizer = make_optimizer(fake.config)
-    assert on_cpu(launch, fake, optimizer) == pytest.approx(4 * parameters)  # (1 + 1 + 2) / 4 of the weights
-    assert on_cpu(LaunchFile("MULTI_GPU", 4), fake, optimizer) == 0
+    assert bytes_on_cpu(launch, fake, optimizer) == pytest.approx(4 * parameters)  # (1 + 1 + 2) / 4 of the weights
+    assert bytes_on_cpu(LaunchFile("MULTI_GPU", 4), fake, optimizer) == 0
 
 
 @pytest.mark.parametrize("optimizer, each", [("adamw", 2), ("sgd", 1), ("momentum", 1), ("lion", 1), ("adagrad", 1)])
 def test_the_optimizers_state_is_found_by_stepping_it(optimizer, each):
-    assert values_each(make_optimizer(load_config(TINY, [f"optim.optimizer={optimizer}"]))) == each
+    assert state_values_per_parameter(make_optimizer(load_config(TINY, [f"optim.optimizer={optimizer}"]))) == each
 
 
 def test_living_storages_are_counted_once_and_until_they_die():
