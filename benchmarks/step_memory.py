@@ -26,7 +26,7 @@ from cssr.config.loading import load_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.degradations import DEGRADATIONS
-from cssr.launch.memory import FLOAT, FakeTask, make_optimizer, values_each
+from cssr.launch.memory import FLOAT, FakeTask, make_optimizer, state_values_per_parameter
 from cssr.models.joint import build_model
 from cssr.training.log import memory_gib
 from cssr.training.step import Stepper
@@ -64,7 +64,7 @@ class Memory:
         fake = FakeTask(self.config)
         two, four = (fake.activations(count, shape, self.half) for count in (2, 4))  # some networks refuse one image
         each = (four - two) / 2
-        state = FLOAT * fake.parameters * (1 + values_each(make_optimizer(self.config)))
+        state = FLOAT * fake.parameters * (1 + state_values_per_parameter(make_optimizer(self.config)))
         average = fake.bytes if self.config.optim.ema else 0
         return fake.bytes + state + average + max(two - 2 * each, 0), each
 

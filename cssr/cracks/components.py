@@ -1,4 +1,4 @@
-"""Connected components of a mask, as runs and as lists of pixels: memory grows with the crack, not with the image."""
+"""Connected components of a mask as runs and lists of pixels: memory grows with the crack, not with the image."""
 
 import functools
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ class Pixels:
 
     def find(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """The numbers of these pixels (whole numbers, any shape) in this component; len(self) for those not in it."""
-        wanted, own = _key(x, y), self._own
-        number = np.searchsorted(own, wanted)
-        hit = own[np.minimum(number, len(own) - 1)] == wanted
-        return np.where(hit, number, len(own))
+        keys, own_keys = _key(x, y), self._keys
+        number = np.searchsorted(own_keys, keys)
+        match = own_keys[np.minimum(number, len(own_keys) - 1)] == keys
+        return np.where(match, number, len(own_keys))
 
     def holds(self, points: np.ndarray) -> np.ndarray:
         """Return whether points (..., 2; x, y) are in a pixel of this component."""
@@ -56,17 +56,17 @@ class Pixels:
 
     def rim(self) -> np.ndarray:
         """M 2 float64: the middles of the pixels outside that share a side with one inside, each once."""
-        sides = [self._beside(*step) for step in AROUND[::2]]
+        sides = [self._outside_keys(*step) for step in AROUND[::2]]
         keys = np.unique(np.concatenate(sides))
         return np.stack([(keys & _ROW - 1) - 1, keys >> _BITS], 1) + 0.5
 
-    def _beside(self, dx: int, dy: int) -> np.ndarray:
+    def _outside_keys(self, dx: int, dy: int) -> np.ndarray:
         """Keys of the pixels outside that are this step from one inside."""
         outside = self.find(self.x + dx, self.y + dy) == len(self)
         return _key(self.x[outside] + dx, self.y[outside] + dy)
 
     @functools.cached_property
-    def _own(self) -> np.ndarray:
+    def _keys(self) -> np.ndarray:
         return _key(self.x, self.y)
 
 
@@ -77,7 +77,7 @@ def _key(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Runs:
-    """The same as runs in rows: places where they begin and end (exclusive), x + y * stride, N int64 each, sorted."""
+    """Pixels of a mask as runs in rows: their starts and ends (exclusive), x + y * stride, N int64 each, sorted."""
 
     starts: np.ndarray
     ends: np.ndarray
@@ -95,7 +95,7 @@ class Runs:
         return int(left), int(self.starts[0] // self.stride), int(right), int(self.starts[-1] // self.stride) + 1
 
     def mean_width(self) -> float:
-        """About the width of a line of this area and circumference, pixels."""
+        """Approximate width, pixels: that of a line of this area and circumference."""
         positions = np.concatenate([self.starts, self.ends, self.starts + self.stride, self.ends + self.stride])
         order = np.argsort(positions, kind="stable")
         depth = np.cumsum(np.tile(np.repeat([1, -1], len(self.starts)), 2)[order])[:-1]
@@ -112,14 +112,14 @@ class Runs:
             total += int(image[pixels.y, pixels.x].sum(dtype=np.int64))
         return total / self.area
 
-    def every(self, times: int) -> "Runs":
-        """The middle pixel of each square of so many pixels a side, as one pixel."""
-        y, middle = self.starts // self.stride, times // 2
-        rows = y % times == middle
-        begin = -((middle - self.starts[rows] % self.stride) // times)
-        end = ((self.ends[rows] - 1) % self.stride - middle) // times + 1
-        kept, base = end > begin, y[rows] // times * self.stride
-        return Runs((base + begin)[kept], (base + end)[kept], self.stride)
+    def reduced(self, step: int) -> "Runs":
+        """Reduce by nearest neighbour: the middle pixel of each square of `step` pixels a side."""
+        y, middle = self.starts // self.stride, step // 2
+        rows = y % step == middle
+        first = -((middle - self.starts[rows] % self.stride) // step)
+        last = ((self.ends[rows] - 1) % self.stride - middle) // step + 1
+        nonempty, base = last > first, y[rows] // step * self.stride
+        return Runs((base + first)[nonempty], (base + last)[nonempty], self.stride)
 
     def pixels(self) -> Pixels:
         """The pixels of the runs."""
@@ -140,11 +140,11 @@ class Components:
     """
 
     def __init__(self, mask: np.ndarray):
-        self._starts, self._ends, self._stride = _runs(mask)
+        self._starts, self._ends, self._stride = _find_runs(mask)
         if not len(self._starts):
             self.areas = self.holes = self.forks = np.zeros(0, np.int64)
             return
-        upper, lower = _touching(self._starts, self._ends, self._stride)
+        upper, lower = _touching_pairs(self._starts, self._ends, self._stride)
         runs = len(self._starts)
         graph = coo_array((np.ones(len(upper), bool), (upper, lower)), shape=(runs, runs))
         labels = connected_components(graph, directed=False)[1]
@@ -152,8 +152,8 @@ class Components:
         self._cuts = np.append(0, np.cumsum(sizes))
         self.areas = np.bincount(labels, self._ends - self._starts).astype(np.int64)
         self.holes = np.bincount(labels[upper], minlength=len(sizes)) - sizes + 1
-        more = [np.maximum(np.bincount(ends, minlength=runs) - 1, 0) for ends in (upper, lower)]
-        self.forks = np.bincount(labels, more[0] + more[1]).astype(np.int64)
+        branches = [np.maximum(np.bincount(ends, minlength=runs) - 1, 0) for ends in (upper, lower)]
+        self.forks = np.bincount(labels, branches[0] + branches[1]).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.areas)
@@ -165,23 +165,23 @@ class Components:
         return Runs(self._starts[chosen], self._ends[chosen], self._stride)
 
 
-def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _find_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """First and last (exclusive) places of the runs, in rows that are one pixel longer than the mask's."""
     height, width = mask.shape
     stride, step = width + 1, max(1, _STRIP // (width + 1))
-    changes = [_changes(mask[top : top + step]) + top * stride for top in range(0, height, step)]
-    changed = np.concatenate(changes) if changes else np.zeros(0, np.int64)
-    return changed[::2], changed[1::2], stride
+    strips = [_run_bounds(mask[top : top + step]) + top * stride for top in range(0, height, step)]
+    bounds = np.concatenate(strips) if strips else np.zeros(0, np.int64)
+    return bounds[::2], bounds[1::2], stride
 
 
-def _changes(rows: np.ndarray) -> np.ndarray:
+def _run_bounds(rows: np.ndarray) -> np.ndarray:
     """Positions at which runs begin and end, each row followed by one that is not set."""
     flat = np.zeros(rows.shape[0] * (rows.shape[1] + 1) + 1, bool)
     flat[1:].reshape(len(rows), -1)[:, :-1] = rows
     return np.flatnonzero(flat[1:] != flat[:-1])
 
 
-def _touching(starts: np.ndarray, ends: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+def _touching_pairs(starts: np.ndarray, ends: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of runs that touch each other, each once: the one above, the one below."""
     first = np.searchsorted(ends, starts + stride, "left")  # of the runs in the next row that it touches
     count = np.searchsorted(starts, ends + stride, "right") - first

@@ -1,4 +1,4 @@
-"""Measured cracks as files: a table (CSV), lines and outlines on a map (GeoJSON), a picture with numbers and widths."""
+"""Write measured cracks: a table (CSV), lines and outlines (GeoJSON), a picture with numbers and widths."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from cssr.cracks.pixel_size import SIZES
 from cssr.utils.files import write_atomic
 from cssr.utils.images import encode_image
 
-_PLACES = 3  # decimals of pixels and millimetres
+_DECIMALS = 3  # decimals of pixels and millimetres
 _TOLERANCE = 0.2  # pixels by which lines in files may differ from those measured
 _MIN_SIDE, _MAX_SIDE = 1000, 4000  # pixels of the longer side of a picture
 _LABELS = 0.1  # of a picture that labels cover
@@ -82,7 +82,7 @@ def record(crack: Crack, units: Units) -> dict[str, float | None]:
         row["mm_per_pixel"] = units.mm_per_pixel
         row["mm_per_pixel_uncertainty"] = units.uncertainty
     exact = ("mm_per_pixel", "mm_per_pixel_uncertainty")
-    return {k: v if v is None or k in exact else round(v, _PLACES) for k, v in row.items()}
+    return {k: v if v is None or k in exact else round(v, _DECIMALS) for k, v in row.items()}
 
 
 def table(cracks: Sequence[Crack], units: Units = Units()) -> str:
@@ -124,7 +124,7 @@ def outlines(
     shapes = []
     for crack in cracks:
         polygons = outline(crack.runs) if crack.runs else []
-        rings = [[_placed(ring, units, georeference) for ring in polygon] for polygon in polygons]
+        rings = [[_coordinates(ring, units, georeference) for ring in polygon] for polygon in polygons]
         shapes.append({"type": "MultiPolygon", "coordinates": rings})
     return _collection(name, shapes, [{"number": crack.number} for crack in cracks], georeference, None)
 
@@ -167,28 +167,28 @@ def write_outlines(
 
 
 def _geometry(crack: Crack, units: Units, georeference: Georeference | None) -> dict[str, Any]:
-    lines = [_placed(_simplified(line), units, georeference) for line in crack.lines]
+    lines = [_coordinates(_simplified(line), units, georeference) for line in crack.lines]
     if len(lines) == 1:
         return {"type": "LineString", "coordinates": lines[0]}
     return {"type": "MultiLineString", "coordinates": lines}
 
 
-def _placed(line: np.ndarray, units: Units, georeference: Georeference | None) -> list[list[float]]:
+def _coordinates(line: np.ndarray, units: Units, georeference: Georeference | None) -> list[list[float]]:
     if georeference is None:
-        return (line / units.scale).round(_PLACES).tolist()
+        return (line / units.scale).round(_DECIMALS).tolist()
     step = max(abs(georeference.affine[0]), abs(georeference.affine[1]))  # of the map, a pixel
-    return georeference.place(line).round(max(0, _PLACES - int(np.floor(np.log10(step))))).tolist()
+    return georeference.place(line).round(max(0, _DECIMALS - int(np.floor(np.log10(step))))).tolist()
 
 
 def _simplified(line: np.ndarray) -> np.ndarray:
     """A line with fewer points, but two at least."""
     middle = len(line) // 2 if np.array_equal(line[0], line[-1]) else 0  # a closed line in two parts
     if not middle:
-        return _fewer(line)
-    return np.concatenate([_fewer(line[: middle + 1])[:-1], _fewer(line[middle:])])
+        return _simplify_open(line)
+    return np.concatenate([_simplify_open(line[: middle + 1])[:-1], _simplify_open(line[middle:])])
 
 
-def _fewer(line: np.ndarray) -> np.ndarray:
+def _simplify_open(line: np.ndarray) -> np.ndarray:
     corner = line[0]
     points = cv2.approxPolyDP((line - corner).astype(np.float32)[:, None], _TOLERANCE, closed=False)[:, 0] + corner
     return points if len(points) > 1 else line[[0, -1]]
@@ -203,7 +203,7 @@ def _write(path: Path, content: str | bytes) -> Path:
 # ---- the picture ----
 
 
-def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()) -> Image.Image:
+def annotate_picture(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()) -> Image.Image:
     """A picture of the cracks: centre lines, numbers and greatest widths at their positions.
 
     image: H W 3 uint8, or the mask itself, H W; both of the size in which the cracks were measured. The picture's
@@ -218,40 +218,42 @@ def annotated(image: np.ndarray, cracks: Sequence[Crack], units: Units = Units()
     picture = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
     picture = picture if picture.ndim == 3 else repeat(picture, "h w -> h w 3")
     unit = max(1, round(max(picture.shape[:2]) / 1200))
-    taken = np.zeros(picture.shape[:2], np.uint8)
+    occupied = np.zeros(picture.shape[:2], np.uint8)
     for crack in cracks:
         lines = [(line * factor * 16).round().astype(np.int32) for line in crack.lines]
-        cv2.polylines(taken, lines, False, 1, 3 * unit, shift=4)
+        cv2.polylines(occupied, lines, False, 1, 3 * unit, shift=4)
         cv2.polylines(picture, lines, False, _LINE, unit, cv2.LINE_AA, shift=4)
         middle = tuple(int(value * factor * 16) for value in crack.widest)
         cv2.circle(picture, middle, 16 * 4 * unit, _POINT, unit, cv2.LINE_AA, shift=4)
-    drawn = Image.fromarray(picture)
-    _label(drawn, taken, cracks, units, factor, 13 * unit)
-    return drawn
+    result = Image.fromarray(picture)
+    _label(result, occupied, cracks, units, factor, 13 * unit)
+    return result
 
 
 def _label(
-    picture: Image.Image, taken: np.ndarray, cracks: Sequence[Crack], units: Units, factor: float, size: int
+    picture: Image.Image, occupied: np.ndarray, cracks: Sequence[Crack], units: Units, factor: float, size: int
 ) -> None:
-    """Numbers and widths beside the cracks. taken: H W uint8, not 0 where a crack is; labels are added."""
-    draw, font, room = ImageDraw.Draw(picture), ImageFont.load_default(size), _LABELS * taken.size
-    per, unit = (1, "px") if units.mm_per_pixel is None else (units.mm_per_pixel, "mm")
+    """Numbers and widths beside the cracks. occupied: H W uint8, not 0 where a crack is; labels are added."""
+    draw, font, free_area = ImageDraw.Draw(picture), ImageFont.load_default(size), _LABELS * occupied.size
+    pixel_side, unit = (1, "px") if units.mm_per_pixel is None else (units.mm_per_pixel, "mm")
     for crack in cracks:
-        text = f"{crack.number}: {crack.max_width * per / units.scale:.3g} {unit}"
+        text = f"{crack.number}: {crack.max_width * pixel_side / units.scale:.3g} {unit}"
         width, height = math.ceil(draw.textlength(text, font) + size / 2), math.ceil(1.4 * size)
         x, y = (round(value * factor) for value in crack.widest)
         for left, top in product((x + size, x - size - width), (y - 2 * size, y + 2 * size - height)):
-            left, top = (max(0, min(at)) for at in ((left, picture.width - width), (top, picture.height - height)))
+            left, top = (
+                max(0, min(bounds)) for bounds in ((left, picture.width - width), (top, picture.height - height))
+            )
             label = np.s_[top : top + height, left : left + width]
-            if not taken[label].any():
-                taken[label], room = 1, room - width * height
+            if not occupied[label].any():
+                occupied[label], free_area = 1, free_area - width * height
                 draw.rectangle((left, top, left + width - 1, top + height - 1), fill="white", outline=_POINT)
                 draw.text((left + size / 4, top + 0.15 * size), text, fill="black", font=font)
                 break
-        if room < 0:
+        if free_area < 0:
             break
 
 
 def write_picture(image: np.ndarray, cracks: Sequence[Crack], path: Path, units: Units = Units()) -> Path:
-    """The picture of `annotated` as a PNG."""
-    return _write(path, encode_image(annotated(image, cracks, units)))
+    """The picture of `annotate_picture` as a PNG."""
+    return _write(path, encode_image(annotate_picture(image, cracks, units)))

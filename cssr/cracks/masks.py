@@ -1,8 +1,8 @@
 """Mask files: their grey levels or colours, and the rule that says which of them are crack.
 
-One reader and one set of rules for all commands. A rule is decided for a whole set of masks (of `cssr.measure`, for
-each file). What is unclear is refused, with the option that makes it clear: a guess would empty masks, or take classes
-and missing data for cracks.
+All commands share this reader and these rules. A rule is decided for a whole set of masks (by `cssr.measure`, for each
+file). Unclear values are refused, with the option that settles them: a guess would empty masks, or take classes and
+missing data for cracks.
 """
 
 import io
@@ -29,12 +29,12 @@ SHOWN = 6  # colours, values or levels that a message lists
 _TRACE = 0.002  # share of a mask's pixels below which dim values are the rim of a crack, or noise of compression
 _CHUNK = 1 << 22  # pixels counted at once: numpy takes 8 bytes for each
 _NODATA_TAG = 42113  # of TIFF, by GDAL
-_PLAIN_MODES = {"CMYK", "YCbCr", "LAB", "HSV"}  # of Pillow: colours without alpha
+_OPAQUE_MODES = {"CMYK", "YCbCr", "LAB", "HSV"}  # of Pillow: colours without alpha
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """Rule that tells crack from background.
+    """Rule by which stored mask values are crack or background.
 
     Attributes:
         sentence: the rule for people.
@@ -56,7 +56,7 @@ class Mask(Protocol):
     mask: Callable[[], np.ndarray] | None
 
 
-class Unreadable(ValueError):
+class UnreadableMask(ValueError):
     """A mask file is damaged."""
 
 
@@ -90,11 +90,11 @@ def read_mask(path: Path | io.BytesIO, transparent: bool = False) -> np.ndarray:
     planes, missing = _planes(path)
     if planes.ndim == 3:
         planes, missing = _opaque(planes, path, transparent)
-        if any((planes[..., 0] != planes[..., other])[~missing].any() for other in range(1, planes.shape[2])):
-            colours = np.unique(packed(*np.moveaxis(planes, -1, 0))[~missing])
-            there = " ".join(map(show_colour, colours[:SHOWN])) + (" ..." if len(colours) > SHOWN else "")
+        if any((planes[..., 0] != planes[..., channel])[~missing].any() for channel in range(1, planes.shape[2])):
+            colours = np.unique(pack_colour(*np.moveaxis(planes, -1, 0))[~missing])
+            listed = " ".join(map(show_colour, colours[:SHOWN])) + (" ..." if len(colours) > SHOWN else "")
             raise ValueError(
-                f"mask {path} is coloured ({there}); name the colours of cracks with --crack-colors R,G,B (of the "
+                f"mask {path} is coloured ({listed}); name the colours of cracks with --crack-colors R,G,B (of the "
                 "source `folder`, and of cssr.measure), or store it as a grey image in which white is crack"
             )
         planes = np.ascontiguousarray(planes[..., 0])
@@ -102,7 +102,7 @@ def read_mask(path: Path | io.BytesIO, transparent: bool = False) -> np.ndarray:
 
 
 def read_colours(path: Path | io.BytesIO) -> np.ndarray:
-    """Read the colours of a mask file: int32 H W, each as `packed` makes it; `NO_DATA` where it is transparent.
+    """Read the colours of a mask file: int32 H W, each as `pack_colour` makes it; `NO_DATA` where it is transparent.
 
     Raises: ValueError where it cannot be read.
     """
@@ -111,10 +111,10 @@ def read_colours(path: Path | io.BytesIO) -> np.ndarray:
         planes, missing = _opaque(planes, path, True)
     else:
         planes = planes[..., None]
-    return _with_missing(packed(*np.moveaxis(np.broadcast_to(planes, (*planes.shape[:2], 3)), -1, 0)), missing)
+    return _with_missing(pack_colour(*np.moveaxis(np.broadcast_to(planes, (*planes.shape[:2], 3)), -1, 0)), missing)
 
 
-def packed(red, green, blue):
+def pack_colour(red, green, blue):
     """Three values 0..255, or arrays of them, as one number: 0xRRGGBB, int32 for arrays."""
     if isinstance(red, np.ndarray):
         red, green, blue = (plane.astype(np.int32) for plane in (red, green, blue))
@@ -128,14 +128,14 @@ def _planes(path: Path | io.BytesIO) -> tuple[np.ndarray, np.ndarray]:
             stored.load()
             mode, nodata = stored.mode, _nodata(stored)
             ImageOps.exif_transpose(stored, in_place=True)  # as photographs are
-            if mode in ("P", "PA"):  # the colours are meant, not their places in the palette
+            if mode in ("P", "PA"):  # its colours, not the numbers in the palette
                 stored = stored.convert("RGBA" if mode == "PA" or "transparency" in stored.info else "RGB")
-            elif mode in _PLAIN_MODES:
+            elif mode in _OPAQUE_MODES:
                 stored = stored.convert("RGB")
             planes = np.asarray(stored.convert("L") if mode == "1" else stored)
     except BROKEN as problem:
         reason = message_of(problem)
-        raise Unreadable(f"cannot read mask {path}: {reason}; replace or remove it and its image") from problem
+        raise UnreadableMask(f"cannot read mask {path}: {reason}; replace or remove it and its image") from problem
     if planes.dtype != np.uint8:
         raise ValueError(f"mask {path} is of mode {mode}; store masks as 8-bit grey or 1-bit images")
     missing = np.zeros(planes.shape[:2], bool)
@@ -169,7 +169,7 @@ def _with_missing(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
 # ---- rules ----
 
 
-def choose(
+def choose_rule(
     threshold: int | None = None, colors: str | None = None, values: str | None = None, lossy: bool = False
 ) -> tuple[Read, Decide]:
     """Choose how masks are read and what in them is crack: options --threshold, --crack-colors and --crack-values.
@@ -178,14 +178,14 @@ def choose(
         lossy: the masks are JPEGs or the like, with inexact values.
     Raises: ValueError where two of them are given, or one cannot be meant.
     """
-    given = {"--threshold": threshold, "--crack-colors": colors, "--crack-values": values}
-    given = [option for option, value in given.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} both say what is crack; give one of them")
+    options = {"--threshold": threshold, "--crack-colors": colors, "--crack-values": values}
+    options = [option for option, value in options.items() if value is not None]
+    if len(options) > 1:
+        raise ValueError(f"{' and '.join(options)} both say what is crack; give one of them")
     if colors is not None:
         chosen = parse_colours(colors)
         return read_colours, partial(decide_by_members, crack=chosen, option="--crack-colors", show=show_colour)
-    read = partial(read_mask, transparent=bool(given))
+    read = partial(read_mask, transparent=bool(options))
     if values is not None:
         return read, partial(decide_by_members, crack=parse_values(values), option="--crack-values")
     return read, partial(decide_by_levels, threshold=check_threshold(threshold), lossy=lossy)
@@ -198,10 +198,10 @@ def check_threshold(threshold: int | None) -> int | None:
     return threshold
 
 
-def above(threshold: int, seen: str, why: str = "", notes: tuple[str, ...] = ()) -> MaskRule:
+def rule_above(threshold: int, listed: str, reason: str = "", notes: tuple[str, ...] = ()) -> MaskRule:
     """The rule "crack = value > threshold"."""
     check_threshold(threshold)
-    return MaskRule(f"{seen}: crack = value > {threshold}{why}", lambda values: values > threshold, notes)
+    return MaskRule(f"{listed}: crack = value > {threshold}{reason}", lambda values: values > threshold, notes)
 
 
 def decide_by_levels(items: Iterable[Mask], threshold: int | None = None, lossy: bool = False) -> MaskRule:
@@ -212,27 +212,27 @@ def decide_by_levels(items: Iterable[Mask], threshold: int | None = None, lossy:
     Raises: ValueError where no threshold is given and the levels may mean something else (labels, none above 127), or
         the rule would empty masks in which something is drawn (such as one of {0, 1} among others of 0..255).
     """
-    used, dim = np.zeros(256, bool), {}
+    levels_used, dim = np.zeros(256, bool), {}
     limit = DEFAULT_THRESHOLD if threshold is None else threshold
     for item in items:
         counts = _counts(item.mask())
-        used |= counts > 0
+        levels_used |= counts > 0
         if counts[1 : limit + 1].any() and not counts[limit + 1 :].any():
             dim[item.origin] = counts
-    levels = np.flatnonzero(used).tolist() or [0]
-    seen = f"values {_seen(levels)}"
+    levels = np.flatnonzero(levels_used).tolist() or [0]
+    listed = f"values {_levels_text(levels)}"
     if threshold is not None:
         empty = _describe_empty(dim, threshold)
-        return above(threshold, seen, " (as chosen by --threshold)", (empty,) if empty else ())
+        return rule_above(threshold, listed, " (as chosen by --threshold)", (empty,) if empty else ())
     if 1 in levels and levels[-1] == 1:
-        return MaskRule(f"{seen}: crack = 1", lambda values: values == 1, only=1)
+        return MaskRule(f"{listed}: crack = 1", lambda values: values == 1, only=1)
     if levels[-1] == 255 and set(levels) <= {0, 255}:
-        return MaskRule(f"{seen}: crack = 255", lambda values: values == 255, only=255)
-    _refuse_unclear(levels, lossy, seen)
+        return MaskRule(f"{listed}: crack = 255", lambda values: values == 255, only=255)
+    _refuse_unclear(levels, lossy, listed)
     empty = _describe_empty({origin: counts for origin, counts in dim.items() if _is_drawn(counts, lossy)}, limit)
     if empty:
         raise ValueError(f"{empty}; say with --threshold N what is crack (crack = value > N), or correct these masks")
-    return above(DEFAULT_THRESHOLD, seen)
+    return rule_above(DEFAULT_THRESHOLD, listed)
 
 
 def _counts(values: np.ndarray) -> np.ndarray:
@@ -242,7 +242,7 @@ def _counts(values: np.ndarray) -> np.ndarray:
     return sum(np.bincount(chunk[chunk >= 0].astype(np.int64), minlength=256) for chunk in chunks)
 
 
-def _seen(levels: list[int]) -> str:
+def _levels_text(levels: list[int]) -> str:
     few = len(levels) <= MAX_CLASSES
     return f"{{{', '.join(map(str, levels))}}}" if few else f"{levels[0]}..{levels[-1]}"
 
@@ -261,17 +261,17 @@ def _describe_empty(dim: dict[str, np.ndarray], threshold: int) -> str:
     mask = "mask has" if len(dim) == 1 else "masks have"
     return (
         f"{len(dim)} {mask} values above 0 but none above {threshold} and would be empty, the first that of {origin}, "
-        f"which holds {_seen(np.flatnonzero(counts).tolist())}"
+        f"which holds {_levels_text(np.flatnonzero(counts).tolist())}"
     )
 
 
-def _refuse_unclear(levels: list[int], lossy: bool, seen: str) -> None:
+def _refuse_unclear(levels: list[int], lossy: bool, listed: str) -> None:
     """Labels such as {0, 1, 2} or {0, 204, 255} are classes: a threshold would pick some of them without a word."""
     labels = not lossy and 3 <= len(levels) <= MAX_CLASSES
     dim = 1 < levels[-1] <= DEFAULT_THRESHOLD
     if labels or dim:
         raise ValueError(
-            f"it is unclear which mask values are crack: the masks hold {seen}; say it with --threshold N (crack = "
+            f"it is unclear which mask values are crack: the masks hold {listed}; say it with --threshold N (crack = "
             "value > N), or of the source `folder` and of cssr.measure with --crack-values"
         )
 
@@ -292,13 +292,13 @@ def decide_by_members(
     values.discard(NO_DATA)
     absent = [show(value) for value in crack if value not in values]
     if len(absent) == len(crack):
-        there = ", ".join(map(show, sorted(values)[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
-        raise ValueError(f"no mask holds {' or '.join(absent)} ({option}); they hold {there}: choose from these")
-    nowhere = f" ({' and '.join(absent)} occurs in no mask)" if absent else ""
-    return members(crack, f"crack = {' or '.join(map(show, crack))}{nowhere}{others}")
+        listed = ", ".join(map(show, sorted(values)[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
+        raise ValueError(f"no mask holds {' or '.join(absent)} ({option}); they hold {listed}: choose from these")
+    absent_text = f" ({' and '.join(absent)} occurs in no mask)" if absent else ""
+    return rule_of_values(crack, f"crack = {' or '.join(map(show, crack))}{absent_text}{others}")
 
 
-def members(crack: Iterable[int], sentence: str) -> MaskRule:
+def rule_of_values(crack: Iterable[int], sentence: str) -> MaskRule:
     """Crack is what has one of the values `crack`."""
     return MaskRule(sentence, partial(np.isin, test_elements=list(crack)))
 
@@ -315,7 +315,7 @@ def parse_colours(text: str) -> list[int]:
             raise ValueError(
                 f"--crack-colors has {word!r}; write R,G,B from 0 to 255 or #RRGGBB, blanks between several"
             )
-        colours.append(packed(*parts))
+        colours.append(pack_colour(*parts))
     return colours
 
 

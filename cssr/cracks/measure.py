@@ -29,7 +29,7 @@ _LARGE = 1 << 20  # pixels above which a thick crack is reduced
 _PATIENCE = 2  # seconds before a bar is shown
 _RAW = 8  # ends and junctions before spurs are removed, for each branch that may be left
 _FORKS = 20  # runs that fork, for each branch: rough edges make some
-_FEW = 12  # pixels of a component up to which its measures are kept for the next of its shape
+_SPECK = 12  # pixels of a component up to which its measures are kept for the next of its shape
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def measure_cracks(
     mask: np.ndarray,
     least_length: float = 0.0,
     prob: np.ndarray | None = None,
-    most: int = MAX_CRACKS,
+    max_cracks: int = MAX_CRACKS,
     warn: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> list[Crack]:
@@ -63,7 +63,7 @@ def measure_cracks(
     Args:
         mask: H W, crack where it is not zero (bool, uint8, ...); beyond the image there is none.
         prob: H W uint8, probabilities of which 255 is 1: gives cracks their confidence. It may be the mask itself.
-        most: how many components are measured, the largest, as long as they have twice as many branches together.
+        max_cracks: how many components are measured, the largest, as long as they have twice as many branches together.
         warn: called with a sentence on those left out.
         progress: show a bar on a terminal after some seconds.
     Memory beside the mask: some 150 bytes a pixel of the largest crack, and 100 bytes for each run of crack pixels in a
@@ -78,81 +78,87 @@ def measure_cracks(
     # A centre line has no more pixels than its crack, each step being 1.42 at most.
     order = np.flatnonzero(1.42 * components.areas + 2 >= least_length)
     order = order[np.argsort(-components.areas[order], kind="stable")]  # the largest first
-    _check(components, order[:most], 2 * most)
-    for number in tqdm(order[:most], "measuring", leave=False, unit="crack", delay=_PATIENCE, disable=not progress):
+    _check(components, order[:max_cracks], 2 * max_cracks)
+    for number in tqdm(
+        order[:max_cracks], "measuring", leave=False, unit="crack", delay=_PATIENCE, disable=not progress
+    ):
         try:
-            crack = _measure(components[number], prob, _RAW * 2 * most)
+            crack = _measure(components[number], prob, _RAW * 2 * max_cracks)
         except TooRagged as error:
-            raise TooRagged(_refusal(str(error), 2 * most)) from None
+            raise TooRagged(_refusal(str(error), 2 * max_cracks)) from None
         if crack.length >= least_length:
             cracks.append(crack)
         branches, measured = branches + len(crack.lines), measured + 1
-        if branches >= 2 * most:
+        if branches >= 2 * max_cracks:
             break
     if measured < len(order):
-        left, size = len(order) - measured, components.areas[order[measured]]
-        warn(f"left out {left} components of at most {size} pixels: the {measured} largest are measured")
+        remaining, size = len(order) - measured, components.areas[order[measured]]
+        warn(f"left out {remaining} components of at most {size} pixels: the {measured} largest are measured")
     cracks.sort(key=lambda crack: (-crack.length, crack.box))
     return [replace(crack, number=number) for number, crack in enumerate(cracks, 1)]
 
 
-def check_most(most: int) -> None:
+def check_max_cracks(max_cracks: int) -> None:
     """ValueError unless it is a number of cracks that can be measured."""
-    if most < 1:
-        raise ValueError(f"--most-cracks must be 1 or more, got {most}")
+    if max_cracks < 1:
+        raise ValueError(f"--most-cracks must be 1 or more, got {max_cracks}")
 
 
-def _check(components: Components, chosen: np.ndarray, most_branches: int) -> None:
+def _check(components: Components, chosen: np.ndarray, max_branches: int) -> None:
     """TooRagged where components surely have too many branches: each hole needs one."""
     for kind, count, limit in (
-        ("holes", components.holes, most_branches),
-        ("runs that fork", components.forks, _FORKS * most_branches),
+        ("holes", components.holes, max_branches),
+        ("runs that fork", components.forks, _FORKS * max_branches),
     ):
         if count[chosen].sum() > limit:
-            raise TooRagged(_refusal(f"its components have {count[chosen].sum()} {kind}", most_branches))
+            raise TooRagged(_refusal(f"its components have {count[chosen].sum()} {kind}", max_branches))
 
 
-def _refusal(reason: str, most_branches: int) -> str:
+def _refusal(reason: str, max_branches: int) -> str:
     return (
-        f"too ragged to measure: {reason}, and {most_branches} branches are measured at most; take a higher threshold, "
+        f"too ragged to measure: {reason}, and {max_branches} branches are measured at most; take a higher threshold, "
         "or smooth it"
     )
 
 
-def _measure(runs: Runs, prob: np.ndarray | None, most_nodes: float) -> Crack:
-    times, box = _reduction(runs), runs.box
+def _measure(runs: Runs, prob: np.ndarray | None, max_nodes: float) -> Crack:
+    reduction, box = _reduction_factor(runs), runs.box
     left, top, *_ = box
-    pixels = (runs.every(times) if times > 1 else runs).pixels()
-    corner = np.array([left // times, top // times])
+    pixels = (runs.reduced(reduction) if reduction > 1 else runs).pixels()
+    corner = np.array([left // reduction, top // reduction])
     x, y = pixels.x - corner[0], pixels.y - corner[1]
-    crack = _of_few(x.tobytes(), y.tobytes()) if len(x) <= _FEW else _measure_lines(Pixels(x, y), most_nodes)
-    lines = tuple((line + corner) * times for line in crack.lines)
-    measures = {name: getattr(crack, name) * times for name in ("length", "mean_width", "p95_width", "max_width")}
-    widest = tuple(((crack.widest + corner) * times).tolist())
+    crack = _measure_speck(x.tobytes(), y.tobytes()) if len(x) <= _SPECK else _measure_lines(Pixels(x, y), max_nodes)
+    lines = tuple((line + corner) * reduction for line in crack.lines)
+    measures = {name: getattr(crack, name) * reduction for name in ("length", "mean_width", "p95_width", "max_width")}
+    widest = tuple(((crack.widest + corner) * reduction).tolist())
     measures["confidence"] = None if prob is None else runs.mean_of(prob) / 255
     return replace(crack, lines=lines, widest=widest, box=box, area=runs.area, runs=runs, **measures)
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _of_few(x: bytes, y: bytes) -> Crack:
-    """Specks come in few shapes, and in thousands in the masks of a model that has learned little."""
+def _measure_speck(x: bytes, y: bytes) -> Crack:
+    """Measure a speck, cached: an undertrained model gives thousands of them, of few shapes."""
     return _measure_lines(Pixels(np.frombuffer(x, np.int64), np.frombuffer(y, np.int64)))
 
 
-def _reduction(runs: Runs) -> int:
-    """Reduction of a component that is both thick and large; else 1."""
+def _reduction_factor(runs: Runs) -> int:
+    """Factor by which a component is reduced to be measured: 1 unless it is both thick and large."""
     if runs.area <= _LARGE:
         return 1
     return max(1, min(int(runs.mean_width() / _THICK), int(np.ceil((runs.area / _LARGE) ** 0.5))))
 
 
-def _measure_lines(component: Pixels, most_nodes: float = float("inf")) -> Crack:
+def _measure_lines(component: Pixels, max_nodes: float = float("inf")) -> Crack:
     """Measure a component, but for the number, the box and the area."""
     outside = cKDTree(component.rim())
-    paths, meeting = skeleton_paths(component, outside, most_nodes)
+    paths, meeting = skeleton_paths(component, outside, max_nodes)
     axis = _main_axis(component.points)
-    stout = len(paths) == 1 and paths[0].loose == (True, True) and paths[0].length < 5 * paths[0].radius
-    measured = _as_a_spot(component, axis, paths[0], outside) if stout else _along(component, paths, meeting, outside)
+    is_spot = len(paths) == 1 and paths[0].loose == (True, True) and paths[0].length < 5 * paths[0].radius
+    measured = (
+        _measure_spot(component, axis, paths[0], outside)
+        if is_spot
+        else _measure_branches(component, paths, meeting, outside)
+    )
     lines, length, spread, widths, widest = measured
     mean = float(len(component) / spread)
     p95, greatest = (max(width, mean) for width in widths)
@@ -160,16 +166,16 @@ def _measure_lines(component: Pixels, most_nodes: float = float("inf")) -> Crack
     return Crack(0, length, mean, p95, greatest, degrees, (0, 0, 0, 0), 0, lines, widest)
 
 
-def _along(component: Pixels, paths: list[Path], meeting: list[int], outside: cKDTree) -> tuple:
+def _measure_branches(component: Pixels, paths: list[Path], meeting: list[int], outside: cKDTree) -> tuple:
     """Lines, length, the length that the area spreads over, and what `_widest` returns."""
-    lines = tuple(_to_its_ends(path, component) for path in paths)
+    lines = tuple(_extended(path, component) for path in paths)
     length = sum(np.linalg.norm(np.diff(line, axis=0), axis=1).sum() for line in lines)
     inside = sum((number - 2) for number in meeting) * np.median([path.radius for path in paths])
     return lines, float(length), max(length - inside, length / 2), *_widest(component, paths, outside)
 
 
-def _as_a_spot(component: Pixels, axis: np.ndarray, path: Path, outside: cKDTree) -> tuple:
-    """The same of a component not thrice as long as wide: as long as it is along its main axis."""
+def _measure_spot(component: Pixels, axis: np.ndarray, path: Path, outside: cKDTree) -> tuple:
+    """As `_measure_branches`, of a component less than thrice as long as wide: as long as it is along its main axis."""
     points = component.points
     middle, pixel = points.mean(0), np.abs(axis).max()
     along = (points - middle) @ axis
@@ -189,7 +195,7 @@ def _main_axis(points: np.ndarray) -> np.ndarray:
 # ---- ends ----
 
 
-def _to_its_ends(path: Path, component: Pixels) -> np.ndarray:
+def _extended(path: Path, component: Pixels) -> np.ndarray:
     points = path.points
     for loose in path.loose:
         points = points[::-1]  # its first point comes last, then its last
@@ -200,19 +206,19 @@ def _to_its_ends(path: Path, component: Pixels) -> np.ndarray:
 def _prolonged(points: np.ndarray, radius: float, component: Pixels) -> np.ndarray:
     """A line with its last stretch, three quarters of the width, set straight and continued to the end of the crack."""
     # Thinning stops short of the end by about half the width, or turns towards one of its corners.
-    left = _arc(points[::-1])[::-1]  # pixels to the last point
-    last = int(np.flatnonzero(left >= min(1.5 * radius, left[0] / 3))[-1])
-    back = min(left[last] + max(6, 2 * radius), max(left[0] - radius, (left[0] + left[last]) / 2))
-    step = points[last] - points[int(np.flatnonzero(left >= back)[-1])]
+    remaining = _arc(points[::-1])[::-1]  # pixels to the last point
+    last = int(np.flatnonzero(remaining >= min(1.5 * radius, remaining[0] / 3))[-1])
+    back = min(remaining[last] + max(6, 2 * radius), max(remaining[0] - radius, (remaining[0] + remaining[last]) / 2))
+    step = points[last] - points[int(np.flatnonzero(remaining >= back)[-1])]
     if not step.any():
         return points
     step /= np.linalg.norm(step)
     dropped = ((points[last:] - points[last]) @ step).max() + np.abs(step).max() / 2
     # the length of the crack onwards: the mean over three parallel lines
-    beside = np.array([[-step[1], step[0]]]) * radius / 2
+    sideways = np.array([[-step[1], step[0]]]) * radius / 2
     reach = np.arange(_STEP, 4 * radius + 2, _STEP)
-    seen = component.holds(points[last] + beside * np.array([[[-1]], [[0]], [[1]]]) + reach[:, None] * step)
-    end = points[last] + max(dropped, float(_STEP * np.cumprod(seen, 1).sum(1).mean() + _STEP / 2)) * step
+    is_inside = component.holds(points[last] + sideways * np.array([[[-1]], [[0]], [[1]]]) + reach[:, None] * step)
+    end = points[last] + max(dropped, float(_STEP * np.cumprod(is_inside, 1).sum(1).mean() + _STEP / 2)) * step
     return np.concatenate([points[: last + 1], [end]])
 
 
@@ -226,23 +232,23 @@ def _arc(points: np.ndarray) -> np.ndarray:
 
 def _widest(component: Pixels, paths: list[Path], outside: cKDTree) -> tuple[tuple[float, float], tuple[float, float]]:
     """95th percentile and greatest of the widths across the paths, means over a short stretch, and where that is."""
-    lines = [_finer(path.points) for path in paths]
+    lines = [_resampled(path.points) for path in paths]
     points, cuts = np.concatenate(lines), np.cumsum([len(line) for line in lines])[:-1]
     inner = outside.query(points)[0]
     across = _across(points, np.concatenate([_normals(line) for line in lines]), inner, component)
     middles, widths = [], []
     for path, line, width, near in zip(paths, lines, np.split(across, cuts), np.split(inner, cuts)):
-        kept = _away_from_junctions(path, line, near)
-        if kept.any():
-            middles.append(line[kept])
-            widths.append(uniform_filter1d(width[kept], round(_STRETCH / _APART), mode="nearest"))
+        away = _away_from_junctions(path, line, near)
+        if away.any():
+            middles.append(line[away])
+            widths.append(uniform_filter1d(width[away], round(_STRETCH / _APART), mode="nearest"))
     if not middles:  # junctions all over
         width = float(2 * inner.max() - 1)
         return (width, width), tuple(points[inner.argmax()].tolist())
     all_widths = np.concatenate(widths)
-    at = all_widths.argmax()
+    index = all_widths.argmax()
     p95 = float(np.percentile(all_widths, 95))
-    return (p95, float(all_widths[at])), tuple(np.concatenate(middles)[at].tolist())
+    return (p95, float(all_widths[index])), tuple(np.concatenate(middles)[index].tolist())
 
 
 def _away_from_junctions(path: Path, line: np.ndarray, inner: np.ndarray) -> np.ndarray:
@@ -252,11 +258,11 @@ def _away_from_junctions(path: Path, line: np.ndarray, inner: np.ndarray) -> np.
     return (arc >= begin) & (arc <= arc[-1] - end)
 
 
-def _finer(points: np.ndarray) -> np.ndarray:
-    """The same line with points so near each other that all places between the pixels' middles are met alike."""
+def _resampled(points: np.ndarray) -> np.ndarray:
+    """Resample a line so densely that all positions between pixel centres are covered alike."""
     arc = _arc(points)
-    at = np.append(np.arange(0, arc[-1], _APART), arc[-1:])
-    return np.stack([np.interp(at, arc, values) for values in points.T], 1)
+    positions = np.append(np.arange(0, arc[-1], _APART), arc[-1:])
+    return np.stack([np.interp(positions, arc, values) for values in points.T], 1)
 
 
 def _normals(points: np.ndarray) -> np.ndarray:
@@ -278,5 +284,5 @@ def _reach(points: np.ndarray, direction: np.ndarray, inner: np.ndarray, compone
     # All is inside that is nearer than the nearest pixel outside, less half of that pixel's diagonal.
     begin = np.maximum(inner - 1, 0)[:, None]
     reach = begin + np.arange(0, 1.8, _STEP)
-    seen = component.holds(points[:, None] + reach[..., None] * direction[:, None])
-    return begin[:, 0] + _STEP * np.cumprod(seen, 1).sum(1) - _STEP / 2
+    is_inside = component.holds(points[:, None] + reach[..., None] * direction[:, None])
+    return begin[:, 0] + _STEP * np.cumprod(is_inside, 1).sum(1) - _STEP / 2

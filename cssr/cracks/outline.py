@@ -17,11 +17,11 @@ def outline(runs: Runs) -> list[list[Ring]]:
     Pixel (x, y) is the square from (x, y) to (x + 1, y + 1). Parts that meet at corners alone are polygons of their
     own, and no ring touches itself, so that the polygons are valid as OGC Simple Features define it.
     """
-    rings = [ring for walk in _walks(*_edges(runs)) for ring in _simple(walk)]
+    rings = [ring for walk in _walks(*_edges(runs)) for ring in _simple_rings(walk)]
     exteriors = [[ring] for ring in rings if _area(ring) > 0]
     for hole in rings:
         if _area(hole) < 0:
-            _around(hole, exteriors).append(hole)
+            _enclosing_polygon(hole, exteriors).append(hole)
     return exteriors
 
 
@@ -31,12 +31,12 @@ def _edges(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
     upper = np.stack([np.r_[runs.starts, runs.ends], np.r_[np.ones_like(runs.starts), -np.ones_like(runs.ends)]])
     lower = upper + [[stride], [0]]
     lower[1] *= -1
-    places, steps = np.concatenate([upper, lower], 1)
-    order = np.argsort(places, kind="stable")
-    places, depth = places[order], np.cumsum(steps[order])  # 1: this row alone, -1: the row above alone
-    row = np.flatnonzero((depth[:-1] != 0) & (places[:-1] != places[1:]))
-    first = np.stack([places[row] % stride, places[row] // stride], 1)
-    last = np.stack([first[:, 0] + places[row + 1] - places[row], first[:, 1]], 1)
+    positions, steps = np.concatenate([upper, lower], 1)
+    order = np.argsort(positions, kind="stable")
+    positions, depth = positions[order], np.cumsum(steps[order])  # 1: this row alone, -1: the row above alone
+    row = np.flatnonzero((depth[:-1] != 0) & (positions[:-1] != positions[1:]))
+    first = np.stack([positions[row] % stride, positions[row] // stride], 1)
+    last = np.stack([first[:, 0] + positions[row + 1] - positions[row], first[:, 1]], 1)
     above = depth[row] < 0  # lower sides, along which the way goes to the left
     first[above], last[above] = last[above], first[above].copy()
     left = np.stack([runs.starts % stride, runs.starts // stride], 1)
@@ -52,11 +52,11 @@ def _walks(begin: np.ndarray, end: np.ndarray) -> Iterator[list[tuple[int, int]]
     for corner, step, target in zip(map(tuple, begin.tolist()), steps, map(tuple, end.tolist())):
         targets.setdefault(corner, {})[step] = target
     edges = [(corner, step) for corner, leaving in targets.items() for step in leaving]
-    left = set(edges)
+    unused = set(edges)
     for edge in edges:
         walk = []
-        while edge in left:
-            left.remove(edge)
+        while edge in unused:
+            unused.remove(edge)
             corner, step = edge
             walk.append(corner)
             corner = targets[corner][step]
@@ -66,7 +66,7 @@ def _walks(begin: np.ndarray, end: np.ndarray) -> Iterator[list[tuple[int, int]]
             yield walk
 
 
-def _simple(walk: list[tuple[int, int]]) -> Iterator[Ring]:
+def _simple_rings(walk: list[tuple[int, int]]) -> Iterator[Ring]:
     """Rings that touch themselves nowhere: the walk is cut where it comes to a corner again."""
     path: list[tuple[int, int]] = []
     position: dict[tuple[int, int], int] = {}
@@ -91,7 +91,7 @@ def _area(ring: Ring) -> float:
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 
 
-def _around(hole: Ring, exteriors: list[list[Ring]]) -> list[Ring]:
+def _enclosing_polygon(hole: Ring, exteriors: list[list[Ring]]) -> list[Ring]:
     """The polygon around a hole: the smallest exterior that encloses it."""
     if len(exteriors) == 1:
         return exteriors[0]

@@ -58,7 +58,7 @@ class PixelSize:
         return f"{self.mm:.4g} +- {self.uncertainty:.2g} mm ({self.source})"
 
 
-def typed(text: str) -> PixelSize:
+def parse_size(text: str) -> PixelSize:
     """`0.2`, or `0.2+-0.005`, in mm; ValueError for anything else."""
     value, _, uncertainty = text.replace("±", "+-").partition("+-")
     try:
@@ -97,8 +97,8 @@ def markers(image: np.ndarray, family: str | None = None) -> list[Marker]:
     for name in [family] if family else FAMILIES:
         corners, numbers, _ = _detector(name, cv2.aruco.CORNER_REFINE_SUBPIX).detectMarkers(grey)
         if numbers is not None:
-            seen = [Marker(name, int(n), _by_sides(grey, name, n, c[0])) for n, c in zip(np.ravel(numbers), corners)]
-            return sorted(seen, key=lambda marker: -cv2.contourArea(marker.corners.astype(np.float32)))
+            visible = [Marker(name, int(n), _by_sides(grey, name, n, c[0])) for n, c in zip(np.ravel(numbers), corners)]
+            return sorted(visible, key=lambda marker: -cv2.contourArea(marker.corners.astype(np.float32)))
     return []
 
 
@@ -119,32 +119,34 @@ def _by_sides(grey: np.ndarray, family: str, number: int, corners: np.ndarray) -
     left, top = np.maximum(corners.min(0).astype(int) - margin, 0)
     right, bottom = corners.max(0).astype(int) + margin
     part = np.ascontiguousarray(grey[top:bottom, left:right])
-    again, numbers, _ = _detector(family, cv2.aruco.CORNER_REFINE_APRILTAG).detectMarkers(part)
+    detections, numbers, _ = _detector(family, cv2.aruco.CORNER_REFINE_APRILTAG).detectMarkers(part)
     # Pixel centres are whole numbers in OpenCV, and at .5 in its AprilTag detector, as ours.
-    candidates = [c[0] + (left, top) for n, c in zip(np.ravel(numbers), again) if n == number] if again else []
-    near = [found for found in candidates if np.abs(found - corners - 0.5).max() < 2 + 0.1 * margin]
+    candidates = (
+        [c[0] + (left, top) for n, c in zip(np.ravel(numbers), detections) if n == number] if detections else []
+    )
+    near = [refined for refined in candidates if np.abs(refined - corners - 0.5).max() < 2 + 0.1 * margin]
     return (near[0] if near else corners + 0.5).astype(float)
 
 
-def of_markers(seen: Sequence[Marker], side: float) -> PixelSize:
+def of_markers(visible: Sequence[Marker], side: float) -> PixelSize:
     """Size from markers of a known side (mm): their mean, weighed by their areas.
 
     The uncertainty holds that of the corners, the tilt (pixels are larger along it), and how much markers
     differ among each other. Raises: ValueError without markers, or for a side that cannot be.
     """
-    if not seen or not 0 < side < math.inf:
-        raise ValueError(f"no size of a pixel from {len(seen)} markers of {side:g} mm")
-    weights = [cv2.contourArea(marker.corners.astype(np.float32)) for marker in seen]
+    if not visible or not 0 < side < math.inf:
+        raise ValueError(f"no size of a pixel from {len(visible)} markers of {side:g} mm")
+    weights = [cv2.contourArea(marker.corners.astype(np.float32)) for marker in visible]
     sizes = [side / math.sqrt(weight) for weight in weights]
     mm = float(np.average(sizes, weights=weights))
-    stretches = [_stretches(marker) for marker in seen]
+    stretches = [_stretches(marker) for marker in visible]
     shortening = max((large - small) / (large + small) for large, small in stretches)
     parts = [_CORNER / math.sqrt(max(weights)), shortening / math.sqrt(3), float(np.std(sizes)) / mm]
-    tilt = max(tilt_of(marker) for marker in seen)
+    tilt = max(tilt_of(marker) for marker in visible)
     note = (
         f"the surface is tilted by {tilt:.0f} degrees, along which pixels are larger: --rectify" if tilt > TILT else ""
     )
-    return PixelSize(mm, mm * math.hypot(*parts), f"{len(seen)} markers" if len(seen) > 1 else "a marker", note)
+    return PixelSize(mm, mm * math.hypot(*parts), f"{len(visible)} markers" if len(visible) > 1 else "a marker", note)
 
 
 def tilt_of(marker: Marker) -> float:
@@ -166,7 +168,7 @@ def _float32(corners: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(corners, np.float32)
 
 
-def rectified(image: np.ndarray, marker: Marker, most_pixels: int = 100_000_000) -> np.ndarray:
+def rectify(image: np.ndarray, marker: Marker, max_pixels: int = 100_000_000) -> np.ndarray:
     """The photograph (H W 3 or 4 uint8) as seen from straight ahead of the plane that the marker is on: H W 4.
 
     The marker's side keeps its mean length. Alpha is 0 where the photograph does not reach.
@@ -183,8 +185,8 @@ def rectified(image: np.ndarray, marker: Marker, most_pixels: int = 100_000_000)
     corners = cv2.perspectiveTransform(rim[None], h)[0]
     low, high = np.floor(corners.min(0)), np.ceil(corners.max(0))
     columns, rows = (int(n) for n in high - low)
-    if rows * columns > most_pixels:
-        raise ValueError(f"rectified it had {columns} x {rows} pixels, above {most_pixels:,}: it is tilted too much")
+    if rows * columns > max_pixels:
+        raise ValueError(f"rectified it had {columns} x {rows} pixels, above {max_pixels:,}: it is tilted too much")
     # Pixel centres are at .5 here, at whole numbers in warpPerspective.
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     shift = np.array([[1, 0, -low[0]], [0, 1, -low[1]], [0, 0, 1]])
@@ -192,7 +194,7 @@ def rectified(image: np.ndarray, marker: Marker, most_pixels: int = 100_000_000)
     return cv2.warpPerspective(layers, np.linalg.inv(half) @ shift @ h @ half, (columns, rows), flags=cv2.INTER_CUBIC)
 
 
-# ---- what the file says ----
+# ---- georeference, EXIF and XMP ----
 
 
 def of_georeference(place: Place | None) -> PixelSize | None:

@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cssr.cracks.files import Georeference, Units, write_geojson, write_picture, write_table
-from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose
-from cssr.cracks.measure import MAX_CRACKS, Crack, TooRagged, check_most, measure_cracks
+from cssr.cracks.masks import LOSSY_SUFFIXES, MOSTLY, MaskFile, choose_rule
+from cssr.cracks.measure import MAX_CRACKS, Crack, TooRagged, check_max_cracks, measure_cracks
 from cssr.utils.cli import exit_on_error
 from cssr.utils.files import free_stem, naming_path
 from cssr.utils.image_files import IMAGE_SUFFIXES, filter_by_suffix, lost_links_note, walk
@@ -21,12 +21,12 @@ from cssr.utils.text import one_line
 _LOSS_FREE = (".png", ".tif", ".tiff", ".bmp")  # what masks of a folder are, if there are any; else all images
 _MASK, _PICTURE = "_mask", "_cracks"  # what the names of predicted masks end with, and those of the pictures here
 _PIXEL_SCALE, _TIE_POINTS, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735  # tags of GeoTIFF 1.1
-_RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _IS_POINT, _OWN = 1025, 2048, 3072, 2, 32767  # keys and values in them
+_RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _IS_POINT, _USER_DEFINED = 1025, 2048, 3072, 2, 32767  # keys and values in them
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Criterion of crack in a mask: at most one of these (`cssr.cracks.masks.choose`); none: by the mask's values."""
+    """What is crack in a mask: at most one of these (`cssr.cracks.masks.choose_rule`); none: by its values."""
 
     threshold: int | None = None
     colors: str | None = None
@@ -39,7 +39,7 @@ def read_mask(path: Path, criterion: Criterion = Criterion()) -> tuple[np.ndarra
     What is crack is decided as for a dataset of this one mask (`cssr.cracks.masks`). Raises: ValueError where it
     cannot be read, or it is unclear what is crack in it.
     """
-    read, decide = choose(
+    read, decide = choose_rule(
         criterion.threshold, criterion.colors, criterion.values, path.suffix.lower() in LOSSY_SUFFIXES
     )
     values = read(path)
@@ -55,8 +55,8 @@ def _georeference(tags: dict) -> Georeference | None:
     """Georeference by the tags that Pillow reads: measuring masks goes without rasterio, which is an extra."""
     keys = tags.get(_GEO_KEYS) or ()
     values = {keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0}  # (key, 0, 1, value)
-    code = values.get(_PROJECTED, values.get(_GEOGRAPHIC, _OWN))
-    crs = None if code == _OWN else f"urn:ogc:def:crs:EPSG::{code}"
+    code = values.get(_PROJECTED, values.get(_GEOGRAPHIC, _USER_DEFINED))
+    crs = None if code == _USER_DEFINED else f"urn:ogc:def:crs:EPSG::{code}"
     if tags.get(_MATRIX):
         a, b, _, c, d, e, _, f = tags[_MATRIX][:8]
     elif tags.get(_PIXEL_SCALE) and tags.get(_TIE_POINTS):
@@ -75,29 +75,29 @@ def masks_at(sources: Sequence[Path]) -> dict[str, Path]:
     Raises: ValueError, one line, where there is none.
     """
     masks: dict[str, Path] = {}
-    seen: set[Path] = set()
+    listed: set[Path] = set()
     for source in sources:
         if not source.exists():
             raise ValueError(f"no mask or folder at {source}")
         folder = source if source.is_dir() else source.parent
         for path in _files(source) if source.is_dir() else [source]:
-            if path not in seen:
+            if path not in listed:
                 masks[free_stem(path.relative_to(folder), masks)] = path
-                seen.add(path)
+                listed.add(path)
     return masks
 
 
 def _files(folder: Path) -> list[Path]:
-    images, ends = filter_by_suffix(walk(folder)), " ".join(IMAGE_SUFFIXES)
+    images, suffixes = filter_by_suffix(walk(folder)), " ".join(IMAGE_SUFFIXES)
     files = filter_by_suffix(images, _LOSS_FREE) or images
     if len(files) < len(images):
-        left = f"{len(images) - len(files)} files that end with none of {' '.join(_LOSS_FREE)}"
-        print(one_line(f"note: {folder}: left out {left}: name them if they are masks"), file=sys.stderr)
+        omitted = f"{len(images) - len(files)} files that end with none of {' '.join(_LOSS_FREE)}"
+        print(one_line(f"note: {folder}: left out {omitted}: name them if they are masks"), file=sys.stderr)
     files = [path for path in files if not (path.stem.endswith(_PICTURE) and path.with_suffix(".csv").is_file())]
     files = [path for path in files if path.stem.endswith(_MASK)] or files
     lost = lost_links_note(folder)
     if not files:
-        raise ValueError(f"no mask in {folder}: {lost or f'none of its files ends with {ends}'}")
+        raise ValueError(f"no mask in {folder}: {lost or f'none of its files ends with {suffixes}'}")
     if lost:
         print(one_line(f"warning: {lost}"), file=sys.stderr)
     return files
@@ -109,11 +109,11 @@ def measure_file(
     units: Units,
     least_length: float,
     criterion: Criterion = Criterion(),
-    most: int = MAX_CRACKS,
+    max_cracks: int = MAX_CRACKS,
 ) -> list[Crack]:
     """Measure a mask file and write `stem_cracks.csv`, `.geojson` and `.png`.
 
-    `least_length`: photograph's pixels. `most`: as for `measure_cracks`; what is left out is reported on stderr.
+    `least_length`: photograph's pixels. `max_cracks`: as for `measure_cracks`; what is left out is reported on stderr.
     """
     mask, place = read_mask(path, criterion)
     if mask.mean() > MOSTLY:
@@ -124,9 +124,9 @@ def measure_file(
         tqdm.write(one_line(f"warning: {path}: {sentence}; raise --most-cracks for more"), file=sys.stderr)
 
     try:
-        cracks = measure_cracks(mask, least_length * units.scale, None, most, warn, sys.stderr.isatty())
+        cracks = measure_cracks(mask, least_length * units.scale, None, max_cracks, warn, sys.stderr.isatty())
     except TooRagged as error:
-        raise ValueError(f"{path}: {error}, or raise --most-cracks {most}") from None
+        raise ValueError(f"{path}: {error}, or raise --most-cracks {max_cracks}") from None
     target = stem.with_name(stem.name + _PICTURE)
     with naming_path(target.parent):
         write_table(cracks, target.with_name(f"{target.name}.csv"), units)
@@ -150,9 +150,9 @@ def run(options: argparse.Namespace) -> None:
         units = Units(options.scale, options.mm_per_pixel)
         if not 0 <= options.least_length < float("inf"):
             raise ValueError(f"--least-length must be 0 or more, got {options.least_length}")
-        check_most(options.most_cracks)
+        check_max_cracks(options.most_cracks)
         criterion = Criterion(options.threshold, options.crack_colors, options.crack_values)
-        choose(criterion.threshold, criterion.colors, criterion.values)
+        choose_rule(criterion.threshold, criterion.colors, criterion.values)
         masks = masks_at(options.masks)
         with naming_path(options.out):  # before the first mask is measured
             options.out.mkdir(parents=True, exist_ok=True)

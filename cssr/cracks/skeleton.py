@@ -50,17 +50,17 @@ class TooRagged(ValueError):
 
 
 def skeleton_paths(
-    component: Pixels, outside: cKDTree, most_nodes: float = float("inf")
+    component: Pixels, outside: cKDTree, max_nodes: float = float("inf")
 ) -> tuple[list[Path], list[int]]:
     """The paths of a component's centre line, and how many of them meet at each junction.
 
     outside: of the pixels outside along its rim. A spur is a path to an end that reaches less beyond the side of the
     component than half the width there: it is roughness, no branch.
-    Raises: TooRagged where the line has more ends and junctions than `most_nodes` before spurs are removed.
+    Raises: TooRagged where the line has more ends and junctions than `max_nodes` before spurs are removed.
     """
     line = component[stays_when_thinned(component.neighbours())]
     nodes = int(((_links(line) < len(line)).sum(1) != 2).sum())
-    if nodes > most_nodes:
+    if nodes > max_nodes:
         raise TooRagged(f"one of its components, of {len(component)} pixels, has {nodes} ends and junctions")
     radius = outside.query(line.points)[0] - 0.5
     while True:
@@ -71,16 +71,16 @@ def skeleton_paths(
         spurs = [n for chain in graph.chains if _is_spur(chain, graph, radius) for n in chain if graph.junction[n] < 0]
         if not spurs:
             return _paths(graph, radius)
-        kept = np.setdiff1d(np.arange(len(line)), spurs)
-        line, radius = line[kept], radius[kept]
+        remaining = np.setdiff1d(np.arange(len(line)), spurs)
+        line, radius = line[remaining], radius[remaining]
 
 
 def _links(line: Pixels) -> np.ndarray:
     """N 8: the pixels joined to each; across a corner only where no way by sides is as short."""
-    links, none = line.neighbours(), len(line)
-    there = links < none
+    links, absent = line.neighbours(), len(line)
+    present = links < absent
     for k in range(1, 8, 2):
-        links[there[:, k - 1] | there[:, (k + 1) % 8], k] = none
+        links[present[:, k - 1] | present[:, (k + 1) % 8], k] = absent
     return links
 
 
@@ -138,12 +138,12 @@ def _paths(graph: _Graph, radius: np.ndarray) -> tuple[list[Path], list[int]]:
     for chain in graph.chains:
         ends = [int(n) for n in junction[[chain[0], chain[-1]]]]
         closed = chain[0] == chain[-1] and len(chain) > 1 and ends[0] < 0
-        placed, middle = points[chain], float(np.median(radius[chain]))
-        for at, end in zip((0, -1), ends):
+        path_points, half_width = points[chain], float(np.median(radius[chain]))
+        for end_index, end in zip((0, -1), ends):
             if end >= 0:
-                placed[at], meeting[end] = middles[end], meeting[end] + 1
+                path_points[end_index], meeting[end] = middles[end], meeting[end] + 1
         loose, joined = tuple(end < 0 and not closed for end in ends), tuple(end >= 0 for end in ends)
-        paths.append(Path(_smoothed(placed, max(_MIN_SIGMA, middle / 2), closed), middle, loose, joined))
+        paths.append(Path(_smoothed(path_points, max(_MIN_SIGMA, half_width / 2), closed), half_width, loose, joined))
     return paths, list(meeting.values())
 
 
@@ -167,7 +167,7 @@ def _smoothed(points: np.ndarray, sigma: float, closed: bool) -> np.ndarray:
 
 
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Tables of either pass: whether a pixel stays, by the code of its eight neighbours: 256 uint8 each, 0 or 1."""
+    """Look-up tables of the two passes: 1 where a pixel stays, by the code of its neighbours: 256 uint8 each."""
     p2, p3, p4, p5, p6, p7, p8, p9 = (np.arange(256)[:, None] >> np.arange(8) & 1).T
     runs = (1 - p2) * (p3 | p4) + (1 - p4) * (p5 | p6) + (1 - p6) * (p7 | p8) + (1 - p8) * (p9 | p2)
     pairs = np.minimum((p9 | p2) + (p3 | p4) + (p5 | p6) + (p7 | p8), (p2 | p3) + (p4 | p5) + (p6 | p7) + (p8 | p9))
@@ -188,32 +188,32 @@ def thin(mask: np.ndarray) -> np.ndarray:
     line = (np.asarray(mask) > 0).astype(np.uint8)
     x, y, width, height = cv2.boundingRect(line)
     part = line[y : y + height, x : x + width]
-    before, left = 0, int(part.sum())
-    while before != left:
+    previous, count = 0, int(part.sum())
+    while previous != count:
         for stays in _STAYS:
             part &= cv2.LUT(cv2.filter2D(part, cv2.CV_8U, _AROUND, borderType=cv2.BORDER_CONSTANT), stays)
-        before, left = left, int(part.sum())
+        previous, count = count, int(part.sum())
     return line
 
 
 def stays_when_thinned(neighbours: np.ndarray) -> np.ndarray:
-    """The same thinning of pixels in a list: which of them are in the centre line, N bool.
+    """Thin as `thin` does, for pixels in a list: which of them are in the centre line, N bool.
 
     neighbours: N 8 whole numbers, the pixels above, above to the right and so on clockwise; N where there is none.
     Only pixels with changed neighbours are looked at again, so that time grows with the pixels' number.
     """
-    there, number_of = np.ones(len(neighbours) + 1, bool), np.empty(len(neighbours) + 1, np.int64)
-    there[-1] = False
+    present, number_of = np.ones(len(neighbours) + 1, bool), np.empty(len(neighbours) + 1, np.int64)
+    present[-1] = False
     changed = [np.flatnonzero((neighbours == len(neighbours)).any(1))] * 2  # the others are inside
     while any(map(len, changed)):
         for stays in _STAYS:
-            gone = np.concatenate(changed)
-            near = np.append(neighbours[gone], gone)
-            near = near[there[near]]
-            number_of[near] = np.arange(len(near))
-            looked = near[number_of[near] == np.arange(len(near))]  # each once
-            codes = np.packbits(there[neighbours[looked]], axis=1, bitorder="little")[:, 0]
-            gone = looked[stays[codes] == 0]
-            there[gone] = False
-            changed = [changed[1], gone]
-    return there[:-1]
+            removed = np.concatenate(changed)
+            candidates = np.append(neighbours[removed], removed)
+            candidates = candidates[present[candidates]]
+            number_of[candidates] = np.arange(len(candidates))
+            checked = candidates[number_of[candidates] == np.arange(len(candidates))]  # each once
+            codes = np.packbits(present[neighbours[checked]], axis=1, bitorder="little")[:, 0]
+            removed = checked[stays[codes] == 0]
+            present[removed] = False
+            changed = [changed[1], removed]
+    return present[:-1]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cssr.cracks.masks import BROKEN, LOSSY_SUFFIXES, MOSTLY, MaskFile, Unreadable, decide_by_levels, read_mask
+from cssr.cracks.masks import BROKEN, LOSSY_SUFFIXES, MOSTLY, MaskFile, UnreadableMask, decide_by_levels, read_mask
 from cssr.data.cache import Cache
 from cssr.data.decode import image_size
 from cssr.data.remote import DataError, Notify
@@ -225,7 +225,7 @@ def _read_mask(file: BinaryIO, member: Member, image: _Image, name: str) -> list
         return []
     try:
         values = read_mask(NamedBytes(data, name))
-    except Unreadable:
+    except UnreadableMask:
         return []
     except ValueError as error:
         raise NotInPlace(str(error)) from None

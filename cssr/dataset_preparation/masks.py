@@ -9,7 +9,7 @@ from typing import Annotated
 import cv2
 import numpy as np
 
-from cssr.cracks.masks import BROKEN, NO_DATA, SHOWN, Decide, MaskRule, Read, members
+from cssr.cracks.masks import BROKEN, NO_DATA, SHOWN, Decide, MaskRule, Read, rule_of_values
 from cssr.dataset_preparation.sources import Item
 from cssr.utils.annotations import Within
 from cssr.utils.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
@@ -133,7 +133,9 @@ def decide_by_classes(items: Iterable[Item], crack: int, others: dict[int, str])
                 f"the mask of {item.origin} holds {', '.join(map(str, unknown[:SHOWN]))}, but this set knows {crack} "
                 f"crack, {names}; is it another set, or a changed one? Then read it as `folder`"
             )
-    return members([crack], f"crack = {crack} ({', '.join(f'{value} is {name}' for value, name in others.items())})")
+    return rule_of_values(
+        [crack], f"crack = {crack} ({', '.join(f'{value} is {name}' for value, name in others.items())})"
+    )
 
 
 def dilated(decide: Decide, radius: int) -> Decide:

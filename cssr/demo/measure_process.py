@@ -70,7 +70,7 @@ def _row(crack: Crack, unit: float) -> dict[str, Any]:
 def _sizes(options: argparse.Namespace) -> Iterator[PixelSize]:
     """Sizes of a pixel that are typed, and from two points; ValueError where these are too near each other."""
     if options.mm is not None:
-        yield pixel_size.typed(str(options.mm))
+        yield pixel_size.parse_size(str(options.mm))
     if options.known is not None:
         *points, mm = options.known
         yield pixel_size.of_points(points[:2], points[2:], mm)

@@ -66,7 +66,7 @@ class Measured:
         if self.rectify:
             layers = image if valid is None else np.dstack([image, valid.astype(np.uint8) * 255])
             photograph.close()
-            photograph = open_photograph(pixel_size.rectified(layers, seen[0]))
+            photograph = open_photograph(pixel_size.rectify(layers, seen[0]))
             seen = pixel_size.markers(photograph.pixels(0, 0, *photograph.shape), self.marker_family) or seen
         return photograph, pixel_size.of_markers(seen, self.marker_side)
 

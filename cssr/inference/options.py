@@ -69,16 +69,16 @@ def _check_measures(options: argparse.Namespace) -> None:
     if (options.rectify or options.marker_family) and options.marker_side is None:
         raise ValueError("--rectify and --marker-family need --marker-side, the side of the markers in mm")
     if options.measure:
-        from cssr.cracks.measure import check_most  # slow to import, as all that measures
+        from cssr.cracks.measure import check_max_cracks  # slow to import, as all that measures
 
-        check_most(options.most_cracks)
+        check_max_cracks(options.most_cracks)
 
 
 def measuring(options: argparse.Namespace) -> "Measured":
     """Settings of measurement from the command line."""
     from cssr.inference.measures import Measured
 
-    size = None if options.mm_per_pixel is None else pixel_size.typed(options.mm_per_pixel)
+    size = None if options.mm_per_pixel is None else pixel_size.parse_size(options.mm_per_pixel)
     if options.known_distance is not None:
         *points, mm = options.known_distance
         try:

@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from cssr.cracks import measure
-from cssr.cracks.components import Components, Runs, _runs
+from cssr.cracks.components import Components, Runs, _find_runs
 from cssr.cracks.measure import Crack, TooRagged, measure_cracks
 from cssr.cracks.skeleton import stays_when_thinned, thin
 
@@ -208,7 +208,7 @@ def test_a_component_like_noise_is_refused_by_its_ends_and_junctions():
     with pytest.raises(
         TooRagged, match="one of its components, of [0-9]+ pixels, has [0-9]+ ends and junctions, and 80 "
     ):
-        measure_cracks(comb, most=40)
+        measure_cracks(comb, max_cracks=40)
 
 
 def test_of_many_components_the_largest_are_measured_and_the_others_told_of():
@@ -217,14 +217,14 @@ def test_of_many_components_the_largest_are_measured_and_the_others_told_of():
         mask[10, 10 * number : 10 * number + 1 + number % 8] = mask[50 + number, 5:9] = 1
     mask[100, 20:320] = 1
     every = measure_cracks(mask)
-    found = measure_cracks(mask, most=10, warn=output.append)
+    found = measure_cracks(mask, max_cracks=10, warn=output.append)
     assert output == [f"left out {len(every) - 10} components of at most 7 pixels: the 10 largest are measured"]
     assert [c.length for c in found] == [c.length for c in every[:10]] and found[0].area == 300
     output.clear()
-    assert len(measure_cracks(mask, most=len(every), warn=output.append)) == len(every) and not output
+    assert len(measure_cracks(mask, max_cracks=len(every), warn=output.append)) == len(every) and not output
     branched = np.zeros((90, 90), np.uint8)
     branched[10, 10:80] = branched[10:80, 20] = branched[10:80, 40] = branched[10:80, 60] = branched[86, 5:30] = 1
-    assert len(measure_cracks(branched, most=2, warn=output.append)) == 1  # of more branches than four
+    assert len(measure_cracks(branched, max_cracks=2, warn=output.append)) == 1  # of more branches than four
     assert output == ["left out 1 components of at most 25 pixels: the 1 largest are measured"]
 
 
@@ -288,13 +288,13 @@ def test_pieces_are_those_of_opencv():
 
 def test_runs_know_their_circumference_and_can_be_thinned_out():
     mask = np.random.default_rng(1).random((50, 60)) < 0.6
-    runs = Runs(*_runs(mask))
+    runs = Runs(*_find_runs(mask))
     sides = (np.diff(np.pad(mask, 1).astype(int), axis=0) != 0).sum()
     sides += (np.diff(np.pad(mask, 1).astype(int), axis=1) != 0).sum()
     assert runs.mean_width() == pytest.approx(2 * mask.sum() / sides)
     for times in (2, 3, 5):
         kept, expected = np.zeros_like(mask), mask[times // 2 :: times, times // 2 :: times]
-        pixels = runs.every(times).pixels()
+        pixels = runs.reduced(times).pixels()
         kept[pixels.y, pixels.x] = True
         assert np.array_equal(kept[: expected.shape[0], : expected.shape[1]], expected)
         assert kept.sum() == expected.sum()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cssr.cracks.files import Georeference, Units, annotated, write_geojson, write_picture, write_table
+from cssr.cracks.files import Georeference, Units, annotate_picture, write_geojson, write_picture, write_table
 from cssr.cracks.measure import measure_cracks
 from cssr.cracks.run import Criterion, masks_at, read_mask
 from cssr.measure import main
@@ -109,17 +109,17 @@ def test_geojson_on_a_map(tmp_path):
 def test_the_picture_shows_lines_in_the_cracks_and_labels_beside_them(tmp_path):
     mask = mask_of_two()
     cracks = measure_cracks(mask)
-    picture = np.asarray(annotated(mask, cracks))
+    picture = np.asarray(annotate_picture(mask, cracks))
     assert picture.shape == (600, 800, 3)
     red = (picture[..., 0] > 180) & (picture[..., 1] < 120)
     inside = np.kron(mask, np.ones((2, 2))) > 0
     assert red[inside].any() and not red[~inside].any()
     assert red[:, 110:490].any(0).mean() > 0.9  # along the whole bar
-    plain = np.asarray(annotated(mask, []))
+    plain = np.asarray(annotate_picture(mask, []))
     assert set(np.unique(plain)) == {190, 255} and (picture != plain)[~inside].any()
-    assert max(annotated(np.zeros((50, 9000), bool), []).size) == 4000
+    assert max(annotate_picture(np.zeros((50, 9000), bool), []).size) == 4000
     photograph = np.full((300, 400, 3), 77, np.uint8)
-    assert np.median(annotated(photograph, cracks)) == 77
+    assert np.median(annotate_picture(photograph, cracks)) == 77
     assert [p.name for p in [write_picture(mask, cracks, tmp_path / "new" / "a.png")]] == ["a.png"]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
 
@@ -128,7 +128,7 @@ def test_labels_cover_no_crack_and_a_tenth_of_the_picture():
     mask = np.zeros((1200, 1200), np.uint8)
     mask[20:-20:40, 20:-20] = np.tile(np.repeat([1, 0], [30, 10]), 29)
     cracks = measure_cracks(mask)
-    picture = np.asarray(annotated(np.full((1200, 1200, 3), 77, np.uint8), cracks))
+    picture = np.asarray(annotate_picture(np.full((1200, 1200, 3), 77, np.uint8), cracks))
     white = (picture == 255).all(-1)
     assert len(cracks) == 29 * 29 and not white[mask > 0].any()
     assert 0.05 < white.mean() < 0.11

@@ -8,20 +8,30 @@ import pytest
 from PIL import Image
 
 from cssr.cracks import pixel_size
-from cssr.cracks.pixel_size import PixelSize, best, markers, of_file, of_markers, of_points, rectified, tilt_of, typed
+from cssr.cracks.pixel_size import (
+    PixelSize,
+    best,
+    markers,
+    of_file,
+    of_markers,
+    of_points,
+    parse_size,
+    rectify,
+    tilt_of,
+)
 
 SIDE = 40.0  # mm
 
 
 def test_typed_sizes_have_an_uncertainty():
-    assert typed("0.2+-0.005") == typed("0.2±0.005") == PixelSize(0.2, 0.005, "typed")
-    assert typed("0.2").uncertainty == pytest.approx(0.002)
+    assert parse_size("0.2+-0.005") == parse_size("0.2±0.005") == PixelSize(0.2, 0.005, "typed")
+    assert parse_size("0.2").uncertainty == pytest.approx(0.002)
 
 
 @pytest.mark.parametrize("text", ["", "abc", "0", "-1", "nan", "inf", "0.2+--1", "0.2+-x"])
 def test_what_cannot_be_a_size_is_one_line(text):
     with pytest.raises(ValueError, match="--mm-per-pixel must be mm above 0"):
-        typed(text)
+        parse_size(text)
 
 
 def test_two_points():
@@ -104,7 +114,7 @@ def test_a_tilted_wall_is_reported_and_rectified(degrees):
     (marker,) = markers(image)
     size = of_markers([marker], SIDE)
     assert tilt_of(marker) == pytest.approx(degrees, abs=3) and "--rectify" in size.note
-    straight = rectified(image, marker)
+    straight = rectify(image, marker)
     (again,) = markers(np.ascontiguousarray(straight[..., :3]))
     assert tilt_of(again) < 6 and of_markers([again], SIDE).uncertainty < size.uncertainty
     sides = np.linalg.norm(np.roll(again.corners, -1, 0) - again.corners, axis=1)
@@ -117,9 +127,9 @@ def test_a_plane_up_to_its_horizon_cannot_be_rectified():
     (marker,) = markers(image)
     flat = pixel_size.Marker("", 0, np.array([[500.0, 400], [540, 400], [640, 440], [400, 440]]))
     with pytest.raises(ValueError, match="horizon"):
-        rectified(image, flat)
+        rectify(image, flat)
     with pytest.raises(ValueError, match="tilted too much"):
-        rectified(image, marker, 1000)
+        rectify(image, marker, 1000)
 
 
 def test_a_side_that_cannot_be_is_one_line():

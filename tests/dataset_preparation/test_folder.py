@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from trees import belong, crack, masks_of, pair, photo, truth
 
-from cssr.cracks.masks import NO_DATA, packed, parse_colours, parse_values, read_colours, read_mask
+from cssr.cracks.masks import NO_DATA, pack_colour, parse_colours, parse_values, read_colours, read_mask
 from cssr.dataset_preparation.masks import nearest, upright_size, widen
 from cssr.dataset_preparation.pairing import compile_pattern
 from cssr.dataset_preparation.sources import SOURCES
@@ -301,7 +301,7 @@ def test_masks_are_resized_and_widened_when_asked_to(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA"])
 def test_colours_of_masks_of_many_kinds(tmp_path, mode):
     path = truth(tmp_path / "m.png", (crack(9) * 255).astype(np.uint8), mode)
-    assert (read_colours(path) == np.where(crack(9), packed(255, 255, 255), 0)).all()
+    assert (read_colours(path) == np.where(crack(9), pack_colour(255, 255, 255), 0)).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -19,7 +19,7 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install -e '.[test
 from demo_server import dark_model, encoded, serving_page  # noqa: E402
 
 from cssr.cracks.measure import measure_cracks  # noqa: E402
-from cssr.cracks.pixel_size import typed  # noqa: E402
+from cssr.cracks.pixel_size import parse_size  # noqa: E402
 from cssr.demo.measure_process import measured, read_probability  # noqa: E402
 
 
@@ -56,7 +56,7 @@ def test_cracks_are_measured_at_the_threshold(page):
 
 
 def test_what_is_left_out_is_reported(monkeypatch):
-    monkeypatch.setattr("cssr.demo.measure_process.measure_cracks", partial(measure_cracks, most=1))
+    monkeypatch.setattr("cssr.demo.measure_process.measure_cracks", partial(measure_cracks, max_cracks=1))
     found = measured(drawn(), 0.3, 1)
     assert len(found["cracks"]) == 1 and found["notes"][0].startswith("left out 1 components of at most ")
     assert found["notes"][0].endswith(" pixels: the 1 largest are measured")
@@ -101,7 +101,7 @@ def test_points_that_are_none_are_refused(known, page):
 
 
 def test_the_files_say_the_same_in_pixels_of_the_photograph():
-    found = measured(drawn(), 0.3, 2, [typed("0.3")])
+    found = measured(drawn(), 0.3, 2, [parse_size("0.3")])
     level, upright = csv.DictReader(io.StringIO(found["csv"]))
     assert float(level["length_mm"]) == pytest.approx(found["cracks"][0]["length"], abs=1e-3)
     assert float(level["length_mm"]) == pytest.approx(0.3 * float(level["length_px"]), abs=1e-3)

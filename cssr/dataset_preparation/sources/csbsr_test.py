@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from cssr.cracks.masks import DEFAULT_THRESHOLD, above
+from cssr.cracks.masks import DEFAULT_THRESHOLD, rule_above
 from cssr.dataset_preparation.groups import merged_group
 from cssr.dataset_preparation.masks import Threshold, read_kernel
 from cssr.dataset_preparation.pairing import Layout, find_pairs, image_files, match_files, omission_note
@@ -30,7 +30,7 @@ def csbsr_test(root: Root, blur: Blur = "02_40", threshold: Threshold = None) ->
     spare = {kind: sorted(files.keys() - truths.pictures.keys()) for kind, files in beside.items()}
     notes = [note for kind in spare for note in omission_note(f"files of {blur}/{kind} without picture", spare[kind])]
     items = [_item(item, beside, blur) for item in truths.items(group=merged_group)]
-    rule = above(DEFAULT_THRESHOLD if threshold is None else threshold, "JPEG masks, values 0..255")
+    rule = rule_above(DEFAULT_THRESHOLD if threshold is None else threshold, "JPEG masks, values 0..255")
     return Source("csbsr_test", None, items, lambda _: rule, (_NOTE, *notes))
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from cssr.cracks.masks import choose
+from cssr.cracks.masks import choose_rule
 from cssr.dataset_preparation.groups import GroupPattern, by_expression
 from cssr.dataset_preparation.layout import by_stem, image_folder, pair_folders, split_folder, without_masks
 from cssr.dataset_preparation.masks import (
@@ -63,7 +63,7 @@ def folder(
             source, notes=omission_note("masks beside their images", sorted(p.relative_to(root) for p in masks))
         )
     pairs = _pairs(root, split, image_pattern, mask_pattern, name_list, skip_unpaired)
-    read, decide = choose(threshold, crack_colors, crack_values, pairs.lossy)
+    read, decide = choose_rule(threshold, crack_colors, crack_values, pairs.lossy)
     return Source("folder", None, pairs.items(read, resize_masks, group), dilated(decide, dilate), pairs.notes)
 
 

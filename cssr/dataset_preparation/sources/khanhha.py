@@ -6,7 +6,7 @@ photographs is for a check of the groups to say.
 
 from dataclasses import replace
 
-from cssr.cracks.masks import DEFAULT_THRESHOLD, above
+from cssr.cracks.masks import DEFAULT_THRESHOLD, rule_above
 from cssr.dataset_preparation.groups import merged_group
 from cssr.dataset_preparation.layout import pair_folders, split_folder
 from cssr.dataset_preparation.masks import Threshold
@@ -18,7 +18,7 @@ def khanhha(root: Root, split: Split = None, threshold: Threshold = None) -> Sou
     """ROOT/train or ROOT/test (--split), each with images/ and masks/: JPEGs of the same names."""
     base = split_folder(root, split)
     items = [with_set(item) for item in pair_folders(root, base / "images", base / "masks").items(group=merged_group)]
-    rule = above(DEFAULT_THRESHOLD if threshold is None else threshold, "JPEG masks, values 0..255")
+    rule = rule_above(DEFAULT_THRESHOLD if threshold is None else threshold, "JPEG masks, values 0..255")
     return Source("khanhha", None, items, lambda _: rule)
 
 

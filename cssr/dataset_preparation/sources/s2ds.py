@@ -6,12 +6,12 @@ black. Cracks are drawn as lines. The patches are cut from larger photographs, o
 
 from functools import partial
 
-from cssr.cracks.masks import decide_by_members, packed, read_colours, show_colour
+from cssr.cracks.masks import decide_by_members, pack_colour, read_colours, show_colour
 from cssr.dataset_preparation.masks import Dilate, dilated
 from cssr.dataset_preparation.pairing import Layout, find_pairs
 from cssr.dataset_preparation.sources import SOURCES, Root, Source, Split
 
-_CRACK = packed(255, 255, 255)
+_CRACK = pack_colour(255, 255, 255)
 _LAYOUT = Layout("**/{split}/{stem}.png", "**/{split}/{stem}_lab.png")
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, BinaryIO
 
 import numpy as np
 
-from cssr.cracks.masks import LOSSY_SUFFIXES, Read, choose
+from cssr.cracks.masks import LOSSY_SUFFIXES, Read, choose_rule
 from cssr.data.make_index import NamedBytes, NotRead, list_images
 from cssr.data.suffixes import Reading, read_names
 from cssr.data.tar_reader import Member
@@ -81,7 +81,7 @@ def webdataset(
         raise ValueError(f"{tars}: {fault}")
     notes = _unpaired(tars, reading, skip_unpaired)
     lossy = any(f".{suffix}".endswith(LOSSY_SUFFIXES) for suffix in reading.of("mask"))
-    read, decide = choose(threshold, crack_colors, crack_values, lossy)
+    read, decide = choose_rule(threshold, crack_colors, crack_values, lossy)
     samples = [
         _Sample(tars.root / name, *sample)
         for name, members in zip(tars.names, contents)
