@@ -33,9 +33,9 @@ from cssr.dataset_preparation.synthesis import render
 from cssr.inference.large_images import predict_rows
 from cssr.inference.pipeline import Pipeline
 from cssr.inference.predictor import predict
-from cssr.inference.result_rows import Wanted
+from cssr.inference.result_rows import ResultOptions
 from cssr.inference.resume import ENDING
-from cssr.inference.sources import each
+from cssr.inference.sources import iterate_sources
 from cssr.inference.writers import Files
 from cssr.models.inference_form import for_inference
 from cssr.models.joint import JointModel, build_model
@@ -50,7 +50,7 @@ SMALL = {
     "sr": {"name": "dbpn", "stages": 2, "width": 8, "features": 16},
     "seg": {"name": "unet", "encoder": "resnet10t", "width": 4, "encoder_args": {"channels": [8, 8, 16, 16]}},
 }
-WANTED = Wanted(("sr", "mask"), format="tiff")
+WANTED = ResultOptions(("sr", "mask"), format="tiff")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -125,7 +125,7 @@ def by_command(model: JointModel, paths: Sequence[Path], options: argparse.Names
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         words = [*paths, "--out", out, "--tile", options.tile, "--batch", options.batch]
         work = Pipeline(model, predict_command.parser().parse_args([str(word) for word in words]), None)
-        work.work(each({path.stem: path for path in paths}, 1), len(paths))
+        work.work(iterate_sources({path.stem: path for path in paths}, 1), len(paths))
         records = [json.loads((Path(out) / f"{path.stem}{ENDING}").read_text(encoding="utf-8")) for path in paths]
     return np.array([record["found"]["crack"] for record in records])
 

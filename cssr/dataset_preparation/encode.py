@@ -15,7 +15,7 @@ from cssr.data.remote import DataError
 from cssr.dataset_preparation.images import Opened, Picture, open_picture, png, size_of, store_picture
 from cssr.dataset_preparation.sources import Item, MaskRule
 from cssr.dataset_preparation.split import group_of
-from cssr.dataset_preparation.tiles import Place, Tiling, tile_key
+from cssr.dataset_preparation.tiles import Tile, Tiling, tile_key
 
 MAX_SCALE, MAX_KERNEL = 64, 511  # that the reader takes: HR pixels per LQ pixel, pixels a side
 Members = dict[str, bytes]  # extension -> bytes
@@ -81,7 +81,7 @@ def encode(item: Item, form: Form) -> Iterator[tuple[str, Members, Facts]]:
         return
     members = {picture.suffix: picture.data, **_beside(item, form, *size)}
     sample = _sample(item, form, item.key, members, mask, valid, size, picture.converted)
-    yield _with_tile(*sample, Place(0, 0, *size), size) if form.tiling else sample
+    yield _with_tile(*sample, Tile(0, 0, *size), size) if form.tiling else sample
 
 
 def _count(data: bytes, tiling: Tiling | None) -> int:
@@ -148,7 +148,7 @@ def _sample(
 
 
 def _with_tile(
-    key: str, members: Members, facts: Facts, place: Place, whole: tuple[int, int]
+    key: str, members: Members, facts: Facts, place: Tile, whole: tuple[int, int]
 ) -> tuple[str, Members, Facts]:
     return key, members, {**facts, "tile": {**place._asdict(), "of": list(whole)}}
 

@@ -10,7 +10,7 @@ from cssr.dataset_preparation.sources import Item
 NAME = re.compile(r"(.+)__y\d{6,}_x\d{6,}", re.DOTALL)
 
 
-class Place(NamedTuple):
+class Tile(NamedTuple):
     """A rectangle of a photograph, pixels from its upper left corner."""
 
     x: int
@@ -23,9 +23,9 @@ class Place(NamedTuple):
         """Left, upper, right, lower, as Pillow's crop takes them."""
         return self.x, self.y, self.x + self.width, self.y + self.height
 
-    def divided(self, scale: int) -> "Place":
+    def divided(self, scale: int) -> "Tile":
         """The same place in an image `scale` times smaller."""
-        return Place(*(number // scale for number in self))
+        return Tile(*(number // scale for number in self))
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Tiling:
             return [0]
         return [*range(0, side - self.size, self.size - self.overlap), side - self.size]
 
-    def places(self, width: int, height: int) -> list[Place]:
+    def places(self, width: int, height: int) -> list[Tile]:
         """The tiles of a photograph, row by row; one that is the photograph itself if it is not larger than a tile."""
         size = min(self.size, width), min(self.size, height)
-        return [Place(x, y, *size) for y in self.starts(height) for x in self.starts(width)]
+        return [Tile(x, y, *size) for y in self.starts(height) for x in self.starts(width)]
 
     def count(self, width: int, height: int) -> int:
         """Number of tiles, the same for a photograph on its side. ValueError for a small one that is refused."""
@@ -73,7 +73,7 @@ class Tiling:
                 )
 
 
-def tile_key(key: str, place: Place) -> str:
+def tile_key(key: str, place: Tile) -> str:
     """The key of a tile: its photograph's, and where it begins."""
     return f"{key}__y{place.y:06d}_x{place.x:06d}"
 

@@ -25,11 +25,11 @@ CONTRAST = 0.5  # share of the light that is missing in a crack
 BLUR = 0.6  # pixels, standard deviation of the camera's blur, where the model estimates none
 _FINE = 8  # parts of a pixel's side that a drawn crack may cover or not
 _NEAR = 1.5  # pixels between a crack's line and the mask that still find it
-_PLACES = 20  # tries to draw a crack apart from those that are there
-_FREE = 0.1  # of a line that the mask may cover before it is drawn
+_TRIES = 20  # tries to draw a crack apart from those that are there
+_MAX_COVERED = 0.1  # share of a line that the mask may cover before the crack is drawn
 _BATCH = 8
 _DRAWS = 200  # of the bootstrap
-_RIDGE = 0.02  # keeps the curve finite where widths part hits from misses without a fault
+_RIDGE = 0.02  # keeps the curve finite where the widths separate hits from misses exactly
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Detectable:
     blur: float
 
     def sentence(self, mm_per_pixel: float | None = None) -> str:
-        """In words."""
-        how = f"{self.tries * len(self.widths)} cracks drawn on {self.parts} parts of these photographs"
+        """The result as a sentence."""
+        basis = f"{self.tries * len(self.widths)} cracks drawn on {self.parts} parts of these photographs"
         if self.p90 is None:
             share = self.hits[-1] / self.tries
-            return f"of cracks {self.widths[-1]:g} px wide {share:.0%} would be found ({how})"
+            return f"of cracks {self.widths[-1]:g} px wide {share:.0%} would be found ({basis})"
         upper = "" if self.p90_upper is None else f", at most {self.p90_upper:.2g} px with a confidence of 95 %"
         mm = "" if mm_per_pixel is None else f" = {self.p90 * mm_per_pixel:.2g} mm"
-        return f"cracks from {self.p90:.2g} px{mm} on are found with a probability of 90 %{upper} ({how})"
+        return f"cracks from {self.p90:.2g} px{mm} on are found with a probability of 90 %{upper} ({basis})"
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
@@ -74,32 +74,32 @@ def detectable(
     tries: int = 8,
     seed: int = 0,
 ) -> Detectable | None:
-    """Measure it on the user's own photographs, opened one by one; None where none has room for a crack.
+    """Measure the detectable width on the user's photographs, opened one by one; None where none has room for a crack.
 
     `tries`: cracks of each width. The same photographs, model and seed give the same cracks.
     """
     rng = np.random.default_rng(seed)
     images: list[np.ndarray] = []
-    for opening in photographs:
-        with opening() as photograph:
-            images += _parts(photograph, rng, -(-tries // len(photographs)))
+    for open_one in photographs:
+        with open_one() as photograph:
+            images += _draw_parts(photograph, rng, -(-tries // len(photographs)))
         if len(images) >= tries:
             break
     masks, blurs = _masks(model, images, threshold)
     blur = float(np.median(blurs)) if blurs else BLUR
-    rooms = [(image, _near(mask, model.scale)) for image, mask in zip(images, masks) if not mask.all()]
-    rooms = [room for room in rooms if _drawn_apart(*room, WIDTHS[-1], blur, rng, model.scale)]
-    if not rooms:
+    parts = [(image, _dilate(mask, model.scale)) for image, mask in zip(images, masks) if not mask.all()]
+    parts = [part for part in parts if _draw_apart(*part, WIDTHS[-1], blur, rng, model.scale)]
+    if not parts:
         return None
     hits = []
     for width in WIDTHS:
-        drawn = [_drawn_apart(*rooms[n % len(rooms)], width, blur, rng, model.scale) for n in range(tries)]
+        drawn = [_draw_apart(*parts[n % len(parts)], width, blur, rng, model.scale) for n in range(tries)]
         pictures, lines = zip(*filter(None, drawn))
         masks = _masks(model, pictures, threshold)[0]
-        near = (_near(mask, model.scale) for mask in masks)
-        hits.append(sum(_share(mask, line, model.scale) >= 0.5 for mask, line in zip(near, lines)))
+        near = (_dilate(mask, model.scale) for mask in masks)
+        hits.append(sum(_share_near(mask, line, model.scale) >= 0.5 for mask, line in zip(near, lines)))
     p50, p90, upper = fit(WIDTHS, hits, tries, rng)
-    return Detectable(WIDTHS, tuple(hits), tries, p50, p90, upper, len(rooms), CONTRAST, round(blur, 3))
+    return Detectable(WIDTHS, tuple(hits), tries, p50, p90, upper, len(parts), CONTRAST, round(blur, 3))
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,16 @@ class CentreLine:
 
     def points(self) -> np.ndarray:
         """Points N 2 (x, y) of the line within the part."""
-        at = np.linspace(-self.side, self.side, 4 * self.side)
-        off = self.amplitude * np.sin(2 * math.pi * at / self.period + self.phase)
+        along = np.linspace(-self.side, self.side, 4 * self.side)
+        across = self.amplitude * np.sin(2 * math.pi * along / self.period + self.phase)
         cos, sin = math.cos(self.angle), math.sin(self.angle)
-        line = np.stack([at * cos - off * sin, at * sin + off * cos], 1) + self.middle
+        line = np.stack([along * cos - across * sin, along * sin + across * cos], 1) + self.middle
         return line[((line > 4) & (line < self.side - 4)).all(1)]
 
     def covered(self, width: float) -> np.ndarray:
         """Share S S float32 of each pixel that a crack of so many pixels covers."""
-        fine = (np.arange(self.side * _FINE) + 0.5) / _FINE
-        x, y = fine[None, :] - self.middle[0], fine[:, None] - self.middle[1]
+        subpixels = (np.arange(self.side * _FINE) + 0.5) / _FINE
+        x, y = subpixels[None, :] - self.middle[0], subpixels[:, None] - self.middle[1]
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         along, across = x * cos + y * sin, y * cos - x * sin
         turn = 2 * math.pi * along / self.period + self.phase
@@ -189,30 +189,30 @@ def _width_at(curve: tuple[float, float], probability: float, widths: Sequence[f
     return max(width, widths[0]) if width <= widths[-1] else None
 
 
-def _parts(photograph: Photograph, rng: np.random.Generator, wanted: int) -> list[np.ndarray]:
+def _draw_parts(photograph: Photograph, rng: np.random.Generator, count: int) -> list[np.ndarray]:
     """Parts S S 3 uint8 of a photograph that hold data all over."""
     height, width = photograph.shape
     if min(height, width) < SIDE:
         return []
     parts: list[np.ndarray] = []
-    for _ in range(4 * wanted):
+    for _ in range(4 * count):
         top, left = int(rng.integers(height - SIDE + 1)), int(rng.integers(width - SIDE + 1))
         image, valid = photograph.window(top, left, SIDE, SIDE)
         if valid is None or valid.all():
             parts.append(np.ascontiguousarray(image))
-        if len(parts) == wanted:
+        if len(parts) == count:
             break
     return parts
 
 
-def _drawn_apart(
+def _draw_apart(
     image: np.ndarray, near: np.ndarray, width: float, blur: float, rng: np.random.Generator, scale: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """A part with a crack drawn apart from the mask (`near`), and its line; None where that has no room."""
-    for _ in range(_PLACES):
+    for _ in range(_TRIES):
         centre_line = CentreLine.drawn(image.shape[0], rng)
         line = centre_line.points()
-        if len(line) and _share(near, line, scale) <= _FREE:
+        if len(line) and _share_near(near, line, scale) <= _MAX_COVERED:
             return draw(image, centre_line, width, blur), line
     return None
 
@@ -221,8 +221,8 @@ def _drawn_apart(
 def _masks(model: JointModel, images: Sequence[np.ndarray], threshold: float) -> tuple[list[np.ndarray], list[float]]:
     """Masks (S*s S*s bool) of parts, and the standard deviations of the estimated blur, pixels of the photograph."""
     device, masks, blurs = model.mean.device, [], []
-    for at in range(0, len(images), _BATCH):
-        pixels = torch.from_numpy(np.stack(images[at : at + _BATCH])).to(device)
+    for start in range(0, len(images), _BATCH):
+        pixels = torch.from_numpy(np.stack(images[start : start + _BATCH])).to(device)
         outputs = model(rearrange(pixels, "b h w c -> b c h w").float() / 255)
         masks += list((outputs.logits[:, 0].float().sigmoid() > threshold).cpu().numpy())
         if outputs.kernel is not None:
@@ -230,13 +230,13 @@ def _masks(model: JointModel, images: Sequence[np.ndarray], threshold: float) ->
     return masks, blurs
 
 
-def _near(mask: np.ndarray, scale: int) -> np.ndarray:
+def _dilate(mask: np.ndarray, scale: int) -> np.ndarray:
     """Pixels (S*s S*s uint8) of a mask and those around it that still find a line."""
     reach = round(_NEAR * scale)
     return cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2))
 
 
-def _share(near: np.ndarray, line: np.ndarray, scale: int) -> float:
+def _share_near(near: np.ndarray, line: np.ndarray, scale: int) -> float:
     """Share of a line that is near the mask."""
     x, y = np.clip((line * scale).astype(int), 0, near.shape[0] - 1).T
     return float(near[y, x].mean())

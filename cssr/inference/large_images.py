@@ -1,7 +1,7 @@
-"""Prediction of photographs and results that are larger than the memory.
+"""Predict photographs of which the results are larger than the memory.
 
-A photograph goes through the model in rounds over its tiles: the blur kernel (where it is predicted), the SR image and
-its statistics, the cracks. Between rounds the SR image is in a temporary file beside the results (12 bytes a pixel of
+A photograph is predicted in rounds over its tiles: the blur kernel (where the model predicts one), the SR image and its
+statistics, the cracks. Between rounds the SR image is in a temporary file beside the results (12 bytes a pixel of
 it, float32), as computing it again would take longer than reading it, and rounding it would change the cracks. Tiles
 are read ahead of use and results written behind by threads, a few batches apart.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cssr.config.schema import segments
-from cssr.inference.result_rows import CrackMasks, SRImage, Wanted, as_tiff
+from cssr.inference.result_rows import CrackMasks, ResultOptions, SRImage, as_tiff
 from cssr.inference.scratch import Scratch
 from cssr.inference.writers import Files, save_array, save_png
 from cssr.models.joint import JointModel
@@ -23,7 +23,7 @@ from cssr.utils import geotiff
 from cssr.utils.photographs import Photograph
 from cssr.utils.threads import WriteBehind
 
-_LOOK = 128  # pixels a side of the windows in which a photograph is looked at
+_WINDOW = 128  # pixels a side of the windows that statistics are taken from
 _AHEAD = 2  # batches of tiles, and chunks of results, that wait
 
 
@@ -45,7 +45,12 @@ class Summary:
 
 
 def predict_rows(
-    model: JointModel, photograph: Photograph, files: Files, wanted: Wanted, tiles: Tiles, keep_mask: bool = False
+    model: JointModel,
+    photograph: Photograph,
+    files: Files,
+    wanted: ResultOptions,
+    tiles: Tiles,
+    keep_mask: bool = False,
 ) -> Summary:
     """Write a photograph's results by rows.
 
@@ -60,8 +65,8 @@ def predict_rows(
         box = photograph.extent()
         part = photograph if box == (0, 0, *photograph.shape) else photograph.within(*box)
         sr = SRImage(model, photograph, files, wanted, box)
-        needed = segments(model.config) and (keep_mask or {"prob", "mask", "overlay"} & set(wanted.results))
-        mask = CrackMasks(model, photograph, scratch, files, wanted, keep_mask, box) if needed else None
+        with_cracks = segments(model.config) and (keep_mask or {"prob", "mask", "overlay"} & set(wanted.results))
+        mask = CrackMasks(model, photograph, scratch, files, wanted, keep_mask, box) if with_cracks else None
         blur = None
         for name, rows in model.infer_rows(part, tiles, scratch):
             if name == "kernel":
@@ -76,30 +81,32 @@ def predict_rows(
             elif name == "logits" and mask is not None:
                 cracks(mask.write, rows)
             elif name == "logits" and model.rounds > 1:
-                break  # nobody wants what is to come
-        pictures(sr.end)
+                break  # the remaining rounds are not needed
+        pictures(sr.finish)
         if mask is not None:
-            cracks(mask.end)
-    warnings = outside(model.trained_on, *_look(photograph), photograph.shape, blur) if model.trained_on else []
+            cracks(mask.finish)
+    warnings = (
+        outside(model.trained_on, *_sample_statistics(photograph), photograph.shape, blur) if model.trained_on else []
+    )
     if mask is None:
         return Summary(*sr.shape[::-1], warnings=warnings)
     share = mask.crack_pixels / mask.valid_pixels
     return Summary(*mask.shape[::-1], share, mask.crack_prob, warnings=warnings)
 
 
-def _look(photograph: Photograph) -> tuple[float, float]:
+def _sample_statistics(photograph: Photograph) -> tuple[float, float]:
     """Mean and standard deviation of a photograph's values, 0..1, over windows of it."""
-    height, width = (min(side, _LOOK) for side in photograph.shape)
-    tops, lefts = (np.linspace(0, side - min(side, _LOOK), 4).astype(int) for side in photograph.shape)
+    height, width = (min(side, _WINDOW) for side in photograph.shape)
+    tops, lefts = (np.linspace(0, side - min(side, _WINDOW), 4).astype(int) for side in photograph.shape)
     windows = [photograph.window(top, left, height, width) for top in {*tops} for left in {*lefts}]
-    seen = [(rgb if valid is None else rgb[valid]).reshape(-1, 3) for rgb, valid in windows]
-    values = np.concatenate(seen).astype(np.float32) / 255
+    pixels = [(rgb if valid is None else rgb[valid]).reshape(-1, 3) for rgb, valid in windows]
+    values = np.concatenate(pixels).astype(np.float32) / 255
     if not len(values):  # all of them are where there are no data
         values = photograph.read(*photograph.extent()[:2], 1, 1).numpy() / 255
     return float(values.mean()), float(values.std())
 
 
-def memory(model: JointModel, photograph: Photograph, wanted: Wanted, side: int, keep_mask: bool = False) -> int:
+def memory(model: JointModel, photograph: Photograph, wanted: ResultOptions, side: int, keep_mask: bool = False) -> int:
     """Bytes that a photograph needs at most, beside the networks and what they compute of a batch of tiles.
 
     The photograph as it is held; of the SR image a row of tiles (float32, 3 channels) and the chunks in flight; results
@@ -109,12 +116,12 @@ def memory(model: JointModel, photograph: Photograph, wanted: Wanted, side: int,
     row = width * model.scale * 12  # bytes of a row of the SR image
     tiles = min(side or height, height) * model.scale * row
     chunks = 64 * row * 12
-    results = sum(_held(name, photograph, wanted, model.scale) for name in wanted.results if name != "kernel")
+    results = sum(_result_bytes(name, photograph, wanted, model.scale) for name in wanted.results if name != "kernel")
     mask = height * width * (1 if wanted.size == "photo" else model.scale**2) if keep_mask else 0
     return photograph.held + geotiff.CACHE + tiles + chunks + results + mask
 
 
-def _held(name: str, photograph: Photograph, wanted: Wanted, scale: int) -> int:
+def _result_bytes(name: str, photograph: Photograph, wanted: ResultOptions, scale: int) -> int:
     """Bytes of a result in memory: of a picture rows of blocks, of an .npy all, as chunks, whole, and while saved."""
     scale = 1 if name != "sr" and wanted.size == "photo" else scale
     height, width = (side * scale for side in photograph.shape)

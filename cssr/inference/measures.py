@@ -1,4 +1,4 @@
-"""Measures of a photograph's cracks: the size of its pixels, and the files that hold what was measured."""
+"""Measure a photograph's cracks: determine the size of its pixels, and write the files of results."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _SEARCHED = 400_000_000  # pixels of a photograph that is searched for markers
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasureOptions:
     """Settings by which cracks are measured."""
 
     mm_per_pixel: PixelSize | None = None  # of all photographs, as it was typed or taken from two points
@@ -30,12 +30,12 @@ class Measured:
     distance: float | None = None  # metres from the camera to the surface
     rectify: bool = False  # photographs with a marker are seen from straight ahead
     least_length: float = 0.0  # of a crack, the photograph's pixels
-    most: int = MAX_CRACKS  # components, as for `measure_cracks`
+    most: int = MAX_CRACKS  # components, `max_cracks` of `measure_cracks`; the name is in the records of results
 
     def prepare(
         self, source: Source, photograph: Photograph, warn: Callable[[str], None] = lambda _: None
     ) -> tuple[Photograph, PixelSize | None]:
-        """The photograph, rectified if it is wanted, and the size of its pixels; `warn` is called with what is odd.
+        """The photograph, rectified if it is wanted, and the size of its pixels; `warn` is called with each oddity.
 
         Raises: ValueError, one line, for settings or files that contradict themselves.
         """
@@ -48,8 +48,8 @@ class Measured:
         if self.marker_side is not None:
             photograph, size = self._by_markers(photograph, warn)
             sizes.append(size)
-        chosen, odd = pixel_size.best([size for size in sizes if size is not None])
-        for sentence in odd:
+        chosen, warnings = pixel_size.best([size for size in sizes if size is not None])
+        for sentence in warnings:
             warn(sentence)
         return photograph, chosen
 
@@ -59,25 +59,25 @@ class Measured:
             warn(f"not searched for markers: more than {_SEARCHED:,} pixels")
             return photograph, None
         image, valid = photograph.window(0, 0, height, width)
-        seen = pixel_size.markers(image, self.marker_family)
-        if not seen:
+        visible = pixel_size.markers(image, self.marker_family)
+        if not visible:
             warn("no marker was found in it")
             return photograph, None
         if self.rectify:
             layers = image if valid is None else np.dstack([image, valid.astype(np.uint8) * 255])
             photograph.close()
-            photograph = open_photograph(pixel_size.rectify(layers, seen[0]))
-            seen = pixel_size.markers(photograph.pixels(0, 0, *photograph.shape), self.marker_family) or seen
-        return photograph, pixel_size.of_markers(seen, self.marker_side)
+            photograph = open_photograph(pixel_size.rectify(layers, visible[0]))
+            visible = pixel_size.markers(photograph.pixels(0, 0, *photograph.shape), self.marker_family) or visible
+        return photograph, pixel_size.of_markers(visible, self.marker_side)
 
 
 def write_measures(
     files: Files,
     crack_prob: np.ndarray,
     photograph: Photograph,
-    how: Measured,
+    options: MeasureOptions,
     size: PixelSize | None,
-    about: Mapping[str, Any],
+    properties: Mapping[str, Any],
     warn: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> int:
@@ -85,16 +85,16 @@ def write_measures(
 
     `crack_prob` (H W uint8) is 0 where there is no crack, else the probability in 1/255.
     Coordinates are the map's where the photograph is georeferenced, else the photograph's pixels.
-    `size`: of the photograph's pixels. `about`: its name and other facts that are kept with the cracks. `warn` is
+    `size`: of the photograph's pixels. `properties`: its name and other facts that are kept with the cracks. `warn` is
     called with a sentence on those left out.
     Returns: how many cracks there are.
     Raises: TooRagged before anything is written.
     """
     scale = crack_prob.shape[0] / photograph.shape[0]
-    cracks = measure_cracks(crack_prob, how.least_length * scale, crack_prob, how.most, warn, progress)
+    cracks = measure_cracks(crack_prob, options.least_length * scale, crack_prob, options.most, warn, progress)
     units = Units(scale, size.mm, size.uncertainty, size.source) if size else Units(scale)
     place = None if photograph.place is None else georeference(photograph.place.enlarged(scale))
-    facts = {**about, "height": photograph.shape[0], "width": photograph.shape[1]}
+    facts = {**properties, "height": photograph.shape[0], "width": photograph.shape[1]}
     if photograph.place is not None:
         facts["affine"] = list(photograph.place.transform)[:6]
     if size:

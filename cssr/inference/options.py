@@ -1,4 +1,4 @@
-"""Options of `cssr.predict`: what cannot be meant is refused before work starts."""
+"""Check the options of `cssr.predict` before work starts."""
 
 import argparse
 from pathlib import Path
@@ -14,10 +14,10 @@ from cssr.utils import geotiff
 from cssr.utils.cli import check_bits
 
 if TYPE_CHECKING:
-    from cssr.inference.measures import Measured
+    from cssr.inference.measures import MeasureOptions
 
-_MAX_DRAWN = 1000  # cracks of each width: 8 take as long as a photograph or two
-_OF_MEASURE = ("mm_per_pixel", "known_distance", "marker_side", "distance", "rectify", "limits", "least_length")
+_MAX_DETECTABLE = 1000  # cracks of each width: 8 take as long as a photograph or two
+_MEASURE_ONLY = ("mm_per_pixel", "known_distance", "marker_side", "distance", "rectify", "limits", "least_length")
 
 
 def choose_model(options: argparse.Namespace) -> None:
@@ -51,14 +51,14 @@ def check(options: argparse.Namespace) -> None:
 
 
 def _check_measures(options: argparse.Namespace) -> None:
-    for name in _OF_MEASURE:
+    for name in _MEASURE_ONLY:
         if getattr(options, name) and not options.measure:
             raise ValueError(f"--{name.replace('_', '-')} is for --measure, which is not given")
     for name in ("marker_side", "distance"):
         if getattr(options, name) is not None and not 0 < getattr(options, name) < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(options, name)}")
-    if not 0 <= options.detectable <= _MAX_DRAWN:
-        raise ValueError(f"--detectable must be 0 to {_MAX_DRAWN}, got {options.detectable}")
+    if not 0 <= options.detectable <= _MAX_DETECTABLE:
+        raise ValueError(f"--detectable must be 0 to {_MAX_DETECTABLE}, got {options.detectable}")
     for name in ("least_length", "width_uncertainty"):
         if not 0 <= getattr(options, name) < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(options, name)}")
@@ -74,9 +74,9 @@ def _check_measures(options: argparse.Namespace) -> None:
         check_max_cracks(options.most_cracks)
 
 
-def measuring(options: argparse.Namespace) -> "Measured":
+def measure_options(options: argparse.Namespace) -> "MeasureOptions":
     """Settings of measurement from the command line."""
-    from cssr.inference.measures import Measured
+    from cssr.inference.measures import MeasureOptions
 
     size = None if options.mm_per_pixel is None else pixel_size.parse_size(options.mm_per_pixel)
     if options.known_distance is not None:
@@ -85,7 +85,7 @@ def measuring(options: argparse.Namespace) -> "Measured":
             size = pixel_size.of_points(points[:2], points[2:], mm)
         except ValueError as error:
             raise ValueError(f"--known-distance: {error}") from None
-    return Measured(
+    return MeasureOptions(
         size,
         options.marker_side,
         options.marker_family,

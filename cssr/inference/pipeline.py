@@ -1,8 +1,8 @@
-"""Photographs through prediction with reading, networks and writing side by side.
+"""Predict photographs, with reading, networks and writing in parallel.
 
 While the networks work on a photograph, one thread opens the next and another measures and writes the one before: three
-photographs at most, and together no more than `--memory`. These threads compute by one core each, as the networks use
-all of them.
+photographs at most, which together take no more than `--memory`. These threads compute on one core each, as the
+networks use all of them.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from cssr.config.schema import TILE, TILE_AT_SCALE_1, TILE_OVERLAP
 from cssr.cracks.pixel_size import PixelSize
 from cssr.inference import resume
 from cssr.inference.large_images import Summary, memory, predict_rows
-from cssr.inference.result_rows import Wanted
+from cssr.inference.result_rows import ResultOptions
 from cssr.inference.sources import Source
 from cssr.inference.writers import Files, save_png
 from cssr.models.inference_form import for_inference
@@ -38,10 +38,10 @@ from cssr.utils.photographs import Photograph
 from cssr.utils.text import message_of, one_line
 
 if TYPE_CHECKING:
-    from cssr.inference.measures import Measured
+    from cssr.inference.measures import MeasureOptions
 
 _GIB = 1 << 30
-_AT_ONCE = 2  # tiles, on a CPU: each takes memory, and what threads lose to one another is won by two already
+_AT_ONCE = 2  # tiles, on a CPU: more take memory, and are hardly faster
 _AHEAD = 2  # batches of tiles that are read before their turn
 _DECODED = 8  # bytes a pixel that a photograph may take while it is opened
 _STRIDE = 32  # pixels of a result, of which images are padded to multiples by most segmentation networks
@@ -60,7 +60,7 @@ class Outcome:
 
 @dataclass
 class _Job:
-    """A photograph on its way."""
+    """A photograph in progress."""
 
     source: Source
     outcome: Outcome
@@ -78,14 +78,16 @@ class Pipeline:
         outcomes: of the photographs so far, in their order.
     """
 
-    def __init__(self, model: JointModel, options: argparse.Namespace, measured: "Measured | None"):
+    def __init__(self, model: JointModel, options: argparse.Namespace, measured: "MeasureOptions | None"):
         self.model, self._options, self._measured = for_inference(model), options, measured
-        self.wanted = Wanted(tuple(options.write), options.size, options.threshold, options.float, options.format)
+        self.wanted = ResultOptions(
+            tuple(options.write), options.size, options.threshold, options.float, options.format
+        )
         self._facts = {"model": resume.model_digest(model), "wanted": asdict(self.wanted), "tile": options.tile}
         self._facts |= {"tta": options.tta, "bits": options.bits, "measured": asdict(measured) if measured else None}
         if options.precision != "float32":
             self._facts["precision"] = options.precision
-        self._room = options.memory * _GIB
+        self._memory = options.memory * _GIB
         self._stopped = Event()
         self.outcomes: list[Outcome] = []
 
@@ -112,23 +114,23 @@ class Pipeline:
     def _work(
         self, sources: Iterator[Source], bar: tqdm, reader: ThreadPoolExecutor, writer: ThreadPoolExecutor
     ) -> None:
-        written, held = Future[None](), 0  # the photograph before, and the bytes that it has
+        written, written_bytes = Future[None](), 0  # the photograph before, and the bytes that it has
         written.set_result(None)
-        coming = reader.submit(self._next, sources, 0)
-        while (job := coming.result()) is not None:
+        upcoming = reader.submit(self._next, sources, 0)
+        while (job := upcoming.result()) is not None:
             self.outcomes.append(job.outcome)
             waiting = not (job.photograph or job.outcome.skipped or job.outcome.failed)
-            if waiting or held + job.need > self._room:
+            if waiting or written_bytes + job.need > self._memory:
                 written.result()
-                held = 0
+                written_bytes = 0
             if waiting:
                 self._open(job)
-            coming = reader.submit(self._next, sources, held + job.need)
+            upcoming = reader.submit(self._next, sources, written_bytes + job.need)
             if job.photograph:
-                keep_freed_memory(1.5 * (held + job.need) <= self._room)
+                keep_freed_memory(1.5 * (written_bytes + job.need) <= self._memory)
                 finish = self._predict(job, bar)
                 written.result()
-                written, held = writer.submit(finish), job.need
+                written, written_bytes = writer.submit(finish), job.need
             bar.initial = getattr(bar, "initial", 0) + job.outcome.skipped  # of the rate, and so of the time left
             bar.update(len(self.outcomes) - bar.n)
         written.result()
@@ -144,7 +146,7 @@ class Pipeline:
             record = resume.read(self._record(source)) if resume.is_done(self._record(source), job.facts) else None
             if record is not None:
                 job.outcome.skipped, job.outcome.cracks = True, record["found"].get("cracks")
-            elif busy == 0 or busy + _DECODED * _pixels(source) <= self._room:
+            elif busy == 0 or busy + _DECODED * _pixels(source) <= self._memory:
                 self._open(job)
         return job
 
@@ -160,26 +162,26 @@ class Pipeline:
             stack.pop_all()
 
     def _predict(self, job: _Job, bar: tqdm) -> Callable[[], None]:
-        """Have the networks work; the call that is left measures and writes."""
+        """Run the networks. Returns the call that measures and writes."""
         with self._reporting_errors(job), ExitStack() as stack:
             photograph = stack.enter_context(job.photograph)
             stack.enter_context(naming_path(self._options.out))
-            old = resume.begin(self._record(job.source))  # from here on nothing looks whole
+            earlier = resume.mark_unfinished(self._record(job.source))  # from here on its results count as unfinished
             files = stack.enter_context(Files(self._options.out / job.source.stem))
             if job.rectified:
                 save_png(files.new("_rectified.png"), photograph.pixels(0, 0, *photograph.shape))
             tiles = self._tiles(photograph, bar)
             with self.precise():
                 predicted = predict_rows(self.model, photograph, files, self.wanted, tiles, self._measured is not None)
-            return partial(self._finish, job, stack.pop_all(), files, predicted, old)
+            return partial(self._finish, job, stack.pop_all(), files, predicted, earlier)
         return lambda: None
 
     def _side(self, photograph: Photograph) -> int:
-        """Of its tiles; 0: it is processed as a whole."""
+        """Side of the tiles of a photograph; 0: it is processed as a whole."""
         if self._options.tile is not None:
             return self._options.tile
-        most = TILE_AT_SCALE_1 if self.model.scale == 1 else TILE
-        return fitting_side(photograph.shape, most, TILE_OVERLAP, _STRIDE // self.model.scale)
+        limit = TILE_AT_SCALE_1 if self.model.scale == 1 else TILE
+        return fitting_side(photograph.shape, limit, TILE_OVERLAP, _STRIDE // self.model.scale)
 
     def _tiles(self, photograph: Photograph, bar: tqdm) -> Tiles:
         side, overlap = self._side(photograph), TILE_OVERLAP
@@ -198,7 +200,7 @@ class Pipeline:
         return Tiles(side, overlap, 1, ticking, _AHEAD, threads)
 
     def _finish(
-        self, job: _Job, stack: ExitStack, files: Files, predicted: Summary, old: dict[str, Any] | None
+        self, job: _Job, stack: ExitStack, files: Files, predicted: Summary, earlier: dict[str, Any] | None
     ) -> None:
         with self._reporting_errors(job):
             with stack:
@@ -207,10 +209,10 @@ class Pipeline:
                 if self._stopped.is_set():
                     raise KeyboardInterrupt
             record = self._record(job.source)
-            resume.remove_others(record, old, files.sizes)
+            resume.remove_stale(record, earlier, files.sizes)
             resume.write(record, job.facts, files.sizes, predicted.facts())
             job.outcome.cracks = predicted.cracks
-            self._say(job, predicted)
+            self._report(job, predicted)
         job.photograph = None
 
     def _measure(self, job: _Job, files: Files, predicted: Summary) -> int | None:
@@ -218,7 +220,7 @@ class Pipeline:
         from cssr.cracks.measure import TooRagged  # slow to import
         from cssr.inference.measures import write_measures
 
-        source, how = job.source, self._measured
+        source, options = job.source, self._measured
 
         def warn(sentence: str) -> None:
             self._warn(source, f"{sentence}; raise --most-cracks for more")
@@ -227,9 +229,9 @@ class Pipeline:
         if job.rectified:  # positions are those of this picture
             facts["name"] = str(self._options.out / f"{source.stem}_rectified.png")
         try:
-            return write_measures(files, predicted.crack_prob, job.photograph, how, job.size, facts, warn)
+            return write_measures(files, predicted.crack_prob, job.photograph, options, job.size, facts, warn)
         except TooRagged as error:
-            message = f"{source.name}: {error}, or raise --most-cracks {how.most}; its other results are written"
+            message = f"{source.name}: {error}, or raise --most-cracks {options.most}; its other results are written"
             tqdm.write(one_line(message), file=sys.stderr)
             return None
 
@@ -237,7 +239,7 @@ class Pipeline:
         return self._options.out / f"{source.stem}{resume.ENDING}"
 
     def _check_memory(self, need: int, side: int) -> None:
-        if need <= self._room:
+        if need <= self._memory:
             return
         remedy = f"a --tile below {side}" if side else "--tile 256"
         large = "" if geotiff.installed() else ", pip install 'cssr[large]' for TIFFs by windows"
@@ -249,7 +251,7 @@ class Pipeline:
 
     @contextmanager
     def _reporting_errors(self, job: _Job) -> Iterator[None]:
-        """Report an error of this photograph: the others are done."""
+        """Report an error of this photograph, and continue with the others."""
         try:
             yield
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
@@ -259,7 +261,7 @@ class Pipeline:
     def _warn(self, source: Source, sentence: str) -> None:
         tqdm.write(one_line(f"warning: {source.name}: {sentence}"), file=sys.stderr)
 
-    def _say(self, job: _Job, predicted: Summary) -> None:
+    def _report(self, job: _Job, predicted: Summary) -> None:
         (height, width), note = job.photograph.shape, job.photograph.note
         crack = "" if predicted.crack is None else f", crack {predicted.crack:.2%}"
         crack += "" if predicted.cracks is None else f" in {predicted.cracks} components"
@@ -267,12 +269,12 @@ class Pipeline:
         name = one_line(job.source.name)
         tqdm.write(f"{name}: {width}x{height}{note} -> {predicted.width}x{predicted.height}{crack}")
         if predicted.warnings:
-            known = "; ".join(predicted.warnings)
-            tqdm.write(f"{name}: unlike what the model was trained on, results may be wrong: {known}")
+            warnings = "; ".join(predicted.warnings)
+            tqdm.write(f"{name}: unlike what the model was trained on, results may be wrong: {warnings}")
 
 
 def _pixels(source: Source) -> int:
-    """Pixels of a photograph by its header; 0 of a frame, which is there, and where the header cannot be read."""
+    """Pixels of a photograph by its header; 0 of a frame, which is in memory, and where the header cannot be read."""
     if source.image is not None or source.problem:
         return 0
     try:
@@ -283,7 +285,7 @@ def _pixels(source: Source) -> int:
 
 
 def _explain(source: Source, error: Exception) -> str:
-    """One line."""
+    """The error of a photograph, in one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return f"{source.name}: the device's memory does not suffice: choose a smaller --batch or --tile"
     text = message_of(error.__cause__ or error)

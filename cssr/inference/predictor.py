@@ -55,33 +55,33 @@ def predict(
     Args:
         model: in evaluation mode, on any device.
         image: a file, a PIL image, H W 3 uint8 (H W 4 with alpha), or 3 H W float 0..1. Where it holds no data
-            (`cssr/utils/valid_pixels.py`), no crack is predicted, and nothing is taken from there.
+            (`cssr/utils/valid_pixels.py`), no crack is predicted.
         tile: LQ pixels a side of the tiles in which a larger image is worked; 0: the whole image at once. Tiles overlap
             by `overlap` and are blended; the normalisation and a predicted kernel are those of the whole image.
     Raises: ValueError, one line, for what is no such image.
     """
     device = next(iter(model.parameters()), model.mean).device
     lq, valid = _to_tensor(image)
-    box, full, valid = _extent(valid, lq.shape[-2:]), lq.shape[-2:], None if valid is None else valid.to(device)
+    box, full_size, valid = _extent(valid, lq.shape[-2:]), lq.shape[-2:], None if valid is None else valid.to(device)
     lq = lq[..., box[0], box[1]].to(device)
-    large = None if valid is None else _enlarged(valid, model.scale)
-    within = {} if large is None else {"valid": _enlarged(valid[..., box[0], box[1]], model.scale)}
-    outputs = model.infer(lq, tile, overlap, progress, **within)
-    if large is not None:
+    sr_valid = None if valid is None else _enlarged(valid, model.scale)
+    valid_argument = {} if sr_valid is None else {"valid": _enlarged(valid[..., box[0], box[1]], model.scale)}
+    outputs = model.infer(lq, tile, overlap, progress, **valid_argument)
+    if sr_valid is not None:
         # the results of the rectangle in their place in the whole image, 0 (no crack) where it holds no data
-        (height, width), (rows, columns) = full, box
+        (height, width), (rows, columns) = full_size, box
         pad = [model.scale * n for n in (columns.start, width - columns.stop, rows.start, height - rows.stop)]
         sr, logits = (F.pad(x.float(), pad) for x in (outputs.sr, outputs.logits))
-        outputs = replace(outputs, sr=sr * large, logits=logits)
+        outputs = replace(outputs, sr=sr * sr_valid, logits=logits)
     prob = outputs.logits[0, 0].float().sigmoid().cpu().numpy() if segments(model.config) else None
     kernel = None if outputs.kernel is None else outputs.kernel[0, 0].float().cpu().numpy()
     blur = None if outputs.kernel is None else blur_sigma(outputs.kernel.float()).item()
-    seen = lq if valid is None else lq[valid[..., box[0], box[1]].expand_as(lq)]
-    warnings = outside(model.trained_on, seen.mean().item(), seen.std().item(), lq.shape[-2:], blur)
-    shown = None if large is None else large[0, 0].cpu().numpy() > 0
-    if prob is not None and shown is not None:
-        prob = prob * shown
-    return Prediction(to_image(outputs.sr[0]), prob, kernel, tuple(warnings), shown)
+    lq_values = lq if valid is None else lq[valid[..., box[0], box[1]].expand_as(lq)]
+    warnings = outside(model.trained_on, lq_values.mean().item(), lq_values.std().item(), lq.shape[-2:], blur)
+    shown_valid = None if sr_valid is None else sr_valid[0, 0].cpu().numpy() > 0
+    if prob is not None and shown_valid is not None:
+        prob = prob * shown_valid
+    return Prediction(to_image(outputs.sr[0]), prob, kernel, tuple(warnings), shown_valid)
 
 
 def _extent(valid: Tensor | None, shape: Sequence[int]) -> tuple[slice, slice]:
@@ -90,8 +90,8 @@ def _extent(valid: Tensor | None, shape: Sequence[int]) -> tuple[slice, slice]:
         return slice(0, shape[0]), slice(0, shape[1])
     if not valid.any():
         raise ValueError("none of the image's pixels holds data: all are transparent, or marked as missing")
-    there = (valid[0, 0].any(1 - axis).nonzero() for axis in (0, 1))
-    return tuple(slice(int(lines[0]), int(lines[-1]) + 1) for lines in there)
+    occupied = (valid[0, 0].any(1 - axis).nonzero() for axis in (0, 1))
+    return tuple(slice(int(lines[0]), int(lines[-1]) + 1) for lines in occupied)
 
 
 def _enlarged(valid: Tensor, scale: int) -> Tensor:

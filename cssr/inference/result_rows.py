@@ -1,4 +1,4 @@
-"""Rows of a photograph's SR image, probabilities, mask and overlay, from the top down, to their files.
+"""Write a photograph's SR image, probabilities, mask and overlay to files, by rows from the top down.
 
 Networks see the rectangle of a photograph that holds data; results have the whole photograph's extent.
 """
@@ -26,8 +26,8 @@ _CHUNK = 64  # rows without data that are written at once
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Results to write of a photograph."""
+class ResultOptions:
+    """Results of a photograph to write, and their form."""
 
     results: tuple[str, ...] = RESULTS
     size: str = "sr"  # of prob, mask and overlay: `sr`, or `photo`, the photograph's own
@@ -36,7 +36,7 @@ class Wanted:
     format: str = "auto"  # `png`, `tiff`, or by size and place
 
 
-def as_tiff(wanted: Wanted, photograph: Photograph, scale: int) -> bool:
+def as_tiff(wanted: ResultOptions, photograph: Photograph, scale: int) -> bool:
     """Return whether results are TIFFs: too large for PNGs, or placed on a map; never without rasterio."""
     if wanted.format != "auto":
         return wanted.format == "tiff"
@@ -74,9 +74,9 @@ class _Frame:
 
 
 class SRImage:
-    """The SR image, to its file."""
+    """Writer of the SR image."""
 
-    def __init__(self, model: JointModel, photograph: Photograph, files: Files, wanted: Wanted, box: tuple):
+    def __init__(self, model: JointModel, photograph: Photograph, files: Files, wanted: ResultOptions, box: tuple):
         scale = model.scale
         self._frame, self._top = _Frame(photograph, box, scale), 0
         self.shape = (photograph.shape[0] * scale, photograph.shape[1] * scale)
@@ -91,7 +91,7 @@ class SRImage:
             self._blank(self._frame.above if not self._top else 0)
             self._write(self._frame.widened(_bytes(rearrange(rows[0], "c h w -> h w c"))))
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """Write the rows that follow."""
         if self._rows is not None:
             self._blank(self._frame.below)
@@ -107,7 +107,7 @@ class SRImage:
 
 
 class CrackMasks:
-    """Probabilities, mask and overlay, to their files."""
+    """Writer of probabilities, mask and overlay."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class CrackMasks:
         photograph: Photograph,
         scratch: Scratch,
         files: Files,
-        wanted: Wanted,
+        wanted: ResultOptions,
         keep_mask: bool,
         box: tuple[int, int, int, int],
     ):
@@ -126,16 +126,16 @@ class CrackMasks:
         self.crack_prob = np.empty(self.shape, np.uint8) if keep_mask else None
         self._frame = _Frame(photograph, box, scale)
         self.crack_pixels, self.valid_pixels, self._top = 0, 0, 0
-        self._left: Tensor | None = None  # rows that are too few to be averaged
-        where = {"shape": self.shape, "tiff": as_tiff(wanted, photograph, scale)}
-        where["place"] = _enlarged(photograph.place, scale)
+        self._pending: Tensor | None = None  # rows that are too few to be averaged
+        target = {"shape": self.shape, "tiff": as_tiff(wanted, photograph, scale)}
+        target["place"] = _enlarged(photograph.place, scale)
         self._rows: dict[str, Rows] = {}
         if "prob" in wanted.results:
             make = float_rows if wanted.as_float else partial(picture_rows, bands=1)
-            self._rows["prob"] = make(files, "prob", **where)
+            self._rows["prob"] = make(files, "prob", **target)
         for name, bands in (("mask", 1), ("overlay", 3)):
             if name in wanted.results:
-                self._rows[name] = picture_rows(files, name, bands=bands, **where)
+                self._rows[name] = picture_rows(files, name, bands=bands, **target)
 
     def write(self, logits: Tensor) -> None:
         """The next rows, 1 1 n W of the SR image's size."""
@@ -144,7 +144,7 @@ class CrackMasks:
             self._blank(self._frame.above if not self._top else 0)
             self._write(self._frame.widened(prob.cpu().numpy()))
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """Write the rows that follow."""
         self._blank(self._frame.below)
 
@@ -153,12 +153,12 @@ class CrackMasks:
             self._write(rows)
 
     def _reduced(self, prob: Tensor) -> Tensor:
-        """Means over the pixels of the SR image that make one of the photograph; what is left waits for more rows."""
+        """Means over the pixels of the SR image that make one of the photograph; incomplete rows wait for more."""
         if self._reduce == 1:
             return prob
-        prob = prob if self._left is None else torch.cat((self._left, prob), -2)
+        prob = prob if self._pending is None else torch.cat((self._pending, prob), -2)
         complete = prob.shape[-2] // self._reduce * self._reduce
-        self._left = prob[..., complete:, :]
+        self._pending = prob[..., complete:, :]
         return F.avg_pool2d(prob[..., :complete, :], self._reduce) if complete else prob[..., :0, :]
 
     def _write(self, prob: np.ndarray) -> None:

@@ -31,14 +31,14 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 def is_done(record: Path, facts: dict[str, Any]) -> bool:
     """Return whether the results were made from these facts (model, options, photograph) and are all there."""
-    kept = read(record)
-    if kept is None or kept["facts"] != json.loads(json.dumps(facts)):
+    earlier = read(record)
+    if earlier is None or earlier["facts"] != json.loads(json.dumps(facts)):
         return False
-    return all(_bytes(record.with_name(name)) == size for name, size in kept["files"].items())
+    return all(_file_size(record.with_name(name)) == size for name, size in earlier["files"].items())
 
 
 def read(record: Path) -> dict[str, Any] | None:
-    """{"facts", "files": {name: bytes}, "found"}; None if there is none, or it is not a whole one."""
+    """{"facts", "files": {name: bytes}, "found"}; None without a valid record."""
     try:
         return read_json(record, {"facts": dict, "files": dict[str, int], "found": dict})
     except ValueError:
@@ -46,25 +46,25 @@ def read(record: Path) -> dict[str, Any] | None:
 
 
 def write(record: Path, facts: dict[str, Any], files: dict[str, int], summary: dict[str, Any]) -> None:
-    """Say that all is done: `files` by size, `summary`: facts of the photograph's results."""
+    """Mark a photograph as done: `files` by size, `summary`: facts of the photograph's results."""
     write_atomic(record, json.dumps({"facts": facts, "files": files, "found": summary}, indent=1))
 
 
-def begin(record: Path) -> dict[str, Any] | None:
-    """Say that nothing is done any more, but which files there were. Returns what the record held."""
-    old = read(record)
-    if old is None:
+def mark_unfinished(record: Path) -> dict[str, Any] | None:
+    """Mark a photograph as unfinished, keeping the list of its files. Returns what the record held."""
+    earlier = read(record)
+    if earlier is None:
         record.unlink(missing_ok=True)
     else:
-        write(record, {}, old["files"], {})
-    return old
+        write(record, {}, earlier["files"], {})
+    return earlier
 
 
-def remove_others(record: Path, old: dict[str, Any] | None, files: dict[str, int]) -> None:
+def remove_stale(record: Path, earlier: dict[str, Any] | None, files: dict[str, int]) -> None:
     """Remove the files of an earlier record that have not been written anew."""
-    for name in (old or {"files": {}})["files"].keys() - files.keys():
+    for name in (earlier or {"files": {}})["files"].keys() - files.keys():
         record.with_name(Path(name).name).unlink(missing_ok=True)
 
 
-def _bytes(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1

@@ -26,11 +26,11 @@ from cssr.utils.image_files import (
 )
 from cssr.utils.photographs import Photograph, open_photograph
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # it writes of damage to stderr; what is lost is said by us
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # OpenCV would write to stderr; this module reports damage itself
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".mts")
 
 
-_WHOLE = 0.95  # of the frames that a video says it has, which is an estimate for some formats
+_MIN_SHARE = 0.95  # of the frames that a video says it has, which is an estimate for some formats
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Source:
         return str(self.path) if self.frame is None else f"{self.path} frame {self.frame}"
 
     def open(self, bits: int | None = None) -> Photograph:
-        """To be read; ValueError, one line, if it cannot be. `bits`: as for `open_photograph`."""
+        """Open the photograph; ValueError, one line, if it cannot be read. `bits`: as for `open_photograph`."""
         if self.problem:
             raise ValueError(self.problem)
         return open_photograph(self.path if self.image is None else self.image, bits=bits)
@@ -68,13 +68,13 @@ def photographs(sources: Path | Sequence[Path], apart: Path | None = None) -> di
     Raises: ValueError, one line, where there is none, or results of a photograph and of a frame would be the same.
     """
     paths: dict[str, Path] = {}
-    seen: set[Path] = set()
-    for path, name in _named([sources] if isinstance(sources, Path) else list(sources), apart):
-        if path not in seen:
+    listed: set[Path] = set()
+    for path, name in _named_files([sources] if isinstance(sources, Path) else list(sources), apart):
+        if path not in listed:
             paths[free_stem(name, paths)] = path
-            seen.add(path)
+            listed.add(path)
     if not paths:
-        raise ValueError(f"no photograph in {_first(sources)} but in the directory of results")
+        raise ValueError(f"no photograph in {_first_text(sources)} but in the directory of results")
     _check_frames(paths)
     return paths
 
@@ -87,28 +87,28 @@ def _check_frames(paths: dict[str, Path]) -> None:
             raise ValueError(f"results of {path} and of a frame of {video} would have one name: predict them apart")
 
 
-def _named(sources: list[Path], apart: Path | None) -> Iterator[tuple[Path, Path]]:
-    """(file, the name that its results take) of all that is meant."""
+def _named_files(sources: list[Path], apart: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Yield (file, the name under which its results are written) of all sources."""
     alone = [source for source in sources if source.is_file()]
     same = len({source.stem for source in alone}) < len(alone)
-    root = _holding([_plain(source).parent for source in alone]) if same else None
-    folders = [_plain(_root(source)) for source in sources if not source.is_file()]
-    above = _holding(folders) if len({*folders}) > 1 else None
+    root = _common_folder([_absolute(source).parent for source in alone]) if same else None
+    folders = [_absolute(_root(source)) for source in sources if not source.is_file()]
+    above = _common_folder(folders) if len({*folders}) > 1 else None
     for source in sources:
         if source.is_file():
-            yield source, _plain(source).relative_to(root) if root else Path(source.name)
+            yield source, _absolute(source).relative_to(root) if root else Path(source.name)
             continue
         for path, name in _below(source):
             if apart is None or Path(os.path.realpath(apart)) not in Path(os.path.realpath(path)).parents:
-                yield path, _plain(path).relative_to(above) if above else name
+                yield path, _absolute(path).relative_to(above) if above else name
 
 
-def _plain(path: Path) -> Path:
+def _absolute(path: Path) -> Path:
     """Absolute and without `..`, so that a name below a folder never leads out of it."""
     return Path(os.path.abspath(path))
 
 
-def _holding(folders: Sequence[Path]) -> Path:
+def _common_folder(folders: Sequence[Path]) -> Path:
     """The folder that holds them all."""
     return Path(os.path.commonpath(folders))
 
@@ -124,8 +124,8 @@ def _below(source: Path) -> Iterator[tuple[Path, Path]]:
         raise ValueError(f"no photograph or folder at {source}")
     if not paths:
         videos = "; videos are given by name or pattern" if source.is_dir() else ""
-        left = passed_over_in([source])
-        reason = left or f"none of its files ends with {' '.join(IMAGE_SUFFIXES)}{videos}"
+        unread = unread_files_note([source])
+        reason = unread or f"none of its files ends with {' '.join(IMAGE_SUFFIXES)}{videos}"
         raise ValueError(f"no photograph in {source}: {reason}")
     yield from ((path, path.relative_to(root)) for path in sorted(paths))
 
@@ -146,25 +146,25 @@ def _photographs(paths: Iterable[Path]) -> list[Path]:
 
 def without_results(paths: Iterable[Path]) -> list[Path]:
     """The paths but those that an earlier prediction has written, as the records beside them say."""
-    kept, written = [], {}
+    others, written = [], {}
     for path in paths:
         if path.parent not in written:
             records = (resume.read(record) for record in path.parent.glob(f"*{resume.ENDING}"))
             written[path.parent] = {Path(name).name for record in records if record for name in record["files"]}
         if path.name not in written[path.parent]:
-            kept.append(path)
-    return kept
+            others.append(path)
+    return others
 
 
-def passed_over_in(sources: Sequence[Path]) -> str:
+def unread_files_note(sources: Sequence[Path]) -> str:
     """Warning of files in folders and patterns that look like photographs but are not read; "" without any."""
     folders = [path for source in sources if source.is_dir() for path in walk(source)]
     files = folders + [path for source in sources if not source.exists() for path in _matching(source)]
     masks = masks_beside(without_results(filter_by_suffix(files)))
     first = masks[0] if masks else None
-    said = f"passed over {len(masks)} masks beside their photographs ({first}): name a file itself to predict it"
+    masks_note = f"passed over {len(masks)} masks beside their photographs ({first}): name a file itself to predict it"
     lost = [lost_links_note(source) for source in sources]
-    return "; ".join(filter(None, [said if masks else "", unread_note(files), misnamed_masks(files), *lost]))
+    return "; ".join(filter(None, [masks_note if masks else "", unread_note(files), misnamed_masks(files), *lost]))
 
 
 def _root(source: Path) -> Path:
@@ -179,7 +179,7 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def count(paths: dict[str, Path], every: int) -> int:
+def count_photographs(paths: dict[str, Path], every: int) -> int:
     """Approximate count of photographs: frames as videos say."""
     return sum(_frames(path, every) if is_video(path) else 1 for path in paths.values())
 
@@ -197,8 +197,8 @@ def _stated_frames(capture: cv2.VideoCapture) -> int:
     return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
 
-def each(paths: dict[str, Path], every: int) -> Iterator[Source]:
-    """One by one; of videos each `every`-th frame, the first included, as `STEM_000120`."""
+def iterate_sources(paths: dict[str, Path], every: int) -> Iterator[Source]:
+    """Yield the photographs one by one; of videos each `every`-th frame, the first included, as `STEM_000120`."""
     for stem, path in paths.items():
         if is_video(path):
             yield from frames(stem, path, every)
@@ -222,9 +222,9 @@ def frames(stem: str, path: Path, every: int) -> Iterator[Source]:
         capture.release()
     if not number:
         yield Source(stem, path)
-    elif number < _WHOLE * stated:
+    elif number < _MIN_SHARE * stated:
         yield Source(stem, path, problem=f"{path}: it breaks off after {number} of {stated} frames")
 
 
-def _first(sources: Path | Sequence[Path]) -> str:
+def _first_text(sources: Path | Sequence[Path]) -> str:
     return re.sub(r"\s+", " ", str(sources if isinstance(sources, Path) else sources[0]))

@@ -1,4 +1,4 @@
-"""Results of a photograph as files: written by rows, a set of them appearing together once all are whole."""
+"""Write the results of a photograph by rows; its files appear together once all are complete."""
 
 import glob
 import os
@@ -25,14 +25,14 @@ class Rows(Protocol):
         """The next rows, n W (3), and which pixels hold data (n W bool; None: all); OSError if there is no room."""
 
     def finish(self) -> None:
-        """All is written: have it on the disk."""
+        """Complete the file, on the disk."""
 
     def close(self) -> None:
-        """Let go of it, whole or not."""
+        """Close the file, complete or not."""
 
 
 class Files:
-    """The files of one photograph, which get their names when all of them are whole.
+    """The files of one photograph, which get their names when all of them are complete.
 
     Args:
         stem: their common path, to which `_sr.png` and the like are added. Its directory is made on entering.
@@ -50,13 +50,13 @@ class Files:
         return self._stem.parent
 
     def new(self, ending: str) -> Path:
-        """The path under which a file that ends so is to be written until then."""
+        """The temporary path of a file with this ending."""
         self.endings.append(ending)
         return self._scratch / (self._stem.name + ending)
 
     @property
     def _scratch(self) -> Path:
-        """Temporary directory until then; also for what GDAL may put beside them."""
+        """Temporary directory of the files, and of what GDAL may write beside them."""
         return self._stem.with_name(f"{self._scratch_prefix}{os.getpid()}")
 
     @property
@@ -69,19 +69,19 @@ class Files:
 
     def rows(self, make: Callable[[Path], Rows], ending: str) -> Rows:
         """A file to be written by rows."""
-        made = make(self.new(ending))
-        self._open.append(made)
-        return made
+        rows = make(self.new(ending))
+        self._open.append(rows)
+        return rows
 
     def discard(self) -> None:
-        """None of them is wanted."""
+        """Drop all files that are not complete."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         self.endings.clear()
 
     def __enter__(self) -> "Files":
-        for left in self.directory.glob(f"{glob.escape(self._scratch_prefix)}*"):  # by a kill
-            if not psutil.pid_exists(int(left.name.removeprefix(self._scratch_prefix))):
-                shutil.rmtree(left, ignore_errors=True)
+        for directory in self.directory.glob(f"{glob.escape(self._scratch_prefix)}*"):  # by a kill
+            if not psutil.pid_exists(int(directory.name.removeprefix(self._scratch_prefix))):
+                shutil.rmtree(directory, ignore_errors=True)
         self.discard()
         self._scratch.mkdir(parents=True)
         return self

@@ -93,9 +93,9 @@ def video(tmp_path):
 
 @pytest.mark.parametrize("every, numbers", [(1, range(7)), (3, (0, 3, 6)), (10, (0,))])
 def test_frames_of_a_video(video, every, numbers):
-    found = list(sources.each(photographs(video), every))
+    found = list(sources.iterate_sources(photographs(video), every))
     assert [source.stem for source in found] == [f"flight_{number:06d}" for number in numbers]
-    assert sources.count(photographs(video), every) == len(found)
+    assert sources.count_photographs(photographs(video), every) == len(found)
     for source, number in zip(found, numbers):
         with source.open() as photograph:
             assert photograph.shape == (16, 32)
@@ -105,7 +105,7 @@ def test_frames_of_a_video(video, every, numbers):
 
 def test_a_video_that_is_none_cannot_be_opened(tmp_path, capfd):
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    (source,) = sources.each(photographs(tmp_path / "a.mp4"), 1)
+    (source,) = sources.iterate_sources(photographs(tmp_path / "a.mp4"), 1)
     with pytest.raises(ValueError, match=r"cannot read .*a\.mp4 as a photograph"):
         source.open()
     assert capfd.readouterr().err == ""  # of FFmpeg
@@ -113,7 +113,7 @@ def test_a_video_that_is_none_cannot_be_opened(tmp_path, capfd):
 
 def test_a_video_that_breaks_off_is_reported_after_its_frames(video):
     video.write_bytes(video.read_bytes()[: video.stat().st_size * 95 // 100])
-    *frames, last = sources.each(photographs(video), 1)
+    *frames, last = sources.iterate_sources(photographs(video), 1)
     assert 0 < len(frames) < 7
     with pytest.raises(ValueError, match=rf"breaks off after {len(frames)} of 7 frames"):
         last.open()

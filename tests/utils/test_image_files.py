@@ -12,7 +12,7 @@ from shard_helpers import draw, draw_mask, make_tree, read, run
 from cssr.cracks.run import masks_at
 from cssr.dataset_preparation.audit.run import main as doctor
 from cssr.dataset_preparation.sources.folder import folder
-from cssr.inference.sources import passed_over_in, photographs
+from cssr.inference.sources import photographs, unread_files_note
 from cssr.utils.image_files import IMAGE_SUFFIXES, masks_beside, unread_note, walk
 
 
@@ -38,7 +38,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     os.mkfifo(root / "pipe.jpg")
     assert [path.relative_to(root).as_posix() for path in walk(root)] == ["A/x.jpg", "B/x.jpg", "own.jpg"]
     assert set(photographs(root)) == {"own", "A/x", "B/x"}
-    assert "passed over 3 links that lead nowhere" in passed_over_in([root])
+    assert "passed over 3 links that lead nowhere" in unread_files_note([root])
 
 
 def test_sharding_and_layouts_follow_links(tmp_path):
@@ -89,9 +89,9 @@ def test_masks_of_missing_pixels_that_are_not_read_are_named(tmp_path, capsys):
     draw(tmp_path / "images/a.jpg")
     draw_mask(tmp_path / "masks/a.png")
     (tmp_path / "images/a.jpg.msk").touch()
-    assert passed_over_in([tmp_path]) == ""
+    assert unread_files_note([tmp_path]) == ""
     (tmp_path / "images/a.MSK").touch()
-    assert "1 masks of missing pixels" in passed_over_in([tmp_path]) and "a.MSK" in passed_over_in([tmp_path])
+    assert "1 masks of missing pixels" in unread_files_note([tmp_path]) and "a.MSK" in unread_files_note([tmp_path])
     assert run("folder", "--root", tmp_path, "--out", tmp_path.with_name("out")) == 0
     assert "passed over 2 masks of missing pixels, which must be within the TIFF" in capsys.readouterr().out
     assert doctor(["folder", "--root", str(tmp_path)]) == 0
@@ -106,7 +106,7 @@ def test_other_suffixes_are_read_or_named(tmp_path, capsys):
         (tmp_path / name).touch()
     assert {"a", "b", "e"} <= set(photographs(tmp_path)) and not {"f", "h"} & set(photographs(tmp_path))
     output = "passed over 3 files that look like photographs (2 .dng, 1 .gif): convert them to JPEG, PNG or TIFF"
-    assert passed_over_in([tmp_path]) == passed_over_in([tmp_path / "*"]) == output
+    assert unread_files_note([tmp_path]) == unread_files_note([tmp_path / "*"]) == output
     for name in ("images/x.jpg", "images/y.dng"):
         draw(tmp_path / "set" / name) if name.endswith("jpg") else (tmp_path / "set" / name).touch()
     draw_mask(tmp_path / "set/masks/x.png")
@@ -159,7 +159,7 @@ def test_masks_beside_their_photographs_are_no_photographs(names, masks, tmp_pat
     assert {*photographs(tmp_path).values()} == expected
     assert {*photographs(tmp_path / "**" / "*.*").values()} == expected
     said = f"passed over {len(masks)} masks beside their photographs" if masks else ""
-    assert passed_over_in([tmp_path]).startswith(said) and bool(passed_over_in([tmp_path])) == bool(masks)
+    assert unread_files_note([tmp_path]).startswith(said) and bool(unread_files_note([tmp_path])) == bool(masks)
     source = folder(tmp_path, images_only=True)
     assert {tmp_path / item.origin for item in source.items} == expected and len(source.notes) == bool(masks)
     if masks:
