@@ -1,4 +1,4 @@
-"""Aggregation of a set: means and pooled measures, bootstrap intervals, and both by source and by blur."""
+"""Aggregate the rows of a set: means, pooled measures and bootstrap intervals, and groups by source and by blur."""
 
 import math
 import re
@@ -15,7 +15,7 @@ RESAMPLES = 1000
 LEVEL = 95  # percent
 _CURVES = {"hd95": ("hd95_min", "ahd95"), "msd": ("msd_min", "amsd")}
 _NUMBERS = ("psnr", "ssim", "ece", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)
-_PLACES = 1 << 24  # numbers of a part of the draws, so that memory does not grow with the set
+_CHUNK = 1 << 24  # numbers in a chunk of the draws, so that memory does not grow with the set
 Samples = dict[str, np.ndarray]  # a measure's value in each resample
 MAX_SOURCES = 30  # more are names of photographs rather than of sources
 
@@ -24,9 +24,9 @@ _MEANS = ("ssim", "ece", "kernel_psnr", "lq_psnr", *LINE_KEYS, *CRACK_KEYS)  # o
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of those that are finite numbers, exactly the same in any order; None where there is none."""
-    kept = [v for v in values if v is not None and math.isfinite(v)]
-    return math.fsum(kept) / len(kept) if kept else None
+    """Mean of the finite numbers, exactly the same in any order; None without any."""
+    numbers = [v for v in values if v is not None and math.isfinite(v)]
+    return math.fsum(numbers) / len(numbers) if numbers else None
 
 
 def has_segmentation(rows: Sequence[dict]) -> bool:
@@ -58,7 +58,7 @@ def iou_curve(rows: Sequence[dict]) -> dict[str, list[float]]:
 
 
 def _best(curve: list[float]) -> tuple[int, float]:
-    """Place and value of the best threshold: the lowest where several are."""
+    """Index and value of the best threshold, the lowest in a tie."""
     best = int(np.argmax(curve))
     return best, round((best + 1) * 0.01, 2)
 
@@ -68,7 +68,7 @@ def _segmentation(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float | N
     curve = _curve(counts)
     best, threshold = _best(curve)
     measures = {"iou_max": curve[best], "iou_max_threshold": threshold, "aiu": _mean(curve)}
-    return measures | _at(counts[:, :, best], pixels) | _detection(counts)
+    return measures | _scores_at(counts[:, :, best], pixels) | _detection(counts)
 
 
 def set_histogram(rows: Sequence[dict]) -> np.ndarray | None:
@@ -78,7 +78,7 @@ def set_histogram(rows: Sequence[dict]) -> np.ndarray | None:
     return np.sum([row["histogram"] for row in rows], axis=0, dtype=np.int64)
 
 
-def _at(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float]:
+def _scores_at(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float]:
     """Scores of the counts (N, 3) at one threshold."""
     tp, fp, fn = counts.T
     tn = pixels - counts.sum(1)
@@ -99,8 +99,8 @@ def _detection(counts: np.ndarray) -> dict[str, float | None]:
 
 def _pooled(counts: np.ndarray, pixels: np.ndarray) -> dict[str, float | None]:
     measures = _segmentation(counts.sum(0, keepdims=True), pixels.sum(keepdims=True))
-    own = len(THRESHOLDS) - 1 - f1(*counts.swapaxes(0, 1))[:, ::-1].argmax(1)  # the highest threshold in a tie
-    return measures | {"ois": float(f1(*counts[np.arange(len(counts)), :, own].sum(0)))}
+    best = len(THRESHOLDS) - 1 - f1(*counts.swapaxes(0, 1))[:, ::-1].argmax(1)  # the highest threshold in a tie
+    return measures | {"ois": float(f1(*counts[np.arange(len(counts)), :, best].sum(0)))}
 
 
 def _distance(rows: Sequence[dict], key: str) -> tuple[float | None, float | None]:
@@ -115,10 +115,10 @@ def _psnrs(values: list[float | None]) -> dict[str, float | int | None]:
 
 
 def _pooled_psnr(rows: Sequence[dict]) -> float | None:
-    known = [row for row in rows if row.get("mse") is not None]
-    if not known:
+    measured = [row for row in rows if row.get("mse") is not None]
+    if not measured:
         return None
-    error = math.fsum(row["mse"] * row["pixels"] for row in known) / sum(row["pixels"] for row in known)
+    error = math.fsum(row["mse"] * row["pixels"] for row in measured) / sum(row["pixels"] for row in measured)
     return -10 * math.log10(error) if error else math.inf
 
 
@@ -158,7 +158,7 @@ def intervals(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, dict[s
     if len(rows) < 2:
         return None
     rows = sorted(rows, key=lambda row: row["key"])
-    parts = [_measured(rows, draws) for draws in _draws(len(rows), seed)]
+    parts = [_resampled_measures(rows, draws) for draws in _draws(len(rows), seed)]
     return {
         kind: {key: _interval(np.concatenate([part[kind][key] for part in parts])) for key in parts[0][kind]}
         for kind in ("image", "pooled")
@@ -167,7 +167,7 @@ def intervals(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, dict[s
 
 def _draws(images: int, seed: int) -> Iterator[np.ndarray]:
     """Count of each image in each resample: (resamples of this part, images) float64."""
-    rng, size = np.random.default_rng(seed), max(1, _PLACES // images)
+    rng, size = np.random.default_rng(seed), max(1, _CHUNK // images)
     for begin in range(0, RESAMPLES, size):
         number = min(size, RESAMPLES - begin)
         yield rng.multinomial(images, np.full(images, 1 / images), number).astype(np.float64)
@@ -179,7 +179,7 @@ def _interval(values: np.ndarray) -> list[float]:
     return np.nanpercentile(values, (tail, 100 - tail)).tolist()
 
 
-def _measured(rows: Sequence[dict[str, Any]], draws: np.ndarray) -> dict[str, Samples]:
+def _resampled_measures(rows: Sequence[dict[str, Any]], draws: np.ndarray) -> dict[str, Samples]:
     image, pooled = {}, {}
     if "tp" in rows[0]:
         counts = np.array([[row[name] for row in rows] for name in ("tp", "fp", "fn")], dtype=np.float64)  # 3 N 99
@@ -189,12 +189,12 @@ def _measured(rows: Sequence[dict[str, Any]], draws: np.ndarray) -> dict[str, Sa
         if all("histogram" in row for row in rows):
             histograms = np.array([row["histogram"] for row in rows], dtype=np.float64)
             pooled["ece"] = expected_calibration_error(np.tensordot(draws, histograms, 1))
-    for name, (least, average) in _CURVES.items():
+    for name, (minimum, average) in _CURVES.items():
         if any(row.get(name) is not None for row in rows):
             curve = _means(rows, name, draws)
-            image |= {least: curve.min(1), average: curve.mean(1)}
-    numbers = [name for name in _NUMBERS if any(_known(row.get(name)) for row in rows)]
-    return {"image": image | {name: _means(rows, name, draws)[:, 0] for name in numbers}, "pooled": pooled}
+            image |= {minimum: curve.min(1), average: curve.mean(1)}
+    names = [name for name in _NUMBERS if any(_is_finite(row.get(name)) for row in rows)]
+    return {"image": image | {name: _means(rows, name, draws)[:, 0] for name in names}, "pooled": pooled}
 
 
 def _curve_measures(ious: np.ndarray, f1s: np.ndarray) -> Samples:
@@ -204,30 +204,30 @@ def _curve_measures(ious: np.ndarray, f1s: np.ndarray) -> Samples:
     return {**at_best, "aiu": ious.mean(1), "ods": f1s.max(1)}
 
 
-def _known(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return value is not None and bool(np.isfinite(value).all())
 
 
 def _means(rows: Sequence[dict[str, Any]], name: str, draws: np.ndarray) -> np.ndarray:
     """Mean over the drawn images that have the measure, (resamples, 1 or 99); NaN where none has."""
-    have = [i for i, row in enumerate(rows) if _known(row.get(name))]
-    values = np.array([np.atleast_1d(rows[i][name]) for i in have], dtype=np.float64)
-    drawn = draws[:, have]
+    present = [i for i, row in enumerate(rows) if _is_finite(row.get(name))]
+    values = np.array([np.atleast_1d(rows[i][name]) for i in present], dtype=np.float64)
+    drawn = draws[:, present]
     with np.errstate(invalid="ignore"):
         return drawn @ values / drawn.sum(1, keepdims=True)
 
 
 def breakdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> dict[str, dict[str, Any] | None]:
-    """{"source": {name: part}, "blur": {range: part}}; None in place of what rows do not tell, or tell alike.
+    """Measures by source and by blur: {"source": {name: part}, "blur": {range: part}}; None where all rows are alike.
 
     A part holds `images` (how many), `iou` (mean at `threshold`, the whole set's best one, where there is one), and
     `image` and `pooled` as `aggregate` gives them. Rows are as it takes them, with `blur_sigma` where known.
     """
-    sources, blurs = _grouped(rows, _source), _grouped(rows, _blur)
-    kept = {"source": sources if len(sources) <= MAX_SOURCES else {}, "blur": blurs}
+    sources, blurs = _group_by(rows, _source), _group_by(rows, _blur)
+    kinds = {"source": sources if len(sources) <= MAX_SOURCES else {}, "blur": blurs}
     return {
         kind: {name: _part(groups[name], threshold) for name in in_order(groups)} if len(groups) > 1 else None
-        for kind, groups in kept.items()
+        for kind, groups in kinds.items()
     }
 
 
@@ -237,7 +237,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(number, key=lambda name: (int(number[name][0]) if number[name] else math.inf, name))
 
 
-def _grouped(rows: Sequence[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:
+def _group_by(rows: Sequence[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(name(row), []).append(row)

@@ -1,7 +1,7 @@
 """Calibration of probabilities: expected calibration error, reliability curve, and the temperature that fits best.
 
 All three follow from a histogram of the logits by class, small enough to be kept for each image and summed over a set.
-A network is calibrated where of the pixels with probability p the share p is crack (Guo et al. 2017).
+A network is calibrated if a share p of the pixels with probability p is crack (Guo et al. 2017).
 """
 
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from scipy.special import expit, logit
 from torch import Tensor
 
 BINS = 15  # of probability, equally wide
-TEMPERATURES = (0.1, 10.0)  # least and greatest that are fitted
+TEMPERATURES = (0.1, 10.0)  # bounds of the fit
 _BOUND = 32  # logits are clipped to this
 _STEPS = 64  # fine bins of the histogram in a unit of logits; all borders are multiples of 1 / _STEPS
 _PER_BIN = 8  # bins of the histogram in one of BINS, but for the outermost two
 _TAIL = 24  # bins of the histogram on either side from there to _BOUND
 
 
-def _borders() -> np.ndarray:
+def _bin_edges() -> np.ndarray:
     """Logits between the bins of the histogram: equidistant probabilities, then geometric towards 0 and 1."""
     middle = logit(np.arange(1, BINS * _PER_BIN) / (BINS * _PER_BIN))
     tail = np.geomspace(middle[-1], _BOUND, _TAIL + 1)[1:-1]
@@ -27,7 +27,7 @@ def _borders() -> np.ndarray:
 
 
 _FINE = (np.arange(2 * _BOUND * _STEPS) + 0.5) / _STEPS - _BOUND  # middles of the fine bins, logits
-_BIN_OF_FINE = np.searchsorted(_borders(), _FINE)
+_BIN_OF_FINE = np.searchsorted(_bin_edges(), _FINE)
 _SIZES = np.bincount(_BIN_OF_FINE)
 _LOGIT, _PROB = (np.bincount(_BIN_OF_FINE, values) / _SIZES for values in (_FINE, expit(_FINE)))  # mean of each bin
 _MEMBERS = np.eye(BINS)[(_PROB * BINS).astype(int)]  # histogram bins x BINS
@@ -60,8 +60,8 @@ class Reliability(NamedTuple):
 def reliability(histogram: np.ndarray) -> Reliability:
     """The reliability curve of a histogram (..., 2, `LOGIT_BINS`)."""
     histogram = np.asarray(histogram, dtype=np.float64)
-    every = histogram.sum(-2)
-    pixels, probs, cracks = (values @ _MEMBERS for values in (every, every * _PROB, histogram[..., 1, :]))
+    all_pixels = histogram.sum(-2)
+    pixels, probs, cracks = (values @ _MEMBERS for values in (all_pixels, all_pixels * _PROB, histogram[..., 1, :]))
     with np.errstate(invalid="ignore"):
         return Reliability(probs / pixels, cracks / pixels, pixels)
 

@@ -25,19 +25,19 @@ def topology(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float]]:
     """
     same_shape(prob, mask)
     pairs = [x[:, 0].to(torch.uint8).cpu().numpy() for x in (prob > LINES_THRESHOLD, mask > 0.5)]
-    measures = [_measure(pred, true) for pred, true in zip(*pairs)]
+    measures = [_measure(pred, target) for pred, target in zip(*pairs)]
     return {name: [sample[name] for sample in measures] for name in ("cldice", "cliou", "boundary_f1")}
 
 
-def _measure(pred: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    if not (pred.any() and true.any()):
-        return dict.fromkeys(("cldice", "cliou", "boundary_f1"), float(pred.any() == true.any()))
-    lines = thin(pred), thin(true)
-    edges = _boundary(pred), _boundary(true)
+def _measure(pred: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    if not (pred.any() and target.any()):
+        return dict.fromkeys(("cldice", "cliou", "boundary_f1"), float(pred.any() == target.any()))
+    lines = thin(pred), thin(target)
+    edges = _boundary(pred), _boundary(target)
     return {
-        "cldice": _harmonic(true[lines[0] > 0].mean(), pred[lines[1] > 0].mean()),
+        "cldice": _harmonic(target[lines[0] > 0].mean(), pred[lines[1] > 0].mean()),
         "cliou": _line_iou(*lines),
-        "boundary_f1": _harmonic(*(_near(*pair, BOUNDARY_TOLERANCE).mean() for pair in (edges, edges[::-1]))),
+        "boundary_f1": _harmonic(*(_within(*pair, BOUNDARY_TOLERANCE).mean() for pair in (edges, edges[::-1]))),
     }
 
 
@@ -45,14 +45,14 @@ def _harmonic(a: float, b: float) -> float:
     return float(2 * a * b / (a + b)) if a + b else 0.0
 
 
-def _near(points: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarray:
+def _within(points: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarray:
     """Mark the `points`, in the order of rows, that are within the tolerance of one of `others`: N bool."""
     distance = cv2.distanceTransform(1 - others, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return distance[points > 0] <= tolerance + 1e-3  # float32 rounds; squares of distances are integers
 
 
-def _line_iou(pred: np.ndarray, true: np.ndarray) -> float:
-    hits, missed = _near(pred, true, TOLERANCE), ~_near(true, pred, TOLERANCE)
+def _line_iou(pred: np.ndarray, target: np.ndarray) -> float:
+    hits, missed = _within(pred, target, TOLERANCE), ~_within(target, pred, TOLERANCE)
     return float(hits.sum() / (hits.size + missed.sum()))
 
 
@@ -70,29 +70,29 @@ def crack_errors(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float
     """
     same_shape(prob, mask)
     pairs = [x[:, 0].cpu().numpy() for x in (prob > LINES_THRESHOLD, mask > 0.5)]
-    differences = [_totals(pred) - _totals(true) for pred, true in zip(*pairs)]
+    differences = [_totals(pred) - _totals(target) for pred, target in zip(*pairs)]
     errors = {
-        name: [_known(values[k]) for values in map(np.abs, differences)]
+        name: [_or_none(values[k]) for values in map(np.abs, differences)]
         for k, name in enumerate(("width_error", "max_width_error", "length_error"))
     }
     biases = {
-        name: [_known(values[k]) for values in differences] for k, name in ((0, "width_bias"), (2, "length_bias"))
+        name: [_or_none(values[k]) for values in differences] for k, name in ((0, "width_bias"), (2, "length_bias"))
     }
     return {name: (errors | biases)[name] for name in CRACK_KEYS}
 
 
-def _known(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
 def _totals(mask: np.ndarray) -> np.ndarray:
     """Mean width, weighted by length, greatest width, and length of all cracks: 3 float64; NaN where unknown."""
-    left: list[str] = []
+    warnings: list[str] = []
     try:
-        cracks = measure_cracks(mask, warn=left.append)
+        cracks = measure_cracks(mask, warn=warnings.append)
     except TooRagged as error:
-        left.append(str(error))
-    if left:  # a measure is of the whole image
+        warnings.append(str(error))
+    if warnings:  # no measure of a part of the image
         return np.full(3, np.nan)
     if not cracks:
         return np.zeros(3)

@@ -1,4 +1,4 @@
-"""Evaluator: runs a model over a set and measures each image against what is true, a row an image."""
+"""Run a model over a set and measure each image against its ground truth, one row per image."""
 
 import dataclasses
 import sys
@@ -46,17 +46,17 @@ def evaluate(
         segmentation: whether it is measured: not where the model finds no cracks or the images have no masks.
     """
     rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(1) as beside:  # a batch is measured while the network works on the next one
-        measured: deque[Future] = deque()
+    with ThreadPoolExecutor(1) as pool:  # a batch is measured while the network works on the next one
+        pending: deque[Future] = deque()
         for batch in batches:
             batch, outputs = infer(model, batch, degrade, device, tile)
             outputs = outputs.where_valid(batch)
-            measured.append(beside.submit(measure, batch, outputs, distances, segmentation))
+            pending.append(pool.submit(measure, batch, outputs, distances, segmentation))
             if show:
                 show(batch, outputs)
-            if len(measured) > 1:
-                rows += measured.popleft().result()
-        rows += [row for batch in measured for row in batch.result()]
+            if len(pending) > 1:
+                rows += pending.popleft().result()
+        rows += [row for batch in pending for row in batch.result()]
     return rows
 
 
@@ -89,7 +89,7 @@ def measure(batch: Batch, outputs: Outputs, distances: bool, segmentation: bool 
         "mse": mse.tolist(),
         "psnr": (-10 * mse.log10()).tolist(),
         "ssim": (ssim if batch.valid is None else 1 - (1 - ssim) / share).tolist(),
-        **_of_kernels(batch, outputs.kernel),
+        **_kernel_columns(batch, outputs.kernel),
     }
     if distances and segmentation:
         prob = outputs.logits.sigmoid()
@@ -117,14 +117,14 @@ def _calibration(batch: Batch, outputs: Outputs) -> dict[str, list[Any]]:
         return {"histogram": list(histogram), "ece": expected_calibration_error(histogram).tolist()}
 
 
-def _of_kernels(batch: Batch, predicted: Tensor | None) -> dict[str, list[float | None]]:
+def _kernel_columns(batch: Batch, predicted: Tensor | None) -> dict[str, list[float | None]]:
     """Width of the true kernels, and how near the predicted ones are; None where there are none to compare."""
-    unknown, true = [None] * len(batch), batch.kernel
-    columns = {"blur_sigma": unknown if true is None else blur_sigma(true).tolist()}
-    if true is None or predicted is None or true.shape != predicted.shape:
+    unknown, target = [None] * len(batch), batch.kernel
+    columns = {"blur_sigma": unknown if target is None else blur_sigma(target).tolist()}
+    if target is None or predicted is None or target.shape != predicted.shape:
         return columns | {"kernel_psnr": unknown, "lq_psnr": unknown}
-    near = metrics.kernel_psnr(predicted, true).tolist()
-    return columns | {"kernel_psnr": near, "lq_psnr": _lq_psnr(batch, predicted).tolist()}
+    psnr = metrics.kernel_psnr(predicted, target).tolist()
+    return columns | {"kernel_psnr": psnr, "lq_psnr": _lq_psnr(batch, predicted).tolist()}
 
 
 def _lq_psnr(batch: Batch, predicted: Tensor) -> Tensor:
@@ -144,10 +144,10 @@ def measures_segmentation(model: ModelConfig, sets: Sequence[ShardSet], setting:
 
     Raises: ValueError, one line, where only some sets have them; `setting` is the option that names the sets.
     """
-    bare = without_masks(sets)
-    if segments(model) and bare and not all(shards in bare for shards in sets):
-        raise ValueError(f"{setting}: {bare[0].root} has no masks, other sets have: give sets of one kind")
-    return segments(model) and not bare
+    unmasked = without_masks(sets)
+    if segments(model) and unmasked and not all(shards in unmasked for shards in sets):
+        raise ValueError(f"{setting}: {unmasked[0].root} has no masks, other sets have: give sets of one kind")
+    return segments(model) and not unmasked
 
 
 def without_masks(sets: Sequence[ShardSet]) -> list[ShardSet]:

@@ -82,14 +82,14 @@ def mse(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
 def psnr(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
     """10 log10(1 / mse) in decibels, per sample: (B, C, H, W) twice -> (B,) float64; infinite for identical images.
 
-    Peak value 1. Both are taken as they come: clip a super-resolved image to [0, 1] before.
+    Peak value 1. Values are not clipped: clip a super-resolved image to [0, 1] before.
     """
     return -10 * mse(sr, hr).log10()
 
 
-def kernel_psnr(pred: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def kernel_psnr(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """PSNR of blur kernels (B, 1, k, k), both clipped to [0, 1] first, peak value 1 -> (B,) float64."""
-    return psnr(pred.clamp(0, 1), true.clamp(0, 1))
+    return psnr(pred.clamp(0, 1), target.clamp(0, 1))
 
 
 def _blur(x: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def ssim(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
     """Structural similarity (Wang et al. 2004) per sample: (B, C, H, W) twice -> (B,) float64, at most 1.
 
     Window as in `_blur`, C1 = 0.01^2, C2 = 0.03^2, each channel by itself, mean over channels and all pixels (the zero
-    padded rim too). Both are taken as they come: clip a super-resolved image to [0, 1] before.
+    padded rim too). Values are not clipped: clip a super-resolved image to [0, 1] before.
     """
     same_shape(sr, hr)
     x, y, c1, c2 = sr.float(), hr.float(), 0.01**2, 0.03**2
@@ -137,34 +137,34 @@ def iou(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
     return (tp + SMOOTH) / (tp + fp + fn + SMOOTH)
 
 
-def _share(part: Numbers, rest: Numbers, other: Numbers | int) -> Numbers:
-    """part / (part + rest); where that is 0/0: 1 if `other` is 0 too (both empty), else 0 (one is empty)."""
-    empty = part + rest == 0
-    return (part + empty * (other == 0)) / (part + rest + empty)
+def _ratio(part: Numbers, remainder: Numbers, counterpart: Numbers | int) -> Numbers:
+    """part / (part + remainder); where that is 0/0: 1 if `counterpart` is 0 too (both empty), else 0 (one is empty)."""
+    empty = part + remainder == 0
+    return (part + empty * (counterpart == 0)) / (part + remainder + empty)
 
 
 def precision(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
     """tp / (tp + fp) in float64. Where nothing is predicted: 1 if the mask is empty too, else 0."""
     tp, fp, fn = _doubles(tp, fp, fn)
-    return _share(tp, fp, fn)
+    return _ratio(tp, fp, fn)
 
 
 def recall(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
     """tp / (tp + fn) in float64. Where the mask is empty: 1 if nothing is predicted either, else 0."""
     tp, fp, fn = _doubles(tp, fp, fn)
-    return _share(tp, fn, fp)
+    return _ratio(tp, fn, fp)
 
 
 def f1(tp: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
     """2 tp / (2 tp + fp + fn) in float64, without smoothing. Both empty: 1; one empty: 0."""
     tp, fp, fn = _doubles(tp, fp, fn)
-    return _share(2 * tp, fp + fn, 0)
+    return _ratio(2 * tp, fp + fn, 0)
 
 
 def specificity(tn: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:
     """tn / (tn + fp) in float64. Where all pixels are crack: 1 if all are predicted to be, else 0."""
     tn, fp, fn = _doubles(tn, fp, fn)
-    return _share(tn, fp, fn)
+    return _ratio(tn, fp, fn)
 
 
 def accuracy(tp: Numbers, tn: Numbers, fp: Numbers, fn: Numbers) -> torch.Tensor | np.ndarray:

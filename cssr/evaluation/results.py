@@ -1,4 +1,4 @@
-"""`results.json`: what an evaluation writes and a report reads."""
+"""Compose `results.json` from the rows of an evaluation, and read it for reports."""
 
 import math
 import os
@@ -44,7 +44,7 @@ def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]
     Without segmentation (rows without counts), its measures and `curves` are null, and a definition says so.
     """
     aggregated, segmented = aggregate(rows), has_segmentation(rows)
-    kept = [{name: value for name, value in row.items() if name != "histogram"} for row in rows]
+    images = [{name: value for name, value in row.items() if name != "histogram"} for row in rows]
     return _finite(
         {
             "format": RESULTS_FORMAT,
@@ -57,7 +57,7 @@ def compose(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]
             "definitions": _definitions(segmented),
             "curves": iou_curve(rows) if segmented else None,
             "calibration": _calibration(rows, facts),
-            "per_image": _with_iou(kept, aggregated["image"]["iou_max_threshold"]) if segmented else kept,
+            "per_image": _with_iou(images, aggregated["image"]["iou_max_threshold"]) if segmented else images,
         }
     )
 
@@ -74,11 +74,11 @@ def _calibration(rows: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str,
 
 def _definitions(segmented: bool) -> dict[str, str]:
     if segmented:
-        about = "IoU of the image at the threshold of metrics.image.iou_max_threshold"
-        return DEFINITIONS | {"per_image.iou": about}
+        definition = "IoU of the image at the threshold of metrics.image.iou_max_threshold"
+        return DEFINITIONS | {"per_image.iou": definition}
     dropped = (*SEGMENTATION_KEYS, "thresholds", "calibration.temperature", "calibration.reliability")
-    kept = {key: text for key, text in DEFINITIONS.items() if key not in dropped}
-    return kept | {"segmentation": _NO_SEGMENTATION}
+    others = {key: text for key, text in DEFINITIONS.items() if key not in dropped}
+    return others | {"segmentation": _NO_SEGMENTATION}
 
 
 def _with_iou(rows: list[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Result:
-    """One `results.json`: where it was read, what it holds, what this report calls it, and its directory there."""
+    """A `results.json`: its path and content, and its name and directory in a report."""
 
     path: Path
     data: dict[str, Any]
@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _faults(result: Result) -> Iterator[str | None]:
-    """Faults of the content of a file; what comes later holds only where nothing was wrong before."""
+    """Faults of the content of a file, the first that is not None first: later checks rely on earlier ones."""
     data = result.data
     yield misfit(data, _SHAPE)
     yield misfit(data["metrics"], {"image": _BOTH, "pooled": _BOTH}, "metrics")
@@ -197,10 +197,10 @@ def _named(results: Sequence[Result]) -> list[Result]:
     """Results with names that differ: equal ones get their data, or else their path, added."""
     named: list[Result] = []
     for result in results:
-        equal = [other for other in results if other.data["name"] == result.data["name"]]
-        choices = zip(*map(_labels, equal))
-        own = next(i for i, labels in enumerate(choices) if len(set(labels)) == len(equal))
-        name = _labels(result)[own]
+        namesakes = [other for other in results if other.data["name"] == result.data["name"]]
+        choices = zip(*map(_labels, namesakes))
+        shortest = next(i for i, labels in enumerate(choices) if len(set(labels)) == len(namesakes))
+        name = _labels(result)[shortest]
         slug = free_name(safe_name(name.lower(), empty="result")[:80], [other.slug for other in named])
         named.append(Result(result.path, result.data, name, slug))
     return named

@@ -36,13 +36,14 @@ from cssr.utils.files import PARTIAL, naming_path, sha256_of, write_atomic
 from cssr.utils.machine import check_processes, keep_freed_memory
 
 _MAX_SEED = 2**32 - 1
-_PICTURED = 3  # images shown of the best, of the median and of the worst
-_MADE_OF = ("model.safetensors", "ema.safetensors", "config.json", "state.json")  # files of an export or a checkpoint
-_CHANGING = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "seed")  # options that results depend on
+_PICTURES = 3  # images shown of the best, of the median and of the worst
+# Files of an export or a checkpoint, and options that results depend on.
+_CHECKPOINT_FILES = ("model.safetensors", "ema.safetensors", "config.json", "state.json")
+_RESULT_OPTIONS = ("distances", "tta", "degradation", "batch_size", "tile", "limit", "seed")
 
 
 def run(options: argparse.Namespace) -> None:
-    """All that the command line of `cssr/evaluate.py` asks for."""
+    """Run `cssr/evaluate.py`."""
     with exit_on_error():
         engine = start_engine()
         if engine.device.type == "cpu":
@@ -65,22 +66,22 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def origin(options: argparse.Namespace, sets: Sequence[ShardSet]) -> dict[str, Any]:
-    """Facts from which a result follows: the same origin, the same result.
+    """Facts that determine a result: the same origin, the same result.
 
     `checkpoint_sha256`: of each file that the weights and settings are read from; `data_sha256`: of the sets' indexes,
     which hold the sha256 of every shard, as JSON with sorted keys; `options`: those that change results.
     """
-    which = options.checkpoint
-    directory = export_in(options.model) if which == "export" else choose(options.model, which)
+    checkpoint = options.checkpoint
+    directory = export_in(options.model) if checkpoint == "export" else choose(options.model, checkpoint)
     indexes = json.dumps([shards.index for shards in sets], sort_keys=True)
     return {
-        "checkpoint_sha256": {n: sha256_of(directory / n) for n in _MADE_OF if (directory / n).is_file()},
+        "checkpoint_sha256": {n: sha256_of(directory / n) for n in _CHECKPOINT_FILES if (directory / n).is_file()},
         "data_sha256": hashlib.sha256(indexes.encode()).hexdigest(),
-        "options": {name: getattr(options, name) for name in _CHANGING},
+        "options": {name: getattr(options, name) for name in _RESULT_OPTIONS},
     }
 
 
-def _own_folder(options: argparse.Namespace, sha256: str) -> Path:
+def _default_folder(options: argparse.Namespace, sha256: str) -> Path:
     """MODEL/evaluations/DATA[@CHECKPOINT][+tta]; DATA with as many folders before it as tell it from other data.
 
     Of a model of the package, runs/MODEL/evaluations/DATA.
@@ -91,13 +92,13 @@ def _own_folder(options: argparse.Namespace, sha256: str) -> Path:
     suffix += "+tta" if options.tta else ""
     for depth in range(1, len(parts) + 1):
         folder = model / "evaluations" / ("_".join(parts[-depth:]) + suffix)
-        if not of_other_data(folder, options.data, sha256):
+        if not holds_other_data(folder, options.data, sha256):
             return folder
     raise ValueError(f"{folder} holds the result of other data: give --out")
 
 
-def of_other_data(folder: Path, data: str, sha256: str) -> bool:
-    """Return whether a folder has a result of another path and other contents; a damaged one is nobody's."""
+def holds_other_data(folder: Path, data: str, sha256: str) -> bool:
+    """Return whether a folder has a result of another path and other contents; a damaged one does not count."""
     try:
         result = load([folder / "results.json"])[0].data
     except ValueError:
@@ -121,7 +122,7 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
     sets = open_sets(options.data, "--data")
     check_sides(sets, model.scale, "--data")
     made_from = origin(options, sets)
-    out = options.out or _own_folder(options, made_from["data_sha256"])
+    out = options.out or _default_folder(options, made_from["data_sha256"])
     check_writable(out)
     component = (
         parse_value(options.degradation, "--degradation")
@@ -134,8 +135,8 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
     model.orientations = ORIENTATIONS if options.tta else 1
 
     def stream(rank: int, world: int) -> Iterable[Batch]:
-        how = {"limit": options.limit, "workers": options.workers, "name": "--data", "stored": is_stored(component)}
-        return eval_stream(sets, model.scale, options.batch_size, options.seed, rank, world, **how)
+        reading = {"limit": options.limit, "workers": options.workers, "name": "--data", "stored": is_stored(component)}
+        return eval_stream(sets, model.scale, options.batch_size, options.seed, rank, world, **reading)
 
     batches = tqdm(
         stream(engine.process_index, engine.num_processes),
@@ -143,8 +144,8 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
         unit="batch",
         disable=not engine.is_main_process or not sys.stderr.isatty(),
     )
-    how = {"distances": options.distances, "tile": options.tile, "segmentation": segmentation}
-    rows = gather_rows(evaluate(model, batches, degrade, engine.device, **how))
+    measures = {"distances": options.distances, "tile": options.tile, "segmentation": segmentation}
+    rows = gather_rows(evaluate(model, batches, degrade, engine.device, **measures))
     if not engine.is_main_process:
         return
     if not rows:
@@ -155,20 +156,20 @@ def _evaluate(options: argparse.Namespace, engine: Accelerator) -> None:
         with naming_path(out):
             draw_pictures(result, partial, model, degrade, engine.device, stream(0, 1), options.tile)
             write_atomic(partial / "results.json", json.dumps(result, indent=1))
-            _take_place(partial, out)
+            _publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(summary(result, out))
 
 
-def _take_place(new: Path, out: Path) -> None:
+def _publish(partial: Path, out: Path) -> None:
     """Move a result and its pictures to `out`; whenever that ends, no result is left beside pictures of another."""
     (out / "results.json").unlink(missing_ok=True)
     (out / "pictures").mkdir(exist_ok=True)
     shutil.rmtree(out / "pictures" / "samples", ignore_errors=True)
-    for path in (new / "pictures").iterdir():
+    for path in (partial / "pictures").iterdir():
         os.replace(path, out / "pictures" / path.name)
-    os.replace(new / "results.json", out / "results.json")
+    os.replace(partial / "results.json", out / "results.json")
 
 
 def _facts(
@@ -215,9 +216,9 @@ def pictured_rows(per_image: list[dict[str, Any]]) -> dict[str, list[str]]:
     ranked = [row["key"] for row in sorted(cracked, key=lambda row: (-_quality(row), row["key"]))]
     middle = max(0, len(ranked) // 2 - 1)
     return {
-        "best": ranked[:_PICTURED],
-        "median": ranked[middle : middle + _PICTURED],
-        "worst": ranked[::-1][:_PICTURED],
+        "best": ranked[:_PICTURES],
+        "median": ranked[middle : middle + _PICTURES],
+        "worst": ranked[::-1][:_PICTURES],
     }
 
 
@@ -237,15 +238,15 @@ def draw_pictures(
 ) -> None:
     """Strips of the best, median and worst images under `out/pictures`, and their parts in its `samples`."""
     rows, panels, samples = result["per_image"], {}, {}
-    wanted, quality = pictured_rows(rows), {row["key"]: _quality(row) for row in rows}
+    pictured, quality = pictured_rows(rows), {row["key"]: _quality(row) for row in rows}
     segmentation = "iou" in rows[0]
     caption = "{}   IoU {:.3f}" if segmentation else "{}   PSNR {:.2f} dB"
     for batch in batches:
-        if any(key in keys for keys in wanted.values() for key in batch.key):
+        if any(key in keys for keys in pictured.values() for key in batch.key):
             batch, outputs = infer(model, batch, degrade, device, tile)
             panels |= {key: sample_panels(batch, outputs, i, segmentation) for i, key in enumerate(batch.key)}
             samples |= {key: take_sample(batch, outputs, i, segmentation) for i, key in enumerate(batch.key)}
-    for name, keys in wanted.items():
+    for name, keys in pictured.items():
         captions = [caption.format(key, quality[key]) for key in keys]
         save_picture(strip([panels[key] for key in keys], captions), out / "pictures" / f"{name}.png")
-    write_samples(samples, wanted, out / "pictures" / "samples")
+    write_samples(samples, pictured, out / "pictures" / "samples")

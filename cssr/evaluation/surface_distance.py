@@ -66,12 +66,12 @@ class _Contours:
     def at(self, step: int) -> _Contour:
         """The contour at threshold number `step`."""
         first, second, third, last = self._ordered
-        on = np.flatnonzero((first <= step) & (step < last))
+        active = np.flatnonzero((first <= step) & (step < last))
         kinds = self._of_two * ((second <= step) & (step < third))
-        return _Contour(self._at[on], _LENGTHS[kinds[on]])
+        return _Contour(self._at[active], _LENGTHS[kinds[active]])
 
 
-def _off(contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
+def _background_of(contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
     """(H+1, W+1) uint8: 0 on the contour."""
     off = np.ones(shape, np.uint8)
     off.reshape(-1)[contour.at] = 0
@@ -84,10 +84,10 @@ def _squares(off: np.ndarray) -> np.ndarray:
     return np.rint(distances * distances).astype(np.int32)  # exact: undoes float32's rounding below 1500 px
 
 
-def _to_contour(points: np.ndarray, contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
+def _squares_to(points: np.ndarray, contour: _Contour, shape: tuple[int, int]) -> np.ndarray:
     """Squared distance of the corners `points` (flat indices) to the nearest of a contour, int32."""
     if _DENSE * (len(points) + len(contour.at)) > shape[0] * shape[1]:
-        return _squares(_off(contour, shape))[points]
+        return _squares(_background_of(contour, shape))[points]
     tree = cKDTree(np.stack(divmod(contour.at, shape[1]), 1), balanced_tree=False, compact_nodes=False)
     return np.rint(tree.query(np.stack(divmod(points, shape[1]), 1))[0] ** 2).astype(np.int32)
 
@@ -104,7 +104,7 @@ def _directed(squares: np.ndarray, length: np.ndarray, percentiles: Sequence[flo
     return np.append(distance[order[np.minimum(index, len(order) - 1)]], distance @ length / share[-1])
 
 
-class _Nearby:
+class _NearDistances:
     """Distances of up to `_NEAR` pixels from a contour to those of a prediction, at all of `steps` at once.
 
     Around each corner, the nearest offsets first, bits tell at which thresholds a contour passes. Where corners are
@@ -120,28 +120,28 @@ class _Nearby:
         rows, columns = np.divmod(contour.at, prediction.first.shape[1])
         at = (rows + _NEAR) * levels[0].shape[1] + columns + _NEAR
         blocks = [slice(start, start + _BLOCK) for start in range(0, len(at), _BLOCK)]
-        rest = [self._search(at[block], contour.length[block], levels, steps) for block in blocks]
-        self._far = np.concatenate([which + block.start for (which, _), block in zip(rest, blocks)])
-        self._missing = np.concatenate([missing for _, missing in rest])
+        unmatched = [self._search(at[block], contour.length[block], levels, steps) for block in blocks]
+        self._far = np.concatenate([indices + block.start for (indices, _), block in zip(unmatched, blocks)])
+        self._missing = np.concatenate([missing for _, missing in unmatched])
 
     def _search(
         self, at: np.ndarray, length: np.ndarray, levels: Sequence[np.ndarray], steps: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Corners, and the bits of thresholds at which no contour is near them."""
         width, (first, last) = levels[0].shape[1], map(np.ravel, levels)
-        which, missing = np.arange(len(at)), np.tile(_bits(steps), (len(at), 1))
+        corners, missing = np.arange(len(at)), np.tile(_bits(steps), (len(at), 1))
         for square, row, column in _OFFSETS:
-            there = at[which] + (row * width + column)
-            met = missing & _BEFORE[last[there]] & ~_BEFORE[first[there]]
-            some = np.flatnonzero(met[:, 0] | met[:, 1])
-            if len(some):
-                met = met[some]
-                flags = np.unpackbits(met.view(np.uint8), axis=1, count=_STEPS, bitorder="little")
-                self._lengths[square] += length[which[some]] @ flags
-                missing[some] ^= met
-                left = np.flatnonzero(missing[:, 0] | missing[:, 1])
-                which, missing = which[left], missing[left]
-        return which, missing
+            neighbours = at[corners] + (row * width + column)
+            hits = missing & _BEFORE[last[neighbours]] & ~_BEFORE[first[neighbours]]
+            rows = np.flatnonzero(hits[:, 0] | hits[:, 1])
+            if len(rows):
+                hits = hits[rows]
+                flags = np.unpackbits(hits.view(np.uint8), axis=1, count=_STEPS, bitorder="little")
+                self._lengths[square] += length[corners[rows]] @ flags
+                missing[rows] ^= hits
+                remaining = np.flatnonzero(missing[:, 0] | missing[:, 1])
+                corners, missing = corners[remaining], missing[remaining]
+        return corners, missing
 
     def squares(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances that occur, int32, and how much of the contour is so far away."""
@@ -163,16 +163,16 @@ def _compare(level: np.ndarray, mask: np.ndarray, steps: np.ndarray, percentiles
     x, y, width, height = cv2.boundingRect(((level > 0) | (mask > 0)).astype(np.uint8))
     window, columns = (slice(y, y + height), slice(x, x + width)), []  # holds both contours at every threshold
     contours, truth, shape = _Contours(level[window]), _Contours(mask[window]).at(0), (height + 1, width + 1)
-    to_truth, nearby = _squares(_off(truth, shape)), _Nearby(truth, contours, steps)
+    to_truth, nearby = _squares(_background_of(truth, shape)), _NearDistances(truth, contours, steps)
     for i in steps:
         predicted = contours.at(i)
-        there = _directed(to_truth[predicted.at], predicted.length, percentiles)
+        forth = _directed(to_truth[predicted.at], predicted.length, percentiles)
         (squares, lengths), far = nearby.squares(i), nearby.far(i)
         if len(far):
-            squares = np.append(squares, _to_contour(truth.at[far], predicted, shape))
+            squares = np.append(squares, _squares_to(truth.at[far], predicted, shape))
             lengths = np.append(lengths, truth.length[far])
         back = _directed(squares, lengths, percentiles)
-        columns.append(np.append(np.maximum(there, back)[:-1], (there[-1] + back[-1]) / 2))
+        columns.append(np.append(np.maximum(forth, back)[:-1], (forth[-1] + back[-1]) / 2))
     return np.stack(columns, 1)
 
 
@@ -185,8 +185,8 @@ def _surface_image(level: np.ndarray, mask: np.ndarray, percentiles: Sequence[fl
     if mask.any() and top:
         # Predictions are nested: where no pixel has level i, none drops out at threshold i, and the last answer holds.
         last = np.maximum.accumulate(np.arange(top) * present[:top])
-        steps, which = np.unique(last, return_inverse=True)
-        result[:, :top] = _compare(level, mask, steps, percentiles)[:, which]
+        steps, inverse = np.unique(last, return_inverse=True)
+        result[:, :top] = _compare(level, mask, steps, percentiles)[:, inverse]
     return result
 
 

@@ -76,7 +76,7 @@ def save_picture(image: Image.Image | np.ndarray, path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: its encoded files by the names of `FILES`, and what there is to say of it.
+    """A sample image: its encoded files by the names of `FILES`, and facts about it.
 
     `about`: key; scale; size [height, width] of the HR image; window [top, left, height, width] that is shown, HR
     pixels; kernel and predicted_kernel, rows of numbers, or None.
@@ -91,12 +91,12 @@ def take_sample(batch: Batch, outputs: Outputs, index: int, segmentation: bool =
     hr, lq = batch.hr[index], batch.lq[index]
     scale = hr.shape[-1] // lq.shape[-1]
     window = crack_window(batch.mask[index, 0].cpu().numpy(), SIDE // scale * scale, scale)
-    files = {"lq": _encoded(to_image(_cut(lq, [n // scale for n in window])), "png")}
-    files |= {name: _encoded(to_image(_cut(x, window)), "webp") for name, x in (("sr", outputs.sr[index]), ("hr", hr))}
+    files = {"lq": _encode(to_image(_crop(lq, [n // scale for n in window])), "png")}
+    files |= {name: _encode(to_image(_crop(x, window)), "webp") for name, x in (("sr", outputs.sr[index]), ("hr", hr))}
     if segmentation:
-        prob, mask = (_cut(x[index], window)[0] for x in (outputs.logits.sigmoid(), batch.mask))
-        files |= {"prob": _encoded(levels_to_grey(thresholds_below(prob).cpu().numpy()), "png")}
-        files |= {"mask": _encoded((mask > 0.5).cpu().numpy(), "png")}
+        prob, mask = (_crop(x[index], window)[0] for x in (outputs.logits.sigmoid(), batch.mask))
+        files |= {"prob": _encode(levels_to_grey(thresholds_below(prob).cpu().numpy()), "png")}
+        files |= {"mask": _encode((mask > 0.5).cpu().numpy(), "png")}
     kernels = [_numbers(kernels, index) for kernels in (batch.kernel, outputs.kernel)]
     about = (batch.key[index], scale, list(hr.shape[-2:]), window, *kernels)
     return Sample(dict(zip(_ABOUT, about)), files)
@@ -109,8 +109,8 @@ def crack_window(mask: np.ndarray, side: int, step: int) -> list[int]:
     height, width = (min(side, n) for n in mask.shape)
     sums = np.pad((mask > 0.5).cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
     across = sums[:, width:] - sums[:, :-width]
-    held = (across[height:] - across[:-height])[::step, ::step]
-    top, left = np.unravel_index(held.argmax(), held.shape) if held.any() else (n // 2 for n in held.shape)
+    counts = (across[height:] - across[:-height])[::step, ::step]
+    top, left = np.unravel_index(counts.argmax(), counts.shape) if counts.any() else (n // 2 for n in counts.shape)
     return [int(top) * step, int(left) * step, height, width]
 
 
@@ -124,12 +124,12 @@ def grey_to_levels(grey: np.ndarray) -> np.ndarray:
     return np.round(grey.astype(np.float64) * (len(THRESHOLDS) / 255)).astype(np.uint8)
 
 
-def _cut(x: Tensor, window: Sequence[int]) -> Tensor:
+def _crop(x: Tensor, window: Sequence[int]) -> Tensor:
     top, left, height, width = window
     return x[..., top : top + height, left : left + width]
 
 
-def _encoded(pixels: np.ndarray, form: str) -> bytes:
+def _encode(pixels: np.ndarray, form: str) -> bytes:
     return encode_image(pixels, form, **({"quality": _QUALITY} if form == "webp" else {"optimize": True}))
 
 
@@ -147,10 +147,10 @@ def write_samples(samples: Mapping[str, Sample], kinds: Mapping[str, Sequence[st
     """Write the samples (by key) that `kinds` (kind to keys) name into `out`, in place of what is there."""
     keys = list(dict.fromkeys(key for group in kinds.values() for key in group))
     folders = {key: f"{number:02d}-{safe_name(key, empty='sample')[-60:]}" for number, key in enumerate(keys)}
-    listed = [
+    entries = [
         {"folder": folder, **samples[key].about, "files": list(samples[key].files)} for key, folder in folders.items()
     ]
-    index = {"format": FORMAT, "kinds": {kind: list(group) for kind, group in kinds.items()}, "samples": listed}
+    index = {"format": FORMAT, "kinds": {kind: list(group) for kind, group in kinds.items()}, "samples": entries}
     temporary = out.with_name(f"{out.name}{PARTIAL}-{os.getpid()}")
     try:
         for key, folder in folders.items():
@@ -175,14 +175,14 @@ def read_samples(directory: Path) -> tuple[dict[str, list[str]], dict[str, Sampl
     index = directory / "index.json"
     if not index.is_file():
         return {}, {}
-    listed = read_json(index, {"format": str}, "evaluate again")
-    if listed["format"] == FORMAT:
-        listed = read_json(index, _INDEX, "evaluate again")
+    content = read_json(index, {"format": str}, "evaluate again")
+    if content["format"] == FORMAT:
+        content = read_json(index, _INDEX, "evaluate again")
     try:
-        if listed["format"] != FORMAT:
-            raise ValueError(f"its format is {listed['format']!r}, expected {FORMAT!r}")
-        samples = {entry["key"]: _read(directory, entry) for entry in listed["samples"]}
-        return {kind: [key for key in keys if key in samples] for kind, keys in listed["kinds"].items()}, samples
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, expected {FORMAT!r}")
+        samples = {entry["key"]: _read(directory, entry) for entry in content["samples"]}
+        return {kind: [key for key in keys if key in samples] for kind, keys in content["kinds"].items()}, samples
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{index} is damaged, evaluate again: {reason}") from None

@@ -53,7 +53,7 @@ def test_neither_order_nor_parts_of_the_draws_change_them(monkeypatch):
     rows = rows_of(9)
     expected = intervals(rows)
     assert intervals(rows[::-1]) == expected and intervals(rows, seed=1) != expected
-    monkeypatch.setattr(module, "_PLACES", 9 * 7)  # seven resamples at a time
+    monkeypatch.setattr(module, "_CHUNK", 9 * 7)  # seven resamples at a time
     for kind, values in intervals(rows).items():
         for key, interval in values.items():
             assert interval == pytest.approx(expected[kind][key], abs=1e-12)
