@@ -65,7 +65,7 @@ def _app(options: argparse.Namespace) -> Any:
         raise ValueError(f"the page needs {error.name}, which is not installed: pip install 'cssr[demo]'") from None
     from cssr.inference.predictor import device_named
     from cssr.models.inference_form import for_inference
-    from cssr.models.load import load_model  # here, as it takes seconds, before which mistakes are answered
+    from cssr.models.load import load_model  # here, as it takes seconds, after mistakes have been reported
 
     limits = Limits(
         bytes=round(options.max_megabytes * 1e6),
@@ -103,11 +103,11 @@ def server(app: Any) -> Any:
     bare = {"http": protocol(), "ws": "none", "lifespan": "off"}
     limits = {"limit_concurrency": CONNECTIONS, "timeout_graceful_shutdown": 2}
     config = uvicorn.Config(app, **quiet, **bare, **limits)
-    logging.getLogger("uvicorn.error").addFilter(_is_told)
+    logging.getLogger("uvicorn.error").addFilter(_is_logged)
     return uvicorn.Server(config)
 
 
-def _is_told(record: logging.LogRecord) -> bool:
+def _is_logged(record: logging.LogRecord) -> bool:
     """Leave out the tracebacks of requests that were cut off as the server ended, which are no errors."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
@@ -130,13 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860; 0: a free one)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    usual, mega = Limits(), 1e6
+    defaults, million = Limits(), 1e6
     bounds = {
-        "--max-megabytes": (float, usual.bytes / mega, "of a photograph's file"),
-        "--max-megapixels": (float, usual.pixels / mega, "of a photograph"),
-        "--seconds": (float, usual.seconds, "that work on a photograph may take"),
-        "--waiting": (int, usual.waiting, "photographs that may wait while one is worked on"),
-        "--tile": (int, usual.tile, "photograph pixels a side of a tile; 0: the whole at once"),
+        "--max-megabytes": (float, defaults.bytes / million, "of a photograph's file"),
+        "--max-megapixels": (float, defaults.pixels / million, "of a photograph"),
+        "--seconds": (float, defaults.seconds, "that work on a photograph may take"),
+        "--waiting": (int, defaults.waiting, "photographs that may wait while one is worked on"),
+        "--tile": (int, defaults.tile, "photograph pixels a side of a tile; 0: the whole at once"),
     }
     for name, (kind, default, text) in bounds.items():
         parser.add_argument(name, type=kind, default=default, help=f"{text} ({default:g})")

@@ -1,4 +1,4 @@
-"""Connections, none of which blocks another: deadlines on headers and on what is not read, a bound for each client."""
+"""Bounds of connections: deadlines for headers and for unread answers, and a number of connections per client."""
 
 import asyncio
 from collections import Counter

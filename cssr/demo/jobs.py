@@ -1,4 +1,4 @@
-"""A queue of jobs before one thread, with bounds on its length and on the time of a job."""
+"""A queue of jobs for one thread, with bounds on its length and on the time of a job."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ TICK = 0.25  # seconds between looks at the work
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds that keep one request from taking the server."""
+    """Bounds that keep one request from occupying the server."""
 
     bytes: int = 32_000_000  # of a photograph's file
     pixels: int = 1_000_000  # of a photograph
@@ -37,13 +37,13 @@ class Job:
     def __init__(self) -> None:
         self.future: Future = Future()
         self.began: float | None = None  # time.monotonic() at which its turn came
-        self.before = self.done = self.of = 0  # tiles of the rounds before; those done of this round, and all of it
+        self.before = self.done = self.count = 0  # tiles of earlier rounds; those done of this round, and all of it
         self._end = threading.Event()
 
     def progress(self, steps: Iterable) -> Iterator:
         """`steps`, each asked for when a tile is done; raises Stopped instead once `stop` was called."""
         steps = steps if isinstance(steps, Sequence) else list(steps)
-        self.before, self.done, self.of = self.before + self.of, 0, len(steps)
+        self.before, self.done, self.count = self.before + self.count, 0, len(steps)
         for step in steps:
             self.check()
             self.done += 1
@@ -79,7 +79,7 @@ class BoundedQueue:
 
 
 class JobQueue(BoundedQueue):
-    """A queue before one thread.
+    """A queue for one thread.
 
     Args:
         waiting: how many may wait while one is worked on.
@@ -92,7 +92,7 @@ class JobQueue(BoundedQueue):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
 
     def start(self, work: Callable[[Job], Any]) -> Job:
-        """Line up `work(job)`."""
+        """Enqueue `work(job)`."""
         job = Job()
 
         def run() -> Any:
@@ -110,7 +110,9 @@ class JobQueue(BoundedQueue):
             and the next job waits for that; the caller does not.
         """
         done = asyncio.wrap_future(job.future)
-        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody asks for what is left
+        done.add_done_callback(
+            lambda future: future.cancelled() or future.exception()
+        )  # its result is not read where the caller has left
         try:
             while not job.future.done():
                 await asyncio.wait([done], timeout=TICK)

@@ -1,7 +1,7 @@
 """Cracks of a probability picture at a threshold, as a process of its own: `python -m cssr.demo.measure_process`.
 
 How long it takes depends on how ragged the mask is, and a process can be ended at any moment. It reads a PNG from its
-input and writes JSON to its output: what `measured` gives, or {"error": one sentence}.
+input and writes JSON to its output: what `measure_probability` gives, or {"error": one sentence}.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from cssr.utils.images import encode_image, open_image
 _LENGTHS = ("length", "mean_width", "max_width")
 
 
-def read_probability(body: bytes, most: int) -> np.ndarray:
+def read_probability(body: bytes, max_pixels: int) -> np.ndarray:
     """H W uint8, 255 for a probability of 1; ValueError, one sentence, for anything but an 8-bit grey PNG."""
     wrong = ValueError("The probability must be the 8-bit grey PNG that came with the prediction.")
     with io.BytesIO(body) as file:
         try:
-            opened = open_image(file, most, ("PNG",))
+            opened = open_image(file, max_pixels, ("PNG",))
             if opened.mode != "L":
                 raise wrong
             return np.asarray(opened)
@@ -36,7 +36,9 @@ def read_probability(body: bytes, most: int) -> np.ndarray:
             raise wrong from None
 
 
-def measured(prob: np.ndarray, threshold: float, scale: int, sizes: Sequence[PixelSize] = ()) -> dict[str, Any]:
+def measure_probability(
+    prob: np.ndarray, threshold: float, scale: int, sizes: Sequence[PixelSize] = ()
+) -> dict[str, Any]:
     """The cracks where a probability (H W uint8) exceeds a threshold (0..1), and the mask, as JSON takes them.
 
     Lengths are pixels of the photograph, of which one is `scale` SR pixels, or millimetres where there are `sizes` of
@@ -87,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         prob = read_probability(sys.stdin.buffer.read(), options.most)
-        answer = measured(prob, options.threshold, options.scale, list(_sizes(options)))
+        answer = measure_probability(prob, options.threshold, options.scale, list(_sizes(options)))
     except ValueError as error:
         answer = {"error": str(error)}
     json.dump(answer, sys.stdout)

@@ -25,20 +25,20 @@ class Part(NamedTuple):
     data: bytes
 
 
-def open_photograph(body: bytes, most: int) -> tuple[np.ndarray, list[str]]:
+def open_photograph(body: bytes, max_pixels: int) -> tuple[np.ndarray, list[str]]:
     """Read the photograph in `body` as H W 3 uint8 (H W 4 where pixels are missing), upright, and what is to be said.
 
-    Raises: ValueError, one sentence for the page, for what is no photograph, is damaged, or has more than `most`
+    Raises: ValueError, one sentence for the page, for what is no photograph, is damaged, or has more than `max_pixels`
         pixels, before pixels are decoded where the head of the file says so.
     """
     with warnings.catch_warnings(), io.BytesIO(body) as file:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `most` is the limit here
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the limit here
         opened = _open(file)
-        _check_pixels(opened.size, most)
+        _check_pixels(opened.size, max_pixels)
         try:
             frames = getattr(opened, "n_frames", 1)
             image, valid = read_with_valid(body)
-        except Exception:  # decoders raise many kinds of errors on damaged files, and the server is to live on
+        except Exception:  # decoders raise many kinds of errors on damaged files, and the server must survive
             raise ValueError("The file is a damaged or unusual picture: it cannot be decoded.") from None
     if valid is not None:
         image = np.dstack([image, valid.astype(np.uint8) * 255])
@@ -58,16 +58,16 @@ def _open(file: io.BytesIO) -> Image.Image:
         raise ValueError("The file is a damaged or unusual picture: its head cannot be read.") from None
 
 
-def _check_pixels(size: tuple[int, int], most: int) -> None:
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
-    if width * height > most:
+    if width * height > max_pixels:
         raise ValueError(
             f"The photograph has {width} x {height} = {width * height / _MEGA:.1f} million pixels, and this page takes "
-            f"{most / _MEGA:g} million: choose a part of it, or use python -m cssr.predict for the whole."
+            f"{max_pixels / _MEGA:g} million: choose a part of it, or use python -m cssr.predict for the whole."
         )
 
 
-def predicted(model: JointModel, image: np.ndarray, tile: int, progress) -> list[Part]:
+def predict_parts(model: JointModel, image: np.ndarray, tile: int, progress) -> list[Part]:
     """The pictures of a prediction: the photograph as it was taken in (lq), SR, and what else the model gives."""
     prediction = predict(model, image, tile, progress=progress)
     return [Part("lq", "image/png", _encode(image)), *_parts(prediction)]

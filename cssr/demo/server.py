@@ -35,7 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cssr.config.schema import segments
 from cssr.demo.jobs import BoundedQueue, Full, Job, JobQueue, Limits
-from cssr.demo.responses import open_photograph, predicted
+from cssr.demo.responses import open_photograph, predict_parts
 from cssr.models.joint import JointModel
 
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -91,7 +91,7 @@ def _page(file: str) -> Route:
 
 
 class Refused(Exception):
-    """Work that came to nothing; the sentence is for the page."""
+    """Work that failed, with a sentence for the page."""
 
 
 class Predict:
@@ -108,7 +108,7 @@ class Predict:
                 image, notes = await anyio.to_thread.run_sync(open_photograph, body, self.limits.pixels)
             except ValueError as error:
                 raise HTTPException(422, str(error)) from None
-            job = self.queue.start(lambda job: predicted(self.model, image, self.limits.tile, job.progress))
+            job = self.queue.start(lambda job: predict_parts(self.model, image, self.limits.tile, job.progress))
             async with aclosing(self._answer(job, notes)) as answer:
                 await StreamingResponse(answer, media_type="application/x-ndjson")(scope, receive, send)
 
@@ -116,7 +116,7 @@ class Predict:
         try:
             async with aclosing(self.queue.follow(job)) as ticks:
                 async for _ in ticks:
-                    yield _line(event="progress", **self._place(job))
+                    yield _line(event="progress", **self._progress(job))
             parts = result_of(job)
         except TimeoutError:
             yield _line(event="error", error=f"It took longer than {self.queue.seconds:g} seconds, the limit here.")
@@ -128,10 +128,10 @@ class Predict:
             for part in parts:
                 yield part.data
 
-    def _place(self, job: Job) -> dict[str, Any]:
+    def _progress(self, job: Job) -> dict[str, Any]:
         """Progress of the work: tiles done, of those of all rounds; none are known of what is processed as a whole."""
-        of = self.model.rounds * job.of
-        return {"began": job.began is not None, "done": job.before + job.done, "of": of}
+        count = self.model.rounds * job.count
+        return {"began": job.began is not None, "done": job.before + job.done, "of": count}
 
 
 def _line(**fields: Any) -> bytes:
@@ -155,20 +155,20 @@ class Measure:
     """POST /measure?threshold=&mm=&known=, as an ASGI endpoint: one at a time, in a process that can be ended."""
 
     def __init__(self, limits: Limits, scale: int):
-        self.scale, self.most = scale, limits.pixels * scale**2
+        self.scale, self.max_pixels = scale, limits.pixels * scale**2
         self.places, self.turn = BoundedQueue(_WAITING), anyio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         with self.places.place():
-            options = ["--scale", str(self.scale), "--most", str(self.most), *_options(request.query_params)]
-            body = await read_body(request, round(self.most * _SLACK[0] + _SLACK[1]), UPLOAD)
+            options = ["--scale", str(self.scale), "--most", str(self.max_pixels), *_options(request.query_params)]
+            body = await read_body(request, round(self.max_pixels * _SLACK[0] + _SLACK[1]), UPLOAD)
             answer = await self._measured(options, body, receive)
         if answer is not None:
             await answer(scope, receive, send)
 
     async def _measured(self, options: list[str], body: bytes, receive: Receive) -> Response | None:
-        """The answer; None for who has left."""
+        """The answer; None where the client has disconnected."""
         answer = None
         async with anyio.create_task_group() as group:
 
@@ -187,19 +187,19 @@ class Measure:
 def _options(query: Mapping[str, str]) -> list[str]:
     """The query as arguments; HTTPException 422 where it is out of range."""
     options = []
-    for name, default, most in (("threshold", "0.5", 1.0), ("mm", "", 1e6)):
+    for name, default, limit in (("threshold", "0.5", 1.0), ("mm", "", 1e6)):
         text = query.get(name, default)
         try:
-            good = not text or 0 < float(text) <= most
+            valid = not text or 0 < float(text) <= limit
         except ValueError:
-            good = False
-        if not good:
-            raise HTTPException(422, f"{name} must be a number above 0, at most {most:g}.")
+            valid = False
+        if not valid:
+            raise HTTPException(422, f"{name} must be a number above 0, at most {limit:g}.")
         options += [f"--{name}", text] if text else []
-    return options + _known(query.get("known", ""))
+    return options + _known_distance(query.get("known", ""))
 
 
-def _known(text: str) -> list[str]:
+def _known_distance(text: str) -> list[str]:
     """X1,Y1,X2,Y2,MM as arguments; HTTPException 422 for anything else."""
     try:
         numbers = [float(number) for number in text.split(",")] if text else []
@@ -223,7 +223,7 @@ async def _measure(options: list[str], body: bytes) -> Response:
 
 
 class Access:
-    """Refuses hosts and origins that are not the page's own, and adds `HEADERS` to every answer.
+    """Middleware that refuses foreign hosts and origins, and adds `HEADERS` to every answer.
 
     A page elsewhere can make its own name lead to this machine (DNS rebinding), but then the request names that host.
     A number cannot be rebound, so every address is let in, and of names only `localhost` and `names`.
@@ -246,15 +246,15 @@ class Access:
 
     def _refusal(self, method: str, headers: Headers) -> str | None:
         host = headers.get("host", "")
-        if not self._known(host):
+        if not self._is_own_name(host):
             return "This server does not go by the name in the request: open it by its address, or by localhost."
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-        foreign = (origin is not None and _place(origin) != host) or site not in ("same-origin", "none")
+        foreign = (origin is not None and _host_of(origin) != host) or site not in ("same-origin", "none")
         if method not in ("GET", "HEAD") and foreign:
             return "Only this server's own page may send photographs to it."
         return None
 
-    def _known(self, host: str) -> bool:
+    def _is_own_name(self, host: str) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
             if name in self.names:
@@ -265,22 +265,22 @@ class Access:
         return True
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
+async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
     """The body of a request, held in memory only.
 
-    Raises: HTTPException 413 for more than `most` bytes, said or sent, 408 if it takes longer than `seconds`, 400 where
-        it is empty or breaks off.
+    Raises: HTTPException 413 for more than `max_bytes` bytes, stated or sent, 408 if it takes longer than `seconds`,
+        400 where it is empty or breaks off.
     """
-    too_large = HTTPException(413, f"The file is too large: at most {most / _MEGA:g} MB are taken.")
-    said = request.headers.get("content-length", "")
-    if said.isdigit() and int(said) > most:
+    too_large = HTTPException(413, f"The file is too large: at most {max_bytes / _MEGA:g} MB are taken.")
+    stated = request.headers.get("content-length", "")
+    if stated.isdigit() and int(stated) > max_bytes:
         raise too_large
     body = bytearray()
     try:
         with anyio.fail_after(seconds):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > most:
+                if len(body) > max_bytes:
                     raise too_large
     except TimeoutError:
         raise HTTPException(408, f"The file did not arrive within {seconds:g} seconds.") from None
@@ -291,8 +291,8 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
     return bytes(body)
 
 
-def _place(origin: str) -> str | None:
-    """Host and port of an origin; None of what is none, as `http://[`."""
+def _host_of(origin: str) -> str | None:
+    """Host and port of an origin; None for what is not one, as `http://[`."""
     try:
         return urlsplit(origin).netloc
     except ValueError:

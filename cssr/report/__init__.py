@@ -1,6 +1,6 @@
 """Results side by side, as one page of HTML, as Markdown, LaTeX and CSV: `python -m cssr.report RESULTS... --out DIR`.
 
-`columns` picks the measures, `facts` says how they came about; `markdown`, `latex` and `page` set both; `write` writes.
+`columns` selects the measures, `facts` describes how they were obtained; `markdown`, `latex` and `page` render both.
 """
 
 import importlib

@@ -50,13 +50,13 @@ def _report(options: argparse.Namespace) -> None:
         base = find_reference(results, options.reference)
         path = write(results, base, options.out, options.title)
     size = path.with_suffix(".html").stat().st_size / 1e6
-    where = f"written to {path.parent}: report.html ({size:.1f} MB), report.md, table.tex, table.csv"
-    print(image_table(results, base), *caveats(results), where, sep="\n\n")
+    written = f"written to {path.parent}: report.html ({size:.1f} MB), report.md, table.tex, table.csv"
+    print(image_table(results, base), *caveats(results), written, sep="\n\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = "Results side by side: one page of HTML that opens offline, and Markdown, LaTeX and CSV."
-    parser = ExitingParser(prog=program("python -m cssr.report"), description=about)
+    description = "Results side by side: one page of HTML that opens offline, and Markdown, LaTeX and CSV."
+    parser = ExitingParser(prog=program("python -m cssr.report"), description=description)
     parser.add_argument("results", nargs="*", type=Path, help="results.json files, or run or evaluation directories")
     parser.add_argument("--survey", type=Path, metavar="DIR", help="instead: a document to print, HTML and PDF, of the "
         "survey that cssr.predict --measure has written")  # fmt: skip

@@ -133,16 +133,22 @@ def _cells(column: Column, rows: Sequence[dict[str, Any]], results: Sequence[Res
     ranked = [(value, text) for value, text, bound in zip(values, texts, bounds) if value is not None and not bound]
     best = (min if column.lower else max)(ranked)[1] if len(ranked) > 1 else None
     return [
-        Cell(text, value, _threshold(column, row), text == best and not bound, _between(column, result, aggregation))
+        Cell(
+            text,
+            value,
+            _threshold_text(column, row),
+            text == best and not bound,
+            _interval_text(column, result, aggregation),
+        )
         for text, value, row, bound, result in zip(texts, values, rows, bounds, results)
     ]
 
 
-def _threshold(column: Column, row: dict[str, Any]) -> str:
+def _threshold_text(column: Column, row: dict[str, Any]) -> str:
     threshold = row["iou_max_threshold"] if column.key == "iou_max" else None
     return "" if threshold is None else f" ({threshold:.2f})"
 
 
-def _between(column: Column, result: Result, aggregation: str) -> str:
+def _interval_text(column: Column, result: Result, aggregation: str) -> str:
     interval = result.interval(aggregation, column.key)
     return " to ".join(f"{value:.{column.decimals}f}" for value in interval) if interval else ""

@@ -1,4 +1,4 @@
-"""Facts of evaluations, reasons not to compare results, and definitions of the numbers; in any style."""
+"""Facts of evaluations, caveats of comparing them, and definitions of the numbers, in any style."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from cssr.evaluation.results import Result, component_name
 from cssr.report.columns import DETECTION_COLUMNS, INTERVAL, PER_IMAGE, share_label, shown
 
 KEYS = ("model", "networks", "checkpoint", "data", "images", "scale", "degradation", "resampler", "seed", "tile", "tta")
-_SEEN = ("scale", "degradation", "resampler")  # facts in which an HR upper bound differs from the rest
+_CONDITIONS = ("scale", "degradation", "resampler")  # facts in which an HR upper bound differs from the rest
 _QUOTED = ("model", "data", "degradation")  # facts shown as code: paths and YAML
 
 
@@ -41,7 +41,7 @@ class Definition(NamedTuple):
     text: str
 
 
-def fact(result: Result, key: str, say: Style = MARKDOWN) -> str:
+def fact(result: Result, key: str, style: Style = MARKDOWN) -> str:
     """One of `KEYS`; `-` where the file has none."""
     value = result.data.get(key)
     if key == "tta":
@@ -52,7 +52,7 @@ def fact(result: Result, key: str, say: Style = MARKDOWN) -> str:
         component = {"name": value} if isinstance(value, str) else value
         value = yaml.safe_dump(component, default_flow_style=True, sort_keys=False, width=10**6).strip()
     text = "-" if value is None else str(value)
-    return say.code(text) if key in _QUOTED else say.text(text)
+    return style.code(text) if key in _QUOTED else style.text(text)
 
 
 def split_facts(results: Sequence[Result]) -> tuple[list[str], list[str]]:
@@ -61,33 +61,35 @@ def split_facts(results: Sequence[Result]) -> tuple[list[str], list[str]]:
     return shared, [key for key in KEYS if key not in shared]
 
 
-def caveats(results: Sequence[Result], say: Style = MARKDOWN) -> list[str]:
+def caveats(results: Sequence[Result], style: Style = MARKDOWN) -> list[str]:
     """Lines that say why the results may not be compared, and what differs as it should."""
     systems = [result for result in results if not result.bound] or list(results)
-    differences = [_difference(results, key, say) for key in ("data", "images")]
-    differences += [_difference(systems, key, say) for key in (*_SEEN, "seed", "tile", "tta")]
+    differences = [_difference(results, key, style) for key in ("data", "images")]
+    differences += [_difference(systems, key, style) for key in (*_CONDITIONS, "seed", "tile", "tta")]
     if not any(differences) and _other_images(results):
         differences = ["the images themselves (names, sizes or masks)"]
-    lines, warning = [], say.strong("WARNING:")
+    lines, warning = [], style.strong("WARNING:")
     if any(differences):
         lines.append(f"{warning} not comparable: the results differ in {'; '.join(filter(None, differences))}.")
     if keys := [label for label, texts in _defined(results).items() if len(texts) > 1]:
         lines.append(f"{warning} the results define these differently (see Definitions): {', '.join(keys)}.")
-    return lines + _expected(results, systems, say)
+    return lines + _expected(results, systems, style)
 
 
-def _expected(results: Sequence[Result], systems: Sequence[Result], say: Style) -> list[str]:
+def _expected(results: Sequence[Result], systems: Sequence[Result], style: Style) -> list[str]:
     """A line on the facts in which upper bounds alone differ."""
-    expected = " and ".join(key for key in _SEEN if _difference(results, key, say) != _difference(systems, key, say))
+    expected = " and ".join(
+        key for key in _CONDITIONS if _difference(results, key, style) != _difference(systems, key, style)
+    )
     if not expected:
         return []
-    bounds = ", ".join(say.text(result.name) for result in results if result.bound)
+    bounds = ", ".join(style.text(result.name) for result in results if result.bound)
     return [f"HR upper bound: {bounds} segments the HR image itself; another {expected} is expected there."]
 
 
-def _difference(results: Sequence[Result], key: str, say: Style) -> str:
+def _difference(results: Sequence[Result], key: str, style: Style) -> str:
     """The values of a fact and who has them; empty where all have the same."""
-    owners = _grouped((fact(result, key, say), say.text(result.name)) for result in results)
+    owners = _group((fact(result, key, style), style.text(result.name)) for result in results)
     if len(owners) == 1:
         return ""
     values = "; ".join(f"{value}: {', '.join(names)}" for value, names in owners.items())
@@ -101,7 +103,7 @@ def _other_images(results: Sequence[Result]) -> bool:
     return not all(result.of_same_images(results[0]) for result in results)
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def _group(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for key, value in pairs:
         groups.setdefault(key, []).append(value)
@@ -109,19 +111,21 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def definitions(
-    results: Sequence[Result], base: Result | None, more: Mapping[str, str] | None = None
+    results: Sequence[Result], base: Result | None, extra_labels: Mapping[str, str] | None = None
 ) -> list[Definition]:
-    """Definitions of the shown numbers, plain; twice where results differ in one. `more`: labels of further keys."""
-    listed = [
+    """Definitions of the shown numbers; twice where results differ in one. `extra_labels`: labels of further keys."""
+    entries = [
         Definition(label, names if len(texts) > 1 else [], text)
-        for label, texts in _defined(results, more).items()
+        for label, texts in _defined(results, extra_labels).items()
         for text, names in texts.items()
     ]
     share = [Definition(share_label(base), [], f"IoU_max in percent of that of {base.name}")] if base else []
-    return listed + share
+    return entries + share
 
 
-def _defined(results: Sequence[Result], more: Mapping[str, str] | None = None) -> dict[str, dict[str, list[str]]]:
+def _defined(
+    results: Sequence[Result], extra_labels: Mapping[str, str] | None = None
+) -> dict[str, dict[str, list[str]]]:
     """Definitions by what is shown, and the names of the results that have each."""
     labels = {key: key.replace("image", "per image") for key in ("image", "pooled", "thresholds")}
     labels |= {
@@ -129,8 +133,8 @@ def _defined(results: Sequence[Result], more: Mapping[str, str] | None = None) -
         for column in shown(results, (*PER_IMAGE, *DETECTION_COLUMNS))
     }
     labels |= {"iou_max_threshold": "threshold", "per_image.iou": "IoU in the pictures", "segmentation": "segmentation"}
-    labels |= {"intervals": INTERVAL, **(more or {})}
-    texts_of = {label: _grouped(_texts(results, key)) for key, label in labels.items()}
+    labels |= {"intervals": INTERVAL, **(extra_labels or {})}
+    texts_of = {label: _group(_texts(results, key)) for key, label in labels.items()}
     return {label: texts for label, texts in texts_of.items() if texts}
 
 

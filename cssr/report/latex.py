@@ -28,7 +28,9 @@ def escape_latex(words: str) -> str:
 def latex_tables(results: Sequence[Result], base: Result | None, title: str) -> str:
     """Two floating tables: per image, and pooled over all pixels."""
     parts = (("per image", "image", image_measures(results, base)), ("pooled", "pooled", pooled_measures(results)))
-    tables = [_floating(table, f"{escape_latex(title)}, {how}", f"tab:{label}") for how, label, table in parts]
+    tables = [
+        _floating(table, f"{escape_latex(title)}, {aggregation}", f"tab:{label}") for aggregation, label, table in parts
+    ]
     return "\n\n".join([_HEAD, *tables]) + "\n"
 
 

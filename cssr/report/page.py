@@ -1,4 +1,4 @@
-"""The report as one page of HTML that opens from the disk, asks for nothing, and shows what the tables cannot."""
+"""The report as one self-contained page of HTML, with curves, sample images and a list of all images."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ from cssr.evaluation.visualization import FILES, Sample, read_samples
 from cssr.report.columns import NOTE, PER_IMAGE, Column, image_measures, pooled_measures
 from cssr.report.facts import HTML, caveats, definitions, fact, split_facts
 from cssr.report.plots import curves_of, iou_plot, precision_recall_plot, reliability_plot, tenths
-from cssr.report.published_results import APART, FIGURES, SETTING, SOURCE, same_protocol
+from cssr.report.published_results import FIGURES, SEPARATE, SETTING, SOURCE, same_protocol
 
 _SCRIPTS = ("base.js", "curves.js", "samples.js", "list.js")  # one script, in this order
 _GROUPS = {"source": "By source", "blur": "By width of the blur kernel"}
@@ -49,11 +49,11 @@ def compose_page(results: Sequence[Result], base: Result | None, title: str) -> 
         **_tables(results, base),
         **_curves([result for result in results if result.segmented]),
         "notes": [Markup(line) for line in caveats(results, HTML)],
-        "definitions": definitions(results, base, _shown_here(results)),
+        "definitions": definitions(results, base, _page_definitions(results)),
         "sampled": any(shown.samples),
         "listed": any(result.data.get("per_image") for result in results),
         "data": {  # of the page's script
-            "results": [_described(result, own) for result, own in zip(results, shown.samples)],
+            "results": [_result_data(result, own) for result, own in zip(results, shown.samples)],
             **{"uris": shown.uris, "images": images_of(results)},
         },
     }
@@ -64,31 +64,31 @@ def compose_page(results: Sequence[Result], base: Result | None, title: str) -> 
     return _template().render(**context, style=Markup(style), script=Markup(script), policy=policy)
 
 
-def _shown_here(results: Sequence[Result]) -> dict[str, str]:
+def _page_definitions(results: Sequence[Result]) -> dict[str, str]:
     """Keys of the definitions of what the page shows beyond the tables, and what it calls them."""
     segmented = any(result.segmented for result in results)
     groups = {kind.kind: kind.title for kind in parts_of(results)}
     columns = {column["key"]: column["label"].split(" [")[0] for column in images_of(results)["columns"]}
-    named = {"precision": "precision", "recall": "recall"} if segmented else {}
+    labels = {"precision": "precision", "recall": "recall"} if segmented else {}
     if any(result.data.get("calibration") for result in results):
-        named |= {"calibration.reliability": "reliability", "calibration.temperature": "temperature"}
-    named |= {f"groups.{kind}": title for kind, title in groups.items()}
-    named |= {key: columns[key] for key in ("width_bias", "length_bias") if key in columns}
-    return named | ({"per_image.blur_sigma": columns["blur_sigma"]} if "blur_sigma" in columns else {})
+        labels |= {"calibration.reliability": "reliability", "calibration.temperature": "temperature"}
+    labels |= {f"groups.{kind}": title for kind, title in groups.items()}
+    labels |= {key: columns[key] for key in ("width_bias", "length_bias") if key in columns}
+    return labels | ({"per_image.blur_sigma": columns["blur_sigma"]} if "blur_sigma" in columns else {})
 
 
 def _tables(results: Sequence[Result], base: Result | None) -> dict[str, Any]:
-    shared, own = split_facts(results)
-    alike = same_protocol(results)
+    shared, differing = split_facts(results)
+    comparable = same_protocol(results)
     return {
         "tables": [
             ("per-image", "Per image", image_measures(results, base)),
             ("pooled", "Pooled over all pixels", pooled_measures(results)),
         ],
-        "published": {"figures": FIGURES, "source": SOURCE, "setting": SETTING, "apart": APART, "alike": alike},
+        "published": {"figures": FIGURES, "source": SOURCE, "setting": SETTING, "apart": SEPARATE, "alike": comparable},
         "shared": [(key, Markup(fact(results[0], key, HTML))) for key in shared],
-        "own": own,
-        "facts": [[Markup(fact(result, key, HTML)) for key in own] for result in results],
+        "own": differing,
+        "facts": [[Markup(fact(result, key, HTML)) for key in differing] for result in results],
         "parts": parts_of(results),
     }
 
@@ -129,16 +129,16 @@ def _reliability(segmented: Sequence[Result]) -> dict[str, Any] | None:
     return {"rows": rows, "bins": [f"{n / count:.2f} to {(n + 1) / count:.2f}" for n in range(count)]}
 
 
-def _described(result: Result, samples: Any) -> dict[str, Any]:
+def _result_data(result: Result, samples: Any) -> dict[str, Any]:
     curves = curves_of(result) if result.segmented else {}
-    kept = {
+    rounded = {
         kind: {k: [None if x is None else round(x, 5) for x in v] for k, v in curves[kind].items()}
         for kind in ("image", "pooled")
         if kind in curves
     }
     threshold = result.data["metrics"]["image"]["iou_max_threshold"]
     level = None if threshold is None else min(len(metrics.THRESHOLDS), max(1, round(threshold * 100)))
-    return {"name": result.name, "curves": kept, "level": level, "samples": samples}
+    return {"name": result.name, "curves": rounded, "level": level, "samples": samples}
 
 
 @cache
@@ -171,7 +171,7 @@ class Parts(NamedTuple):
     title: str
     measure: str
     names: list[str]  # of the results
-    most: float  # that a bar shows
+    limit: float  # value of a full bar
     parts: list[Part]
 
 
@@ -179,11 +179,11 @@ def parts_of(results: Sequence[Result]) -> list[Parts]:
     """The groups by source and by blur of those results that have them in their files."""
     all_parts = []
     for kind, title in _GROUPS.items():
-        having = [result for result in results if (result.data.get("groups") or {}).get(kind)]
+        with_groups = [result for result in results if (result.data.get("groups") or {}).get(kind)]
         for segmented in (True, False):
-            own = [result for result in having if result.segmented == segmented]
-            if own:
-                all_parts.append(_parts(own, kind, title, segmented))
+            alike = [result for result in with_groups if result.segmented == segmented]
+            if alike:
+                all_parts.append(_parts(alike, kind, title, segmented))
     return all_parts
 
 
@@ -191,34 +191,34 @@ def _parts(results: Sequence[Result], kind: str, title: str, segmented: bool) ->
     groups = [result.data["groups"][kind] for result in results]
     parts = []
     for name in in_order(set().union(*groups)):
-        images = next(of[name]["images"] for of in groups if name in of)
-        parts.append(Part(name, images, [_value(of.get(name), segmented) for of in groups]))
+        images = next(group[name]["images"] for group in groups if name in group)
+        parts.append(Part(name, images, [_measure_of(group.get(name), segmented) for group in groups]))
     values = [value for part in parts for value in part.values if value is not None]
-    most = 1.0 if segmented else max(values, default=1.0)
-    return Parts(kind, title, "IoU" if segmented else "PSNR [dB]", [r.name for r in results], most, parts)
+    limit = 1.0 if segmented else max(values, default=1.0)
+    return Parts(kind, title, "IoU" if segmented else "PSNR [dB]", [r.name for r in results], limit, parts)
 
 
-def _value(part: dict[str, Any] | None, segmented: bool) -> float | None:
+def _measure_of(part: dict[str, Any] | None, segmented: bool) -> float | None:
     return None if part is None else part["iou"] if segmented else part["image"]["psnr"]
 
 
 def images_of(results: Sequence[Result]) -> dict[str, Any]:
     """Every image's numbers, for a script: the columns that any result has, and of each result its keys and values."""
     rows = [result.data.get("per_image") or [] for result in results]
-    columns = [c for c in _IMAGE_COLUMNS if any(row.get(c.key) is not None for own in rows for row in own)]
+    columns = [c for c in _IMAGE_COLUMNS if any(row.get(c.key) is not None for rows_of in rows for row in rows_of)]
     return {
         "columns": [{"key": c.key, "label": c.label, "decimals": c.decimals} for c in columns],
         "results": [
             {
-                "keys": [row["key"] for row in own],
-                "values": {c.key: [_significant(row.get(c.key)) for row in own] for c in columns},
+                "keys": [row["key"] for row in rows_of],
+                "values": {c.key: [_rounded(row.get(c.key)) for row in rows_of] for c in columns},
             }
-            for own in rows
+            for rows_of in rows
         ],
     }
 
 
-def _significant(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{_DIGITS}g}")
 
 
@@ -234,39 +234,41 @@ def gallery(results: Sequence[Result], budget: int = BUDGET) -> Gallery:
     """The samples beside the results; ValueError, one line, where some are damaged."""
     sampled = [read_samples(result.path.parent / "pictures" / "samples") for result in results]
     uris: dict[str, str] = {}
-    kept: list[set[str]] = [set() for _ in results]
-    order = _in_turn([kinds for kinds, _ in sampled])
+    shown: list[set[str]] = [set() for _ in results]
+    order = _interleaved([kinds for kinds, _ in sampled])
     for number, key in order:
-        new = {name: uri for name, uri in _uris(sampled[number][1][key]).items() if name not in uris}
-        if sum(map(len, [*uris.values(), *new.values()])) <= budget:
-            uris |= new
-            kept[number].add(key)
+        new_uris = {name: uri for name, uri in _uris(sampled[number][1][key]).items() if name not in uris}
+        if sum(map(len, [*uris.values(), *new_uris.values()])) <= budget:
+            uris |= new_uris
+            shown[number].add(key)
     samples = [
         [
             _sample_data(result, kinds, own[key])
-            for key in dict.fromkeys(key for listed in kinds.values() for key in listed)
+            for key in dict.fromkeys(key for keys_of_kind in kinds.values() for key in keys_of_kind)
             if key in keys
         ]
-        for result, (kinds, own), keys in zip(results, sampled, kept)
+        for result, (kinds, own), keys in zip(results, sampled, shown)
     ]
-    return Gallery(uris, samples, len(order) - sum(map(len, kept)))
+    return Gallery(uris, samples, len(order) - sum(map(len, shown)))
 
 
-def _in_turn(kinds: Sequence[Kinds]) -> list[tuple[int, str]]:
+def _interleaved(kinds: Sequence[Kinds]) -> list[tuple[int, str]]:
     """(result, key) of all samples: the first of each kind of every result, then the second of each, and so on."""
-    groups = [[(number, key) for key in of.get(kind, [])] for kind in _KINDS for number, of in enumerate(kinds)]
+    groups = [
+        [(number, key) for key in kinds_of.get(kind, [])] for kind in _KINDS for number, kinds_of in enumerate(kinds)
+    ]
     return list(dict.fromkeys(entry for rank in zip_longest(*groups) for entry in rank if entry))
 
 
 def _uris(sample: Sample) -> dict[str, str]:
     """The data URIs of a sample's files by the sha256 of their content."""
     return {
-        _name(content): f"data:{_TYPES[Path(FILES[name]).suffix]};base64,{base64.b64encode(content).decode()}"
+        _content_id(content): f"data:{_TYPES[Path(FILES[name]).suffix]};base64,{base64.b64encode(content).decode()}"
         for name, content in sample.files.items()
     }
 
 
-def _name(content: bytes) -> str:
+def _content_id(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -278,7 +280,7 @@ def _sample_data(result: Result, kinds: Kinds, sample: Sample) -> dict[str, Any]
         **{"key": about["key"], "kinds": names, "quality": _quality(result, about["key"])},
         **{"height": height, "width": width, "whole": about["size"], "scale": about["scale"]},
         **{"kernel": about["kernel"], "predicted": about["predicted_kernel"]},
-        "files": {name: _name(content) for name, content in sample.files.items()},
+        "files": {name: _content_id(content) for name, content in sample.files.items()},
     }
 
 

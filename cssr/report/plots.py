@@ -76,7 +76,7 @@ def iou_plot(results: Sequence[Result], curves: Sequence[dict[str, Any]]) -> Plo
     top = min(1.0, math.ceil(10 * max(max(c[kind]["iou"]) for c in curves for kind in _KINDS) + 1e-9) / 10)
     series = [
         _series(result, number, {kind: zip(c["thresholds"], c[kind]["iou"]) for kind in _KINDS}, top, peak=True)
-        for result, number, c in zip(results, _places(results), curves)
+        for result, number, c in zip(results, _numbers(results), curves)
     ]
     words = "; ".join(f"{result.name}: {_peaks(c)}" for result, c in zip(results, curves))
     up = _ticks(top, 0.1 if top <= 0.5 else 0.2, top, across=False)
@@ -91,7 +91,7 @@ def precision_recall_plot(results: Sequence[Result], curves: Sequence[dict[str, 
         return None
     series = [
         _series(result, number, {k: zip(c[k]["recall"], c[k]["precision"]) for k in _KINDS if "recall" in c[k]}, 1.0)
-        for result, number, c in zip(results, _places(results), curves)
+        for result, number, c in zip(results, _numbers(results), curves)
     ]
     words = "Each point is one of the 99 thresholds; the lower the threshold, the greater the recall."
     across, up = _ticks(1, 0.2), _ticks(1, 0.2, across=False)
@@ -105,14 +105,14 @@ def reliability_plot(results: Sequence[Result]) -> Plot | None:
         return None
     series = [
         _series(result, number, {"pooled": zip(curve["prob"], curve["crack"])}, 1.0, dots=True)
-        for result, number, curve in zip(results, _places(results), reliabilities)
+        for result, number, curve in zip(results, _numbers(results), reliabilities)
         if curve
     ]
     words = (
         "Pixels of all images in bins of probability: their mean probability, and how many of them are crack. On the "
         "diagonal, probabilities can be taken at their word; below it, the model is overconfident."
     )
-    labels, guide = ("probability", "share of crack"), " ".join(_points([_at(0, 0), _at(1, 1)]))
+    labels, guide = ("probability", "share of crack"), " ".join(_points([_to_drawing(0, 0), _to_drawing(1, 1)]))
     across, up = _ticks(1, 0.2), _ticks(1, 0.2, across=False)
     return Plot("plot-3", "Reliability, pooled", labels, across, up, 1.0, series, words, guide)
 
@@ -122,7 +122,7 @@ def tenths(curve: Sequence[float | None]) -> list[str]:
     return ["-" if value is None else f"{value:.3f}" for value in curve[_TENTHS]]
 
 
-def _places(results: Sequence[Result]) -> list[int | None]:
+def _numbers(results: Sequence[Result]) -> list[int | None]:
     """Numbers of the systems, in order; bounds have none."""
     systems = [result.slug for result in results if not result.bound]
     return [None if result.bound else systems.index(result.slug) for result in results]
@@ -131,25 +131,28 @@ def _places(results: Sequence[Result]) -> list[int | None]:
 def _series(
     result: Result, number: int | None, kinds: dict[str, Iterable], top: float, peak: bool = False, dots: bool = False
 ) -> Series:
-    drawn = {kind: [_at(x, y / top) for x, y in points if y is not None] for kind, points in kinds.items()}
+    drawn = {kind: [_to_drawing(x, y / top) for x, y in points if y is not None] for kind, points in kinds.items()}
     lines = [Line(kind, " ".join(_points(points))) for kind, points in drawn.items()]
     highest = min(drawn["image"], key=lambda point: point[1]) if peak else None
-    look = (None, None) if number is None else (number % _COLOURS, number % _MARKERS)
-    return Series(result.name, *look, lines, highest, drawn["pooled"] if dots else [])
+    colour_and_marker = (None, None) if number is None else (number % _COLOURS, number % _MARKERS)
+    return Series(result.name, *colour_and_marker, lines, highest, drawn["pooled"] if dots else [])
 
 
 def _points(positions: Iterable[tuple[float, float]]) -> list[str]:
     return [f"{x:.1f},{y:.1f}" for x, y in positions]
 
 
-def _at(x: float, y: float) -> tuple[float, float]:
+def _to_drawing(x: float, y: float) -> tuple[float, float]:
     """Place in the drawing of shares of both axes."""
     return LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM)
 
 
 def _ticks(end: float, step: float, top: float = 1.0, across: bool = True) -> list[tuple[float, str]]:
     values = [number * step for number in range(math.floor(end / step + 1e-9) + 1)]
-    return [(_at(v, 0)[0] if across else _at(0, v / top)[1], f"{v:.2f}".rstrip("0").rstrip(".")) for v in values]
+    return [
+        (_to_drawing(v, 0)[0] if across else _to_drawing(0, v / top)[1], f"{v:.2f}".rstrip("0").rstrip("."))
+        for v in values
+    ]
 
 
 def _peaks(curves: dict[str, Any]) -> str:

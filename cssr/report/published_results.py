@@ -1,4 +1,4 @@
-"""Figures that the papers published, as what they are: other data and another setting than a report's own results.
+"""Figures published in the papers, which are of other data and another setting than a report's own results.
 
 Source: Kondo and Ukita, "Joint Learning of Blind Super-Resolution and Crack Segmentation for Realistic Degraded
 Images", IEEE Transactions on Instrumentation and Measurement, 2024 (CSBSR).
@@ -17,7 +17,7 @@ SETTING = (
     "khanhha's test set, x4, blind anisotropic Gaussian blur with sigma 0.2 to 4.0 HR pixels, per image. The released "
     "evaluator takes the 50th percentile for HD95, this toolkit the 95th: those columns cannot be compared at all."
 )
-APART = (
+SEPARATE = (
     "CSSR's own paper (Kondo and Ukita, MVA 2021) reports 97.3 % of the HR IoU: bicubic x4 without blur, U-Net, "
     "another setting again, which is why it is not in this table."
 )
@@ -66,16 +66,16 @@ FIGURES = (
 
 def same_protocol(results: Sequence[Result]) -> list[Result]:
     """The results with files that state the paper's degradation and scale, on all of what may be khanhha's test set."""
-    return [result for result in results if _degraded_alike(result) and _of_its_test_set(result)]
+    return [result for result in results if _has_same_degradation(result) and _is_of_test_set(result)]
 
 
-def _of_its_test_set(result: Result) -> bool:
+def _is_of_test_set(result: Result) -> bool:
     """Return whether it is of khanhha's test set, by its path, all that a file says of it."""
     path = str(result.data["data"]).lower().rstrip("/")
     return "khanhha" in path and not path.endswith(("train", "val")) and result.data.get("limit") is None
 
 
-def _degraded_alike(result: Result) -> bool:
+def _has_same_degradation(result: Result) -> bool:
     degradation = result.data.get("degradation")
     settings = {"name": degradation} if isinstance(degradation, str) else dict(degradation or {})
     alike = settings.pop("name", None) == "gaussian" and {**_BLUR, **settings} == _BLUR

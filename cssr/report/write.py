@@ -1,4 +1,4 @@
-"""Writing a report: each file whole or not at all."""
+"""Write the files of a report, each atomically."""
 
 import csv
 import io

@@ -20,7 +20,7 @@ from demo_server import dark_model, encoded, serving_page  # noqa: E402
 
 from cssr.cracks.measure import measure_cracks  # noqa: E402
 from cssr.cracks.pixel_size import parse_size  # noqa: E402
-from cssr.demo.measure_process import measured, read_probability  # noqa: E402
+from cssr.demo.measure_process import measure_probability, read_probability  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_cracks_are_measured_at_the_threshold(page):
 
 def test_what_is_left_out_is_reported(monkeypatch):
     monkeypatch.setattr("cssr.demo.measure_process.measure_cracks", partial(measure_cracks, max_cracks=1))
-    found = measured(drawn(), 0.3, 1)
+    found = measure_probability(drawn(), 0.3, 1)
     assert len(found["cracks"]) == 1 and found["notes"][0].startswith("left out 1 components of at most ")
     assert found["notes"][0].endswith(" pixels: the 1 largest are measured")
 
@@ -101,7 +101,7 @@ def test_points_that_are_none_are_refused(known, page):
 
 
 def test_the_files_say_the_same_in_pixels_of_the_photograph():
-    found = measured(drawn(), 0.3, 2, [parse_size("0.3")])
+    found = measure_probability(drawn(), 0.3, 2, [parse_size("0.3")])
     level, upright = csv.DictReader(io.StringIO(found["csv"]))
     assert float(level["length_mm"]) == pytest.approx(found["cracks"][0]["length"], abs=1e-3)
     assert float(level["length_mm"]) == pytest.approx(0.3 * float(level["length_px"]), abs=1e-3)
@@ -119,7 +119,7 @@ def _lines(geometry: dict) -> list:
 
 
 def test_a_picture_without_cracks_has_files_without_rows():
-    found = measured(np.zeros((8, 8), np.uint8), 0.5, 2)
+    found = measure_probability(np.zeros((8, 8), np.uint8), 0.5, 2)
     assert found["csv"].startswith("number") and len(found["csv"].splitlines()) == 1
     assert json.loads(found["geojson"])["features"] == []
 

@@ -197,7 +197,7 @@ def test_groups_of_all_results_are_side_by_side(tmp_path):
     paths = [write(tmp_path / n, spread(best), facts(n)) for n, best in (("a", 60), ("b", 90))]
     old = write(tmp_path / "old", rows(40), facts("old"))  # all of one source
     source, blur = parts_of(load([*paths, old]))
-    assert (source.title, source.measure, source.names, source.most) == ("By source", "IoU", ["a", "b"], 1.0)
+    assert (source.title, source.measure, source.names, source.limit) == ("By source", "IoU", ["a", "b"], 1.0)
     assert [(part.name, part.images) for part in source.parts] == [("CFD", 35), ("rissbilder", 35)]
     expected = [np.mean([row["tp"][0] / 100 for row in spread(best)[1::2]]) for best in (60, 90)]
     assert source.parts[0].values == pytest.approx(expected, abs=1e-6)
@@ -207,7 +207,7 @@ def test_groups_of_all_results_are_side_by_side(tmp_path):
 def test_groups_of_sr_alone_are_measured_by_psnr(tmp_path):
     plain = [{k: v for k, v in row.items() if k not in ("tp", "fp", "fn")} for row in spread(60)]
     source, _ = parts_of(load([write(tmp_path / "a", plain, facts("a"))]))
-    assert source.measure == "PSNR [dB]" and source.most == max(part.values[0] for part in source.parts) > 25
+    assert source.measure == "PSNR [dB]" and source.limit == max(part.values[0] for part in source.parts) > 25
 
 
 def test_every_image_has_the_columns_that_any_result_has(tmp_path):
