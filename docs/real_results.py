@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     collecting = commands.add_parser("collect", help="evaluations to docs/results/real.json")
     collecting.add_argument("results", type=Path, help="folder of SYSTEM/SET_DEGRADATION/results.json")
     collecting.add_argument("--clean", type=Path, help="names of UAV-315's photographs without a relative in training")
-    collecting.set_defaults(run=lambda options: collect(options.results, options.clean))
+    collecting.add_argument("--keep", action="store_true", help="keep the systems of real.json that are not there")
+    collecting.set_defaults(run=lambda options: collect(options.results, options.clean, options.keep))
     tables = commands.add_parser("table", help="docs/results/real.json to Markdown")
     tables.add_argument("--short", action="store_true", help="the main table only")
     tables.set_defaults(run=lambda options: print("\n".join(markdown(json.loads(NUMBERS.read_text()), options.short))))
@@ -65,8 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # ---- evaluations to numbers ----
 
 
-def collect(results: Path, clean: Path | None) -> None:
-    """Write the numbers of all evaluations below `results`."""
+def collect(results: Path, clean: Path | None, keep: bool = False) -> None:
+    """Write the numbers of all evaluations below `results`.
+
+    With `keep`, beside those of other systems that are there. The difference of a kept system from a new one is left
+    out: it would need the images of both.
+    """
     runs_of: dict[str, dict[str, dict[str, list[Rows]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for path in sorted(results.glob("*/*/results.json")):
         place = _place(path)
@@ -80,9 +85,21 @@ def collect(results: Path, clean: Path | None) -> None:
         degradation: {system: _numbers(sets, systems, names) for system, sets in systems.items()}
         for degradation, systems in runs_of.items()
     }
+    if keep:
+        before = json.loads(NUMBERS.read_text())
+        numbers = {of: _beside(before.get(of, {}), numbers.get(of, {})) for of in before.keys() | numbers.keys()}
     NUMBERS.parent.mkdir(exist_ok=True)
     NUMBERS.write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
     print(f"{NUMBERS}: {sum(map(len, numbers.values()))} systems on degradations")
+
+
+def _beside(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The systems of before and the new ones, under one degradation."""
+    kept = {name: dict(numbers) for name, numbers in before.items() if name not in new}
+    for numbers in kept.values():
+        if "differences" in numbers:
+            numbers["differences"] = {name: gap for name, gap in numbers["differences"].items() if name in kept}
+    return {**kept, **new}
 
 
 def _place(path: Path) -> tuple[str, str, str] | None:

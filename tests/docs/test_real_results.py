@@ -78,6 +78,20 @@ def test_the_tables_say_the_share_of_hr_and_the_gap(script, results, capsys):
     assert "IoU_max by set" in capsys.readouterr().out
 
 
+def test_other_systems_are_kept_without_what_would_need_their_images(script, results):
+    script.main(["collect", str(results)])
+    before = json.loads(script.NUMBERS.read_text())["sigma_0.2_4.0"]
+    again = results.parent / "again"
+    for part in ("uav315_test", "uav75", "crackmap"):
+        write(again, "hr", part, rows([f"{part}-{k}" for k in range(4)], 100, 90, 1.0))
+    script.main(["collect", str(again), "--keep"])
+    found = json.loads(script.NUMBERS.read_text())["sigma_0.2_4.0"]
+    assert found["hr"]["held_out"]["iou_max"][0] == pytest.approx(0.9, abs=1e-4)
+    gaps = before["csbsr_task_driven"].pop("differences")
+    assert found["csbsr_task_driven"].pop("differences") == {"csbsr_task_driven": gaps["csbsr_task_driven"]}
+    assert found["csbsr_task_driven"] == before["csbsr_task_driven"]
+
+
 def test_what_is_no_result_of_the_protocol_is_reported(script, results, capsys):
     write(results, "other", "khanhha", rows(["a"], 10, 5, 1.0))
     script.main(["collect", str(results)])
