@@ -31,6 +31,7 @@ def outputs(notebook):
             yield cell.source, text, sum(pictured(output) for output in cell.outputs)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_notebook_finds_cracks_trains_and_evaluates(executed):
     cells = {source.splitlines()[0]: (text, pictures) for source, text, pictures in outputs(executed)}

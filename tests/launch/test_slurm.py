@@ -198,12 +198,11 @@ def until(holds, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file, processes", [("cpu_2proc.yaml", "2")])
-def test_a_job_whose_time_is_up_continues_in_its_next_turn(submit, tmp_path, file, processes):
-    """torchrun's workers and a single process alike: a checkpoint, back into the queue, and to the end from there."""
+def test_a_job_whose_time_is_up_continues_in_its_next_turn(submit, tmp_path):
+    """Two processes: a checkpoint, back into the queue, and to the end from there."""
     shards, run_dir = draw_shards(tmp_path / "set", 40, 64, "--shard-size", "24"), tmp_path / "run"
     commands = stubs(tmp_path / "bin", srun=SRUN, scontrol=SCONTROL)
-    variables = environment(commands, 1, LAUNCH=f"launch/{file}", SLURM_GPUS_ON_NODE=processes)
+    variables = environment(commands, 1, LAUNCH="launch/cpu_2proc.yaml", SLURM_GPUS_ON_NODE="2")
     words = ["configs/tiny.yaml", *settings(shards, run_dir, "train.steps=40", "train.save_every=1000")]
     job = submit(variables, *words)
     wait_for_step(run_dir, 2, job)
