@@ -1,5 +1,7 @@
 """docs/first_steps.ipynb runs from top to bottom."""
 
+import ast
+
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -40,6 +42,15 @@ def test_the_notebook_finds_cracks_trains_and_evaluates(executed):
     assert "px long" in text and "finished:" in text and "iou_max" in text
     assert sum(pictures for _, pictures in cells.values()) >= 5
     assert "Traceback" not in text and "error" not in text.lower()
+
+
+def test_what_it_imports_is_there():
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    statements = [node for source in cells for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in statements if node.module.split(".")[0] == "cssr"]
+    assert len(ours) >= 5
+    for node in ours:
+        exec(ast.unparse(node), {})
 
 
 def test_the_committed_notebook_shows_its_outputs():
