@@ -1,8 +1,8 @@
 """Joint training: `accelerate launch [--config_file launch/X.yaml] cssr/train.py configs/Y.yaml [a.b=c ...]`.
 
-A run takes settings, data, model and engine, resumes, loops (step, log, validate, save), and exports: see
-`cssr/training/trainer.py`. To resume, run the same command again. Progress is counted in steps for people and in
-samples seen for everything that changes.
+A run reads settings and data, builds the model, resumes, loops (step, log, validate, save), and exports: see
+`cssr/training/trainer.py`. To resume, run the same command again. Progress is shown in steps; schedules count samples
+seen.
 """
 
 from cssr.utils import interrupts

@@ -1,4 +1,4 @@
-"""Activation checkpointing: blocks of a network keep their inputs only, and compute the rest again when needed."""
+"""Activation checkpointing: blocks of a network keep only their inputs, and recompute the rest in the backward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-_WEIGHTY = (nn.modules.conv._ConvNd, nn.Linear)
+_WITH_WEIGHTS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def recompute_blocks(network: nn.Module) -> list[str]:
@@ -34,33 +34,33 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
         yield from module.recomputed
         return
     inner = [block for child in module.children() for block in blocks_of(child)]
-    alone = (
+    is_block = (
         not inner
-        and sum(isinstance(layer, _WEIGHTY) for layer in module.modules()) > 1
+        and sum(isinstance(layer, _WITH_WEIGHTS) for layer in module.modules()) > 1
         and type(module) not in (nn.ModuleList, nn.ModuleDict)
     )
-    yield from [module] if alone else inner
+    yield from [module] if is_block else inner
 
 
 def _recomputed(block: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    if torch.compiler.is_compiling():  # the compiler computes again what is pure, and lets the rest be
+    if torch.compiler.is_compiling():  # the compiler recomputes pure operations only
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     return checkpoint(
-        forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _buffers_kept(block)), **kwargs
+        forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _restore_buffers(block)), **kwargs
     )
 
 
 @contextmanager
-def _buffers_kept(block: nn.Module) -> Iterator[None]:
-    """Let what layers count in training go to copies: BatchNorm's statistics see each batch once."""
+def _restore_buffers(block: nn.Module) -> Iterator[None]:
+    """Undo changes of buffers during recomputation: BatchNorm's statistics see each batch once."""
     layers = [layer for layer in block.modules() if layer.training and layer._buffers]
-    own = [dict(layer._buffers) for layer in layers]
-    for layer, buffers in zip(layers, own):
+    saved = [dict(layer._buffers) for layer in layers]
+    for layer, buffers in zip(layers, saved):
         layer._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
     try:
         yield
     finally:
-        for layer, buffers in zip(layers, own):
+        for layer, buffers in zip(layers, saved):
             layer._buffers.update(buffers)

@@ -27,15 +27,15 @@ from cssr.config.schema import Config
 from cssr.models.export import load_weights, read_tensors
 from cssr.models.joint import JointModel, build_model
 from cssr.models.load import checkpoints, exported_model, name_of, read_best, read_state
-from cssr.training.sharded_state import copied, finite, spread_moments, whole_moments, whole_weights
+from cssr.training.sharded_state import all_finite, copy_to_cpu, gather_moments, gather_weights, scatter_moments
 from cssr.utils.files import PARTIAL, digest, identity, sync, write_atomic
 from cssr.utils.text import message_of
 
 _DAMAGED = ".damaged"
 
 
-def newest(run_dir: Path) -> Path | None:
-    """The newest checkpoint that is whole, for one rank to find out before a run begins.
+def newest_intact(run_dir: Path) -> Path | None:
+    """The newest checkpoint that is not damaged; called on one rank, before a run begins.
 
     Damaged ones are reported and moved aside; what interrupted writes have left is removed.
     """
@@ -59,8 +59,8 @@ def _fault(path: Path) -> str | None:
     except ValueError:
         return "state.json"
     for name, expected in files.items():
-        there = (path / name).is_file() and (path / name).stat().st_size == expected["bytes"]
-        if not there or identity(path / name) != expected:
+        complete = (path / name).is_file() and (path / name).stat().st_size == expected["bytes"]
+        if not complete or identity(path / name) != expected:
             return name
     return None
 
@@ -89,9 +89,11 @@ def check_exportable(model: JointModel, config: Config) -> None:
     """
     json.dumps(asdict(model.config))
     with init_empty_weights(include_buffers=True):
-        again = build_model(model_config(asdict(model.config), config.imports)).state_dict()
+        rebuilt = build_model(model_config(asdict(model.config), config.imports)).state_dict()
     own = model.state_dict()
-    differs = sorted({*own, *again} - {name for name in own if name in again and own[name].shape == again[name].shape})
+    differs = sorted(
+        {*own, *rebuilt} - {name for name in own if name in rebuilt and own[name].shape == rebuilt[name].shape}
+    )
     if differs:
         raise ValueError(
             f"the model cannot be exported: built from its settings again, {len(differs)} of its tensors are missing "
@@ -125,7 +127,7 @@ def export(
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint holds, in the CPU's memory, where training does not change it.
+    """Content of a checkpoint, copied to the CPU's memory.
 
     `tensors`: `model`, `optimizer` and perhaps `ema`, each by name; `optimizer`: its kind, and what is no tensor.
     """
@@ -137,7 +139,7 @@ class Snapshot:
     optimizer: dict[str, Any]
 
 
-def take(
+def take_snapshot(
     step: int,
     samples: int,
     config: Config,
@@ -150,27 +152,27 @@ def take(
     """A snapshot of a run; all ranks must ask, those that do not `keep` it get None.
 
     Args:
-        optimizer, module: what the engine has made of the optimizer and the task (None: there is no engine).
+        optimizer, module: the prepared optimizer and task (None: there is no engine).
         ema: the average, a module of its own, whole on every rank.
     """
-    moments, scalars = whole_moments(module or model, model, optimizer)
-    tensors = {"model": copied(whole_weights(model), keep), "optimizer": copied(moments, keep)}
+    moments, scalars = gather_moments(module or model, model, optimizer)
+    tensors = {"model": copy_to_cpu(gather_weights(model), keep), "optimizer": copy_to_cpu(moments, keep)}
     if ema is not None:
-        tensors["ema"] = copied(ema.state_dict().items(), keep)
+        tensors["ema"] = copy_to_cpu(ema.state_dict().items(), keep)
     if not keep:
         return None
     return Snapshot(step, samples, to_dict(config), tensors, {"kind": config.optim.optimizer, "scalars": scalars})
 
 
 def write(run_dir: Path, snapshot: Snapshot) -> Path:
-    """Write `run_dir/checkpoints/step_N`; what is there under that name already stays.
+    """Write `run_dir/checkpoints/step_N`, unless it is there already.
 
     Raises: ValueError, one line, for weights that are not finite, and where the disk is full.
     """
     final = run_dir / "checkpoints" / name_of(snapshot.step)
     if final.is_dir():
         return final
-    if not finite(snapshot.tensors.values()):
+    if not all_finite(snapshot.tensors.values()):
         raise ValueError(
             f"the weights are not finite at step {snapshot.step}, no checkpoint is written of them: lower optim.lr, or "
             f"set optim.clip_norm, and run the same command again, which continues from {run_dir}'s last checkpoint"
@@ -179,7 +181,7 @@ def write(run_dir: Path, snapshot: Snapshot) -> Path:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _fill(partial, snapshot)
+        _write_files(partial, snapshot)
         os.rename(partial, final)
         sync(final.parent)
     except Exception as error:  # safetensors has exceptions of its own for a full disk
@@ -192,7 +194,7 @@ def write(run_dir: Path, snapshot: Snapshot) -> Path:
     return final
 
 
-def _fill(directory: Path, snapshot: Snapshot) -> None:
+def _write_files(directory: Path, snapshot: Snapshot) -> None:
     for name, tensors in snapshot.tensors.items():
         save_file(tensors, directory / f"{name}.safetensors")
     state = {
@@ -215,19 +217,19 @@ class Saver:
         self._thread, self._pending = ThreadPoolExecutor(1, "checkpoint"), None
 
     def save(self, snapshot: Snapshot | None) -> None:
-        """Begin to write, where there is something; waits for the one before."""
+        """Start to write a snapshot, if there is one, after the pending write."""
         if snapshot is None:
             return
         self.wait()
         self._pending: Future | None = self._thread.submit(self._write, snapshot)
 
     def check(self) -> None:
-        """Raise what a write that has ended in the meantime has met."""
+        """Raise the error of a write that has ended in the meantime."""
         if self._pending and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until what was begun is on disk; raises what went wrong: ValueError."""
+        """Wait until the pending checkpoint is on disk; raises its error (ValueError)."""
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
@@ -247,9 +249,9 @@ def restore(
 ) -> dict[str, Any]:
     """Fill optimizer and average from a checkpoint, and the model if there is no engine; returns the state.
 
-    An engine makes its own of a model's weights when it is prepared: they must be in the model by then.
+    Engines copy or partition a model's weights when they are prepared: the model must be filled before that.
 
-    Args: as for `take`.
+    Args: as for `take_snapshot`.
     Raises: ValueError, one line, where it is of another architecture or has no average that the run wants.
     """
     state = read_state(path)
@@ -261,13 +263,16 @@ def restore(
                 f"optim.ema is set, but {path} holds no average: use another train.run_dir, or train.init_from"
             )
         load_weights(ema, path / "ema.safetensors")
-    rest, kind = state["optimizer"], config.optim.optimizer
-    if rest["kind"] != kind:
+    optimizer_state, kind = state["optimizer"], config.optim.optimizer
+    if optimizer_state["kind"] != kind:
         raise ValueError(
-            f"optim.optimizer: {path} was trained with {rest['kind']}, the settings say {kind}: "
+            f"optim.optimizer: {path} was trained with {optimizer_state['kind']}, the settings say {kind}: "
             "use that, or another train.run_dir with train.init_from"
         )
-    spread_moments(
-        module or model, model, optimizer, {**read_tensors(path / "optimizer.safetensors"), **rest["scalars"]}
+    scatter_moments(
+        module or model,
+        model,
+        optimizer,
+        {**read_tensors(path / "optimizer.safetensors"), **optimizer_state["scalars"]},
     )
     return state

@@ -27,8 +27,8 @@ _OF_LOGITS = {"aux_weight", "loss"}  # arguments by which a loss of logits is kn
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Facts of a run beside its settings."""
+class RunSetup:
+    """Facts of a run that follow from its settings, its data and the engine."""
 
     micro_batch: int  # samples of a process at a time
     accumulation: int  # micro-batches of an optimizer step
@@ -39,8 +39,8 @@ class Prepared:
     segmentation: bool  # whether validation measures it
 
 
-def prepare(config: Config, engine: Accelerator) -> Prepared:
-    """Find every mistake of the user that settings and data show.
+def check_run(config: Config, engine: Accelerator) -> RunSetup:
+    """Check settings and data before work starts.
 
     Raises: ValueError, one line: the setting, its value, the remedy.
     """
@@ -62,7 +62,7 @@ def prepare(config: Config, engine: Accelerator) -> Prepared:
     segmentation = measures_segmentation(config.model, val_sets, "data.val")
     check_best(config.train.best, segmentation or not validates)
     accumulation = config.train.batch_size // (world * micro_batch)
-    return Prepared(micro_batch, accumulation, lq_scale, train_sets, val_sets, validates, segmentation)
+    return RunSetup(micro_batch, accumulation, lq_scale, train_sets, val_sets, validates, segmentation)
 
 
 def check_best(best: str, segmentation: bool) -> None:
@@ -79,11 +79,11 @@ def check_best(best: str, segmentation: bool) -> None:
 
 def check_memory(micro_batch: int, crop: int) -> None:
     """Refuse micro-batches of which the crops alone (image, mask, distance; float32) exceed this machine's memory."""
-    there, needed = memory(), micro_batch * crop**2 * 5 * 4
-    if needed > there:
+    available, needed = memory(), micro_batch * crop**2 * 5 * 4
+    if needed > available:
         raise ValueError(
             f"train.micro_batch: {micro_batch} crops of {crop} pixels take {needed / 2**30:.0f} GiB, this machine has "
-            f"{there / 2**30:.0f}: lower it (gradients are accumulated to train.batch_size), or data.crop"
+            f"{available / 2**30:.0f}: lower it (gradients are accumulated to train.batch_size), or data.crop"
         )
 
 
@@ -95,10 +95,10 @@ def check_training(config: Config, sets: Sequence[ShardSet]) -> None:
     bare = without_masks(sets)
     if segments(config.model) and not bare:
         return
-    setting = next(_of_segmentation(config), None)
+    setting = next(_segmentation_settings(config), None)
     if not segments(config.model):
         _check_no_network(config.model, setting)
-    setting = setting or next(_pixel_weights(config), None)
+    setting = setting or next(_pixel_weight_settings(config), None)
     if bare and setting:
         raise ValueError(
             f"data.train: {bare[0].root} has no masks, which {setting} needs: set loss.beta=0 with model.seg=none to "
@@ -130,8 +130,8 @@ def check_strategy(config: Config, in_parts: bool, device: str) -> None:
 
 def _check_compile(device: str) -> None:
     """torch.compile writes C++ on a CPU, and C that launches its kernels on a GPU, against Python's headers."""
-    variable, usual = ("CXX", "g++") if device == "cpu" else ("CC", "gcc")
-    compiler = os.environ.get(variable, usual).split()[0]
+    variable, default = ("CXX", "g++") if device == "cpu" else ("CC", "gcc")
+    compiler = os.environ.get(variable, default).split()[0]
     if shutil.which(compiler) is None:
         raise ValueError(
             f"train.compile=true needs a compiler, {compiler} is not here: apt-get install g++, name another one in "
@@ -176,7 +176,7 @@ def _check_no_network(model: ModelConfig, setting: str | None) -> None:
         )
 
 
-def _of_segmentation(config: Config) -> Iterator[str]:
+def _segmentation_settings(config: Config) -> Iterator[str]:
     """The settings by which a run trains segmentation, as `name=value`."""
     first = 0
     for phase in config.phases:
@@ -186,7 +186,7 @@ def _of_segmentation(config: Config) -> Iterator[str]:
         first = phase.until
     if config.loss.sr_times_seg is not None:
         yield f"loss.sr_times_seg={config.loss.sr_times_seg}"
-    for loss in _extra(config):
+    for loss in _extra_losses(config):
         if _OF_LOGITS & set(LOSSES.parameters(loss["name"])):
             yield f"loss.extra={loss['name']}"
 
@@ -194,23 +194,25 @@ def _of_segmentation(config: Config) -> Iterator[str]:
 def _is_zero(setting: Any, first: int, phase: PhaseConfig, config: Config) -> bool:
     """Return whether a schedule is 0 throughout a phase that begins at `first` samples; numbers count in any phase.
 
-    It is asked where it may turn, beside that, and at a thousand places between.
+    It is evaluated at and beside its breakpoints, and at a thousand positions between.
     """
     if isinstance(setting, (int, float)):
         return setting == 0
     batch, schedule = config.train.batch_size, build_schedule(setting)
     total = config.train.steps * batch
     end = min(phase.until or total, total)
-    turns = [turn + beside for turn in breakpoints(setting) for beside in (-batch, 0, batch)]
-    steps = {place // batch * batch for place in (*range(first, end, max((end - first) // 1000, 1)), *turns, end - 1)}
+    breaks = [point + offset for point in breakpoints(setting) for offset in (-batch, 0, batch)]
+    steps = {
+        position // batch * batch for position in (*range(first, end, max((end - first) // 1000, 1)), *breaks, end - 1)
+    }
     return all(schedule(Progress(samples, total)) == 0 for samples in steps if first <= samples < end)
 
 
-def _pixel_weights(config: Config) -> Iterator[str]:
+def _pixel_weight_settings(config: Config) -> Iterator[str]:
     """The losses of SR with pixels weighed by the mask or by the error of segmentation."""
     of_phases = {f"{phase.name}.sr": phase.sr for phase in config.phases if phase.sr}
     everywhere = {"loss.sr": config.loss.sr, **of_phases} | {
-        f"loss.extra={loss['name']}": loss for loss in _extra(config)
+        f"loss.extra={loss['name']}": loss for loss in _extra_losses(config)
     }
     for name, loss in everywhere.items():
         weight = loss.get("pixel_weight") if isinstance(loss, Mapping) else None
@@ -218,8 +220,8 @@ def _pixel_weights(config: Config) -> Iterator[str]:
             yield f"{name}.pixel_weight"
 
 
-def _extra(config: Config) -> Iterator[Mapping[str, Any]]:
-    """The components of `loss.extra`; what is written otherwise is for the task to refuse."""
+def _extra_losses(config: Config) -> Iterator[Mapping[str, Any]]:
+    """The components of `loss.extra`; the task refuses malformed entries."""
     for entry in config.loss.extra:
         loss = entry.get("loss") if isinstance(entry, Mapping) else None
         loss = {"name": loss} if isinstance(loss, str) else loss

@@ -47,7 +47,7 @@ class StopSignal:
         return self.number is not None or orphaned
 
     def close(self) -> None:
-        """Give the signals back to who had them."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -64,10 +64,10 @@ class StopSignal:
 
 
 class Watchdog:
-    """Ends this process, its stacks written down, once it has made no progress for `seconds`.
+    """End this process, after writing its stacks, when it has made no progress for `seconds`.
 
-    A rank that hangs keeps all others waiting in a collective: each writes down its stacks, and the first to end
-    has the launcher end the others.
+    A rank that hangs keeps all others waiting in a collective: each writes its stacks, and when the first one ends,
+    the launcher ends the others.
     """
 
     def __init__(self, seconds: float, stacks: Path):
@@ -77,7 +77,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def alive(self) -> None:
-        """There was progress."""
+        """Report progress."""
         self._deadline = time.monotonic() + self._seconds
         faulthandler.dump_traceback_later(self._seconds + _BACKSTOP, exit=True, file=sys.__stderr__)
 
@@ -107,12 +107,12 @@ class Watchdog:
 class SkippedSteps:
     """The steps skipped for a loss that was not finite, a line each in `skipped.jsonl`; too many end the run."""
 
-    def __init__(self, path: Path, most: int):
-        self._path, self._most = path, most
+    def __init__(self, path: Path, limit: int):
+        self._path, self._limit = path, limit
         self.count = len(path.read_bytes().splitlines()) if path.is_file() else 0
 
     def note(self, step: int, ranks: list[dict[str, Any]], writes: bool) -> str:
-        """Count a step. `ranks`: {rank, loss, keys} of each rank. Returns what to say of it.
+        """Count a step. `ranks`: {rank, loss, keys} of each rank. Returns a message.
 
         Raises: ValueError at one step too many.
         """
@@ -120,20 +120,20 @@ class SkippedSteps:
         if writes:
             append_line(self._path, {"step": step, "ranks": ranks})
         bad = next(rank for rank in ranks if not rank["finite"])
-        said = f"the loss is {bad['loss']} at step {step}, on rank {bad['rank']}; its samples are in {self._path}"
-        if self.count > self._most:
+        message = f"the loss is {bad['loss']} at step {step}, on rank {bad['rank']}; its samples are in {self._path}"
+        if self.count > self._limit:
             raise ValueError(
-                f"{said}; this is the {self.count}. such step, more than train.max_skipped={self._most}: lower "
+                f"{message}; this is the {self.count}. such step, more than train.max_skipped={self._limit}: lower "
                 "optim.lr, set optim.clip_norm, or look at those samples"
             )
-        return f"left out a step: {said}"
+        return f"left out a step: {message}"
 
 
 def explain(error: BaseException, config: Config, micro_batch: int, building: bool = False) -> ValueError | None:
     """One line for an error of a machine or another rank, or of sizes that show in a step only; None for any other.
 
     Args:
-        building: whether the model was being built, or tried on an image, and no batch was there yet.
+        building: whether the model was being built, or tried on an image, before the first batch.
     """
     if building and is_of_memory(error):
         return ValueError(
@@ -141,7 +141,11 @@ def explain(error: BaseException, config: Config, micro_batch: int, building: bo
             f"model.seg={config.model.seg}: widths, stages, the encoder), or set eval.tile for large validation images "
             f"({message_of(error)[:200]})"
         )
-    return _of_memory(error, config, micro_batch) or _of_ranks(error) or _of_batch_norm(error, config, micro_batch)
+    return (
+        _memory_hint(error, config, micro_batch)
+        or _lost_rank_hint(error)
+        or _batch_norm_hint(error, config, micro_batch)
+    )
 
 
 def is_of_memory(error: BaseException) -> bool:
@@ -149,7 +153,7 @@ def is_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _of_memory(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
+def _memory_hint(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
     if not is_of_memory(error):
         return None
     text = message_of(error)
@@ -160,7 +164,7 @@ def _of_memory(error: BaseException, config: Config, micro_batch: int) -> ValueE
     )
 
 
-def _of_batch_norm(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
+def _batch_norm_hint(error: BaseException, config: Config, micro_batch: int) -> ValueError | None:
     if "Expected more than 1 value per channel" not in str(error):
         return None
     return ValueError(
@@ -169,10 +173,10 @@ def _of_batch_norm(error: BaseException, config: Config, micro_batch: int) -> Va
     )
 
 
-def _of_ranks(error: BaseException) -> ValueError | None:
+def _lost_rank_hint(error: BaseException) -> ValueError | None:
     text = message_of(error)
-    gone = isinstance(error, torch.distributed.DistError) or "gloo" in text or "Connection closed by peer" in text
-    if not (gone and torch.distributed.is_initialized()):
+    lost = isinstance(error, torch.distributed.DistError) or "gloo" in text or "Connection closed by peer" in text
+    if not (lost and torch.distributed.is_initialized()):
         return None
     return ValueError(
         f"rank {torch.distributed.get_rank()} has lost another rank (its own message says why); the same command "
@@ -203,7 +207,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self._file:
             with suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_UN)  # of the loader's workers too, who have inherited it
@@ -211,7 +215,7 @@ class RunLock:
             self._file = None
 
     def _take(self) -> list[Any]:
-        """[token, what is wrong]."""
+        """Take the lock. Returns [token, fault], one of them None."""
         with naming_path(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True)
         with naming_path(self._path):

@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl always, any tracker that accelerate knows on wish, progress with the time left."""
+"""Logs of a run: metrics.jsonl, optional trackers of accelerate, and progress on the console."""
 
 import importlib.util
 import json
@@ -47,8 +47,8 @@ def truncate_lines(path: Path, step: int) -> None:
     """Drop the lines after `step` (and a half-written last one), so that a resumed run has no step twice."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
-    write_atomic(path, "".join(f"{line}\n" for line in kept))
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
 
 
 def has_step(path: Path, step: int) -> bool:
@@ -83,22 +83,22 @@ def trackers(train: TrainConfig, run_dir: Path) -> list[Any]:
 
 def tracker_settings(run_dir: Path, step: int) -> dict[str, dict[str, Any]]:
     """Settings by which trackers continue from the step where a run was stopped, for `Accelerator.init_trackers`."""
-    kept = run_dir / "mlflow_run_id"
-    mlflow = {"run_id": kept.read_text()} if kept.is_file() else {"run_name": run_dir.name}
+    path = run_dir / "mlflow_run_id"
+    mlflow = {"run_id": path.read_text()} if path.is_file() else {"run_name": run_dir.name}
     return {"tensorboard": {"purge_step": step + 1}, "mlflow": mlflow}
 
 
-def keep_tracker_runs(accelerator: Accelerator, run_dir: Path) -> None:
-    """Keep what `tracker_settings` needs to find a run again."""
+def save_tracker_runs(accelerator: Accelerator, run_dir: Path) -> None:
+    """Store what `tracker_settings` needs to continue the runs of trackers."""
     for tracker in accelerator.trackers:
         if tracker.name == "mlflow" and accelerator.is_main_process:
             write_atomic(run_dir / "mlflow_run_id", tracker.tracker.info.run_id)
 
 
-def hide_writer(failed: threading.ExceptHookArgs) -> None:
-    """Hook for threads that fail: says nothing of tensorboard's writer, as whoever logs next gets its error."""
-    if not type(failed.thread).__module__.startswith("tensorboard"):
-        threading.__excepthook__(failed)
+def ignore_tensorboard_errors(arguments: threading.ExceptHookArgs) -> None:
+    """`threading.excepthook` that ignores tensorboard's writer: its error is raised by the next call that logs."""
+    if not type(arguments.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(arguments)
 
 
 def memory_gib(device: torch.device) -> float:
@@ -118,7 +118,7 @@ class Console:
         self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if terminal else None
 
     def line(self, text: str) -> None:
-        """Say something."""
+        """Write a line of text."""
         if not self.enabled:
             return
         tqdm.write(text, file=sys.stderr) if self.bar else print(text, flush=True)
@@ -136,17 +136,17 @@ class Console:
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, float))
         if self.bar:
             self.bar.set_postfix_str(text.replace("  ", " "))
-        left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.total - step)
+        seconds_left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.total - step)
         if self.enabled and not self.bar:
-            self.line(f"step {step}/{self.total}  {text}  left {duration(left)}")
+            self.line(f"step {step}/{self.total}  {text}  left {format_duration(seconds_left)}")
 
     def close(self) -> None:
-        """Leave the terminal tidy."""
+        """Close the progress bar."""
         if self.bar:
             self.bar.close()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

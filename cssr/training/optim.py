@@ -1,4 +1,4 @@
-"""Optimizer, learning rates and what holds a parameter group still."""
+"""Optimizer, learning rates, and parameter groups that are held still (frozen) for a part of a run."""
 
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -17,7 +17,8 @@ from cssr.utils import distributed as engines
 from cssr.utils.text import message_of
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # with an update in one call, on CPUs and GPUs
-_WAYS = {"fused", "foreach", "capturable", "differentiable"}  # arguments that choose how the update is computed
+# Arguments that choose how the update is computed.
+_IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}
 
 
 def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
@@ -38,13 +39,13 @@ def build_optimizer(model: JointModel, config: Config) -> torch.optim.Optimizer:
         )
     try:
         kind = timm.optim.get_optimizer_class(settings.optimizer, bind_defaults=False)
-        fused = {"fused": True} if kind in _FUSED and not _WAYS & settings.arguments.keys() else {}
-        own = {"opt": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay}
-        how = dict(**own, **fused, **settings.arguments)
-        weight = nn.Parameter(torch.zeros(2, 2))  # of no model: some settings are refused by a step only
+        fused = {"fused": True} if kind in _FUSED and not _IMPLEMENTATIONS & settings.arguments.keys() else {}
+        basic = {"opt": settings.optimizer, "lr": settings.lr, "weight_decay": settings.weight_decay}
+        arguments = dict(**basic, **fused, **settings.arguments)
+        weight = nn.Parameter(torch.zeros(2, 2))  # a dummy: some settings are refused only when a step is taken
         weight.grad = torch.zeros(2, 2)
-        timm.optim.create_optimizer_v2([weight], **how).step()
-        return timm.optim.create_optimizer_v2(groups, **how)
+        timm.optim.create_optimizer_v2([weight], **arguments).step()
+        return timm.optim.create_optimizer_v2(groups, **arguments)
     except Exception as error:  # optimizers refuse settings in every way: IndexError, KeyError, ...
         reason = message_of(error)[:300]
         raise ValueError(f"optim: {settings.optimizer} refuses its settings: {reason}") from error
@@ -64,8 +65,8 @@ def _by_layer(model: JointModel, decay: float | None) -> Iterator[tuple[str, lis
         raise ValueError("optim.layer_decay needs a segmentation network on an encoder: model.seg=unet, pspnet or smp")
 
 
-def skipped_by(engine: Accelerator, optimizer: torch.optim.Optimizer) -> Literal["engine", "device", "host"]:
-    """The part that skips a step with a loss that is not finite: engine, device or host.
+def skipping_part(engine: Accelerator, optimizer: torch.optim.Optimizer) -> Literal["engine", "device", "host"]:
+    """Determine what skips a step with a loss that is not finite: the engine, the device or the host.
 
     DeepSpeed and loss scaling do by themselves, as the gradients are nan. Fused Adam and AdamW read a flag on the
     device. For any other optimizer the host reads it before the update. Fused SGD does not count as it allocates its

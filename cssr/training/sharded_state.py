@@ -1,8 +1,8 @@
-"""The state of a training, whole and by parameter name, out of what an engine has made of it, and back.
+"""Gather a full state, keyed by parameter name, from any engine, and scatter it back.
 
-DDP leaves a model and its optimizer as they are. DeepSpeed lays the parameters of a group end to end and gives each
+DDP keeps a model and its optimizer whole. DeepSpeed lays the parameters of a group end to end and gives each
 rank a part of them and of their moments (ZeRO-1, 2), of the parameters themselves as well (ZeRO-3). FSDP gives each
-rank a part of each tensor. A checkpoint knows nothing of that, so that any strategy resumes any other's.
+rank a part of each tensor. Checkpoints are independent of that, so that a run may resume under another strategy.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,50 +17,50 @@ from cssr.utils.distributed import base_optimizer
 Named = Iterable[tuple[str, Tensor]]
 
 
-def whole_weights(model: nn.Module) -> Named:
-    """The tensors of the model's `state_dict`, whole, on its device; every rank of ZeRO-3 and FSDP must take all."""
+def gather_weights(model: nn.Module) -> Named:
+    """The tensors of the model's `state_dict`, whole, on its device; every rank of ZeRO-3 and FSDP must consume all."""
     parameters = dict(model.named_parameters())
     for name, value in model.state_dict().items():
-        yield name, _whole(parameters.get(name, value))
+        yield name, _full_tensor(parameters.get(name, value))
 
 
-def whole_moments(module: nn.Module, model: nn.Module, optimizer: Any) -> tuple[Named, dict[str, Any]]:
+def gather_moments(module: nn.Module, model: nn.Module, optimizer: Any) -> tuple[Named, dict[str, Any]]:
     """The optimizer's tensors as `parameter/moment`, and its other values likewise; `groups.K/step` is a group's.
 
     Args:
-        module: what the engine has made of the task. model: the joint model in it.
-        optimizer: what the engine has made of the optimizer. Every rank must take all.
+        module: the prepared task. model: the joint model in it.
+        optimizer: the prepared optimizer. Every rank must consume all tensors.
     """
-    zero = _zero(module)
+    zero = _zero_optimizer(module)
     if zero is not None:
         return _zero_moments(model, zero), {}
     optimizer = base_optimizer(optimizer)
     names = {parameter: name for name, parameter in model.named_parameters()}
     entries = {f"{names[p]}/{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
     entries |= {f"groups.{k}/step": group["step"] for k, group in enumerate(optimizer.param_groups) if "step" in group}
-    tensors = ((key, _whole(value)) for key, value in entries.items() if isinstance(value, Tensor))
+    tensors = ((key, _full_tensor(value)) for key, value in entries.items() if isinstance(value, Tensor))
     return tensors, {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
 
 
-def copied(tensors: Named, keep: bool = True) -> dict[str, Tensor]:
-    """Copies in the CPU's memory, which nothing changes; all are taken, one by one, and none kept if not `keep`."""
+def copy_to_cpu(tensors: Named, keep: bool = True) -> dict[str, Tensor]:
+    """Copies in the CPU's memory. All are consumed, as ranks gather them together; `keep`: keep them."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors if keep}
 
 
-def spread_moments(module: nn.Module, model: nn.Module, optimizer: Any, entries: Mapping[str, Any]) -> None:
-    """Give every rank its part of what `whole_moments` gave; the arguments are as there."""
+def scatter_moments(module: nn.Module, model: nn.Module, optimizer: Any, entries: Mapping[str, Any]) -> None:
+    """Give every rank its part of what `gather_moments` returned; the arguments are the same."""
     by_name: dict[str, dict[str, Any]] = {}
     for key, value in entries.items():
         name, _, moment = key.rpartition("/")
         by_name.setdefault(name, {})[moment] = value
-    zero = _zero(module)
+    zero = _zero_optimizer(module)
     if zero is None:
         _fill(model, base_optimizer(optimizer), by_name)
     else:
         _fill_zero(model, zero, by_name)
 
 
-def _whole(value: Tensor) -> Tensor:
+def _full_tensor(value: Tensor) -> Tensor:
     """A tensor of which this rank may have a part only."""
     if hasattr(value, "ds_id"):  # ZeRO-3's
         from deepspeed.utils import safe_get_full_fp32_param
@@ -74,7 +74,7 @@ def _fill(model: nn.Module, optimizer: torch.optim.Optimizer, by_name: Mapping[s
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     state_dict = optimizer.state_dict()
     state_dict["state"] = {
-        index: {key: _part(value, p) for key, value in by_name[names[p]].items()}
+        index: {key: _like_parameter(value, p) for key, value in by_name[names[p]].items()}
         for index, p in enumerate(ordered)
         if names[p] in by_name
     }
@@ -83,7 +83,7 @@ def _fill(model: nn.Module, optimizer: torch.optim.Optimizer, by_name: Mapping[s
         group |= by_name.get(f"groups.{k}", {})
 
 
-def _part(value: Any, parameter: nn.Parameter) -> Any:
+def _like_parameter(value: Any, parameter: nn.Parameter) -> Any:
     """A moment as its parameter is: in parts, or whole and in the same order in memory, as fused updates need it."""
     if not isinstance(value, Tensor) or not value.dim() or value.shape != parameter.shape:
         return value
@@ -95,7 +95,7 @@ def _part(value: Any, parameter: nn.Parameter) -> Any:
 # ---- DeepSpeed ----
 
 
-def _zero(module: nn.Module) -> Any:
+def _zero_optimizer(module: nn.Module) -> Any:
     """ZeRO's optimizer, where DeepSpeed trains with it."""
     optimizer = getattr(module, "optimizer", None)
     return optimizer if hasattr(optimizer, "bit16_groups") or hasattr(optimizer, "fp16_groups") else None
@@ -112,7 +112,7 @@ def _zero_moments(model: nn.Module, zero: Any) -> Iterator[tuple[str, Tensor]]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     names = {parameter: name for name, parameter in model.named_parameters()}
-    _link(zero)
+    _link_parts(zero)
     for parameters, flat in _flat_groups(zero):
         state = zero.optimizer.state[flat]
         for parameter in parameters:
@@ -128,15 +128,17 @@ def _fill_zero(model: nn.Module, zero: Any, by_name: Mapping[str, dict[str, Any]
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameters, flat in _flat_groups(zero):
         moments = by_name.get(names[parameters[0]], {})
-        zero.optimizer.state[flat].update({key: _blank(key, value, flat, zero) for key, value in moments.items()})
-    _link(zero)
+        zero.optimizer.state[flat].update(
+            {key: _empty_moment(key, value, flat, zero) for key, value in moments.items()}
+        )
+    _link_parts(zero)
     for parameter, name in names.items():
         for key, value in by_name.get(name, {}).items():
             if value.dim():
                 _set_moment(parameter, key, value)
 
 
-def _blank(key: str, value: Tensor, flat: Tensor, zero: Any) -> Any:
+def _empty_moment(key: str, value: Tensor, flat: Tensor, zero: Any) -> Any:
     if value.dim():
         return torch.zeros_like(flat)
     if "DeepSpeed" in type(zero.optimizer).__name__:  # its own Adam counts in ints
@@ -156,7 +158,7 @@ def _set_moment(parameter: nn.Parameter, key: str, value: Tensor) -> None:
     safe_set_local_optimizer_state(parameter, padded.narrow(0, size * rank, size), key)
 
 
-def _link(zero: Any) -> None:
+def _link_parts(zero: Any) -> None:
     """Have ZeRO-1 and 2 know the owner of each part of their state: it is noted once, groups may come to life later."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
@@ -165,6 +167,6 @@ def _link(zero: Any) -> None:
             lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)
 
 
-def finite(states: Iterable[Mapping[str, Tensor]]) -> bool:
+def all_finite(states: Iterable[Mapping[str, Tensor]]) -> bool:
     """Return whether no number in any of them is infinite or nan."""
     return all(bool(value.isfinite().all()) for state in states for value in state.values())

@@ -1,7 +1,7 @@
 """One optimizer step over the global batch, under any engine: batches, forward, backward, update, average.
 
-The host queues a step without waiting for any number of it. Whether all losses are finite is a flag on the device,
-which has the update leave everything as it was; the host reads it before it queues the next step.
+The host queues a step without waiting for its results. A flag on the device says whether all losses are finite; the
+update does nothing otherwise. The host reads the flag before it queues the next step.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from cssr.config.schema import Config
 from cssr.data.batch import Batch
 from cssr.data.sampler import draw_seed
 from cssr.training.activation_checkpointing import recompute_blocks
-from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups, skipped_by
+from cssr.training.optim import Hold, LearningRate, build_optimizer, held_groups, skipping_part
 from cssr.training.task import BATCH_NORMS, Task
 from cssr.utils import distributed as engines
 
@@ -67,7 +67,7 @@ class Queued:
 
 
 class Stepper:
-    """Takes steps on the task's weights, which from here on are the engine's.
+    """Take optimizer steps on the task's weights, which the engine owns from here on.
 
     Args:
         task: with the weights with which training begins or resumes.
@@ -94,11 +94,11 @@ class Stepper:
         engines.configure_deepspeed(engine, optimizer, micro_batch, accumulation, config.optim.clip_norm)
         self.module, self.optimizer = engine.prepare(task, optimizer)
         self._base = engines.base_optimizer(self.optimizer)
-        self._skipped_by = skipped_by(engine, self._base)
+        self._skipped_by = skipping_part(engine, self._base)
         self._queued: Queued | None = None
         norms = (module for module in self.model.modules() if isinstance(module, BATCH_NORMS))
         self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
-        self._before = [buffer.clone() for buffer in self._statistics]
+        self._saved_statistics = [buffer.clone() for buffer in self._statistics]
         self._hold, self._learning_rate = Hold(self.model, self._base), LearningRate(config)
         decay, warmup = config.optim.ema, config.optim.ema_warmup
         self._average = ModelEmaV3(self.model, decay=decay, use_warmup=warmup) if decay else None
@@ -128,7 +128,7 @@ class Stepper:
         self.task.hold_still(self._hold.groups if phase.hold_batch_norm else frozenset())
         self.lr = self._learning_rate.apply(self._base, progress, phase)
         if self._statistics:
-            torch._foreach_copy_(self._before, self._statistics)
+            torch._foreach_copy_(self._saved_statistics, self._statistics)
         queued = Queued(number, stop)
         for _ in range(self._accumulation):
             self._micro_step(self.next(stream), progress, queued)
@@ -137,7 +137,7 @@ class Stepper:
         return queued.means
 
     def settle(self) -> Outcome | None:
-        """Outcome of the step before, and what of it is the host's to do; None where there is none or it was read.
+        """Finish the queued step on the host, and return its outcome; None where no step is queued.
 
         The host waits for the forward pass, while a GPU has the backward pass and the update to do.
         """
@@ -152,7 +152,7 @@ class Stepper:
         return Outcome({name: loss / world for name, loss in zip(queued.terms[0], losses)}, skipped, stop > 0)
 
     def next(self, stream: Iterator[Batch]) -> Batch:
-        """The next micro-batch on the device, degraded; the wait for it is counted."""
+        """The next micro-batch on the device, degraded; the time spent waiting is added to `waited`."""
         began = time.monotonic()
         batch = next(stream)
         self.waited += time.monotonic() - began
@@ -194,10 +194,10 @@ class Stepper:
         self.optimizer.zero_grad()
 
     def _skip(self, queued: Queued, flags: list[float]) -> list[dict[str, Any]]:
-        """Undo the statistics of a step, and gather what the first bad micro-batch was on each rank."""
+        """Restore the BatchNorm statistics, and gather the first micro-batch with a bad loss from each rank."""
         if self._statistics:
-            torch._foreach_copy_(self._statistics, self._before)
+            torch._foreach_copy_(self._statistics, self._saved_statistics)
         micro = next(micro for micro, flag in enumerate(flags) if flag)
         loss = queued.terms[micro]["loss"].item()
-        mine = {"rank": self._engine.process_index, "loss": str(loss), "finite": math.isfinite(loss)}
-        return gather_object([{**mine, "keys": queued.keys[micro]}])
+        facts = {"rank": self._engine.process_index, "loss": str(loss), "finite": math.isfinite(loss)}
+        return gather_object([{**facts, "keys": queued.keys[micro]}])

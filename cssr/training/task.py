@@ -1,4 +1,4 @@
-"""The task: the joint model and its losses, the one module that is trained, whatever the engine."""
+"""The task: the joint model and its losses in one module, which is trained under any engine."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -34,7 +34,7 @@ class Task(nn.Module):
         self.sr_losses = {
             phase.until: LOSSES.build(config.loss.sr if phase.sr is None else phase.sr) for phase in config.phases
         }
-        self.extra = [_weighted(entry) for entry in config.loss.extra]
+        self.extra = [_extra_loss(entry) for entry in config.loss.extra]
         betas = [config.loss.beta if phase.beta is None else phase.beta for phase in config.phases]
         self._beta = {
             phase.until: bounded_schedule(
@@ -55,7 +55,7 @@ class Task(nn.Module):
 
     @property
     def losses(self) -> Iterable[Loss]:
-        """All that is computed in any phase."""
+        """The losses of all phases."""
         return (self.seg_loss, *self.sr_losses.values(), *(loss for _, _, loss in self.extra))
 
     @property
@@ -81,7 +81,9 @@ class Task(nn.Module):
         phase = self.phase(progress)
         network = self._compiled or self.model
         kernel = batch.kernel if phase.true_kernel else None
-        outputs = network(batch.lq, kernel, **self._of_hr(batch, phase, progress)).float().where_valid(batch)
+        outputs = (
+            network(batch.lq, kernel, **self._optional_arguments(batch, phase, progress)).float().where_valid(batch)
+        )
         with torch.autocast(batch.lq.device.type, enabled=False):
             sr = self.sr_losses[phase.until](outputs, batch, progress)
             seg = self.seg_loss(outputs, batch, progress)
@@ -97,7 +99,7 @@ class Task(nn.Module):
     def compile_model(self, **arguments: Any) -> None:
         """Have the task's own forward pass run the model compiled; `arguments` of `torch.compile`.
 
-        The model itself stays as it is, with the names of its weights: validation and copies run it as ever, at any
+        The model itself is unchanged, with the names of its weights: validation and copies run it uncompiled, at any
         size. Micro-batches are of one size; a phase that holds other groups still is compiled anew.
         """
         self.model.constant_features = torch.compiler.disable(self.model.constant_features)
@@ -129,8 +131,8 @@ class Task(nn.Module):
         held = self._batch_norm == "held" or (self._batch_norm == "encoder_held" and group == "encoder")
         return held or group in self._held
 
-    def _of_hr(self, batch: Batch, phase: PhaseConfig, progress: Progress) -> dict[str, Any]:
-        """Further arguments of the forward pass, where a loss or the phase asks for them."""
+    def _optional_arguments(self, batch: Batch, phase: PhaseConfig, progress: Progress) -> dict[str, Any]:
+        """Optional arguments of the forward pass, where a loss or the phase needs them."""
         mix, arguments = self._mix[phase.until], {}
         if mix:
             arguments["mix"] = mix(batch.hr, batch.seed, progress)
@@ -140,17 +142,17 @@ class Task(nn.Module):
         return arguments if batch.valid is None else {**arguments, "valid": batch.valid}
 
     def _check_phases(self, phases: list[PhaseConfig]) -> None:
-        known = self.model.groups()
+        groups = self.model.groups()
         for phase in phases:
             for group in phase.lr:
-                if group not in known:
+                if group not in groups:
                     raise ValueError(
-                        f"phases: {phase.name}.lr names the group {group!r}; the model has {', '.join(known)}"
+                        f"phases: {phase.name}.lr names the group {group!r}; the model has {', '.join(groups)}"
                     )
             for group in (group for turn in phase.alternate for group in turn):
-                if group not in known:
+                if group not in groups:
                     raise ValueError(
-                        f"phases: {phase.name}.alternate names the group {group!r}; the model has {', '.join(known)}"
+                        f"phases: {phase.name}.alternate names the group {group!r}; the model has {', '.join(groups)}"
                     )
             if phase.mix is not None and not isinstance(self.model, SRThenSeg):
                 raise ValueError(f"phases: {phase.name}.mix needs SR before segmentation: model.form=sr_then_seg")
@@ -160,7 +162,7 @@ class Task(nn.Module):
                 )
 
 
-def _weighted(entry: Any) -> tuple[str, Schedule, Loss]:
+def _extra_loss(entry: Any) -> tuple[str, Schedule, Loss]:
     """Name, weight and loss of an entry of `loss.extra`."""
     if not isinstance(entry, dict) or set(entry) != {"loss", "weight"}:
         raise ValueError(
@@ -206,12 +208,12 @@ def build_mix(setting: Any, where: str) -> PatchMix | None:
     """
     if setting is None:
         return None
-    known = [f.name for f in fields(PatchMix)]
+    names = [f.name for f in fields(PatchMix)]
     if not isinstance(setting, Mapping):
-        raise ValueError(f"{where} is null or a mapping of {', '.join(known)}; got {setting!r}")
+        raise ValueError(f"{where} is null or a mapping of {', '.join(names)}; got {setting!r}")
     for name in setting:
-        if name not in known:
-            raise ValueError(f"{where} takes no {name!r}{did_you_mean(str(name), known)}")
+        if name not in names:
+            raise ValueError(f"{where} takes no {name!r}{did_you_mean(str(name), names)}")
     size, share = setting.get("size", 16), setting.get("share", 0.5)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"{where}.size must be a whole number of at least 1 (HR pixels), got {size!r}")

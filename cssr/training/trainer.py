@@ -1,7 +1,7 @@
-"""The training run: its loop first, then what is logged, validated and saved, then how it is set up and resumed.
+"""The training run: the loop, then logging, validation and checkpoints, then set-up and resuming.
 
-`cssr/training/step.py` has the optimizer step, `cssr/training/task.py` what it learns. Progress is counted in steps for
-people and in samples seen for everything that changes.
+The optimizer step is in `cssr/training/step.py`, the losses in `cssr/training/task.py`. Progress is shown in steps;
+schedules count samples seen.
 """
 
 import signal
@@ -28,15 +28,15 @@ from cssr.models.joint import build_model
 from cssr.models.load import checkpoints, choose, holds_segmentation, init_from, read_best
 from cssr.models.training_range import training_range
 from cssr.training import checkpoint as store
-from cssr.training.checkpoint import Saver, restore, take
-from cssr.training.checks import check_degradation, prepare
+from cssr.training.checkpoint import Saver, restore, take_snapshot
+from cssr.training.checks import check_degradation, check_run
 from cssr.training.fault_tolerance import RunLock, SkippedSteps, StopSignal, Watchdog
 from cssr.training.log import (
     Console,
     has_step,
-    hide_writer,
-    keep_tracker_runs,
+    ignore_tensorboard_errors,
     memory_gib,
+    save_tracker_runs,
     tracker_settings,
     trackers,
     truncate_lines,
@@ -54,7 +54,7 @@ class Run:
     """A training run: what its stages share."""
 
     def train(self) -> None:
-        """Step until the end, or until a signal; then, or after an error, let go of all that a run holds."""
+        """Train until the end or a signal; then, or after an error, release what the run holds."""
         with closing(self):
             self._train()
 
@@ -63,7 +63,7 @@ class Run:
         if not self.writes:
             return self._dry_run()
         if self.step >= config.train.steps and (self.dir / "export").is_dir():
-            return self._say_finished()
+            return self._print_finished()
         self._begin()
         if self.step and self._unvalidated():
             self._validate()
@@ -72,11 +72,11 @@ class Run:
             while self._continues():
                 self.watchdog.alive()
                 self._step(stream)
-                validates = self._due(config.train.val_every) and self.prepared.validates
+                validates = self._due(config.train.val_every) and self.setup.validates
                 if validates or self._due(config.train.save_every):
                     self._settle()
                     self._save()
-                if validates:  # once what it may stumble over costs no step
+                if validates:  # after the checkpoint, so that an error costs no step
                     self._validate()
                 self.saver.check()
                 self.console.step()
@@ -95,7 +95,7 @@ class Run:
         self.step += 1
 
     def _settle(self) -> None:
-        """Wait for the outcome of the step that is queued, if any, and note it."""
+        """Wait for the outcome of the queued step, if any, and log it."""
         outcome = self.stepper.settle()
         if outcome is None:
             return
@@ -162,7 +162,7 @@ class Run:
 
     def _unvalidated(self) -> bool:
         """Return whether the run was stopped between a checkpoint and its validation."""
-        if not (self.prepared.validates and self._due(self.config.train.val_every)):
+        if not (self.setup.validates and self._due(self.config.train.val_every)):
             return False
         return self.any_rank(self.engine.is_main_process and not has_step(self.dir / "validation.jsonl", self.step))
 
@@ -184,7 +184,7 @@ class Run:
         """Take a checkpoint; a thread of rank 0 writes it during training."""
         engines.average_batch_norm(self.engine, *self._models())
         position, engined = (self.step, self._progress(self.step).samples), self._checkpointed()
-        self.saver.save(take(*position, self.config, *engined, keep=self.engine.is_main_process))
+        self.saver.save(take_snapshot(*position, self.config, *engined, keep=self.engine.is_main_process))
 
     def _export(self) -> None:
         if not self.engine.is_main_process:
@@ -192,10 +192,10 @@ class Run:
         best = read_best(self.dir) if self.config.train.export_best else None
         path = choose(self.dir, "best" if best else "last")
         side = self.config.data.crop // self.config.model.scale
-        trained_on = training_range(iterate_images(self.prepared.train_sets), self.config.degradation, side)
+        trained_on = training_range(iterate_images(self.setup.train_sets), self.config.degradation, side)
         store.export(self.dir, self.config, path, self.degrade.resampler, trained_on)
-        why = f" (best {best['measure']} {best['value']:.4g})" if best else ""
-        self.console.line(f"finished: {self.dir / 'export'} holds {path.name}{why}")
+        reason = f" (best {best['measure']} {best['value']:.4g})" if best else ""
+        self.console.line(f"finished: {self.dir / 'export'} holds {path.name}{reason}")
 
     # ---- set-up and resuming ----
 
@@ -212,7 +212,7 @@ class Run:
         self.step, self.best, self.changed, self.finished = 0, None, [], False
         self.lock, self.watchdog, self.stop, self.saver = None, None, None, None
         self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)
-        self.prepared = prepare(config, self.engine)
+        self.setup = check_run(config, self.engine)
         start = self._newest_checkpoint() if self.writes else None
         self._build(start)
         if start:
@@ -227,7 +227,7 @@ class Run:
             return None
         self.lock = RunLock(self.dir, self.engine, self.any_rank)
         if self.engine.is_main_process:
-            shared[1] = store.newest(self.dir)
+            shared[1] = store.newest_intact(self.dir)
         if self.engine.num_processes > 1:
             broadcast_object_list(shared)
         return shared[1]
@@ -235,7 +235,7 @@ class Run:
     def _build(self, start: Path | None) -> None:
         """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer.
 
-        Weights are in the model before, as an engine may make its own of them.
+        The model's weights are loaded before, as an engine may copy or partition them.
         """
         config = self.config
         other = None if start else config.train.init_from
@@ -252,27 +252,25 @@ class Run:
         self.model, self.task = model, Task(model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self._check_kernel()
-        self.validation = Validation(
-            config, self.prepared.val_sets, self.engine, self.degrade, self.prepared.segmentation
-        )
-        self._try_out()
-        sizes = self.prepared.micro_batch, self.prepared.accumulation
+        self.validation = Validation(config, self.setup.val_sets, self.engine, self.degrade, self.setup.segmentation)
+        self._check_inference()
+        sizes = self.setup.micro_batch, self.setup.accumulation
         self.stepper = Stepper(self.task, config, self.engine, self.degrade, *sizes)
 
-    def _try_out(self) -> None:
-        """Try what the first validation and the export will need; before the engine makes parts of the weights."""
+    def _check_inference(self) -> None:
+        """Check export and inference at another image size, before the engine partitions the weights."""
         store.check_exportable(self.model, self.config)
         device = torch.device("cpu") if engines.shards_parameters(self.engine) else self.engine.device
-        self.validation.try_out(self.model.to(device), device, self.prepared.validates)
+        self.validation.try_out(self.model.to(device), device, self.setup.validates)
 
     def _check_kernel(self) -> None:
-        if self.prepared.lq_scale is None:
+        if self.setup.lq_scale is None:
             check_degradation(self.config, self.degrade, self.task)
         elif self.task.needs_kernel:
-            check_kernels(self.prepared.train_sets, getattr(self.model.sr, "kernel_size", None), "data.train")
+            check_kernels(self.setup.train_sets, getattr(self.model.sr, "kernel_size", None), "data.train")
 
     def _resume(self, start: Path) -> None:
-        """Take up a checkpoint, and drop what was logged after it."""
+        """Resume from a checkpoint, and drop log entries after it."""
         state = restore(start, self.config, *self._checkpointed())
         if state["samples"] != state["step"] * self.config.train.batch_size:
             raise ValueError(
@@ -280,17 +278,17 @@ class Run:
                 f"{state['samples'] // state['step']}; use that, or another train.run_dir with train.init_from"
             )
         self.step = state["step"]
-        best, there = read_best(self.dir), {path.name for path in checkpoints(self.dir)}
-        known = best and best["measure"] == self.config.train.best and best["checkpoint"] in there
+        best, names = read_best(self.dir), {path.name for path in checkpoints(self.dir)}
+        comparable = best and best["measure"] == self.config.train.best and best["checkpoint"] in names
         self.changed = changed_settings(state["config"], to_dict(self.config))
-        on = self.validation.measured_on if self.prepared.validates else None
-        if known and on and best.get("measured_on", on) != on:
-            known = False
+        measured_on = self.validation.measured_on if self.setup.validates else None
+        if comparable and measured_on and best.get("measured_on", measured_on) != measured_on:
+            comparable = False
             self.changed.append(
                 f"what data.val holds or how it is measured, since {best['checkpoint']} was the best "
                 f"({best['measure']} {best['value']:.4g}): the best is chosen anew from here on"
             )
-        self.best = best["value"] if known else None
+        self.best = best["value"] if comparable else None
 
     def _begin(self) -> None:
         engine, config = self.engine, self.config
@@ -303,20 +301,20 @@ class Run:
         self.skipped = SkippedSteps(self.dir / "skipped.jsonl", config.train.max_skipped)
         self.saver, self.stop = Saver(self.dir, config.train.keep), StopSignal()
         self.watchdog = Watchdog(config.train.hang_timeout, self.dir / "stacks" / f"rank_{engine.process_index}.txt")
-        threading.excepthook = hide_writer
+        threading.excepthook = ignore_tensorboard_errors
         with naming_path(self.dir):
             engine.init_trackers(
                 "cssr" if not config.train.wandb else config.train.wandb,
                 config=None,
                 init_kwargs=tracker_settings(self.dir, self.step),
             )
-        keep_tracker_runs(engine, self.dir)
+        save_tracker_runs(engine, self.dir)
         self.console = Console(config.train.steps, self.step, self.dir / "log.txt", engine.is_main_process)
         self.logged_at, self.logged_step = time.monotonic(), self.step
         self.console.line(
             f"{self.dir}: {config.train.steps} steps of {config.train.batch_size} samples on "
             f"{engine.num_processes} x {engine.device.type} ({engines.precision(engine)}), micro-batch "
-            f"{self.prepared.micro_batch} x {self.prepared.accumulation}; parameters: {_millions(self._sizes())}"
+            f"{self.setup.micro_batch} x {self.setup.accumulation}; parameters: {_millions(self._sizes())}"
         )
         if self.step:
             self.console.line(f"resumed from step {self.step}" + "".join(f"; changed: {c}" for c in self.changed))
@@ -324,12 +322,12 @@ class Run:
 
     def _stream(self) -> Iterator[Batch]:
         engine, config = self.engine, self.config
-        place = self._progress(self.step).samples, self.prepared.micro_batch, engine.process_index, engine.num_processes
-        how = {"distance": self.task.needs_distance, "scale": self.prepared.lq_scale, "damage": Damage()}
-        how["report"] = lambda message: print(f"rank {engine.process_index}: {message}", file=sys.stderr)
-        return train_stream(self.prepared.train_sets, config.data, config.train.seed, *place, **how)
+        position = self._progress(self.step).samples, self.setup.micro_batch, engine.process_index, engine.num_processes
+        arguments = {"distance": self.task.needs_distance, "scale": self.setup.lq_scale, "damage": Damage()}
+        arguments["report"] = lambda message: print(f"rank {engine.process_index}: {message}", file=sys.stderr)
+        return train_stream(self.setup.train_sets, config.data, config.train.seed, *position, **arguments)
 
-    def _say_finished(self) -> None:
+    def _print_finished(self) -> None:
         if self.engine.is_main_process:
             print(
                 f"{self.dir} is finished: {self.step} steps, export in {self.dir / 'export'}. "
@@ -341,10 +339,10 @@ class Run:
         batch = self.stepper.next(self._stream())
         self.task.train()
         terms = self.stepper.module(batch, self.progress)
-        engines.backward(self.engine, terms["loss"], self.prepared.accumulation)
+        engines.backward(self.engine, terms["loss"], self.setup.accumulation)
         if self.engine.is_main_process:
             tensors = {name: getattr(batch, name) for name in ("lq", "hr", "mask", "kernel")}
-            sizes = f"micro-batch {self.prepared.micro_batch} x accumulation {self.prepared.accumulation}"
+            sizes = f"micro-batch {self.setup.micro_batch} x accumulation {self.setup.accumulation}"
             print(f"dry run: parameters {_millions(self._sizes())}")
             print(f"  {sizes} on {self.engine.device}")
             print("  " + "  ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t is not None))
@@ -380,7 +378,7 @@ class Run:
         return by_hand and not self.finished
 
     def close(self) -> None:
-        """Let go of the run directory, once the checkpoint that was begun is in it, of the signals and the watchdog."""
+        """Finish the pending checkpoint, and release the run directory, signal handlers and watchdog."""
         if self.saver:
             with suppress(ValueError, OSError):  # another error ends the run by now
                 self.saver.wait()

@@ -1,4 +1,4 @@
-"""Validation within a run: the model that would be exported, measured on all ranks, its samples drawn on one."""
+"""Validation during a run: measure the model that would be exported on all ranks, and draw samples on one."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from cssr.evaluation.visualization import sample_panels, save_picture, strip
 from cssr.models.joint import JointModel, build_model
 from cssr.training.fault_tolerance import is_of_memory
 from cssr.training.log import Console, append_line
-from cssr.training.sharded_state import copied, whole_weights
+from cssr.training.sharded_state import copy_to_cpu, gather_weights
 from cssr.utils.distributed import shards_parameters
 from cssr.utils.files import digest
 from cssr.utils.text import message_of
@@ -49,10 +49,10 @@ class Validation:
 
     @property
     def measured_on(self) -> str:
-        """A digest of all that measures depend on beside the model: the sets, and how their images are degraded."""
+        """A digest of what measures depend on besides the model: the sets, and the degradation of their images."""
         config = self._config
-        how = {"degradation": config.degradation, "seed": config.eval.seed, "limit": config.eval.limit}
-        return digest({"sets": [shards.sha256 for shards in self._sets], **how})
+        conditions = {"degradation": config.degradation, "seed": config.eval.seed, "limit": config.eval.limit}
+        return digest({"sets": [shards.sha256 for shards in self._sets], **conditions})
 
     def __call__(self, model: JointModel, watched: Callable[[Iterable[Batch]], Iterator[Batch]]) -> Validated:
         """Validate `model`; all ranks must ask. It is left in evaluation mode; `watched` may end its batches early."""
@@ -61,18 +61,18 @@ class Validation:
         model.eval()
 
         def show(batch: Batch, outputs: Any) -> None:
-            wanted = self._config.train.sample_count - len(panels) if engine.is_main_process else 0
-            new = range(min(wanted, len(batch)))
-            panels.extend(sample_panels(batch, outputs, i, self._segmentation) for i in new)
+            missing = self._config.train.sample_count - len(panels) if engine.is_main_process else 0
+            indices = range(min(missing, len(batch)))
+            panels.extend(sample_panels(batch, outputs, i, self._segmentation) for i in indices)
 
-        how = {"tile": self._config.eval.tile, "show": show, "segmentation": self._segmentation}
-        how["distances"] = self._config.train.best in SLOW_KEYS
-        rows = gather_rows(evaluate(model, watched(self._stream()), self._degrade, engine.device, **how))
+        arguments = {"tile": self._config.eval.tile, "show": show, "segmentation": self._segmentation}
+        arguments["distances"] = self._config.train.best in SLOW_KEYS
+        rows = gather_rows(evaluate(model, watched(self._stream()), self._degrade, engine.device, **arguments))
         measures = aggregate(rows)["image"] if rows else {}
         if rows and self._segmentation:
             # Logits were divided by the settings' temperature: what fits them comes on top of it.
-            fitted = fit_temperature(set_histogram(rows))
-            measures["temperature"] = self._config.model.temperature * fitted
+            correction = fit_temperature(set_histogram(rows))
+            measures["temperature"] = self._config.model.temperature * correction
         return Validated(measures, panels, time.monotonic() - began)
 
     @torch.no_grad()
@@ -111,14 +111,14 @@ class Validation:
     def _whole(self, model: JointModel) -> JointModel:
         """A model of its own on each rank, as ranks may have batches of different number, which parts do not allow."""
         full = build_model(self._config.model)
-        full.load_state_dict(copied(whole_weights(model)))
+        full.load_state_dict(copy_to_cpu(gather_weights(model)))
         return full.to(self._engine.device)
 
     def _stream(self) -> Iterator[Batch]:
         config, engine = self._config, self._engine
-        how = {"rank": engine.process_index, "world": engine.num_processes, "limit": config.eval.limit}
+        arguments = {"rank": engine.process_index, "world": engine.num_processes, "limit": config.eval.limit}
         sizes = config.model.scale, config.eval.batch_size
-        return eval_stream(self._sets, *sizes, config.eval.seed, workers=config.data.workers, **how)
+        return eval_stream(self._sets, *sizes, config.eval.seed, workers=config.data.workers, **arguments)
 
 
 def record(validated: Validated, step: int, samples: int, run_dir: Path, engine: Accelerator, console: Console) -> None:
@@ -134,7 +134,7 @@ def record(validated: Validated, step: int, samples: int, run_dir: Path, engine:
     console.line(f"validation at step {step}: {text}  ({validated.seconds:.0f} s)")
 
 
-def is_better(measure: str, value: float, than: float | None) -> bool:
+def is_better(measure: str, value: float, best: float | None) -> bool:
     """Return whether a value of a measure is better than the best so far, None if there is none."""
     sign = -1 if measure.startswith(("hd95", "ahd95", "msd", "amsd", "ece")) or measure.endswith("_error") else 1
-    return than is None or sign * value > sign * than
+    return best is None or sign * value > sign * best

@@ -15,7 +15,7 @@ from cssr.models.export import load_weights
 from cssr.models.joint import build_model
 from cssr.models.load import checkpoints, choose, degradation_of, load_model, read_best, read_state, run_config
 from cssr.training import checkpoint as store
-from cssr.training.checkpoint import restore, take, write
+from cssr.training.checkpoint import restore, take_snapshot, write
 from cssr.training.log import append_line, truncate_lines
 from cssr.training.optim import build_optimizer
 from cssr.utils.files import write_atomic
@@ -54,7 +54,9 @@ class Training:
         return self
 
     def save(self, run_dir):
-        return write(run_dir, take(self.step, 2 * self.step, self.config, self.model, self.optimizer, self.average))
+        return write(
+            run_dir, take_snapshot(self.step, 2 * self.step, self.config, self.model, self.optimizer, self.average)
+        )
 
     def load(self, path) -> dict:
         state = restore(path, self.config, self.model, self.optimizer, self.average)
@@ -175,7 +177,7 @@ def test_leftovers_are_no_checkpoints_and_go_with_the_next_start(run_dir):
     (folder / "best.json.partial-123").write_text("{")
     (folder / "step_9.old").mkdir()
     assert [path.name for path in checkpoints(run_dir)] == ["step_00000002"]
-    assert store.newest(run_dir).name == "step_00000002"
+    assert store.newest_intact(run_dir).name == "step_00000002"
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000002", "step_9.old"]
 
 
@@ -416,7 +418,7 @@ def test_a_flipped_bit_in_the_newest_is_found_and_the_one_before_taken(run_dir, 
     data = bytearray((newest / file).read_bytes())
     data[len(data) // 2] ^= 1
     (newest / file).write_bytes(data)
-    assert store.newest(run_dir) == before and store.newest(run_dir) == before
+    assert store.newest_intact(run_dir) == before and store.newest_intact(run_dir) == before
     output = capsys.readouterr().err
     assert output.count("warning: ") == 1 and f"is damaged ({file})" in output
     assert (run_dir / "checkpoints" / f"{newest.name}.damaged").is_dir()

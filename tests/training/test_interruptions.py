@@ -167,7 +167,7 @@ def test_a_full_disk(shards, straight, tmp_path):
         done = launch(words, 2)
         line = one_error(done.stderr, "train.run_dir")
         assert done.returncode != 0 and "No space left" in line and "make room" in line
-        assert not list((run_dir / "checkpoints").glob("*.partial")) and store.newest(run_dir) is not None
+        assert not list((run_dir / "checkpoints").glob("*.partial")) and store.newest_intact(run_dir) is not None
         subprocess.run(["mount", "-o", "remount,size=2g", str(disk)], check=True)
         goes_on(words, run_dir, straight)
 
@@ -252,5 +252,5 @@ def test_sigterm_ends_validation_too(shards, tmp_path):
     wait_for_step(tmp_path / "run", 2, process)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) is not None
-    assert store.newest(tmp_path / "run") is not None
+    assert store.newest_intact(tmp_path / "run") is not None
     assert launch(words, 2).returncode == 0

@@ -20,8 +20,8 @@ from cssr.degradations import DEGRADATIONS
 from cssr.models.export import read_tensors
 from cssr.models.joint import build_model
 from cssr.training.checks import check_strategy
-from cssr.training.optim import skipped_by
-from cssr.training.sharded_state import copied, spread_moments, whole_moments
+from cssr.training.optim import skipping_part
+from cssr.training.sharded_state import copy_to_cpu, gather_moments, scatter_moments
 from cssr.training.step import Stepper
 from cssr.training.task import Task
 from cssr.utils import distributed as engines
@@ -131,9 +131,9 @@ class Bad(torch.nn.Module):
 
 def whole_state(stepper: Stepper) -> dict[str, torch.Tensor]:
     """Weights, statistics, average and moments."""
-    moments, _ = whole_moments(stepper.module, stepper.model, stepper.optimizer)
+    moments, _ = gather_moments(stepper.module, stepper.model, stepper.optimizer)
     named = {**stepper.model.state_dict(), **{f"ema.{k}": v for k, v in stepper.ema.state_dict().items()}}
-    return copied([*named.items(), *moments])
+    return copy_to_cpu([*named.items(), *moments])
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def deepspeed(stage: int, **zero) -> SimpleNamespace:
 def test_deepspeed_leaves_steps_out_by_the_norm_of_gradients():
     """Which it computes where it is not told otherwise, and in stages with ZeRO only."""
     optimizer, engine = torch.optim.Adam([torch.zeros(2)]), deepspeed(2, compute_grad_norm=False)
-    assert skipped_by(engine, optimizer) == "engine"
+    assert skipping_part(engine, optimizer) == "engine"
     engines.configure_deepspeed(engine, optimizer, 1, 1, None)
     assert "compute_grad_norm" not in engine.deepspeed_plugin.deepspeed_config["zero_optimization"]
     with pytest.raises(ValueError, match="zero_stage: 0 is not supported"):
@@ -209,9 +209,9 @@ def test_moments_come_back_in_the_order_of_their_weights():
     """A checkpoint holds them in rows; a fused update takes memory as it comes."""
     one, other = (a_stepper("optim.ema=null") for _ in range(2))
     taken(one, 1)
-    moments, scalars = whole_moments(one.module, one.model, one.optimizer)
+    moments, scalars = gather_moments(one.module, one.model, one.optimizer)
     other.model.load_state_dict(one.model.state_dict())
-    spread_moments(other.module, other.model, other.optimizer, {**copied(moments), **scalars})
+    scatter_moments(other.module, other.model, other.optimizer, {**copy_to_cpu(moments), **scalars})
     for stepper in (one, other):
         taken(stepper, 1)
     state = engines.base_optimizer(other.optimizer).state

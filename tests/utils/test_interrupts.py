@@ -69,7 +69,7 @@ def test_a_run_finishes_its_step_and_writes_a_checkpoint(number, shards, tmp_pat
     out, err = output(process, number)
     assert process.returncode == 128 + number and err == ""
     assert out.splitlines()[-1].startswith("stopped at step ") and "checkpoint written" in out
-    assert read_state(store.newest(run_dir))["step"] >= 2
+    assert read_state(store.newest_intact(run_dir))["step"] >= 2
 
 
 def test_a_last_validation_that_a_signal_ends_is_made_up_for_before_the_export(shards, tmp_path, monkeypatch, handlers):
@@ -90,7 +90,7 @@ def test_a_last_validation_that_a_signal_ends_is_made_up_for_before_the_export(s
     assert (run_dir / "export").is_dir() and has_step(run_dir / "validation.jsonl", 2)
 
 
-@pytest.mark.parametrize("writes", ["_fill", "exported_model"])
+@pytest.mark.parametrize("writes", ["_write_files", "exported_model"])
 def test_a_signal_while_files_are_written_waits_for_them(writes, shards, tmp_path, monkeypatch, handlers):
     """Of a checkpoint, which a thread writes, and of the export, with which the run is finished."""
     run_dir, write = tmp_path / "run", getattr(store, writes)
@@ -101,16 +101,16 @@ def test_a_signal_while_files_are_written_waits_for_them(writes, shards, tmp_pat
         return write(*arguments)
 
     monkeypatch.setattr(store, writes, interrupt)
-    steps = 400 if writes == "_fill" else 2
+    steps = 400 if writes == "_write_files" else 2
     words = settings(shards, run_dir, f"train.steps={steps}", "train.val_every=0", "train.save_every=2")
-    if writes == "_fill":
+    if writes == "_write_files":
         with pytest.raises(SystemExit) as end:
             train(words)
         assert end.value.code == 130 and "on a signal, checkpoint written" in (run_dir / "log.txt").read_text()
     else:
         train(words)
     assert (run_dir / "export").is_dir() == (writes == "exported_model")
-    assert store.newest(run_dir) and not [*run_dir.rglob("*.partial*"), *run_dir.rglob("*.damaged")]
+    assert store.newest_intact(run_dir) and not [*run_dir.rglob("*.partial*"), *run_dir.rglob("*.damaged")]
 
 
 def test_slurms_warning_is_heeded_where_the_launcher_ignores_it(handlers):
@@ -134,7 +134,7 @@ def test_under_a_launcher_it_does_so_too(processes, shards, tmp_path):
     wait_for_step(run_dir, 2, process)
     out, err = output(process, signal.SIGINT)
     assert "checkpoint written" in out and "train.py" not in err
-    assert read_state(store.newest(run_dir))["step"] >= 2
+    assert read_state(store.newest_intact(run_dir))["step"] >= 2
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_a_closed_terminal_costs_no_checkpoint(shards, tmp_path):
     os.close(ours)
     os.killpg(process.pid, signal.SIGHUP)
     process.wait(90)
-    assert read_state(store.newest(run_dir))["step"] >= 2
+    assert read_state(store.newest_intact(run_dir))["step"] >= 2
     assert "checkpoint written" in (run_dir / "log.txt").read_text()
 
 
