@@ -1,4 +1,4 @@
-"""Write the annotation files of a directory of results, and rank its photographs by what labels would teach."""
+"""Write annotation files for a directory of results, and rank its photographs for labelling."""
 
 import argparse
 import csv
@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cssr.survey import annotations
-from cssr.survey.annotations import Annotated
-from cssr.survey.collect import LINES, read_lines, written_by_prediction
+from cssr.survey.annotations import AnnotatedPhotograph
+from cssr.survey.collect import LINES, read_lines, reading_result
 from cssr.utils.files import naming_path, write_atomic
 from cssr.utils.images import open_image
 from cssr.utils.json_files import read_json
@@ -29,7 +29,7 @@ _SHEET, _CELL = 24, 320  # photographs of the sheet, and pixels of a side
 
 
 def run(options: argparse.Namespace) -> None:
-    """All that the command line of `cssr.annotate` asks for. Raises: ValueError, one line."""
+    """Run `cssr.annotate`. Raises: ValueError, one line."""
     if not 0 <= options.least_confidence <= 1:
         raise ValueError(f"--least-confidence must be in 0..1, got {options.least_confidence}")
     prefixes = measured_prefixes(options.results)
@@ -37,8 +37,8 @@ def run(options: argparse.Namespace) -> None:
     everything = [annotations.read(prefix, options.least_confidence) for prefix in bar]
     photographs = _named([photograph for photograph in everything if photograph.is_file], options.root)
     if len(photographs) < len(everything):
-        left = len(everything) - len(photographs)
-        print(f"left out {left} frames of videos: predict them as pictures to annotate them", file=sys.stderr)
+        frames = len(everything) - len(photographs)
+        print(f"left out {frames} frames of videos: predict them as pictures to annotate them", file=sys.stderr)
     with naming_path(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     contents = {
@@ -75,12 +75,12 @@ def prefixes_of(results: Path) -> list[Path]:
     prefixes = [record.with_name(record.name.removesuffix(_RECORD)) for record in records]
     measured = [prefix for prefix in prefixes if prefix.with_name(prefix.name + LINES).is_file()]
     without = sorted({*prefixes} - {*measured})
-    gone = [prefix for prefix in without if prefix.name + LINES in _files_of(prefix)]
-    if gone:
-        raise ValueError(f"results of {len(gone)} photographs are gone, {gone[0]}{LINES} first: predict again")
+    missing = [prefix for prefix in without if prefix.name + LINES in _files_of(prefix)]
+    if missing:
+        raise ValueError(f"results of {len(missing)} photographs are gone, {missing[0]}{LINES} first: predict again")
     if not measured:
-        held = f"{len(records)} predicted photographs without measures" if records else "no results"
-        raise ValueError(f"{results} holds {held}: run cssr.predict PHOTOGRAPHS --measure --out {results}")
+        content = f"{len(records)} predicted photographs without measures" if records else "no results"
+        raise ValueError(f"{results} holds {content}: run cssr.predict PHOTOGRAPHS --measure --out {results}")
     return measured
 
 
@@ -89,25 +89,25 @@ def _files_of(prefix: Path) -> dict[str, Any]:
     return read_json(prefix.with_name(prefix.name + _RECORD), {"?files": dict}).get("files", {})
 
 
-def _named(photographs: Sequence[Annotated], root: Path | None) -> list[Annotated]:
-    """Named from the folder that holds them all, or from `root`; ValueError without any, or if one is not below it."""
+def _named(photographs: Sequence[AnnotatedPhotograph], root: Path | None) -> list[AnnotatedPhotograph]:
+    """Name photographs relative to their common folder or `root`; ValueError without any, or if one is not below it."""
     if not photographs:
         raise ValueError("nothing to annotate: all results are of frames of videos")
     paths = [Path(os.path.abspath(photograph.name)) for photograph in photographs]
-    above = Path(os.path.abspath(root)) if root else Path(os.path.commonpath([path.parent for path in paths]))
-    outside = [path for path in paths if above not in path.parents]
+    folder = Path(os.path.abspath(root)) if root else Path(os.path.commonpath([path.parent for path in paths]))
+    outside = [path for path in paths if folder not in path.parents]
     if outside:
-        raise ValueError(f"--root: {outside[0]} is not below {above}")
+        raise ValueError(f"--root: {outside[0]} is not below {folder}")
     path, count = Counter(paths).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} of these results are of one photograph, {path}: annotate a folder of them at a time")
-    return [replace(p, name=path.relative_to(above).as_posix()) for p, path in zip(photographs, paths)]
+    return [replace(p, name=path.relative_to(folder).as_posix()) for p, path in zip(photographs, paths)]
 
 
-# ---- what to label first ----
+# ---- ranking for labelling ----
 
 
-def rank(prefixes: Sequence[Path], photographs: Sequence[Annotated], out: Path) -> list[tuple[float, str]]:
+def rank(prefixes: Sequence[Path], photographs: Sequence[AnnotatedPhotograph], out: Path) -> list[tuple[float, str]]:
     """Write `rank.csv` and `rank.jpg`: photographs by the mean entropy of their probabilities, bits a pixel.
 
     Probabilities are the calibrated ones that prediction has written (with --tta, means over orientations).
@@ -120,12 +120,12 @@ def rank(prefixes: Sequence[Path], photographs: Sequence[Annotated], out: Path) 
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["rank", "photograph", "entropy_bits_per_pixel"])
-    writer.writerows((place, name, f"{score:.6f}") for place, (score, name) in enumerate(ranked, 1))
+    writer.writerows((position, name, f"{score:.6f}") for position, (score, name) in enumerate(ranked, 1))
     write_atomic(out / "rank.csv", table.getvalue())
-    cells = [_cell(prefixes[n], place, *ranked[place - 1]) for place, n in enumerate(order[:_SHEET], 1)]
+    cells = [_cell(prefixes[n], position, *ranked[position - 1]) for position, n in enumerate(order[:_SHEET], 1)]
     columns = min(6, len(cells))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
-    rows = [np.hstack(cells[at : at + columns]) for at in range(0, len(cells), columns)]
+    rows = [np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)]
     _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1])
     write_atomic(out / "rank.jpg", encoded.tobytes())
     print(f"label first {ranked[0][1]}, last {ranked[-1][1]}: rank.csv and rank.jpg in {out}")
@@ -142,14 +142,14 @@ def entropy(prob: np.ndarray) -> float:
 
 
 def probabilities(prefix: Path) -> np.ndarray | None:
-    """Of crack, H W (H W 2 with alpha), uint8 of which 255 is 1, or float; None where none were written.
+    """Crack probabilities of a photograph: H W (H W 2 with alpha), uint8 of which 255 is 1, or float; None without any.
 
     Raises: ValueError, one line, for a file that is damaged or holds something else.
     """
     for ending in ("_prob.png", "_prob.tif", "_prob.npy"):
         path = prefix.with_name(prefix.name + ending)
         if path.is_file():
-            with written_by_prediction(path):
+            with reading_result(path):
                 return _checked_probabilities(path)
     return None
 
@@ -165,7 +165,7 @@ def _checked_probabilities(path: Path) -> np.ndarray:
     return prob
 
 
-def _valid_probabilities(prefix: Path, photograph: Annotated) -> np.ndarray:
+def _valid_probabilities(prefix: Path, photograph: AnnotatedPhotograph) -> np.ndarray:
     prob = probabilities(prefix)
     if prob is None:
         raise ValueError(f"--rank: no probabilities of {prefix}: predict with prob among --write")
@@ -179,13 +179,13 @@ def _valid_probabilities(prefix: Path, photograph: Annotated) -> np.ndarray:
     return valid
 
 
-def _cell(prefix: Path, place: int, score: float, name: str) -> np.ndarray:
+def _cell(prefix: Path, position: int, score: float, name: str) -> np.ndarray:
     """A square of the sheet: the picture with cracks drawn in, and its place."""
     path = prefix.with_name(f"{prefix.name}_cracks.png")
-    with written_by_prediction(path), open_image(path) as picture:
+    with reading_result(path), open_image(path) as picture:
         picture.thumbnail((_CELL, _CELL - 30))
         small = np.asarray(picture.convert("RGB"))
     cell = np.full((_CELL, _CELL, 3), 255, np.uint8)
     cell[30 : 30 + small.shape[0], : small.shape[1]] = small
-    text = f"{place}. {name[-28:]}  {score:.3f}"
+    text = f"{position}. {name[-28:]}  {score:.3f}"
     return cv2.putText(cell, text, (4, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""Predicted cracks as annotations to correct: COCO, Label Studio's predictions, CVAT's images 1.1."""
+"""Convert predicted cracks to annotations for correction: COCO, Label Studio predictions, CVAT images 1.1."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from cssr import __version__
 from cssr.cracks.components import Components
 from cssr.cracks.outline import outline
-from cssr.survey.collect import read_cracks, reading
+from cssr.survey.collect import read_cracks, reading_cracks
 from cssr.survey.geometry import paths, to_pixels
 from cssr.utils.text import one_line
 
@@ -43,7 +43,7 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedPhotograph:
     """A photograph and its cracks."""
 
     name: str
@@ -53,17 +53,17 @@ class Annotated:
     is_file: bool = True  # False: a frame of a video
 
 
-def read(prefix: Path, least_score: float = 0.0) -> Annotated:
+def read(prefix: Path, least_score: float = 0.0) -> AnnotatedPhotograph:
     """Read the measured cracks of a photograph as whole pixels of it; cracks below `least_score` are left out.
 
     A pixel is crack where half of it is, and along the centre line, so that hairlines thinner than it are kept.
     Raises: ValueError, one line, for files that are damaged or gone.
     """
-    with reading(prefix):
+    with reading_cracks(prefix):
         return _read(prefix, least_score)
 
 
-def _read(prefix: Path, least_score: float) -> Annotated:
+def _read(prefix: Path, least_score: float) -> AnnotatedPhotograph:
     lines, areas = read_cracks(prefix)
     photograph = lines["photograph"]
     pixels = to_pixels(photograph.get("affine"))
@@ -77,7 +77,7 @@ def _read(prefix: Path, least_score: float) -> Annotated:
             instance = _instance(line["properties"]["number"], rings, lines_of, score, shape)
             instances.append(instance)
     size = photograph["height"], photograph["width"]
-    return Annotated(photograph["name"], *size, instances, "frame" not in photograph)
+    return AnnotatedPhotograph(photograph["name"], *size, instances, "frame" not in photograph)
 
 
 def _instance(
@@ -124,7 +124,7 @@ def _without_holes(mask: np.ndarray) -> Iterator[np.ndarray]:
 # ---- formats ----
 
 
-def coco(photographs: Sequence[Annotated], polygons: bool = False) -> dict[str, Any]:
+def coco(photographs: Sequence[AnnotatedPhotograph], polygons: bool = False) -> dict[str, Any]:
     """COCO instances with scores (cocodataset.org): run lengths, exact; or polygons, cut through their holes."""
     images, annotations = [], []
     for number, photograph in enumerate(photographs, 1):
@@ -140,17 +140,17 @@ def coco(photographs: Sequence[Annotated], polygons: bool = False) -> dict[str, 
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
 
 
-def _runs(instance: Instance, photograph: Annotated) -> dict[str, Any]:
+def _runs(instance: Instance, photograph: AnnotatedPhotograph) -> dict[str, Any]:
     """COCO's run lengths: pixels without and with crack in turn, column by column."""
     x, y = np.nonzero(instance.mask.T)
-    places = (x + instance.left) * photograph.height + y + instance.top
-    breaks = np.flatnonzero(np.diff(places) > 1)
-    starts, ends = places[np.r_[0, breaks + 1]], places[np.r_[breaks, len(places) - 1]] + 1
+    positions = (x + instance.left) * photograph.height + y + instance.top
+    breaks = np.flatnonzero(np.diff(positions) > 1)
+    starts, ends = positions[np.r_[0, breaks + 1]], positions[np.r_[breaks, len(positions) - 1]] + 1
     changes = np.r_[0, np.stack([starts, ends], 1).ravel(), photograph.height * photograph.width]
     return {"size": [photograph.height, photograph.width], "counts": np.diff(changes).tolist()}
 
 
-def label_studio(photographs: Sequence[Annotated], prefix: str) -> list[dict[str, Any]]:
+def label_studio(photographs: Sequence[AnnotatedPhotograph], prefix: str) -> list[dict[str, Any]]:
     """Label Studio tasks with predictions: polygons in percent, for `<PolygonLabels name="label" toName="image">`."""
     tasks = []
     for photograph in photographs:
@@ -177,7 +177,7 @@ def label_studio(photographs: Sequence[Annotated], prefix: str) -> list[dict[str
     return tasks
 
 
-def cvat(photographs: Sequence[Annotated]) -> bytes:
+def cvat(photographs: Sequence[AnnotatedPhotograph]) -> bytes:
     """CVAT for images 1.1: masks as run lengths of their boxes, rows first, pixels without crack first."""
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"

@@ -1,4 +1,4 @@
-"""A pair of photographs as a picture: the old one as the new one sees it, the new one, and what has changed."""
+"""Draw a pair of photographs: the old one in the view of the new one, the new one, and the changes."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cssr.survey.changes import Change
 from cssr.survey.pairing import Pair
 from cssr.survey.photographs import cracks_of
-from cssr.survey.registration import moved
+from cssr.survey.registration import apply_homography
 from cssr.utils.images import join_images
 
 COLOURS = {  # of Okabe and Ito, which the colour-blind tell apart
@@ -34,29 +34,34 @@ def draw(
     longer = max(height, width)
     factor = max(_MIN_SIDE, min(longer, max(images[1].size) if images[1] else longer)) / longer
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    new = np.asarray((images[1] or Image.new("RGB", (1, 1), _GREY)).convert("RGB").resize(size)).copy()
+    new_panel = np.asarray((images[1] or Image.new("RGB", (1, 1), _GREY)).convert("RGB").resize(size)).copy()
     to_picture = np.diag([factor, factor, 1.0])
-    old = _placed(images[0], pair, to_picture, size)
+    old_panel = _placed(images[0], pair, to_picture, size)
     to_old = to_picture @ pair.registration.matrix
-    over = cv2.addWeighted(new, _LIGHT, np.full_like(new, 255), 1 - _LIGHT, 0)
+    changes_panel = cv2.addWeighted(new_panel, _LIGHT, np.full_like(new_panel, 255), 1 - _LIGHT, 0)
     labels = []
     for number, change in reversed([*enumerate(changes, first)]):
         colour = tuple(int(COLOURS[change.state][n : n + 2], 16) for n in (1, 3, 5))
         for chosen, cracks, matrix, panel in (
-            (change.old, cracks_of(pair.old), to_old, old),
-            (change.new, cracks_of(pair.new), to_picture, new),
+            (change.old, cracks_of(pair.old), to_old, old_panel),
+            (change.new, cracks_of(pair.new), to_picture, new_panel),
         ):
-            lines = [moved(line, matrix) for n in chosen for line in cracks.lines[n]]
+            lines = [apply_homography(line, matrix) for n in chosen for line in cracks.lines[n]]
             _lines(panel, lines, colour, 2)
-            if panel is new or not change.new:
-                _lines(over, lines, colour, 4)
-        if change.change:  # what has been added stays without
-            _lines(over, [moved(line, to_old) for n in change.old for line in cracks_of(pair.old).lines[n]], _BEFORE, 1)
+            if panel is new_panel or not change.new:
+                _lines(changes_panel, lines, colour, 4)
+        if change.change:  # additions have no earlier line
+            _lines(
+                changes_panel,
+                [apply_homography(line, to_old) for n in change.old for line in cracks_of(pair.old).lines[n]],
+                _BEFORE,
+                1,
+            )
         labels.append((str(number), np.array(change.place) * factor, colour, change.state))
-    pictures = [Image.fromarray(panel) for panel in (old, new, over)]
+    pictures = [Image.fromarray(panel) for panel in (old_panel, new_panel, changes_panel)]
     _label(pictures[2], labels[::-1])
-    there = [state for state in COLOURS if any(change.state == state for change in changes)]
-    titles = ((f"old: {pair.old.name}", ()), (f"new: {pair.new.name}", ()), ("", there))
+    states = [state for state in COLOURS if any(change.state == state for change in changes)]
+    titles = ((f"old: {pair.old.name}", ()), (f"new: {pair.new.name}", ()), ("", states))
     return join_images([_titled(*both) for both in zip(pictures, *zip(*titles))], width > 1.6 * height, _GAP)
 
 
@@ -79,16 +84,16 @@ def _lines(panel: np.ndarray, lines: Sequence[np.ndarray], colour: tuple[int, ..
 def _label(picture: Image.Image, labels: Sequence[tuple]) -> None:
     """Numbers, of which those of lesser changes are left out where they would cover others."""
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
-    taken = np.zeros((picture.height + 1, picture.width + 1), bool)
+    occupied = np.zeros((picture.height + 1, picture.width + 1), bool)
     for text, (x, y), colour, state in labels:
         if state in ("unclear", "out of view"):  # in dozens where the model finds specks
             continue
         width, height = draw.textlength(text, font) + 8, 20
         left, top = max(0, min(x + 6, picture.width - width)), max(0, min(y - 26, picture.height - height))
         inside = np.s_[int(top) : int(top + height) + 1, int(left) : int(left + width) + 1]
-        if taken[inside].any():
+        if occupied[inside].any():
             continue
-        taken[inside] = True
+        occupied[inside] = True
         draw.rectangle((left, top, left + width, top + height), fill="white", outline=colour, width=2)
         draw.text((left + 4, top + 1), text, fill="black", font=font)
 

@@ -1,7 +1,7 @@
-"""Changes of the cracks of one spot between two photographs: new, grown, unchanged or gone, beyond the uncertainty.
+"""Find changes of cracks between two photographs of one spot: new, grown, unchanged, reduced or gone.
 
-All is compared in the pixels of the new photograph, into which the old one's cracks are placed, and only where both
-photographs show the surface.
+A change exceeds its uncertainty. Cracks are compared in the pixels of the new photograph, where both photographs show
+the surface.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cssr.survey.collect import COVERAGE
-from cssr.survey.matching import Cracks, Matched, View, match
+from cssr.survey.matching import Cracks, MatchedCracks, View, match
 from cssr.survey.registration import Registration
 
 STATES = ("new", "grown", "unchanged", "reduced", "gone", "unclear", "out of view")
@@ -77,16 +77,16 @@ def changes(
     `views` of the old and the new photograph say what they show beside; None: all.
     """
     pair = match(old, new, registration, views or (View(old.shape), View(new.shape)))
-    compared = _Compared(pair, uncertainty)
+    compared = _Comparison(pair, uncertainty)
     made = [compared.change(*group) for group in pair.groups]
     return sorted(made, key=lambda change: (STATES.index(change.state), -max(length or 0 for length in change.lengths)))
 
 
 @dataclass(frozen=True)
-class _Compared:
+class _Comparison:
     """The matched cracks of two photographs, and how exactly they are measured."""
 
-    pair: Matched
+    pair: MatchedCracks
     uncertainty: Uncertainty
 
     def change(self, olds: list[int], news: list[int]) -> Change:
@@ -102,14 +102,14 @@ class _Compared:
         beside = np.setdiff1d(beside[0], hinted[0]), np.setdiff1d(beside[1], hinted[1])
         # A line counts for both where one survey has it and the other sees it faintly.
         lengths = float(before.length[a].sum()) + faint[1], float(after.length[b].sum()) + faint[0]
-        off = self._uncertainties(olds, news, lengths)
+        uncertainties = self._uncertainties(olds, news, lengths)
         missed = False
         if olds and news:
             widths = (
                 _width(before.width[a[to_new[a] >= 0]], self.uncertainty.width),
                 _width(after.width[b[to_old[b] >= 0]], self.uncertainty.width),
             )
-            words = _words(lengths, widths, off)
+            words = _differences(lengths, widths, uncertainties)
             state = "grown" if {"longer", "wider"} & {*words} else "reduced" if words else "unchanged"
         else:
             name, words = f"{self.uncertainty.width}_width_px", []
@@ -117,7 +117,7 @@ class _Compared:
                 max((samples.cracks.rows[n][name] * scale for n in chosen), default=None)
                 for samples, chosen, scale in ((before, olds, self.pair.scale), (after, news, 1.0))
             )
-            unclear = max(lengths) <= off[0] or sum(faint) > _HINTED * max(lengths)
+            unclear = max(lengths) <= uncertainties[0] or sum(faint) > _HINTED * max(lengths)
             missed = self._may_be_missed(widths)
             unclear |= missed and not news
             state = "out of view" if seen < _VISIBLE else "unclear" if unclear else "gone" if olds else "new"
@@ -128,7 +128,7 @@ class _Compared:
             tuple(news),
             tuple(length if chosen else None for length, chosen in zip(lengths, (olds, news))),
             widths,
-            *off,
+            *uncertainties,
             float(after.length[beside[1]].sum()),
             float(before.length[beside[0]].sum()),
             sum(faint),
@@ -158,25 +158,25 @@ class _Compared:
     ) -> tuple[float, float]:
         """Position of the change in the new photograph, x and y."""
         if not news:
-            samples, at = self.pair.before, self.pair.before.segments_of(olds)
+            samples, indices = self.pair.before, self.pair.before.segments_of(olds)
         else:
-            samples, at = self.pair.after, self.pair.after.segments_of(news)
+            samples, indices = self.pair.after, self.pair.after.segments_of(news)
             if "longer" in words and len(beside[1]):
-                at = beside[1]
+                indices = beside[1]
             elif "wider" in words:
-                at = at[self.pair.to_old[at] >= 0]
-                growth = self.pair.after.width[at] - self.pair.before.width[self.pair.to_old[at]]
-                at = at[[int(np.nanargmax(growth))]] if np.isfinite(growth).any() else at
-        return tuple(samples.middle[at[len(at) // 2]].tolist())
+                indices = indices[self.pair.to_old[indices] >= 0]
+                growth = self.pair.after.width[indices] - self.pair.before.width[self.pair.to_old[indices]]
+                indices = indices[[int(np.nanargmax(growth))]] if np.isfinite(growth).any() else indices
+        return tuple(samples.middle[indices[len(indices) // 2]].tolist())
 
 
-def _words(lengths: tuple, widths: tuple, uncertainty: tuple[float, float]) -> list[str]:
+def _differences(lengths: tuple, widths: tuple, uncertainty: tuple[float, float]) -> list[str]:
     """The differences beyond the uncertainty: longer, wider, ..."""
     words = []
-    for (old, new), off, (more, less) in zip(
+    for (old, new), limit, (more, less) in zip(
         (lengths, widths), uncertainty, (("longer", "shorter"), ("wider", "narrower"))
     ):
-        if old is not None and new is not None and abs(new - old) > off:
+        if old is not None and new is not None and abs(new - old) > limit:
             words.append(more if new > old else less)
     return words
 

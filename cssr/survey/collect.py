@@ -1,4 +1,4 @@
-"""The cracks of a survey: one row for each, from the files that prediction has written of each photograph."""
+"""Collect the cracks of a survey, one row each, from the results of each photograph."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -102,7 +102,7 @@ class Survey:
 
 
 @contextmanager
-def reading(prefix: Path) -> Iterator[None]:
+def reading_cracks(prefix: Path) -> Iterator[None]:
     """Turn any error of what the files of a photograph's cracks hold into ValueError, one line, with its prefix."""
     try:
         yield
@@ -112,7 +112,7 @@ def reading(prefix: Path) -> Iterator[None]:
 
 
 @contextmanager
-def written_by_prediction(path: Path) -> Iterator[None]:
+def reading_result(path: Path) -> Iterator[None]:
     """Name a picture or an array of the results that cannot be read, in ValueError, one line."""
     try:
         yield
@@ -122,7 +122,7 @@ def written_by_prediction(path: Path) -> Iterator[None]:
 
 
 def read_lines(prefix: Path) -> dict[str, Any]:
-    """The lines of a photograph's cracks, GeoJSON, with its facts; their features are not looked at.
+    """The lines of a photograph's cracks, GeoJSON, with its facts; their features are not checked.
 
     Raises: ValueError, one line, for a file that is damaged or gone.
     """
@@ -156,7 +156,7 @@ def read_cracks(prefix: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _check_measures(row: Row) -> None:
     """ValueError unless the numbers of a crack are those that can be meant; files of results are edited by hand, too.
 
-    By hand, as there are 100,000 cracks of twenty numbers.
+    Checked without `misfit`, which is too slow for 100,000 cracks of twenty numbers.
     """
     optional = tuple(name for name in ("confidence", "mm_per_pixel_uncertainty") if row.get(name) is not None)
     for name in (*_MEASURES, *optional, *(_IN_MM if row.get("mm_per_pixel") is not None else ())):
@@ -164,8 +164,8 @@ def _check_measures(row: Row) -> None:
         if type(value) not in (int, float) or not -FARTHEST < value < FARTHEST:
             raise ValueError(f"a crack whose {name} is {shortened(value)}")
     left, top, right, bottom = (row[name] for name in _BOX)
-    sound = left <= right and top <= bottom and row.get("mm_per_pixel") != 0
-    if not sound or min(row[f"{name}_px"] for name in _WIDTHS) < 0:
+    valid = left <= right and top <= bottom and row.get("mm_per_pixel") != 0
+    if not valid or min(row[f"{name}_px"] for name in _WIDTHS) < 0:
         raise ValueError(f"crack {row['number']} has no box, or a length, width or pixel that cannot be")
 
 
@@ -178,7 +178,7 @@ def collect(prefixes: Sequence[Path], limits: Limits, width_uncertainty: float) 
     """
     survey = Survey(limits)
     for prefix in prefixes:
-        with reading(prefix):
+        with reading_cracks(prefix):
             _add(survey, prefix, limits, width_uncertainty)
     return survey
 
@@ -213,8 +213,8 @@ def _row(measured: Row, photograph: Row, limits: Limits, width_uncertainty: floa
     width = measured[f"{limits.width}_width_mm"]
     scale_error = width * (measured["mm_per_pixel_uncertainty"] or 0) / mm
     uncertainty = COVERAGE * math.hypot(scale_error, width_uncertainty * mm)
-    at, within = limits.class_of(width, uncertainty)
-    values |= {"width_uncertainty_mm": round(uncertainty, 3), "severity": limits.classes[at]}
+    index, within = limits.class_of(width, uncertainty)
+    values |= {"width_uncertainty_mm": round(uncertainty, 3), "severity": limits.classes[index]}
     if len(within) > 1:
         values["severity_range"] = f"{limits.classes[within[0]]} ... {limits.classes[within[-1]]}"
     return values

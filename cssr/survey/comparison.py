@@ -1,4 +1,4 @@
-"""Two surveys compared: what has become of each crack, as a table, a picture of each pair, JSON and HTML."""
+"""Compare two surveys: the change of each crack, as a table, a picture of each pair, JSON and HTML."""
 
 import argparse
 import functools
@@ -25,9 +25,9 @@ from cssr.survey.changes import STATES, Change, Uncertainty, changes
 from cssr.survey.collect import COVERAGE, Row
 from cssr.survey.pairing import Pair, Refused, pair_up
 from cssr.survey.photographs import Results, cracks_of, image_of, view_of
-from cssr.survey.registration import moved
-from cssr.survey.report import address
-from cssr.survey.write import write_whole
+from cssr.survey.registration import apply_homography
+from cssr.survey.report import data_uri
+from cssr.survey.write import write_files
 from cssr.utils.images import encode_image, open_image
 from cssr.utils.text import one_line
 
@@ -35,9 +35,9 @@ LISTED = 1000  # rows of the page's table; all are in changes.csv
 _ALONG = 0.01  # standard uncertainty of a length, of it
 _FAINT = 0.4  # of the threshold of probability, from which on a crack is seen faintly: measured, docs/survey.md
 _SHOWN = 12  # sentences of a kind on the terminal
-_PLACES = 3
+_DECIMALS = 3
 _SIDE, _IN_PAGE = 1100, 1600  # pixels of the longer side: of a photograph in a picture, of that in the page
-_MAP_PLACES = 6
+_MAP_DECIMALS = 6
 
 # columns of the table: name, unit, meaning
 COLUMNS = {
@@ -84,14 +84,14 @@ COLUMNS = {
 
 
 def run(options: argparse.Namespace) -> None:
-    """All that the command line of `cssr.compare` asks for. Raises: ValueError, one line."""
+    """Run `cssr.compare`. Raises: ValueError, one line."""
     for name in ("width_uncertainty", "end_uncertainty"):
         value = getattr(options, name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
     old, new = Results(options.old), Results(options.new)
     pairs, refused = pair_up(old, new, options.pairs, options.by)
-    _say_each("not compared", refused)
+    _print_sentences("not compared", refused)
     if not pairs:
         raise ValueError(f"no two photographs of {old.directory} and {new.directory} show one spot: see above")
     widths = tuple(
@@ -99,21 +99,21 @@ def run(options: argparse.Namespace) -> None:
         for survey in (old, new)
     )
     uncertainty = Uncertainty(options.end_uncertainty, _ALONG, widths, new.width, (old.detectable, new.detectable))
-    made = Comparison(old, new, pairs, refused, uncertainty)
-    _say_each("warning", made.notes)
-    made.write(options.out)
-    counts = ", ".join(f"{count} {state}" for state, count in made.states().items() if count) or "no cracks"
+    comparison = Comparison(old, new, pairs, refused, uncertainty)
+    _print_sentences("warning", comparison.notes)
+    comparison.write(options.out)
+    counts = ", ".join(f"{count} {state}" for state, count in comparison.states().items() if count) or "no cracks"
     print(f"{len(pairs)} pairs of photographs: {counts}: changes.csv, comparison.html and pictures in {options.out}")
 
 
-def _say_each(kind: str, sentences: Sequence[object]) -> None:
+def _print_sentences(kind: str, sentences: Sequence[object]) -> None:
     for sentence in sentences[:_SHOWN]:
-        _say(f"{kind}: {sentence}")
+        _print(f"{kind}: {sentence}")
     if len(sentences) > _SHOWN:
-        _say(f"{kind}: {len(sentences) - _SHOWN} more like these")
+        _print(f"{kind}: {len(sentences) - _SHOWN} more like these")
 
 
-def _say(sentence: str) -> None:
+def _print(sentence: str) -> None:
     print(one_line(sentence), file=sys.stderr)
 
 
@@ -154,13 +154,13 @@ class Comparison:
         return rows
 
     def _size(self, pair: Pair) -> PixelSize | None:
-        """Of the new photograph's pixels, as either survey knows it."""
+        """Size of the new photograph's pixels, by either survey."""
         sizes = [] if pair.new.size is None else [pair.new.size]
         if pair.old.size is not None:
             scale, size = pair.registration.scale(pair.old.shape), pair.old.size
             sizes.append(PixelSize(size.mm / scale, size.uncertainty / scale, f"{size.source}, old survey"))
-        chosen, odd = pixel_size.best(sizes)
-        self.notes += [f"{pair.new.name}: {sentence}" for sentence in odd]
+        chosen, warnings = pixel_size.best(sizes)
+        self.notes += [f"{pair.new.name}: {sentence}" for sentence in warnings]
         return chosen
 
     def _row(self, pair: Pair, number: int, change: Change, size: PixelSize | None) -> Row:
@@ -170,17 +170,22 @@ class Comparison:
         row |= {"old_photograph": pair.old.name, "new_photograph": pair.new.name}
         for side, cracks, chosen in (("old", old, change.old), ("new", new, change.new)):
             row[f"{side}_cracks"] = " ".join(str(cracks.rows[n]["number"]) for n in chosen)
-        row |= dict(zip(("x_px", "y_px"), (round(value, _PLACES) for value in change.place)))
+        row |= dict(zip(("x_px", "y_px"), (round(value, _DECIMALS) for value in change.place)))
         if pair.new.affine:
             affine = np.array([*np.reshape(pair.new.affine, (2, 3)), (0, 0, 1)])
-            row |= dict(zip(("map_x", "map_y"), moved(np.array([change.place]), affine)[0].round(_MAP_PLACES).tolist()))
+            row |= dict(
+                zip(
+                    ("map_x", "map_y"),
+                    apply_homography(np.array([change.place]), affine)[0].round(_MAP_DECIMALS).tolist(),
+                )
+            )
         values = {"length": (change.lengths, change.length_uncertainty)}
         values["width"] = (change.widths, change.width_uncertainty)
         for name, (both, off) in values.items():
-            row |= _measures(name, both, off, size)
-        row |= {"added_px": round(change.added, _PLACES), "lost_px": round(change.lost, _PLACES)}
-        row["faint_px"] = round(change.faint, _PLACES)
-        row |= {"seen": round(change.seen, _PLACES), "registration_px": round(pair.registration.error, _PLACES)}
+            row |= _measure_columns(name, both, off, size)
+        row |= {"added_px": round(change.added, _DECIMALS), "lost_px": round(change.lost, _DECIMALS)}
+        row["faint_px"] = round(change.faint, _DECIMALS)
+        row |= {"seen": round(change.seen, _DECIMALS), "registration_px": round(pair.registration.error, _DECIMALS)}
         row["may_be_missed"] = "yes" if change.missed else None
         if size:
             row |= {"mm_per_pixel": size.mm, "mm_per_pixel_by": size.source}
@@ -206,9 +211,9 @@ class Comparison:
                 self.page([path.with_name(name) for name in names]), encoding="utf-8"
             ),
         }
-        write_whole(out, writers)
+        write_files(out, writers)
         if not with_book:
-            _say("changes.xlsx not written: pip install 'cssr[survey]'")
+            _print("changes.xlsx not written: pip install 'cssr[survey]'")
 
     def _picture(self, index: int, path: Path) -> None:
         pair = self.pairs[index]
@@ -219,8 +224,8 @@ class Comparison:
     def _book(self, path: Path) -> None:
         header = ("pair", "old", "new", *STATES, "registered by", "features", "error px")
         rows = [
-            (n, p.old.name, p.new.name, *self.states(own).values(), r.by, r.matches, round(r.error, _PLACES))
-            for n, (p, own) in enumerate(zip(self.pairs, self.by_pair()), 1)
+            (n, p.old.name, p.new.name, *self.states(rows_of_pair).values(), r.by, r.matches, round(r.error, _DECIMALS))
+            for n, (p, rows_of_pair) in enumerate(zip(self.pairs, self.by_pair()), 1)
             for r in (p.registration,)
         ]
         sheets = {
@@ -228,8 +233,8 @@ class Comparison:
             "pairs": (header, rows),
             "not compared": (("old", "new", "reason"), map(_refusal, self.refused)),
         }
-        about = [(name, str(value)) for name, value in self._facts().items()]
-        tables.write_book(path, sheets, len(self.rows), COLUMNS, about)
+        facts = [(name, str(value)) for name, value in self._facts().items()]
+        tables.write_book(path, sheets, len(self.rows), COLUMNS, facts)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -257,17 +262,17 @@ class Comparison:
             }
             for number, pair in enumerate(self.pairs, 1)
         ]
-        refused = [dict(zip(("old", "new", "reason"), _refusal(one))) for one in self.refused]
+        refused = [dict(zip(("old", "new", "reason"), _refusal(refusal))) for refusal in self.refused]
         return {**self._facts(), "states": self.states(), "notes": self.notes, "pairs": pairs, "not_compared": refused}
 
     def page(self, pictures: Sequence[Path]) -> str:
         """The comparison as HTML, in one file."""
         environment = Environment(loader=PackageLoader("cssr.survey", "pages"), autoescape=select_autoescape())
-        order = sorted(self.rows, key=lambda row: (STATES.index(row["state"]), -_size_of(row), row["change"]))
+        order = sorted(self.rows, key=lambda row: (STATES.index(row["state"]), -_extent_of(row), row["change"]))
         shown = []
         for number, (pair, rows, path) in enumerate(zip(self.pairs, self.by_pair(), pictures), 1):
             with open_image(path) as picture:
-                shown.append((number, pair, self.states(rows), address(picture.convert("RGB"), _IN_PAGE)))
+                shown.append((number, pair, self.states(rows), data_uri(picture.convert("RGB"), _IN_PAGE)))
         return environment.get_template("comparison.html").render(
             today=date.today().isoformat(),
             version=__version__,
@@ -281,21 +286,23 @@ class Comparison:
         )
 
 
-def _measures(name: str, both: tuple[float | None, float | None], off: float, size: PixelSize | None) -> Row:
+def _measure_columns(
+    name: str, values: tuple[float | None, float | None], uncertainty: float, size: PixelSize | None
+) -> Row:
     """Old, new, difference and its uncertainty, in pixels and mm."""
-    old, new = both
+    old, new = values
     change = None if old is None or new is None else new - old
     row: Row = {f"old_{name}_px": old, f"new_{name}_px": new, f"{name}_change_px": change}
-    row[f"{name}_uncertainty_px"] = off
+    row[f"{name}_uncertainty_px"] = uncertainty
     if size:
         row |= {key.replace("_px", "_mm"): value and value * size.mm for key, value in row.items()}
         scale_error = COVERAGE * size.uncertainty * abs(change or 0)
-        row[f"{name}_uncertainty_mm"] = math.hypot(off * size.mm, scale_error)
-    return {key: value if value is None else round(value, _PLACES) for key, value in row.items()}
+        row[f"{name}_uncertainty_mm"] = math.hypot(uncertainty * size.mm, scale_error)
+    return {key: value if value is None else round(value, _DECIMALS) for key, value in row.items()}
 
 
-def _size_of(row: Mapping[str, Any]) -> float:
-    """By which changes of one state are in order."""
+def _extent_of(row: Mapping[str, Any]) -> float:
+    """Sort key of changes of one state, pixels."""
     return max(abs(row["length_change_px"] or 0), row["new_length_px"] or 0 if row["state"] == "new" else 0)
 
 

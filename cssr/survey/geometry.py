@@ -24,8 +24,8 @@ def check(geometry: Any) -> None:
     except (ValueError, TypeError, KeyError):
         points = [np.asarray("")]
     for path in points:
-        sound = path.ndim == 2 and path.shape[1] == 2 and path.dtype.kind in "iuf"
-        if path.size and not (sound and (np.abs(path) < FARTHEST).all()) or path.dtype.kind in "US":
+        valid = path.ndim == 2 and path.shape[1] == 2 and path.dtype.kind in "iuf"
+        if path.size and not (valid and (np.abs(path) < FARTHEST).all()) or path.dtype.kind in "US":
             raise ValueError(f"a {kind} whose coordinates are not points of two numbers")
 
 
@@ -34,7 +34,7 @@ def paths(geometry: Any) -> Iterator[list]:
     coordinates = geometry["coordinates"]
     depth = _DEPTH[geometry["type"]]
     for _ in range(depth - 1):
-        coordinates = [part for whole in coordinates for part in whole]
+        coordinates = [part for group in coordinates for part in group]
     yield from coordinates if depth else [coordinates]
 
 
@@ -65,8 +65,8 @@ def segments(lines: Sequence[np.ndarray], step: float) -> tuple[np.ndarray, np.n
     begins, ends = (np.concatenate([line[part] for line in lines]) for part in (np.s_[:-1], np.s_[1:]))
     number = np.repeat(np.arange(len(lines)), [len(line) - 1 for line in lines])
     count = np.maximum(1, np.ceil(np.linalg.norm(ends - begins, axis=1) / step)).astype(int)
-    which = np.repeat(np.arange(len(count)), count)
-    k = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
-    stride = ((ends - begins) / count[:, None])[which]
-    first = begins[which] + k[:, None] * stride
-    return first, first + stride, number[which]
+    segment_of = np.repeat(np.arange(len(count)), count)
+    k = np.arange(len(segment_of)) - np.repeat(np.cumsum(count) - count, count)
+    stride = ((ends - begins) / count[:, None])[segment_of]
+    first = begins[segment_of] + k[:, None] * stride
+    return first, first + stride, number[segment_of]

@@ -1,4 +1,4 @@
-"""A survey as maps: a GeoPackage of lines and polygons for GIS programs, a DXF for CAD (extra `survey`)."""
+"""Write a survey as maps: a GeoPackage of lines and polygons for GIS, a DXF for CAD (extra `survey`)."""
 
 import warnings
 from pathlib import Path
@@ -47,11 +47,11 @@ def _write_layer(path: Path, layer: str, kind: str, rows: list, shapes: list, cr
     import shapely
     from shapely.geometry import shape
 
-    many = getattr(shapely, kind)
-    parts = [shape(one) for one in shapes]
+    multi = getattr(shapely, kind)
+    parts = [shape(part) for part in shapes]
     columns = {name: [row[name] for row in rows] for name in COLUMNS}
     frame = geopandas.GeoDataFrame(
-        columns, geometry=[one if one.geom_type == kind else many([one]) for one in parts], crs=crs
+        columns, geometry=[part if part.geom_type == kind else multi([part]) for part in parts], crs=crs
     )
     for name, (unit, _) in COLUMNS.items():
         frame[name] = frame[name].astype("float64" if unit else "int64" if name in ("crack", "number") else "str")
@@ -97,21 +97,21 @@ def write_dxf(survey: Survey, path: Path) -> list[str]:
     document.layers.add("crack_outlines", color=8)
     document.layers.add("photographs", color=9)
     space = document.modelspace()
-    places = _side_by_side(survey, space)
+    origins = _side_by_side(survey, space)
     outlines = [[_straightened(ring) for ring in paths(area)] for area in survey.areas]
     corners = sum(len(ring) for rings in outlines for ring in rings)
     if corners > _CORNERS:
         outlines = [[]] * len(survey.rows)
     for row, line, rings, crs in zip(survey.rows, survey.lines, outlines, survey.crs):
-        place = places.get(row["photograph"], (0.0, 0.0, 1.0, 1.0))  # a map's coordinates stay
+        origin = origins.get(row["photograph"], (0.0, 0.0, 1.0, 1.0))  # a map's coordinates stay
         layer = {"layer": names[row["severity"] or "unknown"]}
         for points in paths(line):
-            space.add_lwpolyline(_placed(points, place), dxfattribs=layer)
+            space.add_lwpolyline(_to_drawing(points, origin), dxfattribs=layer)
         for ring in rings:
-            space.add_lwpolyline(_placed(ring, place), close=True, dxfattribs={"layer": "crack_outlines"})
-        first = _placed(next(paths(line)), place)[0]
+            space.add_lwpolyline(_to_drawing(ring, origin), close=True, dxfattribs={"layer": "crack_outlines"})
+        first = _to_drawing(next(paths(line)), origin)[0]
         width = f"{row['max_width_px']:.3g} px" if row["max_width_mm"] is None else f"{row['max_width_mm']:.3g} mm"
-        height = _LETTERS * (place[2] if crs is None else (row["mm_per_pixel"] or _MAP_PIXEL) / 1000)
+        height = _LETTERS * (origin[2] if crs is None else (row["mm_per_pixel"] or _MAP_PIXEL) / 1000)
         space.add_text(f"{row['crack']}: {width}", height=height, dxfattribs=layer).set_placement(first)
     document.saveas(path)
     if corners <= _CORNERS:
@@ -121,19 +121,19 @@ def write_dxf(survey: Survey, path: Path) -> list[str]:
 
 def _side_by_side(survey: Survey, space: Any) -> dict[str, tuple[float, float, float, float]]:
     """Draw frames and names of photographs without a map: left, top, and size of a pixel along x and y of each."""
-    places, left = {}, 0.0
+    origins, left = {}, 0.0
     for photograph in survey.photographs:
         if "affine" in photograph:
             continue
         size = photograph.get("mm_per_pixel") or 1.0
         width, height = photograph["width"] * size, photograph["height"] * size
-        places[photograph["name"]] = (left, 0.0, size, -size)
+        origins[photograph["name"]] = (left, 0.0, size, -size)
         corners = [(left, 0.0), (left + width, 0.0), (left + width, -height), (left, -height)]
         space.add_lwpolyline(corners, close=True, dxfattribs={"layer": "photographs"})
         name = space.add_text(photograph["name"], height=width / 40, dxfattribs={"layer": "photographs"})
         name.set_placement((left, width / 80))
         left += width * (1 + _GAP)
-    return places
+    return origins
 
 
 def _straightened(ring: np.ndarray) -> np.ndarray:
@@ -145,11 +145,11 @@ def _straightened(ring: np.ndarray) -> np.ndarray:
     pixel = float(np.abs(np.diff(ring, axis=0)).max(1).min())
     points = cv2.approxPolyDP(corners, pixel, closed=True)
     area = cv2.contourArea(corners)
-    kept = points if abs(cv2.contourArea(points) - area) <= area / 10 else corners
-    return kept[:, 0] + ring[0]
+    simplified = points if abs(cv2.contourArea(points) - area) <= area / 10 else corners
+    return simplified[:, 0] + ring[0]
 
 
-def _placed(points: np.ndarray, place: tuple[float, float, float, float]) -> list[list[float]]:
-    left, top, along, down = place
-    placed = points * (along, down) + (left, top)
-    return placed[np.isfinite(placed).all(1)].tolist()
+def _to_drawing(points: np.ndarray, origin: tuple[float, float, float, float]) -> list[list[float]]:
+    left, top, along, down = origin
+    moved_points = points * (along, down) + (left, top)
+    return moved_points[np.isfinite(moved_points).all(1)].tolist()

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from cssr.survey.collect import Row
 from cssr.survey.geometry import segments
-from cssr.survey.registration import Picture, Registration, moved
+from cssr.survey.registration import Picture, Registration, apply_homography
 
 _STEP = 1.0  # pixels of the photograph, of the segments of a centre line
 _NEAR = 3.0  # pixels, and the registration's error thrice, within which lines are of one crack
@@ -24,7 +24,7 @@ _NEIGHBOURS = 8  # segments looked at for each
 _SHARED = 0.25  # of the shorter of two cracks that must be along the other
 _WIDEST = 15  # pixels around a point at most in which that is looked for
 _RIPPLE = 2.0  # pixels of the mask by which its outline is smoothed
-_OFF = (-1.0, -0.5, 0.0, 0.5, 1.0)  # pixels of the mask by which a centre line may be beside the middle
+_OFFSETS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # pixels of the mask by which a centre line may be beside the middle
 _STRETCH = 5  # segments along the line over which a width is averaged
 
 
@@ -67,9 +67,9 @@ class View:
         if self.faint is None:
             return np.zeros(len(points), bool)
         side = 2 * min(_WIDEST, math.ceil(reach)) + 1
-        around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-        near, at = cv2.dilate(self.faint.view(np.uint8), around), np.nan_to_num(points).astype(int)
-        return near[at[:, 1].clip(0, self.shape[0] - 1), at[:, 0].clip(0, self.shape[1] - 1)] > 0
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+        dilated, pixels = cv2.dilate(self.faint.view(np.uint8), disc), np.nan_to_num(points).astype(int)
+        return dilated[pixels[:, 1].clip(0, self.shape[0] - 1), pixels[:, 0].clip(0, self.shape[1] - 1)] > 0
 
 
 class CrackSegments:
@@ -85,7 +85,7 @@ class CrackSegments:
         owner = np.repeat(np.arange(len(cracks.lines)), [len(parts) for parts in cracks.lines])
         begin, end, number = segments(lines, _STEP)
         self.cracks, self._begin, self._end, self.crack = cracks, begin, end, owner[number]
-        first, last = moved(begin, matrix), moved(end, matrix)
+        first, last = apply_homography(begin, matrix), apply_homography(end, matrix)
         self.middle, stride = (first + last) / 2, last - first
         self.length = np.linalg.norm(stride, axis=1)
         self.along = stride / np.maximum(self.length, 1e-9)[:, None]
@@ -121,7 +121,7 @@ class CrackSegments:
         middle = (self._begin[part] + self._end[part]) / 2
         step = self._end[part] - self._begin[part]
         normal = np.stack([-step[:, 1], step[:, 0]], 1) / np.maximum(np.linalg.norm(step, axis=1), 1e-9)[:, None]
-        width = 2 * np.max([sides.query(middle + off * unit * normal)[0] for off in _OFF], axis=0)
+        width = 2 * np.max([sides.query(middle + off * unit * normal)[0] for off in _OFFSETS], axis=0)
         width = uniform_filter1d(width, min(_STRETCH, len(width)), mode="nearest")
         nodes = cKDTree([point for line in self.cracks.lines[crack] for point in (line[0], line[-1])])
         inner = nodes.query(middle)[0] >= width / 2
@@ -134,7 +134,7 @@ class CrackSegments:
 
 
 @dataclass(frozen=True)
-class Matched:
+class MatchedCracks:
     """The cracks of an old and a new photograph, in the pixels of the new one.
 
     Attributes:
@@ -151,14 +151,14 @@ class Matched:
     groups: list[tuple[list[int], list[int]]]
 
 
-def match(old: Cracks, new: Cracks, registration: Registration, views: tuple[View, View]) -> Matched:
+def match(old: Cracks, new: Cracks, registration: Registration, views: tuple[View, View]) -> MatchedCracks:
     """Match cracks along their centre lines, and measure the widths of those that both photographs have."""
     before, after = CrackSegments(old, registration.matrix), CrackSegments(new, np.eye(3))
     near, scale = _NEAR + 3 * registration.error, registration.scale(old.shape)
     first, second = views
-    there = registration.back(after.middle)
-    before.seen, after.seen = second.shows(before.middle), first.shows(there)
-    before.faint, after.faint = second.hints(before.middle, near), first.hints(there, near / scale)
+    back = registration.back(after.middle)
+    before.seen, after.seen = second.shows(before.middle), first.shows(back)
+    before.faint, after.faint = second.hints(before.middle, near), first.hints(back, near / scale)
     halves = before.half_widths(), after.half_widths()
     to_old = _nearest_segments(after, before, near, halves[::-1])
     to_new = _nearest_segments(before, after, near, halves)
@@ -167,7 +167,7 @@ def match(old: Cracks, new: Cracks, registration: Registration, views: tuple[Vie
         unit = _mask_pixel(segmented.cracks)
         for crack in (crack for group in groups if all(group) for crack in group[side]):
             segmented.measure(crack, unit)
-    return Matched(before, after, to_old, to_new, scale, groups)
+    return MatchedCracks(before, after, to_old, to_new, scale, groups)
 
 
 def _smooth(ring: np.ndarray, unit: float) -> np.ndarray:
@@ -184,25 +184,25 @@ def _mask_pixel(cracks: Cracks) -> float:
 
 def _nearest_segments(own: CrackSegments, other: CrackSegments, near: float, half: Sequence[np.ndarray]) -> np.ndarray:
     """The nearest segment of `other` in the same direction; `half`: half the widths of both."""
-    here, there = np.flatnonzero(own.seen), np.flatnonzero(other.seen)
+    own_seen, other_seen = np.flatnonzero(own.seen), np.flatnonzero(other.seen)
     partner = np.full(len(own.seen), -1)
-    if not len(here) or not len(there):
+    if not len(own_seen) or not len(other_seen):
         return partner
-    tree = cKDTree(other.middle[there])
-    count = min(_NEIGHBOURS, len(there))
+    tree = cKDTree(other.middle[other_seen])
+    count = min(_NEIGHBOURS, len(other_seen))
     reach = near + min(half[0].max(), half[1].max())
-    away, at = tree.query(own.middle[here], range(1, count + 1), distance_upper_bound=reach)
-    at = np.where(np.isfinite(away), at, 0)
-    segment = there[at]
-    alike = np.abs((own.along[here][:, None] * other.along[segment]).sum(-1)) >= _TURN
-    step = other.middle[segment] - own.middle[here][:, None]
-    alike &= np.abs((step * other.along[segment]).sum(-1)) <= _BEYOND  # else it is ahead of an end
+    distance, nearest = tree.query(own.middle[own_seen], range(1, count + 1), distance_upper_bound=reach)
+    nearest = np.where(np.isfinite(distance), nearest, 0)
+    segment = other_seen[nearest]
+    parallel = np.abs((own.along[own_seen][:, None] * other.along[segment]).sum(-1)) >= _TURN
+    step = other.middle[segment] - own.middle[own_seen][:, None]
+    parallel &= np.abs((step * other.along[segment]).sum(-1)) <= _BEYOND  # else it is ahead of an end
     # Within the crack its line may be anywhere.
-    allowed = near + np.minimum(half[0][here][:, None], half[1][segment])
-    away = np.where(alike & (away <= allowed), away, np.inf)
-    best = away.argmin(1)
-    rows = np.arange(len(here))
-    partner[here] = np.where(np.isfinite(away[rows, best]), segment[rows, best], -1)
+    allowed = near + np.minimum(half[0][own_seen][:, None], half[1][segment])
+    distance = np.where(parallel & (distance <= allowed), distance, np.inf)
+    best = distance.argmin(1)
+    rows = np.arange(len(own_seen))
+    partner[own_seen] = np.where(np.isfinite(distance[rows, best]), segment[rows, best], -1)
     return partner
 
 
@@ -214,10 +214,10 @@ def _group_cracks(
     seen = before.seen_lengths(), after.seen_lengths()
     along = []
     for own, other, partner, swap in ((after, before, to_old, False), (before, after, to_new, True)):
-        hit = np.flatnonzero(partner >= 0)
-        ends = own.crack[hit], other.crack[partner[hit]]
+        matched = np.flatnonzero(partner >= 0)
+        ends = own.crack[matched], other.crack[partner[matched]]
         a, b = ends if swap else ends[::-1]  # old, new
-        table = coo_array((own.length[hit], (a, b)), shape=(olds, news)).tocsr().tocoo()
+        table = coo_array((own.length[matched], (a, b)), shape=(olds, news)).tocsr().tocoo()
         along.append((table.row, table.col, table.data))
     row, column, shared = (np.concatenate(parts) for parts in zip(*along))
     enough = shared >= _SHARED * np.minimum(seen[0][row], seen[1][column])

@@ -1,4 +1,4 @@
-"""Photographs of one spot in two surveys: by name, by the georeference, by features, or as a table says."""
+"""Pair the photographs of two surveys that show one spot: by name, georeference, features, or a table."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cssr.survey.geometry import Transform
-from cssr.survey.photographs import Results, Surveyed, picture_of
+from cssr.survey.photographs import Results, SurveyPhotograph, picture_of
 from cssr.survey.registration import (
     NotRegistered,
     Picture,
@@ -34,8 +34,8 @@ _PATIENCE = 2  # seconds before a bar is shown
 class Pair:
     """Photographs of one spot."""
 
-    old: Surveyed
-    new: Surveyed
+    old: SurveyPhotograph
+    new: SurveyPhotograph
     registration: Registration
 
 
@@ -43,8 +43,8 @@ class Pair:
 class Refused:
     """Photographs that are not compared, and why."""
 
-    old: Surveyed | None
-    new: Surveyed | None
+    old: SurveyPhotograph | None
+    new: SurveyPhotograph | None
     reason: str
 
     def __str__(self) -> str:
@@ -63,54 +63,54 @@ def pair_up(
     Raises: ValueError, one line, for a table that is damaged or names no photograph.
     """
     if table is not None:
-        return _registered(_listed(table, old, new), way)
+        return _register_all(_read_table(table, old, new), way)
     by_key = {photograph.key: photograph for photograph in old.photographs}
     same = [(by_key[photograph.key], photograph) for photograph in new.photographs if photograph.key in by_key]
-    pairs, refused = _registered(same, way)
+    pairs, refused = _register_all(same, way)
     for seek in (_by_map, _by_features):
-        left = [_left(results, pairs, side) for side, results in (("old", old), ("new", new))]
-        if all(left) and (seek is _by_map or way != "georeference"):
-            pairs += seek(*left, way)
+        remaining = [_remaining(results, pairs, side) for side, results in (("old", old), ("new", new))]
+        if all(remaining) and (seek is _by_map or way != "georeference"):
+            pairs += seek(*remaining, way)
     pairs.sort(key=lambda pair: new.photographs.index(pair.new))
     return pairs, list(_unpaired(old, new, pairs, refused))
 
 
-def register(old: Surveyed, new: Surveyed, way: str = "auto") -> Registration:
+def register(old: SurveyPhotograph, new: SurveyPhotograph, way: str = "auto") -> Registration:
     """The map of the pixels of one photograph to those of the other.
 
     By features where they hold, and agree with the georeference, if there is one; else by that.
     Raises: NotRegistered, one line.
     """
-    placed = None
+    by_map = None
     if way != "features" and old.affine and new.affine:
-        to_new = None if old.crs == new.crs else _between(old, new)
+        to_new = None if old.crs == new.crs else _map_to_map(old, new)
         try:
-            placed = by_georeference(old.affine, new.affine, (old.shape, new.shape), to_new)
+            by_map = by_georeference(old.affine, new.affine, (old.shape, new.shape), to_new)
         except ValueError as error:  # of a map that is unknown, too
             raise NotRegistered(str(error)) from None
     if way == "georeference":
-        if placed is None:
+        if by_map is None:
             raise NotRegistered("one of them has no georeference")
-        return placed
+        return by_map
     try:
-        seen = by_features(picture_of(old), picture_of(new))
+        by_picture = by_features(picture_of(old), picture_of(new))
     except NotRegistered:
-        if placed is None:
+        if by_map is None:
             raise
-        return placed
-    if placed:
+        return by_map
+    if by_map:
         height, width = old.shape
         corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
-        off = float(np.linalg.norm(seen.place(corners) - placed.place(corners), axis=1).mean())
-        if off > _APART * np.hypot(*new.shape):
+        distance = float(np.linalg.norm(by_picture.place(corners) - by_map.place(corners), axis=1).mean())
+        if distance > _APART * np.hypot(*new.shape):
             raise NotRegistered(
-                f"by features they are {off:.0f} pixels off from where the georeference has them: say which is right "
-                "by --by features or --by georeference"
+                f"by features they are {distance:.0f} pixels off from where the georeference has them: say which is "
+                "right by --by features or --by georeference"
             )
-    return seen
+    return by_picture
 
 
-def _between(old: Surveyed, new: Surveyed) -> Transform:
+def _map_to_map(old: SurveyPhotograph, new: SurveyPhotograph) -> Transform:
     unknown = [photograph.name for photograph in (old, new) if not photograph.crs]
     if unknown:
         raise NotRegistered(f"the map of {unknown[0]} has no name, that of the other has one")
@@ -119,9 +119,11 @@ def _between(old: Surveyed, new: Surveyed) -> Transform:
     return lambda points: geotiff.reprojected(points, old.crs, new.crs)
 
 
-def _registered(candidates: Sequence[tuple[Surveyed, Surveyed]], way: str) -> tuple[list[Pair], list[Refused]]:
+def _register_all(
+    candidates: Sequence[tuple[SurveyPhotograph, SurveyPhotograph]], way: str
+) -> tuple[list[Pair], list[Refused]]:
     pairs, refused = [], []
-    for old, new in _bar(candidates, "registering", "pair"):
+    for old, new in _with_progress(candidates, "registering", "pair"):
         try:
             pairs.append(Pair(old, new, register(old, new, way)))
         except NotRegistered as reason:
@@ -129,31 +131,35 @@ def _registered(candidates: Sequence[tuple[Surveyed, Surveyed]], way: str) -> tu
     return pairs, refused
 
 
-def _bar(items: Sequence, title: str, unit: str) -> tqdm:
+def _with_progress(items: Sequence, title: str, unit: str) -> tqdm:
     return tqdm(items, title, leave=False, unit=unit, delay=_PATIENCE, disable=None)
 
 
-def _left(results: Results, pairs: Sequence[Pair], side: str) -> list[Surveyed]:
-    taken = {getattr(pair, side) for pair in pairs}
-    return [photograph for photograph in results.photographs if photograph not in taken]
+def _remaining(results: Results, pairs: Sequence[Pair], side: str) -> list[SurveyPhotograph]:
+    paired = {getattr(pair, side) for pair in pairs}
+    return [photograph for photograph in results.photographs if photograph not in paired]
 
 
 def _unpaired(old: Results, new: Results, pairs: Sequence[Pair], refused: Sequence[Refused]) -> Iterator[Refused]:
     """Those of one name that are in no pair, and photographs alone."""
-    left = {side: _left(results, pairs, side) for side, results in (("old", old), ("new", new))}
-    for one in refused:
-        if one.old in left["old"] and one.new in left["new"]:
-            left["old"].remove(one.old)
-            left["new"].remove(one.new)
-            yield one
-    yield from (Refused(one, None, f"no photograph of {new.directory} shows its spot") for one in left["old"])
-    yield from (Refused(None, one, f"no photograph of {old.directory} shows its spot") for one in left["new"])
+    remaining = {side: _remaining(results, pairs, side) for side, results in (("old", old), ("new", new))}
+    for photograph in refused:
+        if photograph.old in remaining["old"] and photograph.new in remaining["new"]:
+            remaining["old"].remove(photograph.old)
+            remaining["new"].remove(photograph.new)
+            yield photograph
+    yield from (
+        Refused(photograph, None, f"no photograph of {new.directory} shows its spot") for photograph in remaining["old"]
+    )
+    yield from (
+        Refused(None, photograph, f"no photograph of {old.directory} shows its spot") for photograph in remaining["new"]
+    )
 
 
-# ---- where to look ----
+# ---- candidates ----
 
 
-def _listed(table: Path, old: Results, new: Results) -> list[tuple[Surveyed, Surveyed]]:
+def _read_table(table: Path, old: Results, new: Results) -> list[tuple[SurveyPhotograph, SurveyPhotograph]]:
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(table), newline="")))
     except (ValueError, csv.Error) as error:
@@ -166,18 +172,20 @@ def _listed(table: Path, old: Results, new: Results) -> list[tuple[Surveyed, Sur
         for side, results in (("old", old), ("new", new)):
             named = [photograph for photograph in results.photographs if row[side] in photograph.names]
             if len(named) != 1:
-                which = "no photograph" if not named else f"{len(named)} photographs"
-                raise ValueError(f"--pairs: {table}, line {number}: {row[side]!r} is {which} of {results.directory}")
+                count_text = "no photograph" if not named else f"{len(named)} photographs"
+                raise ValueError(
+                    f"--pairs: {table}, line {number}: {row[side]!r} is {count_text} of {results.directory}"
+                )
             pair.append(named[0])
         chosen.append(tuple(pair))
     for side, photographs in zip(("old", "new"), zip(*chosen)):
-        twice = next((one for n, one in enumerate(photographs) if one in photographs[:n]), None)
-        if twice:
-            raise ValueError(f"--pairs: {table} names {twice.name} twice under {side}: a photograph is in one pair")
+        repeated = next((one for n, one in enumerate(photographs) if one in photographs[:n]), None)
+        if repeated:
+            raise ValueError(f"--pairs: {table} names {repeated.name} twice under {side}: a photograph is in one pair")
     return chosen
 
 
-def _by_map(old: Sequence[Surveyed], new: Sequence[Surveyed], way: str) -> list[Pair]:
+def _by_map(old: Sequence[SurveyPhotograph], new: Sequence[SurveyPhotograph], way: str) -> list[Pair]:
     """Pairs of the largest common areas on the map first."""
     if way == "features":
         return []
@@ -190,41 +198,45 @@ def _by_map(old: Sequence[Surveyed], new: Sequence[Surveyed], way: str) -> list[
                     areas.append((-common_area(placed.matrix, a.shape, b.shape), len(areas), a, b))
                 except NotRegistered:
                     continue
-    return _best(areas, way)
+    return _register_best(areas, way)
 
 
-def _by_features(old: Sequence[Surveyed], new: Sequence[Surveyed], way: str) -> list[Pair]:
+def _by_features(old: Sequence[SurveyPhotograph], new: Sequence[SurveyPhotograph], way: str) -> list[Pair]:
     """Pairs of which the strongest features match most."""
     pictures = {side: _strongest(photographs) for side, photographs in ((0, old), (1, new))}
     alike = []
-    for b in _bar([one for one in new if one in pictures[1]], "searching", "photo"):
+    for b in _with_progress([one for one in new if one in pictures[1]], "searching", "photo"):
         counts = [(-len(matches(pictures[0][a], pictures[1][b])), n, a) for n, a in enumerate(old) if a in pictures[0]]
         alike += [(count, len(alike) + n, a, b) for count, n, a in sorted(counts)[:_TRIED] if count <= -_ALIKE]
-    return _best(alike, way)
+    return _register_best(alike, way)
 
 
-def _strongest(photographs: Sequence[Surveyed]) -> dict[Surveyed, Picture]:
+def _strongest(photographs: Sequence[SurveyPhotograph]) -> dict[SurveyPhotograph, Picture]:
     pictures = {}
-    for photograph in _bar(photographs, "reading", "photo"):
+    for photograph in _with_progress(photographs, "reading", "photo"):
         try:
-            whole = picture_of(photograph)
+            picture = picture_of(photograph)
         except NotRegistered:
             continue
-        few = np.s_[:_STRONGEST]
+        strongest = np.s_[:_STRONGEST]
         pictures[photograph] = Picture(
-            whole.shape, whole.factor, whole.valid, whole.points[few].copy(), whole.descriptors[few].copy()
+            picture.shape,
+            picture.factor,
+            picture.valid,
+            picture.points[strongest].copy(),
+            picture.descriptors[strongest].copy(),
         )
     return pictures
 
 
-def _best(ranked: Sequence[tuple[float, int, Surveyed, Surveyed]], way: str) -> list[Pair]:
-    """Of pairs in the order of their first numbers, those that can be registered, each photograph once."""
-    pairs, taken = [], set()
-    for _, _, old, new in sorted(ranked, key=lambda one: one[:2]):
-        if not {old, new} & taken:
+def _register_best(ranked: Sequence[tuple[float, int, SurveyPhotograph, SurveyPhotograph]], way: str) -> list[Pair]:
+    """Register candidates in the order of their ranks, each photograph in one pair at most."""
+    pairs, paired = [], set()
+    for _, _, old, new in sorted(ranked, key=lambda entry: entry[:2]):
+        if not {old, new} & paired:
             try:
                 pairs.append(Pair(old, new, register(old, new, way)))
             except NotRegistered:
                 continue
-            taken |= {old, new}
+            paired |= {old, new}
     return pairs

@@ -12,10 +12,10 @@ from PIL import Image
 
 from cssr.cracks.pixel_size import PixelSize
 from cssr.survey.annotate import prefixes_of, probabilities
-from cssr.survey.collect import PIXELS, Row, collect, crs_of, read_lines, reading
+from cssr.survey.collect import PIXELS, Row, collect, crs_of, read_lines, reading_cracks
 from cssr.survey.geometry import paths, to_pixels
 from cssr.survey.matching import Cracks, View
-from cssr.survey.registration import NotRegistered, Picture, read_picture, reduced
+from cssr.survey.registration import NotRegistered, Picture, read_picture, read_reduced
 from cssr.survey.severity import WIDTHS, Limits
 from cssr.survey.write import FOLDER
 from cssr.utils.annotations import Within, fits, shortened
@@ -25,12 +25,12 @@ from cssr.utils.text import message_of, one_line
 
 WIDTH_UNCERTAINTY = 0.6  # pixels, where a survey does not say its own
 _PICTURES = ("_rectified.png", "_sr.png", "_sr.tif")  # of the results, where a photograph is gone
-_HELD = 4  # pictures and lists of cracks in memory
+_CACHED = 4  # pictures and lists of cracks in memory
 _ANY = Limits("", "", "p95", ("any",), (0.0,))
 
 
 @dataclass(frozen=True, eq=False)
-class Surveyed:
+class SurveyPhotograph:
     """A photograph of a survey.
 
     Attributes:
@@ -46,7 +46,7 @@ class Surveyed:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its file."""
         return one_line(self.facts["name"])
 
     @property
@@ -56,12 +56,12 @@ class Surveyed:
 
     @property
     def affine(self) -> tuple[float, ...] | None:
-        """From its pixels to the map."""
+        """Affine map of its pixels to the map: (a, b, c, d, e, f)."""
         return tuple(self.facts["affine"]) if "affine" in self.facts else None
 
     @property
     def size(self) -> PixelSize | None:
-        """Of its pixels, as the survey knows it."""
+        """Size of its pixels, by the survey."""
         if self.facts.get("mm_per_pixel") is None:
             return None
         uncertainty = self.facts.get("mm_per_pixel_uncertainty") or 0.0
@@ -86,7 +86,7 @@ class Results:
     def __init__(self, directory: Path):
         directory = directory.parent if (directory / "survey.json").is_file() else directory
         self.directory = directory
-        self.photographs = [_surveyed(prefix, directory) for prefix in prefixes_of(directory)]
+        self.photographs = [_read_photograph(prefix, directory) for prefix in prefixes_of(directory)]
         path = directory / FOLDER / "survey.json"
         facts = read_json(path, _SURVEY, "predict again") if path.is_file() else {}
         self.width_uncertainty = facts.get("width_uncertainty_px", WIDTH_UNCERTAINTY)
@@ -106,25 +106,25 @@ _SURVEY = {
 }
 
 
-def _surveyed(prefix: Path, directory: Path) -> Surveyed:
+def _read_photograph(prefix: Path, directory: Path) -> SurveyPhotograph:
     lines = read_lines(prefix)
-    return Surveyed(prefix, prefix.relative_to(directory).as_posix(), lines["photograph"], crs_of(lines))
+    return SurveyPhotograph(prefix, prefix.relative_to(directory).as_posix(), lines["photograph"], crs_of(lines))
 
 
-@functools.lru_cache(maxsize=_HELD)
-def cracks_of(photograph: Surveyed) -> Cracks:
-    """Its cracks; ValueError, one line, where its files are damaged."""
+@functools.lru_cache(maxsize=_CACHED)
+def cracks_of(photograph: SurveyPhotograph) -> Cracks:
+    """The cracks of a photograph; ValueError, one line, where its files are damaged."""
     survey = collect([photograph.prefix], _ANY, 0.0)
-    with reading(photograph.prefix):
+    with reading_cracks(photograph.prefix):
         pixels = to_pixels(photograph.affine)
         lines = [[np.asarray(pixels(line), float) for line in paths(shape)] for shape in survey.lines]
         rings = [[np.asarray(pixels(ring), float) for ring in paths(shape)] for shape in survey.areas]
     return Cracks(photograph.shape, lines, rings, survey.rows)
 
 
-@functools.lru_cache(maxsize=_HELD)
-def picture_of(photograph: Surveyed) -> Picture:
-    """Its features; NotRegistered, one line, where it is gone and its results hold no SR image."""
+@functools.lru_cache(maxsize=_CACHED)
+def picture_of(photograph: SurveyPhotograph) -> Picture:
+    """The features of a photograph; NotRegistered (one line) if its file is gone and its results hold no SR image."""
     reasons = []
     for path in _files(photograph):
         try:
@@ -134,7 +134,7 @@ def picture_of(photograph: Surveyed) -> Picture:
     raise NotRegistered(reasons[0] if reasons else f"{photograph.name} is gone, and so is {photograph.prefix}_sr.png")
 
 
-def view_of(photograph: Surveyed, level: float) -> View:
+def view_of(photograph: SurveyPhotograph, level: float) -> View:
     """The `View` of a photograph; `level`: probability from which on a crack is seen faintly."""
     try:
         picture = picture_of(photograph)
@@ -143,7 +143,7 @@ def view_of(photograph: Surveyed, level: float) -> View:
     return View(photograph.shape, picture, _faint(photograph, level))
 
 
-def _faint(photograph: Surveyed, level: float) -> np.ndarray | None:
+def _faint(photograph: SurveyPhotograph, level: float) -> np.ndarray | None:
     """Pixels in which a probability reaches a level, H W bool; None where no probabilities were written."""
     try:
         prob = probabilities(photograph.prefix)
@@ -157,19 +157,19 @@ def _faint(photograph: Surveyed, level: float) -> np.ndarray | None:
     return reduce(high, "(h a) (w b) -> h w", "max", h=height, w=width)
 
 
-def image_of(photograph: Surveyed, side: int) -> Image.Image | None:
-    """It, reduced to so many pixels; None where it is gone."""
+def image_of(photograph: SurveyPhotograph, side: int) -> Image.Image | None:
+    """The photograph, reduced to `side` pixels; None where its file is gone."""
     for path in _files(photograph):
         try:
             with open_photograph(path) as opened:
-                return Image.fromarray(reduced(opened, side)[0])
+                return Image.fromarray(read_reduced(opened, side)[0])
         except (OSError, ValueError):
             continue
     return None
 
 
-def _files(photograph: Surveyed) -> list[Path]:
-    beside = [photograph.prefix.with_name(photograph.prefix.name + ending) for ending in _PICTURES]
+def _files(photograph: SurveyPhotograph) -> list[Path]:
+    results = [photograph.prefix.with_name(photograph.prefix.name + ending) for ending in _PICTURES]
     rectified = photograph.facts["name"].endswith(_PICTURES[0])
-    own = [] if rectified or "frame" in photograph.facts else [Path(photograph.facts["name"])]
-    return [path for path in (*own, *beside[0 if rectified else 1 :]) if path.is_file()]
+    file = [] if rectified or "frame" in photograph.facts else [Path(photograph.facts["name"])]
+    return [path for path in (*file, *results[0 if rectified else 1 :]) if path.is_file()]

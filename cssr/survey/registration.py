@@ -49,8 +49,8 @@ class Picture:
         inside = ((points >= 0) & (points < (width, height))).all(1)
         if self.valid is not None:
             rows, columns = self.valid.shape
-            at = (points[inside] / self.factor).astype(int)
-            inside[inside] = self.valid[at[:, 1].clip(0, rows - 1), at[:, 0].clip(0, columns - 1)]
+            pixels = (points[inside] / self.factor).astype(int)
+            inside[inside] = self.valid[pixels[:, 1].clip(0, rows - 1), pixels[:, 0].clip(0, columns - 1)]
         return inside
 
 
@@ -69,11 +69,11 @@ class Registration:
 
     def place(self, points: np.ndarray) -> np.ndarray:
         """Points N 2 of the first photograph in the second."""
-        return moved(points, self.matrix)
+        return apply_homography(points, self.matrix)
 
     def back(self, points: np.ndarray) -> np.ndarray:
         """Points N 2 of the second photograph in the first."""
-        return moved(points, np.linalg.inv(self.matrix))
+        return apply_homography(points, np.linalg.inv(self.matrix))
 
     def scale(self, shape: tuple[int, int]) -> float:
         """Pixels of the second for one of the first photograph (height, width), in its middle."""
@@ -83,7 +83,7 @@ class Registration:
         return float(abs(x[0] * y[1] - x[1] * y[0]) ** 0.5)
 
 
-def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def apply_homography(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Points N 2 through a homography; not finite where they are on its horizon."""
     homogeneous = np.c_[points, np.ones(len(points))] @ matrix.T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -99,13 +99,13 @@ def read_picture(path: Path, shape: tuple[int, int]) -> Picture:
         height, width = photograph.shape
         if abs(width * shape[0] - height * shape[1]) > max(width, height, *shape):
             raise ValueError(f"{path} has {width} x {height} pixels, the cracks are of {shape[1]} x {shape[0]}")
-        small, valid = reduced(photograph, _SIDE)
+        small, valid = read_reduced(photograph, _SIDE)
     factor = shape[1] / small.shape[1]
     points, descriptors = _features(small, valid)
     return Picture(shape, factor, valid, points * np.float32(factor), descriptors)
 
 
-def reduced(photograph: Photograph, side: int) -> tuple[np.ndarray, np.ndarray | None]:
+def read_reduced(photograph: Photograph, side: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Reduce to so many pixels a side at most, read by strips: H W 3 uint8, and which pixels hold data (None: all)."""
     height, width = photograph.shape
     factor = max(1.0, max(height, width) / side)
@@ -129,17 +129,19 @@ def _features(small: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, 
     grey = cv2.createCLAHE(3.0, (8, 8)).apply(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))
     finder = cv2.SIFT_create(_FEATURES, contrastThreshold=0.01, enable_precise_upscale=True)
     mask = None if valid is None else cv2.erode(valid.astype(np.uint8), np.ones((17, 17), np.uint8))
-    seen, descriptors = finder.detectAndCompute(grey, mask)
-    order = sorted(range(len(seen)), key=lambda n: -seen[n].response)[:_FEATURES]
+    keypoints, descriptors = finder.detectAndCompute(grey, mask)
+    order = sorted(range(len(keypoints)), key=lambda n: -keypoints[n].response)[:_FEATURES]
     if not order:
         return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8)
-    points = np.array([seen[n].pt for n in order], np.float32) + np.float32(0.5)  # OpenCV's centres are whole numbers
+    points = np.array([keypoints[n].pt for n in order], np.float32) + np.float32(
+        0.5
+    )  # OpenCV's centres are whole numbers
     return points, descriptors[order].astype(np.uint8)
 
 
-def matches(first: Picture, second: Picture, most: int | None = None) -> np.ndarray:
-    """Features of either, the strongest `most`, that are each other's best match by far: M 2, their numbers."""
-    a, b = (_root(picture.descriptors[:most]) for picture in (first, second))
+def matches(first: Picture, second: Picture, limit: int | None = None) -> np.ndarray:
+    """Features of either, the strongest `limit`, that are each other's best match by far: M 2, their numbers."""
+    a, b = (_root(picture.descriptors[:limit]) for picture in (first, second))
     if len(a) < 2 or len(b) < 2:
         return np.zeros((0, 2), int)
     likeness = a @ b.T
@@ -148,8 +150,8 @@ def matches(first: Picture, second: Picture, most: int | None = None) -> np.ndar
     top = likeness[rows, best]
     mutual = likeness.argmax(0)[best] == rows
     likeness[rows, best] = -1
-    away, next_away = (np.sqrt(np.maximum(2 - 2 * values, 1e-9)) for values in (top, likeness.max(1)))
-    chosen = np.flatnonzero(mutual & (away < _RATIO * next_away))
+    distance, next_distance = (np.sqrt(np.maximum(2 - 2 * values, 1e-9)) for values in (top, likeness.max(1)))
+    chosen = np.flatnonzero(mutual & (distance < _RATIO * next_distance))
     return np.stack([chosen, best[chosen]], 1)
 
 
@@ -171,20 +173,20 @@ def by_features(first: Picture, second: Picture) -> Registration:
     source, target = first.points[pairs[:, 0]], second.points[pairs[:, 1]]
     reach = _REACH * max(second.factor, 1.0)
     cv2.setRNGSeed(0)
-    matrix, kept = cv2.findHomography(source, target, cv2.USAC_MAGSAC, reach, maxIters=5000, confidence=0.9999)
-    if matrix is None or not np.isfinite(matrix).all() or kept.sum() < _MIN_MATCHES:
-        agree = 0 if matrix is None else int(kept.sum())
+    matrix, inliers = cv2.findHomography(source, target, cv2.USAC_MAGSAC, reach, maxIters=5000, confidence=0.9999)
+    if matrix is None or not np.isfinite(matrix).all() or inliers.sum() < _MIN_MATCHES:
+        agree = 0 if matrix is None else int(inliers.sum())
         raise NotRegistered(f"{agree} of {len(pairs)} matching features agree, {_MIN_MATCHES} are needed")
     area = common_area(matrix, first.shape, second.shape)
-    off = np.linalg.norm(moved(source, matrix) - target, axis=1)
-    near = off < _WIDER * reach
+    residuals = np.linalg.norm(apply_homography(source, matrix) - target, axis=1)
+    near = residuals < _WIDER * reach
     matrix = cv2.findHomography(source[near], target[near], cv2.USAC_MAGSAC, reach, maxIters=5000)[0]
-    off = np.linalg.norm(moved(source, matrix) - target, axis=1)
-    agree, near = off < reach, off < _WIDER * reach
-    within = first.shows(source) & second.shows(moved(source, matrix))
+    residuals = np.linalg.norm(apply_homography(source, matrix) - target, axis=1)
+    agree, near = residuals < reach, residuals < _WIDER * reach
+    within = first.shows(source) & second.shows(apply_homography(source, matrix))
     if agree.sum() < max(_MIN_MATCHES, 8 + _SHARE * within.sum()):
         raise NotRegistered(f"{agree.sum()} of {within.sum()} matching features in the common area agree")
-    error = float(np.sqrt((off[near] ** 2).mean()))
+    error = float(np.sqrt((residuals[near] ** 2).mean()))
     if error > _ERROR * max(second.factor, 1.0):
         raise NotRegistered(f"matching features are {error:.1f} pixels off (root mean square): the surface is no plane")
     hull = cv2.contourArea(cv2.convexHull(target[agree]))
@@ -208,16 +210,16 @@ def by_georeference(
     height, width = shapes[0]
     x, y = np.meshgrid(np.linspace(0, width, 5), np.linspace(0, height, 5))
     points = np.stack([x.ravel(), y.ravel()], 1)
-    placed = moved(points, _affine(first))
+    on_map = apply_homography(points, _affine(first))
     if to_second:
-        placed = to_second(placed)
-    target = moved(placed, np.linalg.inv(_affine(second)))
+        on_map = to_second(on_map)
+    target = apply_homography(on_map, np.linalg.inv(_affine(second)))
     matrix = cv2.findHomography(points, target)[0] if np.isfinite(target).all() else None
     if matrix is None:
         raise NotRegistered("the georeference of one photograph is beyond the map of the other")
     common_area(matrix, *shapes)
-    bent = np.abs(moved(points, matrix) - target).max()
-    return Registration(matrix, float(np.hypot(_MAP_ERROR, bent)), "georeference")
+    deviation = np.abs(apply_homography(points, matrix) - target).max()
+    return Registration(matrix, float(np.hypot(_MAP_ERROR, deviation)), "georeference")
 
 
 def _affine(values: tuple[float, ...]) -> np.ndarray:
@@ -231,16 +233,16 @@ def common_area(matrix: np.ndarray, first: tuple[int, int], second: tuple[int, i
     depth = np.c_[corners, np.ones(4)] @ matrix[2]
     if np.sign(depth).sum() not in (-4, 4) or np.abs(depth).min() < 0.05 * np.abs(depth).max():
         raise NotRegistered("the homography is degenerate: its horizon is in the photograph")
-    seen = moved(corners, matrix).astype(np.float32)
-    turns = cv2.contourArea(seen, oriented=True)
-    if not cv2.isContourConvex(seen) or turns <= 0:
+    outline = apply_homography(corners, matrix).astype(np.float32)
+    signed_area = cv2.contourArea(outline, oriented=True)
+    if not cv2.isContourConvex(outline) or signed_area <= 0:
         raise NotRegistered("the homography is degenerate: it mirrors or folds the photograph")
-    zoom = (turns / (height * width)) ** 0.5
+    zoom = (signed_area / (height * width)) ** 0.5
     if not 1 / _ZOOM < zoom < _ZOOM:
         raise NotRegistered(f"the homography is degenerate: pixels of one are {zoom:.2g} of the other's")
     rows, columns = second
     frame = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]], np.float32)
-    area = float(cv2.intersectConvexConvex(seen, frame)[0])
-    if area < _COMMON * min(turns, rows * columns):
+    area = float(cv2.intersectConvexConvex(outline, frame)[0])
+    if area < _COMMON * min(signed_area, rows * columns):
         raise NotRegistered("they have no common area")
     return area

@@ -1,4 +1,4 @@
-"""A survey as a document to print and sign: HTML for A4, in one file, and PDF (extra `pdf`)."""
+"""Write a survey as a document to print and sign: HTML for A4, in one file, and PDF (extra `pdf`)."""
 
 import base64
 import functools
@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image, ImageFile
 
 from cssr import __version__
-from cssr.survey.collect import COLUMNS, PIXELS, Row, Survey, collect, written_by_prediction
+from cssr.survey.collect import COLUMNS, PIXELS, Row, Survey, collect, reading_result
 from cssr.survey.geometry import paths
-from cssr.survey.severity import Limits, checked
+from cssr.survey.severity import Limits, check_limits
 from cssr.utils.files import naming_path, write_atomic
 from cssr.utils.images import open_image
 from cssr.utils.json_files import read_json
@@ -31,7 +31,7 @@ _MAP = (640, 420)  # SVG units
 
 
 @dataclass(frozen=True)
-class Shown:
+class CrackEntry:
     """A crack as the document shows it."""
 
     row: Row
@@ -49,7 +49,7 @@ def write_report(directory: Path, out: Path, title: str | None = None) -> list[P
     if not (folder / "survey.json").is_file():
         raise ValueError(f"no survey in {directory}: run cssr.predict PHOTOGRAPHS --measure --out {directory}")
     facts = read_json(folder / "survey.json", _SHAPE, "predict again")
-    survey = _again(facts, folder)
+    survey = _read_survey(facts, folder)
     page = compose(survey, facts, title or "Crack survey")
     with naming_path(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -69,17 +69,19 @@ _SHAPE = {
 }
 
 
-def _again(facts: dict[str, Any], folder: Path) -> Survey:
-    given = facts["limits"]
-    shown = {name: given[name] for name in ("name", "source", "width")}
+def _read_survey(facts: dict[str, Any], folder: Path) -> Survey:
+    stored = facts["limits"]
+    names = {name: stored[name] for name in ("name", "source", "width")}
     try:
-        limits = checked(Limits(**shown, classes=tuple(given["classes"]), above=tuple(given["above"])))
+        limits = check_limits(Limits(**names, classes=tuple(stored["classes"]), above=tuple(stored["above"])))
     except ValueError as error:
         raise ValueError(f"{folder / 'survey.json'} is damaged: limits: {error}; predict again") from None
     prefixes = [Path(os.path.normpath(folder / photograph["results"])) for photograph in facts["photographs"]]
-    gone = [prefix for prefix in prefixes if not prefix.with_name(f"{prefix.name}_cracks.geojson").is_file()]
-    if gone:
-        raise ValueError(f"results of {len(gone)} photographs are gone, {gone[0]}_cracks.geojson first: predict again")
+    missing = [prefix for prefix in prefixes if not prefix.with_name(f"{prefix.name}_cracks.geojson").is_file()]
+    if missing:
+        raise ValueError(
+            f"results of {len(missing)} photographs are gone, {missing[0]}_cracks.geojson first: predict again"
+        )
     return collect(prefixes, limits, facts["width_uncertainty_px"])
 
 
@@ -98,7 +100,7 @@ def to_pdf(page: str) -> bytes | None:
 def compose(survey: Survey, facts: dict[str, Any], title: str) -> str:
     """The document as HTML, in one file."""
     environment = Environment(loader=PackageLoader("cssr.survey", "pages"), autoescape=select_autoescape())
-    order = sorted(survey.rows, key=functools.partial(_gravity, survey.limits))
+    order = sorted(survey.rows, key=functools.partial(_severity_order, survey.limits))
     rows = survey.severities()
     spread = [row for row in survey.rows if row["severity_range"]]
     return environment.get_template("survey.html").render(
@@ -110,8 +112,8 @@ def compose(survey: Survey, facts: dict[str, Any], title: str) -> str:
         severities=[(name, count, colour_of(survey.limits, name)) for name, count in rows.items() if count],
         spread=len(spread),
         photographs=list(_photographs(survey)),
-        pictured=[_shown(survey, row, True) for row in order[:PICTURED]],
-        listed=[_shown(survey, row, False) for row in order[:LISTED]],
+        pictured=[_crack_entry(survey, row, True) for row in order[:PICTURED]],
+        listed=[_crack_entry(survey, row, False) for row in order[:LISTED]],
         total_length=_total(survey, "length_mm", 1e-3, "m") or _total(survey, "length_px", 1, "px"),
         widest=order[0] if order else None,
         map=_map(survey),
@@ -121,16 +123,16 @@ def compose(survey: Survey, facts: dict[str, Any], title: str) -> str:
 
 
 def colour_of(limits: Limits, severity: str | None) -> str:
-    """Of a class of severity."""
+    """Colour of a class of severity."""
     if severity not in limits.classes:
         return _UNKNOWN
     return _COLOURS[min(limits.classes.index(severity), len(_COLOURS) - 1)]
 
 
-def _gravity(limits: Limits, row: Row) -> tuple:
+def _severity_order(limits: Limits, row: Row) -> tuple:
     """Sorts the most severe, then the widest, first."""
-    at = limits.classes.index(row["severity"]) if row["severity"] else -1
-    return -at, -(row["p95_width_mm"] or 0), -row["p95_width_px"], row["crack"]
+    rank = limits.classes.index(row["severity"]) if row["severity"] else -1
+    return -rank, -(row["p95_width_mm"] or 0), -row["p95_width_px"], row["crack"]
 
 
 def _total(survey: Survey, name: str, factor: float, unit: str) -> str:
@@ -143,16 +145,16 @@ def _photographs(survey: Survey) -> Iterator[tuple[int, Row, dict[str, int], str
     by_name = survey.by_photograph()
     for number, (photograph, prefix) in enumerate(zip(survey.photographs, survey.prefixes), 1):
         classes = {name: count for name, count in survey.severities(by_name[photograph["name"]]).items() if count}
-        yield number, photograph, classes, address(_picture(prefix), _SHEET)
+        yield number, photograph, classes, data_uri(_picture(prefix), _SHEET)
 
 
-def _shown(survey: Survey, row: Row, pictured: bool) -> Shown:
+def _crack_entry(survey: Survey, row: Row, pictured: bool) -> CrackEntry:
     number = next(n for n, photograph in enumerate(survey.photographs, 1) if photograph["name"] == row["photograph"])
     picture = None
     if pictured:
         prefix, photograph = survey.prefixes[number - 1], survey.photographs[number - 1]
-        picture = address(_crop(_picture(prefix), survey, row, photograph), _CROP)
-    return Shown(row, f"{number}.{row['number']}", colour_of(survey.limits, row["severity"]), picture)
+        picture = data_uri(_crop(_picture(prefix), survey, row, photograph), _CROP)
+    return CrackEntry(row, f"{number}.{row['number']}", colour_of(survey.limits, row["severity"]), picture)
 
 
 @functools.lru_cache(maxsize=4)
@@ -161,7 +163,7 @@ def _picture(prefix: Path) -> Image.Image | None:
     path = prefix.with_name(f"{prefix.name}_cracks.png")
     if not path.is_file():
         return None
-    with written_by_prediction(path), open_image(path) as picture:
+    with reading_result(path), open_image(path) as picture:
         return picture.convert("RGB")
 
 
@@ -177,7 +179,7 @@ def _crop(picture: Image.Image | None, survey: Survey, row: Row, photograph: Row
     return picture.crop((*(max(0, n) for n in low), *(min(n, s) for n, s in zip(high, picture.size))))
 
 
-def address(picture: Image.Image | None, side: int) -> str | None:
+def data_uri(picture: Image.Image | None, side: int) -> str | None:
     """A picture, reduced to so many pixels a side, as a data address of HTML."""
     if picture is None:
         return None

@@ -12,7 +12,7 @@ from cssr.utils.json_files import read_bytes
 SHIPPED = Path(__file__).with_name("limits")
 DEFAULT = "en1992-1-1"
 WIDTHS = ("mean", "p95", "max")
-UNKNOWN = "size of a pixel not known"  # stands where a class would
+UNKNOWN = "size of a pixel not known"  # in place of a class
 _KEYS = ("name", "source", "width", "classes")
 
 
@@ -45,7 +45,7 @@ def load_limits(name: str = DEFAULT) -> Limits:
     if not path.is_file():
         raise ValueError(f"--limits: no table {name}: it is none of {', '.join(shipped())} and no file")
     try:
-        return _limits(load_yaml(read_bytes(path), Loader, "it is not valid YAML"))
+        return _parse_limits(load_yaml(read_bytes(path), Loader, "it is not valid YAML"))
     except ValueError as error:
         raise ValueError(f"--limits: {path}: {error}") from None
 
@@ -55,13 +55,13 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def _limits(given: object) -> Limits:
-    if not isinstance(given, dict) or not given.keys() >= {"name", "classes"}:
+def _parse_limits(content: object) -> Limits:
+    if not isinstance(content, dict) or not content.keys() >= {"name", "classes"}:
         raise ValueError("a table has name, classes, and may have source and width")
-    others = [str(key) for key in given if key not in _KEYS]
+    others = [str(key) for key in content if key not in _KEYS]
     if others:  # a unit, say, which would be passed over
         raise ValueError(f"a table has {', '.join(_KEYS)}, widths in mm, got {', '.join(others)}: leave that out")
-    width, classes = given.get("width", "p95"), given["classes"]
+    width, classes = content.get("width", "p95"), content["classes"]
     if not isinstance(classes, Sequence) or len(classes) < 2 or not all(map(_is_class, classes)):
         raise ValueError("classes must be two or more of {name: text, above: mm}")
     names = tuple(str(entry["name"]).strip() for entry in classes)
@@ -69,10 +69,10 @@ def _limits(given: object) -> Limits:
     if odd is not None:
         raise ValueError(f"{odd!r} cannot be the name of a class: give another")
     above = tuple(float(entry["above"]) for entry in classes)
-    return checked(Limits(str(given["name"]), str(given.get("source", "")), width, names, above))
+    return check_limits(Limits(str(content["name"]), str(content.get("source", "")), width, names, above))
 
 
-def checked(limits: Limits) -> Limits:
+def check_limits(limits: Limits) -> Limits:
     """The limits themselves; ValueError, one line, for those that cannot be meant."""
     width, names, above = limits.width, limits.classes, limits.above
     if width not in WIDTHS:

@@ -1,4 +1,4 @@
-"""A survey as tables: CSV, and a workbook (XLSX) for spreadsheets (extra `survey`)."""
+"""Write a survey as tables: CSV, and a workbook (XLSX) for spreadsheets (extra `survey`)."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,13 +32,13 @@ def write_xlsx(survey: Survey, path: Path, about: Sequence[tuple[str, str]]) -> 
     classes = [*survey.severities(())]
     rows_of = survey.by_photograph()
     rows = [[*map(p.get, _PHOTOGRAPH), *survey.severities(rows_of[p["name"]]).values()] for p in survey.photographs]
-    known = [("limits", survey.limits.name), ("source of the limits", survey.limits.source)]
+    limit_facts = [("limits", survey.limits.name), ("source of the limits", survey.limits.source)]
     sheets = {
         "cracks": (list(COLUMNS), (row.values() for row in survey.rows)),
         "photographs": ([*_PHOTOGRAPH, *classes], rows),
         "severity": (["class", "cracks"], survey.severities().items()),
     }
-    write_book(path, sheets, len(survey.rows), COLUMNS, [*about, *known])
+    write_book(path, sheets, len(survey.rows), COLUMNS, [*about, *limit_facts])
 
 
 def write_book(
@@ -64,8 +64,8 @@ def write_book(
             _sheet(book, bold, name, header, rows)
         meanings = [(name, unit, meaning) for name, (unit, meaning) in columns.items()]
         _sheet(book, bold, "columns", ["column", "unit", "meaning"], meanings)
-        known = [("expanded uncertainty", f"{COVERAGE:g} standard uncertainties, about 95 %")]
-        _sheet(book, bold, "about", ["what", "value"], [*about, *known])
+        coverage = [("expanded uncertainty", f"{COVERAGE:g} standard uncertainties, about 95 %")]
+        _sheet(book, bold, "about", ["what", "value"], [*about, *coverage])
 
 
 def _sheet(book: Any, bold: Any, name: str, header: Sequence[str], rows: Iterable[Iterable]) -> None:

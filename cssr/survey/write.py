@@ -1,4 +1,4 @@
-"""The files of a survey: `cracks.csv`, and with the extra `survey` `.xlsx`, `.gpkg` and `.dxf`; `survey.json`."""
+"""Write the files of a survey: `cracks.csv`, and with the extra `survey` `.xlsx`, `.gpkg` and `.dxf`; `survey.json`."""
 
 import errno
 import json
@@ -39,31 +39,31 @@ def write_survey(survey: Survey, out: Path, facts: dict[str, Any]) -> list[str]:
     missing = [name for name, library in _LIBRARIES.items() if find_spec(library) is None]
     if missing:
         notes.append(f"{', '.join(missing)} not written: pip install 'cssr[survey]'")
-    write_whole(out, {name: None if name in missing else writer for name, writer in writers.items()})
+    write_files(out, {name: None if name in missing else writer for name, writer in writers.items()})
     return notes
 
 
-def write_whole(out: Path, writers: Mapping[str, Callable[[Path], Any] | None]) -> None:
+def write_files(out: Path, writers: Mapping[str, Callable[[Path], Any] | None]) -> None:
     """Have each writer write the file of its name into `out`, under temporary names until all are whole.
 
     A file of a name without a writer, of an earlier time, is removed.
     Raises: ValueError, one line, naming the file that could not be written.
     """
-    room = out / f".partial-{os.getpid()}"
+    temporary = out / f".partial-{os.getpid()}"
     with naming_path(out):
-        shutil.rmtree(room, ignore_errors=True)
-        room.mkdir(parents=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         try:
             for name, writer in writers.items():
                 if writer:
-                    _write(writer, room / name, out / name)
+                    _write(writer, temporary / name, out / name)
             for name, writer in writers.items():
                 if writer:
-                    os.replace(room / name, out / name)
+                    os.replace(temporary / name, out / name)
                 else:
                     (out / name).unlink(missing_ok=True)
         finally:
-            shutil.rmtree(room, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(writer: Callable[[Path], Any], path: Path, final: Path) -> None:
@@ -75,8 +75,8 @@ def _write(writer: Callable[[Path], Any], path: Path, final: Path) -> None:
         raise OSError(error.errno, error.strerror, str(final)) from error
     except Exception as error:  # of the libraries, where the disk is full among others
         cause = next((e for e in (error.__context__, *error.args) if isinstance(e, OSError)), None)
-        number, said = (cause.errno, cause.strerror) if cause else (errno.EIO, message_of(error))
-        raise OSError(number, said, str(final)) from error
+        number, message = (cause.errno, cause.strerror) if cause else (errno.EIO, message_of(error))
+        raise OSError(number, message, str(final)) from error
 
 
 def summary(survey: Survey, facts: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -8,7 +8,14 @@ from PIL import Image
 from spots import SIZE, camera, seen, wall
 
 from cssr.survey import registration
-from cssr.survey.registration import NotRegistered, Picture, by_features, by_georeference, moved, read_picture
+from cssr.survey.registration import (
+    NotRegistered,
+    Picture,
+    apply_homography,
+    by_features,
+    by_georeference,
+    read_picture,
+)
 
 CAMERA = camera()
 
@@ -34,9 +41,9 @@ def error(found: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]) -> np.n
     """Pixels between where two homographies have points of the first photograph that the second shows."""
     height, width = shape
     grid = np.stack(np.meshgrid(np.linspace(0, width, 12), np.linspace(0, height, 12)), -1).reshape(-1, 2)
-    points = moved(grid, matrix)
+    points = apply_homography(grid, matrix)
     inside = ((points >= 0) & (points <= (width, height))).all(1)
-    return np.linalg.norm(moved(grid, found) - points, axis=1)[inside]
+    return np.linalg.norm(apply_homography(grid, found) - points, axis=1)[inside]
 
 
 def test_a_wall_from_another_place_in_other_light(pictures):

@@ -15,7 +15,7 @@ from cssr.survey.collect import COLUMNS, collect
 from cssr.survey.maps import write_dxf, write_geopackage
 from cssr.survey.severity import load_limits
 from cssr.survey.tables import write_csv, write_xlsx
-from cssr.survey.write import write_survey, write_whole
+from cssr.survey.write import write_files, write_survey
 
 EXTRA = "needs the extra survey: pip install 'cssr[survey]'"
 UTM32, UTM33 = "urn:ogc:def:crs:EPSG::25832", "urn:ogc:def:crs:EPSG::25833"
@@ -202,7 +202,7 @@ def test_what_has_no_room_leaves_what_was_there_and_is_named(name, writer, surve
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
     try:
         with pytest.raises(ValueError, match=rf"{re.escape(name)} cannot be written"):
-            write_whole(out, {name: lambda path: writer(survey, path)})
+            write_files(out, {name: lambda path: writer(survey, path)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "of before"

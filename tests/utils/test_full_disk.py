@@ -14,7 +14,7 @@ from PIL import Image
 from running import ROOT, environment
 
 from cssr.__main__ import main
-from cssr.survey.write import write_whole
+from cssr.survey.write import write_files
 from cssr.training.fault_tolerance import RunLock
 
 
@@ -81,4 +81,4 @@ def test_what_a_library_says_of_a_full_disk_is_not_lost(tmp_path):
         raise RuntimeError(OSError(errno.ENOSPC, "No space left on device", "/tmp/temporary"))
 
     with pytest.raises(ValueError, match=r"a\.xlsx cannot be written: No space left on device \(.* make room"):
-        write_whole(tmp_path, {"a.xlsx": write})
+        write_files(tmp_path, {"a.xlsx": write})
