@@ -39,11 +39,11 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             merged = merge(Config, merged, layer)
     for text in overrides:
         merged = merge(Config, merged, override(Config, merged, text))
-    return from_dict(_at_home(merged))
+    return from_dict(_expand_home(merged))
 
 
-def _at_home(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings, `~` at the beginning of a path being the home."""
+def _expand_home(values: dict[str, Any]) -> dict[str, Any]:
+    """Expand `~` at the beginning of paths in the settings, in place."""
     for group, name in _PATHS:
         value = values[group][name]
         if isinstance(value, dict):
@@ -69,7 +69,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def model_config(values: Mapping[str, Any], imports: Sequence[str] = ()) -> ModelConfig:
-    """The settings of a model alone, of which an export has no others; ValueError names the one that does not fit."""
+    """Typed settings of a model alone, as an export holds them; ValueError names the one that does not fit."""
     model = _typed(ModelConfig, values, "model.")
     check_model(model)
     import_modules(imports)
@@ -77,9 +77,9 @@ def model_config(values: Mapping[str, Any], imports: Sequence[str] = ()) -> Mode
 
 
 def import_modules(names: Sequence[str], setting: str = "imports") -> None:
-    """Import modules of the user's, which register what they define; the working directory counts as on the path.
+    """Import the user's modules, which register what they define; the working directory is on the path.
 
-    Raises: ValueError, one line, for a module that is not there or fails on import.
+    Raises: ValueError, one line, for a module that does not exist or fails on import.
     """
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -96,18 +96,18 @@ def import_modules(names: Sequence[str], setting: str = "imports") -> None:
 
 def _typed(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     try:
-        return OmegaConf.to_object(OmegaConf.merge(_defaults(cls), _escaped(dict(values))))
+        return OmegaConf.to_object(OmegaConf.merge(_defaults(cls), _escape_references(dict(values))))
     except OmegaConfBaseException as error:
-        confused = ", ".join(_confused(cls(), values, prefix))
-        if confused:  # OmegaConf says it in the words of its own classes
-            raise ValueError(f"config: {confused}"[:600]) from None
+        wrong = ", ".join(_wrong_kinds(cls(), values, prefix))
+        if wrong:  # OmegaConf's message speaks of its own classes
+            raise ValueError(f"config: {wrong}"[:600]) from None
         key = f"{prefix}{getattr(error, 'full_key', None) or ''}".rstrip(".")
         key = f"{key}: " if key else ""
         raise ValueError(f"config: {key}{str(error).splitlines()[0]}") from None
-    except OverflowError:  # of JSON: in YAML it is refused as it is read
+    except OverflowError:  # from JSON: the YAML loader refuses such a number itself
         raise ValueError(f"config: {prefix.rstrip('.') or 'it'} holds a number that is too large to be meant") from None
-    except TypeError:  # of a list where a mapping belongs, or the other way round; it names no setting
-        raise ValueError(f"config: {', '.join(_confused(cls(), values, prefix))}"[:600]) from None
+    except TypeError:  # a list in place of a mapping, or the reverse; the error names no setting
+        raise ValueError(f"config: {', '.join(_wrong_kinds(cls(), values, prefix))}"[:600]) from None
 
 
 @functools.cache
@@ -116,24 +116,24 @@ def _defaults(cls: type) -> DictConfig:
     return OmegaConf.structured(cls)
 
 
-def _confused(defaults: Any, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _wrong_kinds(defaults: Any, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
     """Say which settings should be lists or mappings but are something else."""
     for name, value in values.items():
         default = getattr(defaults, name, None)
         if dataclasses.is_dataclass(default) and isinstance(value, dict):
-            yield from _confused(default, value, f"{prefix}{name}.")
+            yield from _wrong_kinds(default, value, f"{prefix}{name}.")
         elif isinstance(default, list) and not isinstance(value, list):
             yield f"{prefix}{name} must be a list, got {value}"
         elif (isinstance(default, dict) or dataclasses.is_dataclass(default)) and not isinstance(value, dict):
             yield f"{prefix}{name} must be a mapping, got {value}"
 
 
-def _escaped(value: Any) -> Any:
-    """`${` in a string is no reference to another setting: strings are taken as they are."""
+def _escape_references(value: Any) -> Any:
+    """Escape `${`, which OmegaConf would take for a reference to another setting: strings are literal."""
     if isinstance(value, dict):
-        return {key: _escaped(inner) for key, inner in value.items()}
+        return {key: _escape_references(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_escaped(inner) for inner in value]
+        return [_escape_references(inner) for inner in value]
     return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
@@ -192,7 +192,7 @@ def _field_comments(cls: type) -> dict[str, str]:
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """Return whether a command line that takes settings asks what there is."""
+    """Return whether a command line that takes settings asks for help, as an empty one does."""
     return not arguments or not {"-h", "--help"}.isdisjoint(arguments)
 
 
@@ -237,7 +237,7 @@ def recipe_layers(cls: type, path: str | Path, above: tuple[Path, ...] = ()) -> 
 
 
 def with_texts(kind: Any, value: Any, text: Any) -> Any:
-    """`value`, read by YAML, but where its setting is a string: that is `text`, as it is in the file.
+    """`value` as YAML reads it, but with `text`, as the file has it, for settings that are strings.
 
     Args:
         kind: a settings class, the annotation of a setting in one, or ADDRESSES.

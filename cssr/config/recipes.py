@@ -35,19 +35,19 @@ def _run(arguments: list[str]) -> int:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder as a whole; what could not be copied to its end is removed again."""
-    room = target.with_name(f"{target.name}{PARTIAL}-{os.getpid()}")
+    """Copy a folder, whole or not at all."""
+    partial = target.with_name(f"{target.name}{PARTIAL}-{os.getpid()}")
     with naming_path(target):
         try:
             for path in source.rglob("*"):
                 if path.is_file() and "__pycache__" not in path.parts:
-                    copy = room / path.relative_to(source)
+                    copy = partial / path.relative_to(source)
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(path.read_bytes())
                     shutil.copymode(path, copy)
-            room.rename(target)
+            partial.rename(target)
         except BaseException:
-            shutil.rmtree(room, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
 
 

@@ -13,7 +13,7 @@ from cssr.config.registry import Registry, Samples, Weight
 from cssr.utils.annotations import fits
 
 SCHEDULES = Registry("schedule")
-_FAR = 10**15  # samples that no run sees, by which every schedule is where it ends
+_FAR = 10**15  # samples that no run reaches: every schedule has its last value there
 
 
 @dataclass(frozen=True)

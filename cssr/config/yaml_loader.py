@@ -1,4 +1,4 @@
-"""YAML as settings are written in it: version 1.2's core schema, bounded in size and depth, no key twice."""
+"""YAML of settings: version 1.2's core schema, bounded in size and depth, without duplicate keys."""
 
 import re
 from typing import Any
@@ -22,7 +22,7 @@ def load_yaml(text: str | bytes, loader: type, complaint: str) -> Any:
 class Loader(yaml.SafeLoader):
     """YAML 1.2's core schema, numbers decimal: no octal numbers, no dates, and `on` and `yes` are words.
 
-    A key that is there twice, aliases that come to very much, and very deep nesting are errors.
+    Duplicate keys, aliases that expand to very many values, and very deep nesting are errors.
     """
 
     yaml_implicit_resolvers: dict = {}
@@ -33,7 +33,7 @@ class Loader(yaml.SafeLoader):
     }
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
-        """Count the nodes, those of an alias again, and how deep they are."""
+        """Bound the number of nodes (an alias counts as all that it names) and their depth."""
         self._depth = getattr(self, "_depth", 0) + 1
         if self._depth > _MAX_DEPTH:
             raise yaml.YAMLError(f"nested more than {_MAX_DEPTH} deep")
@@ -50,11 +50,11 @@ class Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """No key twice; a merge (`<<`) gives defaults, as ever."""
+        """Refuse duplicate keys; a merge (`<<`) gives defaults, as in any YAML."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for n, key in enumerate(keys) if key in keys[:n]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+        duplicate = next((key for n, key in enumerate(keys) if key in keys[:n]), None)
+        if duplicate is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{duplicate!r} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
