@@ -20,7 +20,9 @@ from cssr.utils.valid_pixels import OPAQUE
 _DEPTH, _PHOTOMETRIC, _TOP, _NODATA, _SUBFILE = 258, 262, 281, 42113, 254
 _STACKS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # formats with further frames that are no previews of the first
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it cannot read is an error of ours
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_SILENT
+)  # the package raises its own error for files it cannot read
 
 
 class DecodedImage:
@@ -52,7 +54,7 @@ class DecodedImage:
         return DecodedImage(Image.fromarray(layers), True, self.bits, self.note)
 
     def close(self) -> None:
-        """The file, unless the picture is the caller's."""
+        """Close the file, unless the picture is the caller's."""
         if self._own:
             self._picture.close()
 
@@ -90,7 +92,7 @@ def decode(image: Image.Image | bytes | str | Path, pixels: int, bits: int | Non
 
 
 def _unread_bytes(picture: Image.Image) -> io.BytesIO | None:
-    """The file of a picture that is open but not decoded yet; None of another."""
+    """The bytes of a PNG or TIFF that is open but not decoded yet; None for other pictures."""
     file = getattr(picture, "fp", None)
     if file is None or picture.format not in ("PNG", "TIFF"):
         return None
@@ -136,12 +138,12 @@ def _first_bytes(data: object, count: int = 1 << 16) -> bytes:
 
 def _significant_bits(head: bytes) -> int | None:
     """Greatest number of bits that a PNG's sBIT chunk states; None without one."""
-    at = 8
-    while at + 8 <= len(head):
-        length, kind = struct.unpack(">I4s", head[at : at + 8])
+    position = 8
+    while position + 8 <= len(head):
+        length, kind = struct.unpack(">I4s", head[position : position + 8])
         if kind == b"sBIT":
-            return max(head[at + 8 : at + 8 + length], default=None)
-        at += 12 + length
+            return max(head[position + 8 : position + 8 + length], default=None)
+        position += 12 + length
     return None
 
 

@@ -71,7 +71,7 @@ def depth_note(bits: int, stated: bool) -> str:
 
 @contextmanager
 def _gdal() -> Iterator[Any]:
-    """rasterio with its complaints as exceptions, not printed."""
+    """rasterio, with errors as exceptions rather than printed."""
     os.environ.setdefault("GDAL_CACHEMAX", str(CACHE >> 20))  # read once, at GDAL's first use
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
@@ -169,7 +169,7 @@ class TiffFile:
         return Image.frombuffer(mode, layers.shape[1::-1], layers, "raw", mode, 0, 1)
 
     def close(self) -> None:
-        """The file."""
+        """Close the file."""
         self._file.close()
         if self._memory:
             self._memory.close()
@@ -188,36 +188,36 @@ class TiffRows:
         self._waiting: list[np.ndarray] = []
         self._valid: list[np.ndarray] = []  # of these rows; empty where all pixels hold data
         self._top = 0
-        how = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "pixel"}
-        # One thread: with several, GDAL 3.10 says nothing of a full disk.
-        how |= {"compress": "deflate", "zlevel": 1, "predictor": 3 if dtype == "float32" else 2}
-        how |= {"bigtiff": "if_safer", "photometric": "rgb" if bands == 3 else "minisblack"}
-        how |= {} if place is None else {"crs": place.crs, "transform": place.transform}
+        options = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "pixel"}
+        # One thread: with several, GDAL 3.10 reports no full disk.
+        options |= {"compress": "deflate", "zlevel": 1, "predictor": 3 if dtype == "float32" else 2}
+        options |= {"bigtiff": "if_safer", "photometric": "rgb" if bands == 3 else "minisblack"}
+        options |= {} if place is None else {"crs": place.crs, "transform": place.transform}
         with _gdal() as rasterio:
-            self._file = rasterio.open(path, "w", height=shape[0], width=shape[1], count=bands, dtype=dtype, **how)
+            self._file = rasterio.open(path, "w", height=shape[0], width=shape[1], count=bands, dtype=dtype, **options)
 
     def write(self, rows: np.ndarray, valid: np.ndarray | None = None) -> None:
-        """The next rows, n W or n W bands, and which pixels hold data: n W bool, for all rows or for none."""
+        """Write the next rows, n W or n W bands; `valid`: those that hold data, n W bool, always or never given."""
         self._waiting.append(rows)
         self._valid += [] if valid is None else [valid]
-        there = sum(map(len, self._waiting))
-        if there >= BLOCK:
-            self._put(there // BLOCK * BLOCK)
+        count = sum(map(len, self._waiting))
+        if count >= BLOCK:
+            self._put(count // BLOCK * BLOCK)
 
     def _put(self, count: int) -> None:
         """Write the first of the rows that wait, and of the mask, which is within the file."""
-        rows, self._waiting = _parted(self._waiting, count)
+        rows, self._waiting = _split_rows(self._waiting, count)
         layers = rows[None] if self._bands == 1 else rows.transpose(2, 0, 1)
         with _gdal() as rasterio, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
             window = rasterio.windows.Window(0, self._top, self._shape[1], len(rows))
             self._file.write(layers, window=window)
             if self._valid:
-                valid, self._valid = _parted(self._valid, count)
+                valid, self._valid = _split_rows(self._valid, count)
                 self._file.write_mask(valid.astype(np.uint8) * 255, window=window)
         self._top += len(rows)
 
     def finish(self) -> None:
-        """The rest, to the disk; then the file is read where it ends, as errors on closing go unsaid."""
+        """Write the rest and sync it; then read the last blocks, as GDAL hides errors on closing."""
         rest = sum(map(len, self._waiting))
         if rest:
             self._put(rest)
@@ -230,19 +230,19 @@ class TiffRows:
             file.read(1, window=rasterio.windows.Window(0, top, width, height - top))
 
     def close(self) -> None:
-        """The file, whole or not."""
+        """Close the file, complete or not."""
         with _gdal():
             self._file.close()
 
 
-def _parted(arrays: list[np.ndarray], count: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The first `count` rows of arrays in one, and the rest, as a copy."""
+def _split_rows(arrays: list[np.ndarray], count: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Join arrays; the first `count` rows, and a copy of the rest."""
     joined = np.concatenate(arrays)
     return joined[:count], [joined[count:].copy()]
 
 
 def reprojected(points: np.ndarray, crs: str, target: str) -> np.ndarray:
-    """Points N 2 of a map on another; not finite where that does not reach. ValueError for maps that GDAL knows not."""
+    """Points N 2 of a map on another; not finite outside its area. ValueError for maps unknown to GDAL."""
     with _gdal() as rasterio:
         from rasterio.errors import CRSError
         from rasterio.warp import transform

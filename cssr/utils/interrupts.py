@@ -22,22 +22,22 @@ def handle_signals() -> None:
 
     To be called first of all in a command. A signal that is ignored (under nohup) stays so; the exit status is 130.
     """
-    sys.excepthook = _show
+    sys.excepthook = _excepthook
     for number in handled_signals():
         signal.signal(number, _interrupt)
 
 
 def handled_signals() -> list[signal.Signals]:
-    """The signals that ask for an end, but for those that are ignored (under nohup)."""
+    """Signals that end a command, without those that are ignored (under nohup)."""
     return [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def run(main: Callable[[], Any]) -> Any:
     """Run a command's `main`; afterwards, while the interpreter shuts down, the signals end the process at once.
 
-    What the terminal's encoding has not is written as an escape: a name that cannot be shown is no failure. In
-    `--out=~/results` the `~` is the home, which shells see to only where a word begins with it. An empty word is
-    a mistake: of a path it would be the working directory.
+    Characters that the terminal's encoding lacks are written as escapes, so that no name makes a command fail. In
+    `--out=~/results` the `~` is expanded, which shells do only at the beginning of a word. An empty argument is an
+    error: as a path it would be the working directory.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -51,7 +51,7 @@ def run(main: Callable[[], Any]) -> Any:
     try:
         return main()
     except KeyboardInterrupt as stop:
-        _print(stop)
+        _print_interrupt(stop)
         return 130
     except SystemExit as end:
         end.code = one_line(end.code)[:_MAX_LENGTH] if isinstance(end.code, str) else end.code
@@ -72,17 +72,17 @@ class Stream:
         try:
             return self._stream.write(text)
         except BrokenPipeError:
-            self._to_nowhere()
+            self._discard_output()
             return len(text)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Flush the stream, as a text stream does."""
         try:
             self._stream.flush()
         except BrokenPipeError:
-            self._to_nowhere()
+            self._discard_output()
 
-    def _to_nowhere(self) -> None:
+    def _discard_output(self) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
@@ -121,19 +121,19 @@ def detach_terminal() -> None:
 def _interrupt(number: int, _: FrameType | None) -> NoReturn:
     if number == signal.SIGHUP:
         detach_terminal()
-    for ending in ENDING:  # a second one does not wait for what is cleared up
+    for ending in ENDING:  # a second signal does not wait for the cleanup
         if signal.getsignal(ending) is _interrupt:
             signal.signal(ending, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 
-def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        _print(error)
+        _print_interrupt(error)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-def _print(stop: BaseException) -> None:
+def _print_interrupt(stop: BaseException) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {str(stop) or 'interrupted; the same command begins again'}", file=sys.stderr)

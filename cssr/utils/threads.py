@@ -1,4 +1,4 @@
-"""Work of threads side by side: reading ahead of use, writing behind it, and one function of many items."""
+"""Threads: read ahead of use, write behind it, and call a function of many items side by side."""
 
 import queue
 import threading
@@ -26,33 +26,33 @@ def read_ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
     if not count:
         yield from items
         return
-    line: queue.Queue[Any] = queue.Queue(count)
+    buffer: queue.Queue[Any] = queue.Queue(count)
     stop = threading.Event()
-    thread = threading.Thread(target=_fill, args=(items, line, stop), daemon=True)
+    thread = threading.Thread(target=_fill, args=(items, buffer, stop), daemon=True)
     thread.start()
     try:
-        while (item := line.get()) is not _END:
+        while (item := buffer.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
             yield item
     finally:
         stop.set()
-        with suppress(queue.Empty):  # a thread that waits for room continues, and sees that it is to stop
+        with suppress(queue.Empty):  # make room: a thread that waits for it continues, and sees that it is to stop
             while True:
-                line.get_nowait()
+                buffer.get_nowait()
         thread.join()
 
 
-def _fill(items: Iterable[Any], line: queue.Queue, stop: threading.Event) -> None:
+def _fill(items: Iterable[Any], buffer: queue.Queue, stop: threading.Event) -> None:
     try:
         for item in items:
             if stop.is_set():
                 return
-            line.put(item)
-            del item  # while the next one is made
-        line.put(_END)
+            buffer.put(item)
+            del item  # free it while the next one is made
+        buffer.put(_END)
     except BaseException as error:
-        line.put(_Failure(error))
+        buffer.put(_Failure(error))
 
 
 def side_by_side(
@@ -85,7 +85,7 @@ class WriteBehind:
     """
 
     def __init__(self, count: int):
-        self._line: queue.Queue[Any] = queue.Queue(count)
+        self._calls: queue.Queue[Any] = queue.Queue(count)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -94,30 +94,30 @@ class WriteBehind:
         return self
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Have `function(*arguments)` called; waits while too many calls do."""
-        self._line.put((function, arguments))
+        """Queue `function(*arguments)`; waits while the queue is full."""
+        self._calls.put((function, arguments))
         self._raise()
 
     def wait(self) -> None:
-        """Until all that was asked for is done."""
-        self._line.join()
+        """Wait until all calls are done."""
+        self._calls.join()
         self._raise()
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
-        self._line.put(_END)
+        self._calls.put(_END)
         self._thread.join()
         if kind is None:
             self._raise()
 
     def _work(self) -> None:
-        while (call := self._line.get()) is not _END:
-            if self._error is None:  # else the rest is thrown away
+        while (call := self._calls.get()) is not _END:
+            if self._error is None:  # else the rest is skipped
                 try:
                     call[0](*call[1])
                 except BaseException as error:
                     self._error = error
-            del call  # what it was given, while this thread waits
-            self._line.task_done()
+            del call  # free its arguments while this thread waits
+            self._calls.task_done()
 
     def _raise(self) -> None:
         if self._error is not None:
