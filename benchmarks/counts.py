@@ -38,7 +38,7 @@ ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_s
 
 
 class Launches(TorchDispatchMode):
-    """Within it, operations are counted by name: all but views and allocations, which start no kernel."""
+    """Context that counts operations by name, except views and allocations, which start no kernel."""
 
     def __init__(self):
         super().__init__()
@@ -52,16 +52,16 @@ class Launches(TorchDispatchMode):
 
 
 class Kept(saved_tensors_hooks):
-    """Within it, storages that autograd keeps are summed up, each once; `but` are not counted."""
+    """Context that sizes the storages that autograd keeps, each once, except those of the tensors `excluded`."""
 
-    def __init__(self, but: Iterable[torch.Tensor]):
+    def __init__(self, excluded: Iterable[torch.Tensor]):
         self.sizes: dict[int, int] = {}
-        self._but = {tensor.untyped_storage().data_ptr() for tensor in but}
+        self._excluded = {tensor.untyped_storage().data_ptr() for tensor in excluded}
         super().__init__(self._keep, lambda tensor: tensor)
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._but:
+        if storage.data_ptr() not in self._excluded:
             self.sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -1,4 +1,4 @@
-"""Training on many GPUs, on paper: bytes that ranks exchange in a step, and images a second. docs/scaling.md explains.
+"""Forecast of training on many GPUs: bytes that ranks exchange in a step, images a second (see docs/scaling.md).
 
 Everything here is a closed form of its arguments; `benchmarks/scaling.py --predict` prints the table.
 """
@@ -30,7 +30,7 @@ def step_seconds(alone: float, exchange: float, overlaps: bool) -> float:
     """Seconds of a step of several ranks.
 
     Args:
-        alone: seconds of a step of one rank with nobody to wait for.
+        alone: seconds of a step of one rank alone.
         exchange: seconds that the bytes take.
         overlaps: whether the backward pass continues meanwhile; the forward pass and the update cannot.
     """
@@ -56,11 +56,11 @@ class Prediction:
     batch: int
 
     def images(self, overlaps: bool) -> float:
-        """A second, of all GPUs."""
+        """Images a second of all GPUs."""
         return self.gpus * self.batch / step_seconds(self.alone, self.exchange, overlaps)
 
     def share(self, overlaps: bool) -> float:
-        """Share of what as many GPUs would do with nobody to wait for, 0..1."""
+        """Share of the images/s that as many GPUs would reach without waiting for each other, 0..1."""
         return self.alone / step_seconds(self.alone, self.exchange, overlaps)
 
 
@@ -74,7 +74,7 @@ def predict(alone: Sequence[float], batch: int, parameters: float, strategy: str
 
 
 def markdown(predictions: Sequence[Prediction]) -> list[str]:
-    """A table."""
+    """Predictions as the lines of a Markdown table."""
     headings = ["GPUs", "ring over", "step alone, ms", "exchange, ms", "images/s, no overlap", "images/s, overlap"]
     return markdown_table(headings, [*map(_cells, predictions)], right=(0, 2, 3, 4, 5)).splitlines()
 

@@ -34,15 +34,16 @@ from harness import write
 from model_sizes import sizes
 from scaling import Case, Workspace
 from step_memory import Memory
-from training_step import BATCHES, ROUNDING, SIDE, SMALL, VARIANTS, Step, difference, of_losses, settings
+from training_step import BATCHES, ROUNDING, SIDE, SMALL, VARIANTS, Step, difference, loss_difference, settings
 
 from cssr.training.log import memory_gib
 from cssr.utils.text import markdown_table
 
 LIMITS = {"correctness": 80, "step": 170, "kernels": 50, "epoch": 110, "compiled": 110}  # seconds; 520 of 540
-DRY = 5  # times as long in a dry run, on few cores that others use too
+DRY_RUN_FACTOR = 5  # times as long in a dry run, on few cores that others use too
 SAMPLES, MINUTES = 100_000, 10  # of 224 x 224, to be trained on within
-NEAR, BEHIND = 0.1, 0.02  # relative difference of bf16 losses; share of a step that waits for data, both at most
+MAX_LOSS_DIFFERENCE = 0.1  # relative, of bf16
+MAX_DATA_WAIT = 0.02  # share of a step
 WAYS = ("bfloat16", "float32", "bfloat16, recomputed")
 
 
@@ -71,7 +72,7 @@ class Turn:
 
     @property
     def fastest(self) -> dict[str, Any]:
-        """Line of the batch that was fastest in bf16, an image; the smallest, and a guess, where none was timed."""
+        """Measurements of the batch with most images/s in bf16; the smallest batch and a guess if none was timed."""
         path = self.out / "step.json"
         lines = json.loads(path.read_text())["sizes"] if path.is_file() else []
         timed = [line for line in lines if line["way"] == "bfloat16" and line["images_per_s"]]
@@ -80,7 +81,7 @@ class Turn:
 
     @property
     def best(self) -> int:
-        """The fastest batch."""
+        """Size of the fastest batch."""
         return self.fastest["batch"]
 
 
@@ -112,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(name: str, options: Namespace) -> dict[str, Any]:
     """Measurements of a stage in a process of its own; `failure` says why it ended early."""
-    path, began, limit = options.out / f"{name}.json", time.monotonic(), LIMITS[name] * (DRY if options.dry_run else 1)
+    path, began = options.out / f"{name}.json", time.monotonic()
+    limit = LIMITS[name] * (DRY_RUN_FACTOR if options.dry_run else 1)
     path.unlink(missing_ok=True)
     words = [sys.executable, str(Path(__file__)), "--stage", name, "--seconds", str(limit)]
     words += ["--out", str(options.out), *(["--dry-run"] if options.dry_run else [])]
@@ -121,8 +123,8 @@ def run(name: str, options: Namespace) -> dict[str, Any]:
         words, env={**os.environ, **hidden}, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        said = process.communicate(timeout=limit)[1]
-        failure = {} if process.returncode == 0 else {"failure": (said.strip().splitlines() or ["it ended"])[-1]}
+        stderr = process.communicate(timeout=limit)[1]
+        failure = {} if process.returncode == 0 else {"failure": (stderr.strip().splitlines() or ["it ended"])[-1]}
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # a training of its own too
         process.communicate()
@@ -132,7 +134,7 @@ def run(name: str, options: Namespace) -> dict[str, Any]:
 
 
 def stage(options: Namespace) -> int:
-    """One stage, in this process."""
+    """Run one stage in this process."""
     path = options.out / f"{options.stage}.json"
     end = time.monotonic() + 0.9 * options.seconds
     turn = Turn(options.dry_run, options.out, end, lambda measured: write(measured, path))
@@ -144,7 +146,7 @@ def stage(options: Namespace) -> int:
 
 
 def reference(turn: Turn) -> dict[str, Any]:
-    """The step of the CPU, in a file of tensors."""
+    """Save what the step gives on the CPU."""
     torch.save(Step("float32", turn.side, 2, keep=True)(), turn.out / "reference.pt")
     return {}
 
@@ -161,10 +163,10 @@ def correctness(turn: Turn) -> dict[str, Any]:
     result: dict[str, Any] = {"differences": {}, "right": True}
     for way in ("float32", *(way for way in WAYS if way != "float32")):
         ours = Step(way, turn.side, 2, keep=way == "float32")()
-        losses, exact = of_losses(on_cpu, ours), way == "float32"
+        losses, exact = loss_difference(on_cpu, ours), way == "float32"
         gradients = difference(on_cpu, ours) if exact else None
         result["differences"][way] = {"losses": losses, "gradients": gradients}
-        result["right"] &= losses <= NEAR and (gradients is None or gradients <= ROUNDING)
+        result["right"] &= losses <= MAX_LOSS_DIFFERENCE and (gradients is None or gradients <= ROUNDING)
         turn.save(result)
     return result
 
@@ -193,8 +195,8 @@ def step(turn: Turn) -> dict[str, Any]:
 
 
 def throughput(way: str, side: int, count: int, rates: dict[str, float]) -> dict[str, Any]:
-    """Images a second over steps that follow each other unwaited for, the share of the rate of matrices, memory."""
-    if place() == "cuda":
+    """Images a second over steps without synchronization between them, share of the matrix rate, memory."""
+    if device_type() == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -207,12 +209,12 @@ def throughput(way: str, side: int, count: int, rates: dict[str, float]) -> dict
         return {"images_per_s": None}
     arithmetic = 6 * sizes(settings(side).model, side)[1] * count / seconds
     share = arithmetic / rates["matmul float32" if way == "float32" else "matmul bfloat16"]
-    gib = memory_gib(torch.device(place()))
+    gib = memory_gib(torch.device(device_type()))
     return {"images_per_s": count / seconds, "share": share, "memory_gib": gib, "first_step_s": first}
 
 
-def place() -> str:
-    """The device's kind."""
+def device_type() -> str:
+    """Type of the device."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -227,15 +229,15 @@ def compiled(turn: Turn) -> dict[str, Any]:
 
 
 def kernels(turn: Turn) -> dict[str, Any]:
-    """The kernels that take most, by share of a step's time, and how much of it they all take."""
+    """The kernels that take most of a step's time, and the share of it that all kernels take."""
     activity, once = torch.profiler.ProfilerActivity, Step("bfloat16", turn.side, turn.best)
     for _ in range(2):
         once()
-    kinds = [activity.CPU, *([activity.CUDA] if place() == "cuda" else [])]
-    steps, field = 3, "self_device_time_total" if place() == "cuda" else "self_cpu_time_total"
+    kinds = [activity.CPU, *([activity.CUDA] if device_type() == "cuda" else [])]
+    steps, field = 3, "self_device_time_total" if device_type() == "cuda" else "self_cpu_time_total"
     with torch.profiler.profile(activities=kinds) as profile:
         seconds = machine.seconds(lambda: [once() for _ in range(steps)], "wall")
-    if place() == "cuda":
+    if device_type() == "cuda":
         entries = [entry for entry in profile.key_averages() if entry.device_type != torch.autograd.DeviceType.CPU]
     else:
         entries = [*profile.key_averages()]
@@ -262,7 +264,7 @@ def epoch(turn: Turn) -> dict[str, Any]:
     waits = median(line["data_wait"] * line["images_per_s"] / batch for line in steady)
     return {
         "batch": batch, "workers": workers, "cores": cores, "steps": len(lines), "images_per_s": rate,
-        "waits_for_data": waits, "loader_ahead": waits <= BEHIND, "minutes": SAMPLES / rate / 60,
+        "waits_for_data": waits, "loader_ahead": waits <= MAX_DATA_WAIT, "minutes": SAMPLES / rate / 60,
         "asked_minutes": MINUTES,
     }  # fmt: skip
 
@@ -274,11 +276,12 @@ STAGES = {"correctness": correctness, "step": step, "kernels": kernels, "epoch":
 
 
 def page(report: dict[str, Any]) -> str:
-    """All of it for people to read."""
+    """The report as Markdown."""
     facts, stages = report["machine"], report["stages"]
-    what = "dry run on a CPU, small sizes: no figure means anything" if report["dry_run"] else facts["gpu"]
+    subject = "dry run on a CPU, small sizes: no figure means anything" if report["dry_run"] else facts["gpu"]
     torch_version = facts["versions"]["torch"]
-    lines = ["# A turn on a GPU", "", f"{what}; torch {torch_version}; {facts['revision']}; {report['seconds']:.0f} s"]
+    summary = f"{subject}; torch {torch_version}; {facts['revision']}; {report['seconds']:.0f} s"
+    lines = ["# A turn on a GPU", "", summary]
     for name, result in stages.items():
         lines += ["", f"## {name.capitalize()} ({result['seconds']:.0f} s)", ""]
         lines += [f"**{result['failure']}**", ""] if "failure" in result else []
@@ -286,16 +289,16 @@ def page(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def of_correctness(result: dict[str, Any]) -> list[str]:
+def correctness_lines(result: dict[str, Any]) -> list[str]:
     rows = [
         (way, f"{line['losses']:.2g}", "" if line["gradients"] is None else f"{line['gradients']:.2g}")
         for way, line in result["differences"].items()
     ]
-    allowed = f"Allowed: gradients {ROUNDING}, losses {NEAR}: {'met' if result['right'] else 'NOT MET'}."
+    allowed = f"Allowed: gradients {ROUNDING}, losses {MAX_LOSS_DIFFERENCE}: {'met' if result['right'] else 'NOT MET'}."
     return [markdown_table(("against the CPU", "losses", "gradients"), rows, right=(1, 2)), "", allowed]
 
 
-def of_sizes(result: dict[str, Any]) -> list[str]:
+def size_lines(result: dict[str, Any]) -> list[str]:
     heads = ("step", "batch", "images/s", "of the matrix rate", "GiB", "GiB forecast", "first step, s")
     return [markdown_table(heads, [*map(_cells, result["sizes"])], right=range(1, 7))]
 
@@ -316,13 +319,13 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def of_kernels(result: dict[str, Any]) -> list[str]:
+def kernel_lines(result: dict[str, Any]) -> list[str]:
     rows = [(f"`{line['name']}`", f"{line['calls']:.0f}", f"{100 * line['share']:.1f} %") for line in result["kernels"]]
     busy = f"Batch {result['batch']}: all of them take {100 * result['busy']:.0f} % of the step."
     return [busy, "", markdown_table(("kernel", "calls a step", "of the step"), rows, right=(1, 2))]
 
 
-def of_epoch(result: dict[str, Any]) -> list[str]:
+def epoch_lines(result: dict[str, Any]) -> list[str]:
     met = "met" if result["minutes"] <= result["asked_minutes"] else "NOT MET"
     ahead = "keeps ahead" if result["loader_ahead"] else "does NOT keep ahead"
     return [
@@ -333,7 +336,8 @@ def of_epoch(result: dict[str, Any]) -> list[str]:
 
 
 PAGES = {
-    "correctness": of_correctness, "step": of_sizes, "kernels": of_kernels, "epoch": of_epoch, "compiled": of_sizes,
+    "correctness": correctness_lines, "step": size_lines, "kernels": kernel_lines, "epoch": epoch_lines,
+    "compiled": size_lines,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Pairs: the plain formulation of a thing and ours, timed in turn in one process once their results are equal.
+"""Benchmark harness: time a plain formulation and ours in turn, in one process, once their results are equal.
 
 A part of the suite is a module here with
 
-    def pairs(quick: bool) -> Iterable[Pair | Result]:    # a generator: what a pair holds is let go before the next
+    def pairs(quick: bool) -> Iterable[Pair | Result]:    # a generator: each pair is freed before the next
     if __name__ == "__main__":
         command(__doc__, pairs)
 
@@ -89,7 +89,7 @@ class Result:
 
     @property
     def met(self) -> bool | None:
-        """Return whether it is what is asked; None where nothing is."""
+        """Return whether the ratio is at least what is asked; None if nothing is."""
         return None if self.asked is None else self.ratio >= self.asked
 
 
@@ -103,7 +103,7 @@ class Settings:
 
 
 def largest_difference(plain: Any, ours: Any) -> float:
-    """Between numbers, arrays, tensors, or tuples, lists and dicts of them; infinite where their shapes differ."""
+    """Largest difference of numbers, arrays, tensors, or tuples, lists and dicts of them; infinite if shapes differ."""
     if isinstance(plain, dict):
         plain, ours = list(plain.values()), [ours[key] for key in plain]
     if isinstance(plain, (tuple, list)):
@@ -136,7 +136,7 @@ def measure(pair: Pair, settings: Settings) -> Result:
 
 
 def use_threads(count: int) -> None:
-    """Set the threads of torch and OpenCV; 0 would be OpenCV's way to say none beside the caller."""
+    """Set the threads of torch and OpenCV, 1 or more: to OpenCV, 0 means no threads beside the caller."""
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 
@@ -195,8 +195,9 @@ def command(
 
 def parser(doc: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
     """Parser of the options that all parts have."""
-    how = argparse.RawDescriptionHelpFormatter
-    arg_parser = argparse.ArgumentParser(description=doc, formatter_class=how, parents=parents)
+    arg_parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, parents=parents
+    )
     arg_parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it works")
     arg_parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="default: all cores")
     arg_parser.add_argument(

@@ -34,7 +34,7 @@ def facts() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its name, where the system gives it."""
+    """Name of the processor, as far as the system gives one."""
     path = Path("/proc/cpuinfo")
     names = [line for line in path.read_text().splitlines() if "model name" in line] if path.is_file() else []
     return names[0].partition(":")[2].strip() if names else platform.processor()
@@ -61,7 +61,7 @@ def revision() -> str | None:
 
 
 def finish() -> None:
-    """Wait until an accelerator has done what it was given."""
+    """Wait until an accelerator has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
@@ -113,13 +113,13 @@ def seconds(work: Callable[[], object], clock: str) -> float:
 
 
 def multiplying(device: str, precision: str) -> Callable[[], object]:
-    """A product of two square matrices, the same in all precisions."""
+    """Call that multiplies two square matrices, the same in all precisions."""
     a, b = drawn(2, SIDE, SIDE).to(device, getattr(torch, precision))
     return lambda: a @ b
 
 
 def convolving(device: str, precision: str) -> Callable[[], object]:
-    """A 3x3 convolution in channels_last, which accelerators and CPUs like best."""
+    """Call of a 3x3 convolution in channels_last, the fastest layout on accelerators and CPUs."""
     x, weight = (
         drawn(*shape).to(device, getattr(torch, precision), memory_format=torch.channels_last)
         for shape in ((IMAGES, CHANNELS, 64, 64), (CHANNELS, CHANNELS, 3, 3))
@@ -128,12 +128,12 @@ def convolving(device: str, precision: str) -> Callable[[], object]:
 
 
 def drawn(*shape: int) -> torch.Tensor:
-    """Normal numbers, always the same."""
+    """Random normal tensor, always the same."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def copying(device: str) -> Callable[[], object]:
-    """A copy from array to array."""
+    """Call that copies one array to another."""
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)

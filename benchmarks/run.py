@@ -22,12 +22,12 @@ from tables import markdown, table
 
 HERE = Path(__file__).parent
 PARTS = ("startup", "data", "degradation", "losses", "training_step", "evaluation", "inference")
-PATIENCE = 3600  # seconds for a part
+TIMEOUT = 3600  # seconds for a part
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    options = read(arguments)
+    options = parse_arguments(arguments)
     if options.markdown:
         print("\n".join(markdown(json.loads(options.markdown.read_text(encoding="utf-8")))))
         return 0
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     combined: dict[str, Any] = {"machine": machine.facts(), "settings": {}, "rates": [], "results": [], "failures": []}
     for part in options.only or PARTS:
         print(f"---- {part}", flush=True)
-        add(combined, part, run(part, words(options)))
+        add_report(combined, part, run(part, part_options(options)))
         write(combined, options.out / "report.json")
     if options.json:
         write(combined, options.json)
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if combined["failures"] else 0
 
 
-def read(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked."""
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the command line."""
     arg_parser = parser(__doc__)
     arg_parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     arg_parser.add_argument("--out", type=Path, default=HERE / "results", help="directory (benchmarks/results)")
@@ -57,37 +57,38 @@ def read(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def words(options: argparse.Namespace) -> list[str]:
-    """Arguments of each part."""
+def part_options(options: argparse.Namespace) -> list[str]:
+    """Options that are passed to each part."""
     quick = ["--quick"] if options.quick else []
     return [*quick, "--threads", str(options.threads), "--clock", options.clock]
 
 
-def run(part: str, words: Sequence[str]) -> dict[str, Any]:
-    """The report of a part; where it left none, one with that failure."""
+def run(part: str, options: Sequence[str]) -> dict[str, Any]:
+    """Run a part; its report, or one with the failure if it left none."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "report.json"
-        command = [sys.executable, str(HERE / f"{part}.py"), *words, "--json", str(path)]
+        command = [sys.executable, str(HERE / f"{part}.py"), *options, "--json", str(path)]
         try:
-            status = f"exit status {subprocess.run(command, timeout=PATIENCE).returncode}"
+            status = f"exit status {subprocess.run(command, timeout=TIMEOUT).returncode}"
         except subprocess.TimeoutExpired:
-            status = f"not done after {PATIENCE} s"
+            status = f"not done after {TIMEOUT} s"
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
     reason = f"no report ({status})"
     return {"settings": {}, "rates": [], "results": [], "failures": [{"name": part, "reason": reason}]}
 
 
-def add(combined: dict[str, Any], part: str, facts: dict[str, Any]) -> None:
-    """Take a part's report into that of all."""
+def add_report(combined: dict[str, Any], part: str, facts: dict[str, Any]) -> None:
+    """Add a part's report to that of all parts."""
     combined["settings"] |= facts["settings"]
-    combined["rates"] += [rate for rate in facts["rates"] if not any(same(rate, other) for other in combined["rates"])]
+    known = combined["rates"]
+    known += [rate for rate in facts["rates"] if not any(same_setup(rate, other) for other in known)]
     combined["results"] += [{"part": part, **line} for line in facts["results"]]
     combined["failures"] += [{"part": part, **line} for line in facts["failures"]]
 
 
-def same(rate: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether both are of one device, clock and number of threads; the first one measured is shown."""
+def same_setup(rate: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two rates are of one device, clock and number of threads; only the first is shown."""
     return all(rate[key] == other[key] for key in ("device", "clock", "threads"))
 
 

@@ -27,7 +27,7 @@ from machine import ROOT, facts
 
 PARAMETERS = 89.3e6  # of csbsr_pspnet
 SKIP = 2  # first steps: memory is allocated, DDP arranges its buckets
-PATIENCE = 3600  # seconds for a run
+TIMEOUT = 3600  # seconds for a run
 SMALL = [
     "model.scale=2",
     "model.sr={name: kbpn, stages: 2, width: 4, features: 4, hidden: 4, kernel_size: 7, predicted_size: 3}",
@@ -78,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command line."""
-    how = argparse.RawDescriptionHelpFormatter
-    arg_parser = argparse.ArgumentParser(description=__doc__, formatter_class=how)
+    arg_parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arg_parser.add_argument
     add("--predict", action="store_true", help="see above")
     add("--strategies", action="store_true", help="ZeRO-1, 2 and 3 too (needs deepspeed)")
@@ -116,7 +115,7 @@ class Workspace:
     def run(self, case: Case, steps: int, batch: int, *more: str) -> list[dict[str, Any]]:
         """Train for so many steps of `batch` samples over all ranks; returns what is logged at each step.
 
-        Raises: RuntimeError with what it said, where a step is missing. Exit codes say nothing: DeepSpeed may abort on
+        Raises: RuntimeError with its stderr, where a step is missing. Exit codes say nothing: DeepSpeed may abort on
         its way out, after all is written.
         """
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
@@ -124,7 +123,7 @@ class Workspace:
             length = [f"train.steps={steps}", f"train.batch_size={batch}"]
             words = [*self._launcher(case), str(ROOT / "cssr/train.py"), *self.settings, *paths, *length, *more]
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=PATIENCE)
+            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=TIMEOUT)
             log = Path(folder) / "run/metrics.jsonl"
             lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         if len(lines) < steps:
@@ -137,10 +136,10 @@ class Workspace:
         return words if self.on_device else [*words, "--mixed_precision", "no"]
 
 
-def reason(said: str) -> str:
-    """The reason for which a run ended: training's own line, or else the last that was said."""
-    own = [line for line in said.splitlines() if line.startswith("error: ")]
-    return own[0].removeprefix("error: ") if own else said[-4000:]
+def reason(stderr: str) -> str:
+    """The reason for which a run ended: training's own line, or else the end of its stderr."""
+    own = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    return own[0].removeprefix("error: ") if own else stderr[-4000:]
 
 
 def on_device() -> bool:

@@ -1,4 +1,4 @@
-"""Tables of what was measured, from a report (the JSON of a part, or of all): for a terminal, and for Markdown."""
+"""Tables of measurements, from a report (the JSON of a part, or of all): for a terminal, and for Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,21 +10,21 @@ HEADINGS = ("what", "plain formulation", "plain", "ours", "times", "rounds", "as
 
 
 def table(report: dict[str, Any]) -> list[str]:
-    """Lines in columns as wide as they need, then what failed."""
+    """Table of the results in aligned columns, the rates, and the failures, as lines."""
     lines = [HEADINGS, *map(cells, report["results"])]
     widths = [max(map(len, column)) for column in zip(*lines)]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    return [*rows, *rate_lines(report["rates"]), *failed(report["failures"])]
+    return [*rows, *rate_lines(report["rates"]), *failure_lines(report["failures"])]
 
 
 def markdown(report: dict[str, Any]) -> list[str]:
-    """Machine, rates and the same as a Markdown table."""
+    """Machine, rates and a Markdown table of the results, as lines."""
     rows = markdown_table(HEADINGS, [*map(cells, report["results"])], right=(2, 3, 4, 5, 6, 7, 9))
     return [circumstances(report), "", *(f"- {line}" for line in rate_lines(report["rates"])), "", rows]
 
 
 def circumstances(report: dict[str, Any]) -> str:
-    """Machine, versions, revision, clock."""
+    """A sentence on machine, versions, revision and clock."""
     facts, clock = report["machine"], report["settings"].get("clock", "wall")
     device = f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB"
     versions = ", ".join(
@@ -34,14 +34,14 @@ def circumstances(report: dict[str, Any]) -> str:
 
 
 def cells(line: dict[str, Any]) -> tuple[str, ...]:
-    """Cells of a result."""
+    """Cells of a result, in the order of HEADINGS."""
     per = "" if line["item"] == "" else f"/{line['item']}"
     figures = [figure(line[way], line["unit"]) + per for way in ("plain", "ours")]
     rounds = f"{min(line['rounds']):.1f}..{max(line['rounds']):.1f}" if line["rounds"] else ""
     asked = "" if line["asked"] is None else f"{line['asked']:g}{'' if line['met'] else ' MISSED'}"
     bound = line["bound"]
     share = f"{100 * bound['share']:.0f} %" if bound else ""
-    by = f"{bound['by']} ({reached(bound)})" if bound else ""
+    by = f"{bound['by']} ({achieved(bound)})" if bound else ""
     ratio, threads = f"{line['ratio']:.3g}", str(line["threads"] or "")
     return line["name"], line["formulation"], *figures, ratio, rounds, asked, threads, by, share
 
@@ -53,8 +53,8 @@ def figure(value: float, unit: str) -> str:
     return f"{value / size:.3g} {name}"
 
 
-def reached(bound: dict[str, Any]) -> str:
-    """The part of a rate that is achieved; or the seconds that a bare call takes."""
+def achieved(bound: dict[str, Any]) -> str:
+    """The achieved rate, or the seconds that a bare call takes."""
     kind = bound["by"].split(",")[0]
     return speed(bound["achieved"], kind) if kind in ("memory", "arithmetic") else figure(bound["rate"], "s")
 
@@ -66,15 +66,15 @@ def speed(value: float, kind: str) -> str:
 
 def rate_lines(rates: Sequence[dict[str, Any]]) -> list[str]:
     """Rates of the machine, a line for each device and number of threads."""
-    return [f"{rate['device']}, {rate['threads']} threads: " + ", ".join(spoken(rate)) for rate in rates]
+    return [f"{rate['device']}, {rate['threads']} threads: " + ", ".join(rate_texts(rate)) for rate in rates]
 
 
-def spoken(rate: dict[str, Any]) -> list[str]:
+def rate_texts(rate: dict[str, Any]) -> list[str]:
     """`copy 20 GB/s`, `matmul float32 300 GFLOP/s`, ..."""
     kinds = [key for key in rate if key.split()[0] in ("copy", "matmul", "conv")]
     return [f"{kind} {speed(rate[kind], 'memory' if kind == 'copy' else 'arithmetic')}" for kind in kinds]
 
 
-def failed(failures: Sequence[dict[str, str]]) -> list[str]:
+def failure_lines(failures: Sequence[dict[str, str]]) -> list[str]:
     """A line for each failure."""
     return [f"FAILED {failure['name']}: {failure['reason']}" for failure in failures]

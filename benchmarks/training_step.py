@@ -71,13 +71,13 @@ def main() -> None:
 
 
 def pairs(quick: bool) -> Iterable[Pair | Result]:
-    """All of it; `quick`: small images, no compilation."""
+    """The step in all variants, then its memory; `quick`: small images, no compilation."""
     side, rounds = (SMALL, 1) if quick else (SIDE, 3)
     names = [name for name in VARIANTS if not (quick and "compiled" in name)]
     for name in names:
         yield pair(name, side, rounds)
-        gc.collect()  # hooks refer to what they hang on
-    yield from of_memory(side)
+        gc.collect()  # hooks and their modules refer to each other
+    yield from memory_results(side)
 
 
 # ---- in turn ----
@@ -90,28 +90,28 @@ def pair(name: str, side: int, rounds: int) -> Pair:
     macs = sizes(settings(side).model, side)[1]
     return Pair(
         f"step of {side} x {side}, {name}", PLAIN, plain, ours, tolerance=ROUNDING if exact else 0.1,
-        differ=difference if exact else of_losses, asked=ASKED.get(name) if side == SIDE else None, rounds=rounds,
+        differ=difference if exact else loss_difference, asked=ASKED.get(name) if side == SIDE else None, rounds=rounds,
         limit=Limit(flops=3 * 2 * macs, precision="float32" if exact else "bfloat16", device=device().type),
     )  # fmt: skip
 
 
-def of_losses(plain: dict[str, Tensor], ours: dict[str, Tensor]) -> float:
-    """The largest relative difference of a loss."""
+def loss_difference(plain: dict[str, Tensor], ours: dict[str, Tensor]) -> float:
+    """Largest relative difference of a loss."""
     both = ((float(plain[name]), float(ours[name])) for name in ("loss", "sr_loss", "seg_loss"))
     return max(abs(a - b) / abs(a) for a, b in both)
 
 
 def difference(plain: dict[str, Tensor], ours: dict[str, Tensor]) -> float:
-    """The same, or the norm of the difference of all gradients relative to theirs."""
+    """`loss_difference`, or the norm of the difference of all gradients relative to theirs where that is larger."""
     a, b = plain["gradients"], ours["gradients"]
-    return max(of_losses(plain, ours), float((a - b).norm() / a.norm()))
+    return max(loss_difference(plain, ours), float((a - b).norm() / a.norm()))
 
 
 # ---- memory ----
 
 
-def of_memory(side: int) -> Iterable[Result]:
-    """GiB at most during some steps, beyond what the imports take, each way in a process of its own."""
+def memory_results(side: int) -> Iterable[Result]:
+    """Peak GiB of some steps, beyond what the imports take, each variant in a process of its own."""
     plain = alone("plain", side)
     for name in ("float32", "bfloat16", "bfloat16, recomputed"):
         asked = 2.0 if name == "bfloat16, recomputed" and side == SIDE else None
@@ -129,7 +129,7 @@ def alone(name: str, side: int) -> float:
 
 
 def memory(name: str, side: int) -> float:
-    """GiB at most in this process during two steps, beyond the imports; on a GPU, of what is allocated there."""
+    """Peak GiB of this process during two steps, beyond the imports; on a GPU, of what is allocated there."""
     before = 0.0 if device().type == "cuda" else memory_gib(device())
     step = Step(name, side)
     for _ in range(2):

@@ -63,7 +63,7 @@ def test_later_stages_take_the_batch_that_was_fastest(tmp_path):
 
 def test_a_stage_that_takes_too_long_is_ended_and_keeps_what_it_had(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu.LIMITS, "kernels", 0.05)
-    monkeypatch.setattr(gpu, "DRY", 1)
+    monkeypatch.setattr(gpu, "DRY_RUN_FACTOR", 1)
     found = gpu.run("kernels", Namespace(out=tmp_path, dry_run=True))
     assert found["failure"] == "not done after 0.05 s" and found["seconds"] < 5
 
