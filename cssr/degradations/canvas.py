@@ -22,7 +22,7 @@ LEVELS = 256  # of an 8-bit photograph: a Poisson count is a value times this
 
 
 class Canvas(NamedTuple):
-    """B pictures."""
+    """A batch of B pictures."""
 
     pixels: Tensor  # B 3 H W
     heights: Tensor  # B int64, CPU
@@ -137,7 +137,7 @@ def _extended(canvas: Canvas, margin: int, border: Callable[[Tensor, Tensor], Te
 
 
 def _reflected(index: Tensor, size: Tensor) -> Tensor:
-    """Place -1 is 1, place `size` is `size` - 2, and so on, however far."""
+    """Reflect positions into 0..size-1: -1 becomes 1, `size` becomes `size` - 2, and so on, at any distance."""
     period = (2 * size - 2).clamp(min=1)
     folded = index % period
     return folded.minimum(period - folded).minimum(size - 1)

@@ -1,4 +1,4 @@
-"""Degradations without a drawn blur: bicubic reduction (CSSR's), and LQ images and kernels that the shards store."""
+"""Degradations without random blur: bicubic reduction (CSSR's), and LQ images and kernels stored in shards."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Random draws from a sample's own seed, in numpy on the CPU: all of a degradation, the same for every device."""
+"""Random draws of degradations from each sample's seed, in numpy on the CPU, so that every device gets the same."""
 
 import math
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def normal(rngs: Rngs, sizes: Sequence[tuple[int, int]], canvas: tuple[int, int]
 def check_range(
     name: str, setting: str, value: Any, low: float = -math.inf, high: float = math.inf, above: float = -math.inf
 ) -> None:
-    """Refuse what is not [smallest, largest] within low..high, both greater than `above`."""
+    """Refuse anything but [smallest, largest] within low..high, both greater than `above`."""
     rule = f"{low:g} <= low <= high" if low > -math.inf else "[low, high], low <= high"
     rule = f"{above:g} < low <= high" if above > -math.inf else rule
     rule += f" <= {high:g}" if high < math.inf else ""
@@ -66,13 +66,13 @@ def check_range(
 
 
 def check_share(name: str, setting: str, value: Any) -> None:
-    """Refuse what is no probability."""
+    """Refuse values outside 0..1."""
     if not fits(value, Share):
         raise ValueError(f"degradation {name!r}: {setting} needs a probability, 0 to 1, got {value}")
 
 
 def check_weights(name: str, setting: str, value: Any, count: int) -> None:
-    """Refuse what is not `count` weights of a choice."""
+    """Refuse anything but `count` weights of a choice."""
     numbers = isinstance(value, Sequence) and len(value) == count and all(isinstance(v, Real) for v in value)
     if not numbers or min(value) < 0 or not 0 < sum(value) < math.inf:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The pixel work that degradations share: blur by one kernel a sample, reduction by a named resampler, JPEG."""
+"""Pixel operations of degradations: blur by one kernel a sample, reduction by a named resampler, JPEG."""
 
 from collections.abc import Callable
 from functools import cache
@@ -47,7 +47,7 @@ def _blur_by_fft(hr: Tensor, kernel: Tensor, padding: Padding) -> Tensor:
 
 
 def without_denormals(kernel: Tensor) -> Tensor:
-    """The kernel without weights of next to nothing: the tails of a narrow Gaussian.
+    """The kernel without its negligible weights, as in the tails of a narrow Gaussian.
 
     Among them are denormal numbers, with which a processor calculates several times more slowly. The gradient passes.
     """
@@ -55,7 +55,7 @@ def without_denormals(kernel: Tensor) -> Tensor:
 
 
 def blur_strided(hr: Tensor, kernel: Tensor, padding: Padding, scale: int) -> Tensor:
-    """`blur(...)[..., ::scale, ::scale]` without computing the pixels that go: `blur`'s arguments and the stride."""
+    """`blur(...)[..., ::scale, ::scale]` without computing the dropped pixels: `blur`'s arguments and the stride."""
     check_padding(padding)
     _reduced(hr, scale)
     batch, channels = hr.shape[:2]
@@ -68,7 +68,7 @@ def blur_strided(hr: Tensor, kernel: Tensor, padding: Padding, scale: int) -> Te
 
 
 def check_padding(padding: str) -> None:
-    """Refuse a padding that `blur` does not know."""
+    """Refuse an unknown padding of `blur`."""
     if padding not in BORDERS:
         raise ValueError(f"degradation: padding must be one of {', '.join(BORDERS)}, got {padding!r}")
 

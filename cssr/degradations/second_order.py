@@ -174,7 +174,7 @@ def _methods(rngs: Rngs) -> list[str]:
 
 
 def _apply(plan: _Plan, picture: Canvas, rngs: Rngs) -> Canvas:
-    """A pass but for its JPEG."""
+    """One pass without its JPEG."""
     picture = canvas.blur(picture, plan.kernel)
     picture = canvas.resize(picture, plan.heights, plan.widths, plan.methods, plan.limit)
     return canvas.add_noise(picture, rngs, plan.level, plan.poisson, plan.gray)

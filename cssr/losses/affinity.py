@@ -1,4 +1,4 @@
-"""DSRL's feature-affinity loss: that pixels resemble each other for segmentation as they do for SR."""
+"""DSRL's feature-affinity loss: similarities between pixels should be the same in segmentation and SR features."""
 
 from collections.abc import Callable
 

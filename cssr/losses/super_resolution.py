@@ -1,4 +1,4 @@
-"""Losses of what super-resolution gives, mean over pixels and channels; an empty mask is nothing special to them."""
+"""Losses of the SR network's outputs, mean over pixels and channels; samples without cracks are treated alike."""
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real

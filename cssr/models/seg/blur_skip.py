@@ -54,7 +54,7 @@ class Layer(nn.Module):
 
 
 class BlurSkip(nn.Module):
-    """A network that adds to its features, before the head, what a kernel makes of them; auxiliary logits stay."""
+    """A network whose features are modulated by a kernel before the head; auxiliary logits are unchanged."""
 
     takes_kernel = True
 
@@ -85,7 +85,7 @@ class BlurSkip(nn.Module):
         return features + modulated, *aux
 
     def _reduced(self, kernel: Tensor) -> Tensor:
-        """The values of a reduced kernel stay as large as they were: its sum falls."""
+        """Resize a kernel; its values keep their size, so that the sum of a reduced one falls."""
         if self.reduce is None:
             return kernel
         return F.interpolate(kernel, self.reduce, mode="bicubic", align_corners=True)

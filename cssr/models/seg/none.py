@@ -7,7 +7,7 @@ from cssr.models.seg import SEG
 
 
 class NoCrack(nn.Module):
-    """Anything (B C H W) to zeros (B 1 H W)."""
+    """Head that maps features (B C H W) to zeros (B 1 H W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x[:, :1])

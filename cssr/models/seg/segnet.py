@@ -77,7 +77,7 @@ def segnet(encoder: str = "vgg16_bn", pretrained: bool | str = False) -> SegNet:
 
 
 def _stages(vgg: nn.Module) -> list[nn.Sequential]:
-    """The layers between poolings; the poolings themselves are SegNet's own, which remember."""
+    """The layers between poolings; SegNet makes the poolings itself, with the positions of their maxima."""
     stages: list[list[nn.Module]] = [[]]
     for layer in vgg.children():
         if isinstance(layer, nn.MaxPool2d):

@@ -15,7 +15,7 @@ from cssr.models.shipped import is_shipped
 
 
 class SMP(EncoderDecoder):
-    """A segmentation_models_pytorch model behind our contract: its own head comes out of it, and does nothing there."""
+    """A segmentation_models_pytorch model with our interface: its head is taken out, an identity in its place."""
 
     def __init__(self, model: nn.Module, stride: int):
         super().__init__()
@@ -69,7 +69,7 @@ def smp(architecture: str = "unet", encoder: str = "resnet34", pretrained: bool 
 
 
 def _check_names(library: Any, architecture: str, encoder: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse an unknown architecture or encoder, and arguments that the library would drop without a word.
+    """Refuse an unknown architecture or encoder, and arguments that the library would drop silently.
 
     Those that an architecture does not take are the encoder's, of which only timm's (`tu-`) are given any.
     """

@@ -27,7 +27,7 @@ class Unchanged(nn.Module):
 
 @SR.register
 def bicubic(scale: int, channels: Count = 3) -> Bicubic:
-    """Bicubic enlargement of any number of channels, nothing to train."""
+    """Bicubic enlargement of any number of channels, without parameters."""
     return Bicubic(scale)
 
 

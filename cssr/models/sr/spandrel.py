@@ -31,7 +31,7 @@ _PROBE = 16  # side of the image that a new network is tried on, pixels
 
 
 class Spandrel(nn.Module):
-    """An architecture of the library behind our contract; those of one channel see each colour by itself.
+    """An architecture of the library with our interface; those of one channel get each colour by itself.
 
     Args:
         model: the architecture. facts: the library's description of it (scale, channels, sizes, how to call it).
@@ -184,7 +184,7 @@ def _plain(model: nn.Module) -> dict[str, Any]:
 
 
 def _try(network: Spandrel, what: str) -> None:
-    """Enlarge two images of noise: shows arguments that do not go together, and networks for one image at a time."""
+    """Enlarge two images of noise: reveals incompatible arguments, and networks for one image at a time."""
     lq = torch.rand(2, 3, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
