@@ -70,7 +70,7 @@ class Evaluation:
 
     def check(self) -> None:
         """ValueError, one line, where the folder holds the result of another path and other data."""
-        if evaluation_run.of_other_data(self.folder, self.benchmark.data, self._origin()["data_sha256"]):
+        if evaluation_run.holds_other_data(self.folder, self.benchmark.data, self._origin()["data_sha256"]):
             raise ValueError(
                 f"--out: {self.folder} holds a result of other data than {self.benchmark.data}: choose another folder, "
                 "or give both sets in one command"
