@@ -3,6 +3,15 @@
 For each pass the shards, in a seeded order, are laid end to end and cut into equal lanes; position n of a run is the
 next sample of lane n mod lanes. Rank n mod world takes it, so the global batch at a step is the same for any number of
 processes and workers, no sample comes twice in a pass, and the state of the stream is one number.
+
+Three shards A, B and C of 4, 3 and 5 samples in three lanes, in a pass whose order of shards is C, A, B:
+
+    lane 0: C0 C1 C2 C3 at positions 0 3 6 9
+    lane 1: C4 A0 A1 A2 at positions 1 4 7 10
+    lane 2: A3 B0 B1 B2 at positions 2 5 8 11
+
+A batch of 6 is C0 C4 A3 C1 A0 B0; of two ranks the first takes C0 A3 A0, the second C4 C1 B0. Within a lane samples are
+then shuffled by windows, and a set that fits one window is shuffled as a whole instead.
 """
 
 from collections.abc import Sequence

@@ -264,3 +264,16 @@ def test_generators_depend_on_all_of_their_key():
 def test_seeds_fit_a_signed_64_bit_number():
     seeds = [draw_seed(0, n) for n in range(1000)]
     assert len(set(seeds)) == 1000 and min(seeds) >= 0 and max(seeds) < 2**62
+
+
+def test_the_drawn_example_is_true():
+    """At the top of the module, of a set larger than its window, whose lanes' windows hold one sample each."""
+    lanes = re.findall(r"lane (\d): (.*) at positions (.*)", cssr.data.sampler.__doc__)
+    plan = MixedPlan([[4, 3, 5]], [1], lanes=3, seed=0, window=3)
+    assert [int(lane) for lane, *_ in lanes] == [0, 1, 2]
+    for _, samples, positions in lanes:
+        found = [plan.locate(int(position))[1:] for position in positions.split()]
+        assert ["ABC"[shard] + str(index) for shard, index in found] == samples.split()
+    batch = ["ABC"[shard] + str(index) for _, shard, index in map(plan.locate, range(6))]
+    assert f"A batch of 6 is {' '.join(batch)};" in cssr.data.sampler.__doc__
+    assert f"the first takes {' '.join(batch[::2])}, the second {' '.join(batch[1::2])}." in cssr.data.sampler.__doc__
