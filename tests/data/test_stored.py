@@ -195,7 +195,6 @@ def test_a_run_on_stored_images(run):
 def test_the_task_sees_what_is_stored(root, tmp_path):
     config = load_config(None, [*RUN, f"data.train={root}", f"train.run_dir={tmp_path}", "degradation=stored"])
     one = Run(config)
-    one.waited = 0.0
     batch = one.stepper.next(iter(batches(config.data, 1, scale=2)))
     assert torch.equal(batch.lq, batches(config.data, 1, scale=2)[0].lq.float() / 255)
 
@@ -203,10 +202,9 @@ def test_the_task_sees_what_is_stored(root, tmp_path):
 def test_another_degradation_ignores_what_is_stored_in_training(root, tmp_path):
     config = load_config(None, [*RUN, f"data.train={root}", f"train.run_dir={tmp_path}", "degradation=downsample"])
     one = Run(config)
-    one.waited = 0.0
     batch = one.stepper.next(one._stream())
     expected = DEGRADATIONS.build("downsample", scale=2)(batch.hr, batch.seed)[0]
-    assert one.prepared.lq_scale is None and torch.equal(batch.lq, expected)
+    assert one.setup.lq_scale is None and torch.equal(batch.lq, expected)
 
 
 @pytest.mark.parametrize("changes, message", [
