@@ -39,7 +39,8 @@ SYSTEMS = {
     "csbsr": "CSBSR as published",
     "csbsr_task_driven": "CSBSR trained by the task",
     "small-x4": "small-x4 (in the package)",
-    "small-x4_tta": "small-x4, averaged over flips and quarter turns",
+    "small-x4_before": "small-x4 before (crops of 128)",
+    "small-x4_before_tta": "the same, averaged over flips and quarter turns",
     "crackpot": "crackpot 2.0, on bicubic x4",
 }
 BEST, BOUND = "csbsr_task_driven", "hr"
