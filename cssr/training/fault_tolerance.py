@@ -15,11 +15,10 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from cssr.config.schema import Config
 from cssr.training.log import append_line
-from cssr.utils.distributed import AnyRank
+from cssr.utils.distributed import AnyRank, from_main_process
 from cssr.utils.files import lock_file, naming_path
 from cssr.utils.interrupts import detach_terminal, handled_signals
 from cssr.utils.text import message_of
@@ -192,12 +191,7 @@ class RunLock:
 
     def __init__(self, run_dir: Path, engine: Accelerator, any_rank: AnyRank):
         self._path, self._file = run_dir / "lock", None
-        shared: list[Any] = [None, None]
-        if engine.is_main_process:
-            shared = self._take()
-        if engine.num_processes > 1:
-            broadcast_object_list(shared)
-        token, fault = shared
+        token, fault = from_main_process(engine, self._take)
         if fault:
             raise ValueError(fault)
         if any_rank(not self._sees(token)):

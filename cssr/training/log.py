@@ -151,3 +151,10 @@ def format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def parameter_counts(model: torch.nn.Module) -> str:
+    """Number of parameters of each group, in millions."""
+    counts = {name: getattr(p, "ds_numel", p.numel()) for name, p in model.named_parameters()}  # ZeRO-3 shows parts
+    groups = {group: sum(counts[name] for name in names) for group, names in model.groups().items()}
+    return ", ".join(f"{group} {count / 1e6:.2f} M" for group, count in groups.items())

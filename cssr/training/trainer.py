@@ -1,7 +1,7 @@
-"""The training run: the loop, then logging, validation and checkpoints, then set-up and resuming.
+"""The training run: the loop, then logging, validation and checkpoints, then its set-up.
 
-The optimizer step is in `cssr/training/step.py`, the losses in `cssr/training/task.py`. Progress is shown in steps;
-schedules count samples seen.
+The optimizer step is in `cssr/training/step.py`, the losses in `cssr/training/task.py`, what a run starts or resumes
+from in `cssr/training/start.py`. Progress is shown in steps; schedules count samples seen.
 """
 
 import signal
@@ -14,38 +14,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration
 
-from cssr.config.loading import changed_settings, save_config, to_dict
+from cssr.config.loading import save_config
 from cssr.config.schedules import Progress
 from cssr.config.schema import Config
 from cssr.data.batch import Batch
 from cssr.data.checks import check_kernels, iterate_images
 from cssr.data.loader import Damage, train_stream
 from cssr.degradations import DEGRADATIONS
-from cssr.models.export import load_weights
-from cssr.models.joint import build_model
-from cssr.models.load import checkpoints, choose, holds_segmentation, init_from, read_best
+from cssr.models.load import choose, read_best
 from cssr.models.training_range import training_range
 from cssr.training import checkpoint as store
 from cssr.training.checkpoint import Saver, restore, take_snapshot
 from cssr.training.checks import check_degradation, check_run
+from cssr.training.dry_run import dry_run
 from cssr.training.fault_tolerance import RunLock, SkippedSteps, StopSignal, Watchdog
 from cssr.training.log import (
     Console,
     has_step,
     ignore_tensorboard_errors,
     memory_gib,
+    parameter_counts,
     save_tracker_runs,
     tracker_settings,
     trackers,
     truncate_lines,
 )
+from cssr.training.start import Start, initial_model, resumed
 from cssr.training.step import Stepper
 from cssr.training.task import Task
 from cssr.training.validation import Validation, is_better, record
 from cssr.utils import distributed as engines
-from cssr.utils.distributed import AnyRank, start_engine
+from cssr.utils.distributed import AnyRank, from_main_process, start_engine
 from cssr.utils.files import naming_path
 from cssr.utils.machine import keep_freed_memory
 
@@ -61,7 +62,7 @@ class Run:
     def _train(self) -> None:
         config = self.config
         if not self.writes:
-            return self._dry_run()
+            return dry_run(self.stepper, self._stream(), self.progress, self.engine, self.setup)
         if self.step >= config.train.steps and (self.dir / "export").is_dir():
             return self._print_finished()
         self._begin()
@@ -197,7 +198,7 @@ class Run:
         reason = f" (best {best['measure']} {best['value']:.4g})" if best else ""
         self.console.line(f"finished: {self.dir / 'export'} holds {path.name}{reason}")
 
-    # ---- set-up and resuming ----
+    # ---- set-up ----
 
     def __init__(self, config: Config):
         self.config, self.dir = config, Path(config.train.run_dir)
@@ -209,47 +210,28 @@ class Run:
         )
         if self.engine.device.type == "cpu":
             keep_freed_memory()
-        self.step, self.best, self.changed, self.finished = 0, None, [], False
+        self.start, self.finished = Start(), False
         self.lock, self.watchdog, self.stop, self.saver = None, None, None, None
         self.progress, self.any_rank = self._progress(0), AnyRank(self.engine, timeout)
         self.setup = check_run(config, self.engine)
-        start = self._newest_checkpoint() if self.writes else None
-        self._build(start)
-        if start:
-            self._resume(start)
+        checkpoint = None
+        if self.writes and from_main_process(self.engine, self.dir.is_dir):
+            self.lock = RunLock(self.dir, self.engine, self.any_rank)
+            checkpoint = from_main_process(self.engine, lambda: store.newest_intact(self.dir))
+        self._build(checkpoint)
+        if checkpoint:
+            state = restore(checkpoint, config, *self._checkpointed())
+            self.start = resumed(config, state, self.validation.measured_on if self.setup.validates else None)
+        self.step, self.best = self.start.step, self.start.best
 
-    def _newest_checkpoint(self) -> Path | None:
-        """Checkpoint to resume from; rank 0 looks which are whole, and sends it to the others."""
-        shared: list[Any] = [self.dir.is_dir(), None]
-        if self.engine.num_processes > 1:
-            broadcast_object_list(shared)
-        if not shared[0]:
-            return None
-        self.lock = RunLock(self.dir, self.engine, self.any_rank)
-        if self.engine.is_main_process:
-            shared[1] = store.newest_intact(self.dir)
-        if self.engine.num_processes > 1:
-            broadcast_object_list(shared)
-        return shared[1]
-
-    def _build(self, start: Path | None) -> None:
+    def _build(self, checkpoint: Path | None) -> None:
         """Model, losses, degradation, optimizer and average; the engine gets the task and the optimizer.
 
         The model's weights are loaded before, as an engine may copy or partition them.
         """
         config = self.config
-        other = None if start else config.train.init_from
-        fresh = not start and not (other and holds_segmentation(other))
-        torch.manual_seed(config.train.seed)
-        model = build_model(config.model, fresh)
-        config.model.sr = getattr(model.sr, "settings", config.model.sr)  # from here on no weight file is needed
-        if other:
-            init_from(model, other)
-        if start:
-            load_weights(model, start / "model.safetensors")
-        if config.optim.batch_norm == "sync":
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.model, self.task = model, Task(model, config)
+        self.model = initial_model(config, checkpoint)
+        self.task = Task(self.model, config)
         self.degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
         self._check_kernel()
         self.validation = Validation(config, self.setup.val_sets, self.engine, self.degrade, self.setup.segmentation)
@@ -268,27 +250,6 @@ class Run:
             check_degradation(self.config, self.degrade, self.task)
         elif self.task.needs_kernel:
             check_kernels(self.setup.train_sets, getattr(self.model.sr, "kernel_size", None), "data.train")
-
-    def _resume(self, start: Path) -> None:
-        """Resume from a checkpoint, and drop log entries after it."""
-        state = restore(start, self.config, *self._checkpointed())
-        if state["samples"] != state["step"] * self.config.train.batch_size:
-            raise ValueError(
-                f"train.batch_size={self.config.train.batch_size}: {self.dir} was trained with "
-                f"{state['samples'] // state['step']}; use that, or another train.run_dir with train.init_from"
-            )
-        self.step = state["step"]
-        best, names = read_best(self.dir), {path.name for path in checkpoints(self.dir)}
-        comparable = best and best["measure"] == self.config.train.best and best["checkpoint"] in names
-        self.changed = changed_settings(state["config"], to_dict(self.config))
-        measured_on = self.validation.measured_on if self.setup.validates else None
-        if comparable and measured_on and best.get("measured_on", measured_on) != measured_on:
-            comparable = False
-            self.changed.append(
-                f"what data.val holds or how it is measured, since {best['checkpoint']} was the best "
-                f"({best['measure']} {best['value']:.4g}): the best is chosen anew from here on"
-            )
-        self.best = best["value"] if comparable else None
 
     def _begin(self) -> None:
         engine, config = self.engine, self.config
@@ -314,10 +275,10 @@ class Run:
         self.console.line(
             f"{self.dir}: {config.train.steps} steps of {config.train.batch_size} samples on "
             f"{engine.num_processes} x {engine.device.type} ({engines.precision(engine)}), micro-batch "
-            f"{self.setup.micro_batch} x {self.setup.accumulation}; parameters: {_millions(self._sizes())}"
+            f"{self.setup.micro_batch} x {self.setup.accumulation}; parameters: {parameter_counts(self.model)}"
         )
         if self.step:
-            self.console.line(f"resumed from step {self.step}" + "".join(f"; changed: {c}" for c in self.changed))
+            self.console.line(f"resumed from step {self.step}" + "".join(f"; changed: {c}" for c in self.start.changed))
         self.task.train()
 
     def _stream(self) -> Iterator[Batch]:
@@ -334,31 +295,11 @@ class Run:
                 "For more, raise train.steps; for another run, choose another train.run_dir."
             )
 
-    def _dry_run(self) -> None:
-        """One batch, forward and backward: prints what would be trained, writes nothing."""
-        batch = self.stepper.next(self._stream())
-        self.task.train()
-        terms = self.stepper.module(batch, self.progress)
-        engines.backward(self.engine, terms["loss"], self.setup.accumulation)
-        if self.engine.is_main_process:
-            tensors = {name: getattr(batch, name) for name in ("lq", "hr", "mask", "kernel")}
-            sizes = f"micro-batch {self.setup.micro_batch} x accumulation {self.setup.accumulation}"
-            print(f"dry run: parameters {_millions(self._sizes())}")
-            print(f"  {sizes} on {self.engine.device}")
-            print("  " + "  ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items() if t is not None))
-            print("  " + "  ".join(f"{name} {value.item():.4g}" for name, value in terms.items()))
-            print(f"  memory {memory_gib(self.engine.device):.2f} GiB")
-
     # ---- helpers ----
 
     def _progress(self, step: int) -> Progress:
         batch = self.config.train.batch_size
         return Progress(samples=step * batch, total=self.config.train.steps * batch)
-
-    def _sizes(self) -> dict[str, int]:
-        parameters = dict(self.model.named_parameters())
-        count = {name: getattr(p, "ds_numel", p.numel()) for name, p in parameters.items()}  # ZeRO-3 shows parts
-        return {group: sum(count[n] for n in names) for group, names in self.model.groups().items()}
 
     def _models(self) -> list[torch.nn.Module]:
         return [self.model, self.stepper.ema] if self.stepper.ema else [self.model]
@@ -388,7 +329,3 @@ class Run:
             self.watchdog.close()
         if self.lock:
             self.lock.release()
-
-
-def _millions(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in sizes.items())

@@ -3,14 +3,20 @@
 import importlib.util
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, DynamoBackend, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore
@@ -203,6 +209,14 @@ def average_batch_norm(engine: Accelerator, *modules: nn.Module) -> None:
     if engine.num_processes > 1:
         for module in modules:
             distribute_bn(module, engine.num_processes, reduce=True)
+
+
+def from_main_process(engine: Accelerator, compute: Callable[[], Any]) -> Any:
+    """What `compute` returns on rank 0, which alone calls it, on every rank."""
+    shared = [compute() if engine.is_main_process else None]
+    if engine.num_processes > 1:
+        broadcast_object_list(shared)
+    return shared[0]
 
 
 class AnyRank:
