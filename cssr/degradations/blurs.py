@@ -111,6 +111,10 @@ def _spoiler(
     if quality is not None:
         check_range(name, "jpeg", quality, low=1, high=100)
     check_share(name, "clean", clean)
+    if clean and noise is None and quality is None:
+        raise ValueError(
+            f"degradation {name!r}: clean={clean:g} leaves out noise and JPEG, and there are none; set noise or jpeg"
+        )
 
     def spoil(lq: Tensor, seeds: Tensor) -> Tensor:
         spoilt = lq

@@ -212,6 +212,7 @@ def test_a_blur_may_be_a_mixture_of_mixtures():
     ("gaussian", {"noise": 0.1}, "noise must be a list"),
     ("gaussian", {"jpeg": [0, 50]}, "jpeg needs 1 <= low <= high <= 100, got [0, 50]"),
     ("gaussian", {"jpeg": [30, 95], "clean": 1.5}, "clean"),
+    ("disk", {"clean": 0.5}, "clean=0.5 leaves out noise and JPEG, and there are none"),
     ("gaussian", {"jpeg": [50, 101]}, "jpeg needs 1 <= low <= high <= 100"),
     ("disk", {"method": "lanczos"}, "method must be bicubic, bilinear, area or strided, got 'lanczos'"),
     ("disk", {"padding": "circular"}, "padding must be zero, reflect or replicate"),
