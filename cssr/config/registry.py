@@ -27,8 +27,10 @@ Weight = Annotated[float, Within(0, 1e6)]
 class Registry:
     """Functions by name, with errors that say what to type instead.
 
-    `package`: whose modules register what they define. They are imported when a name is first asked for, so that a
-    command loads what it uses, and such a module may import what the registry is used by.
+    Args:
+        kind: of component, in errors.
+        package: its modules register what they define. They are imported when a name is first asked for, so that
+            a command loads what it uses, and such a module may import a module that uses the registry.
     """
 
     def __init__(self, kind: str, package: str = ""):

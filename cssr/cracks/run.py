@@ -26,7 +26,7 @@ _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED, _IS_POINT, _USER_DEFINED = 1025, 2048, 30
 
 @dataclass(frozen=True)
 class Criterion:
-    """What is crack in a mask: at most one of these (`cssr.cracks.masks.choose_rule`); none: by its values."""
+    """Rule for what is crack in a mask: at most one of these (`cssr.cracks.masks.choose_rule`); none: by its values."""
 
     threshold: int | None = None
     colors: str | None = None

@@ -138,7 +138,7 @@ def _check_sample(
 
 
 def _facts_of(key: str, members: dict[str, bytes]) -> dict[str, Any]:
-    """What a reader uses of the json of another program's sample, with the size of its image."""
+    """Facts that a reader uses from the json of another program's sample, with the size of its image."""
     name = next((name for name in _IMAGES if name in members), None)
     if name is None:
         raise ValueError("there is no jpg or png")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,3 +94,27 @@ def test_a_layout_of_ones_own_is_sharded(tmp_path, own_parts, capsys, monkeypatc
     (tmp_path / "root/p1_crack.png").unlink()
     assert make_shards([str(word) for word in [*words[:-3], tmp_path / "other", *words[-2:]]]) == 2
     assert "p1.jpg has no mask p1_crack.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("registry, module, name", [
+    ("cssr.losses.LOSSES", "cssr.losses.segmentation", "dice"),
+    ("cssr.degradations.blurs.BLURS", "cssr.degradations.kernels", "motion"),
+    ("cssr.models.forms.FORMS", "cssr.models.forms.dsrl", "dsrl"),
+])  # fmt: skip
+def test_parts_are_imported_when_one_is_asked_for_and_no_name_is_taken_twice(registry, module, name):
+    package, _, variable = registry.rpartition(".")
+    code = f"""
+import sys
+from {package} import {variable} as registry
+assert {module!r} not in sys.modules, "imported too early"
+def {name}(): ...
+try:
+    registry.register({name})
+except AssertionError as error:
+    assert "registered twice" in str(error)
+else:
+    raise SystemExit("a user's part has taken the name of ours")
+assert {module!r} in sys.modules and registry.get({name!r}).__module__.startswith("cssr.")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
