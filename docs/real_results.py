@@ -81,6 +81,8 @@ def collect(results: Path, clean: Path | None, keep: bool = False) -> None:
             continue
         system, part, degradation = place
         runs_of[degradation][system][part].append(json.loads(path.read_text())["per_image"])
+    if not runs_of:
+        sys.exit(f"error: {results} holds no SYSTEM/SET_DEGRADATION/results.json: give the --out of launch/evaluate.py")
     names = set(clean.read_text().split()) if clean else set()
     numbers = {
         degradation: {system: _numbers(sets, systems, names) for system, sets in systems.items()}

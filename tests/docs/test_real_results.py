@@ -78,6 +78,16 @@ def test_the_tables_say_the_share_of_hr_and_the_gap(script, results, capsys):
     assert "IoU_max by set" in capsys.readouterr().out
 
 
+def test_a_folder_without_results_changes_nothing(script, results, tmp_path):
+    script.main(["collect", str(results)])
+    before = script.NUMBERS.read_bytes()
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        with pytest.raises(SystemExit, match="holds no SYSTEM"):
+            script.main(["collect", str(tmp_path / folder)])
+    assert script.NUMBERS.read_bytes() == before
+
+
 def test_other_systems_are_kept_without_what_would_need_their_images(script, results):
     script.main(["collect", str(results)])
     before = json.loads(script.NUMBERS.read_text())["sigma_0.2_4.0"]
