@@ -126,10 +126,12 @@ def beside(name: str, images: int) -> tuple[str, ...]:
 
 def grown(config: Config, images: int) -> float:
     """GiB by which this process's greatest memory exceeds that of the imports, after two steps."""
+    Task(build_model(config.model), config)  # imports the parts that the recipe names
+    engine = engines.start_engine(mixed_precision="no")
     before, total = memory_gib(torch.device("cpu")), config.train.steps * config.train.batch_size
     task = Task(build_model(config.model), config).train()
     degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
-    stepper = Stepper(task, config, engines.start_engine(mixed_precision="no"), degrade, images, 1)
+    stepper = Stepper(task, config, engine, degrade, images, 1)
     batch = drawn(images, config.data.crop)
     for number in (1, 2):
         stepper.step(iter([batch]), Progress(total - 1, total), number)
