@@ -1,4 +1,4 @@
-"""Aggregate the rows of a set: means, pooled measures and bootstrap intervals, and groups by source and by blur."""
+"""Aggregate the rows of a set: means, pooled measures and bootstrap intervals, and groups of images."""
 
 import math
 import re
@@ -218,13 +218,18 @@ def _means(rows: Sequence[dict[str, Any]], name: str, draws: np.ndarray) -> np.n
 
 
 def breakdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> dict[str, dict[str, Any] | None]:
-    """Measures by source and by blur: {"source": {name: part}, "blur": {range: part}}; None where all rows are alike.
+    """Measures by source, blur and crack width: {"source": {name: part}, "blur": {range: part}, "crack_width": ...}.
 
-    A part holds `images` (how many), `iou` (mean at `threshold`, the whole set's best one, where there is one), and
-    `image` and `pooled` as `aggregate` gives them. Rows are as it takes them, with `blur_sigma` where known.
+    None where all rows are alike. A part holds `images` (how many), `iou` (mean at `threshold`, the whole set's best
+    one, where there is one), and `image` and `pooled` as `aggregate` gives them. Rows are as it takes them, with
+    `blur_sigma` and `crack_width` where known.
     """
-    sources, blurs = _group_by(rows, _source), _group_by(rows, _blur)
-    kinds = {"source": sources if len(sources) <= MAX_SOURCES else {}, "blur": blurs}
+    sources = _group_by(rows, _source)
+    kinds = {
+        "source": sources if len(sources) <= MAX_SOURCES else {},
+        "blur": _group_by(rows, _blur),
+        "crack_width": _group_by(rows, crack_width_class),
+    }
     return {
         kind: {name: _part(groups[name], threshold) for name in in_order(groups)} if len(groups) > 1 else None
         for kind, groups in kinds.items()
@@ -257,6 +262,17 @@ def _blur(row: dict[str, Any]) -> str:
         return "unknown"
     low = math.floor(sigma)
     return f"{low}-{low + 1} px"
+
+
+def crack_width_class(row: dict[str, Any]) -> str:
+    """`2-4 px` of a mean width of 3.1, classes of doubling width; `no crack` of 0."""
+    width = row.get("crack_width")
+    if width is None:
+        return "unknown"
+    if width == 0:
+        return "no crack"
+    low = next((low for low in (16, 8, 4, 2) if width >= low), 0)
+    return f"{low} px or more" if low == 16 else f"{low}-{2 * low or 2} px"
 
 
 def _part(rows: Sequence[dict[str, Any]], threshold: float | None) -> dict[str, Any]:

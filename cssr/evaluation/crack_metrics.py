@@ -64,13 +64,16 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 def crack_errors(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float | None]]:
     """Errors of mean and greatest crack width and of length of each sample, by `CRACK_KEYS`, B numbers each, pixels.
 
+    Beside them "crack_width", the mean width of the mask's cracks, weighted by length.
+
     prob (B, 1, H, W) floating point, crack where it exceeds 0.5, NaN being background; mask (B, 1, H, W) in {0, 1}.
     An image without cracks has widths and length 0; None where one is as ragged as noise or has over `MAX_CRACKS`
     cracks, which would take hours. Raises ValueError where the shapes differ. Runs on the CPU, some 20 ms for 448x448.
     """
     same_shape(prob, mask)
     pairs = [x[:, 0].cpu().numpy() for x in (prob > LINES_THRESHOLD, mask > 0.5)]
-    differences = [_totals(pred) - _totals(target) for pred, target in zip(*pairs)]
+    targets = [_totals(target) for target in pairs[1]]
+    differences = [_totals(pred) - target for pred, target in zip(pairs[0], targets)]
     errors = {
         name: [_or_none(values[k]) for values in map(np.abs, differences)]
         for k, name in enumerate(("width_error", "max_width_error", "length_error"))
@@ -78,7 +81,7 @@ def crack_errors(prob: torch.Tensor, mask: torch.Tensor) -> dict[str, list[float
     biases = {
         name: [_or_none(values[k]) for values in differences] for k, name in ((0, "width_bias"), (2, "length_bias"))
     }
-    return {name: (errors | biases)[name] for name in CRACK_KEYS}
+    return {name: (errors | biases)[name] for name in CRACK_KEYS} | {"crack_width": [_or_none(t[0]) for t in targets]}
 
 
 def _or_none(value: float) -> float | None:

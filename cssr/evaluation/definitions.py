@@ -104,5 +104,8 @@ DEFINITIONS = {
     "pooled: at the part's own best threshold; null of one part, and of more than 30",
     "groups.blur": "parts of the set by the true kernel's width, HR pixels: the root of its mean variance along "
     "both axes (a Gaussian's sigma); otherwise as groups.source; null of one part",
+    "groups.crack_width": "parts of the set by the mean width of the mask's cracks in an image, weighted by length, HR "
+    "pixels; otherwise as groups.source; null of one part",
     "per_image.blur_sigma": "the kernel's width as in groups.blur",
+    "per_image.crack_width": "the width as in groups.crack_width; 0 without cracks, null where they are too ragged",
 }

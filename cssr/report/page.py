@@ -24,7 +24,7 @@ from cssr.report.plots import curves_of, iou_plot, precision_recall_plot, reliab
 from cssr.report.published_results import FIGURES, SEPARATE, SETTING, SOURCE, same_protocol
 
 _SCRIPTS = ("base.js", "curves.js", "samples.js", "list.js")  # one script, in this order
-_GROUPS = {"source": "By source", "blur": "By width of the blur kernel"}
+_GROUPS = {"source": "By source", "blur": "By width of the blur kernel", "crack_width": "By width of the cracks"}
 _IMAGE_COLUMNS = (
     Column("IoU", "iou"),
     Column("ECE", "ece", 4),
@@ -33,6 +33,7 @@ _IMAGE_COLUMNS = (
     Column("length bias [px]", "length_bias", 1),
     *(column for column in PER_IMAGE if column.key in ("psnr", "ssim", "kernel_psnr", "lq_psnr")),
     Column("blur sigma [px]", "blur_sigma", 2),
+    Column("crack width [px]", "crack_width", 1),
 )
 _DIGITS = 6  # significant ones, of numbers that are read to four decimals at most
 BUDGET = 24_000_000  # bytes of all data URIs; samples beyond it are left out, and counted
@@ -74,7 +75,7 @@ def _page_definitions(results: Sequence[Result]) -> dict[str, str]:
         labels |= {"calibration.reliability": "reliability", "calibration.temperature": "temperature"}
     labels |= {f"groups.{kind}": title for kind, title in groups.items()}
     labels |= {key: columns[key] for key in ("width_bias", "length_bias") if key in columns}
-    return labels | ({"per_image.blur_sigma": columns["blur_sigma"]} if "blur_sigma" in columns else {})
+    return labels | {f"per_image.{key}": columns[key] for key in ("blur_sigma", "crack_width") if key in columns}
 
 
 def _tables(results: Sequence[Result], base: Result | None) -> dict[str, Any]:
@@ -176,7 +177,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(results: Sequence[Result]) -> list[Parts]:
-    """The groups by source and by blur of those results that have them in their files."""
+    """The groups by source, blur and crack width of those results that have them in their files."""
     all_parts = []
     for kind, title in _GROUPS.items():
         with_groups = [result for result in results if (result.data.get("groups") or {}).get(kind)]

@@ -23,10 +23,12 @@ def test_errors_of_widths_and_length_of_an_image():
     found = {name: value for name, (value,) in crack_errors(pred, true).items()}
     mean = (100 * 4 + 60 * 2) / 160
     expected = {"width_error": 6 - mean, "max_width_error": 2, "length_error": 40}
-    expected |= {"width_bias": 6 - mean, "length_bias": -40}
-    assert found == pytest.approx(expected, abs=0.2) and tuple(found) == CRACK_KEYS
+    expected |= {"width_bias": 6 - mean, "length_bias": -40, "crack_width": mean}
+    assert found == pytest.approx(expected, abs=0.2) and tuple(found) == (*CRACK_KEYS, "crack_width")
     back = {name: value for name, (value,) in crack_errors(true, pred).items()}
+    found["crack_width"] = back["crack_width"]  # now of the other mask
     assert back == pytest.approx({n: -v if n.endswith("bias") else v for n, v in found.items()})
+    assert back["crack_width"] == pytest.approx(6, abs=0.2)
 
 
 def test_without_cracks_widths_and_length_are_zero():
@@ -36,6 +38,7 @@ def test_without_cracks_widths_and_length_are_zero():
     assert found["max_width_error"] == pytest.approx([0, 4, 4, 0], abs=0.1)
     assert found["length_error"] == pytest.approx([0, 100, 100, 0], abs=0.2)
     assert found["length_bias"] == pytest.approx([0, -100, 100, 0], abs=0.2)
+    assert found["crack_width"] == pytest.approx([0, 4, 0, 4], abs=0.1)
 
 
 def test_the_threshold_is_one_half_and_nan_is_background():

@@ -1,4 +1,4 @@
-"""Parts of a set: by source and by blur, each measured as a set of its own."""
+"""Parts of a set: by source, blur and crack width, each measured as a set of its own."""
 
 import numpy as np
 import pytest
@@ -42,8 +42,19 @@ def test_blur_is_grouped_by_whole_pixels():
     assert found["source"] is None  # one part is the set itself
 
 
+def test_cracks_are_grouped_by_doubling_width():
+    widths = [0, 0.8, 2.0, 3.9, 4.0, 8.5, 16.0, 60.0, None]
+    rows = [row | {"crack_width": width} for row, width in zip(named([f"a_{i}" for i in range(9)]), widths)]
+    parts = {name: part["images"] for name, part in breakdown(rows, 0.5)["crack_width"].items()}
+    assert parts == {
+        **{"no crack": 1, "0-2 px": 1, "2-4 px": 2, "4-8 px": 1},
+        **{"8-16 px": 1, "16 px or more": 2, "unknown": 1},
+    }
+    assert list(parts) == ["0-2 px", "2-4 px", "4-8 px", "8-16 px", "16 px or more", "no crack", "unknown"]
+
+
 def test_what_tells_nothing_is_null():
-    assert breakdown(named(["a_1", "a_2"]), 0.5) == {"source": None, "blur": None}
+    assert breakdown(named(["a_1", "a_2"]), 0.5) == {"source": None, "blur": None, "crack_width": None}
     names = [f"{a}{b}_1" for a in "abcdef" for b in "abcdef"]
     assert breakdown(named(names), 0.5)["source"] is None  # 36 names: of photographs
     assert len(breakdown(named(names[:30]), 0.5)["source"]) == 30

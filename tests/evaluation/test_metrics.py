@@ -528,8 +528,8 @@ def test_rows_that_cannot_be_aggregated_are_refused():
 
 
 def test_every_number_has_a_definition():
-    others = {"image", "pooled", "thresholds", "intervals", "groups.source", "groups.blur", "per_image.blur_sigma"}
-    others |= {"calibration.temperature", "calibration.reliability"}
+    others = {"image", "pooled", "thresholds", "intervals", "groups.source", "groups.blur", "groups.crack_width"}
+    others |= {"per_image.blur_sigma", "per_image.crack_width", "calibration.temperature", "calibration.reliability"}
     assert set(DEFINITIONS) == set(KEYS) | others
     assert set(SEGMENTATION_KEYS) | set(IMAGE_KEYS) == set(KEYS)
 
