@@ -25,15 +25,13 @@ from cssr.training.task import Task
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("real/*.yaml")])
-# four seconds or more
-SLOW = {"csbsr_hrnet_ocr", "csbsr_pspnet", "csbsr_crackformer", "csbsr_unet", "kbpn_then_pspnet", "srcnet"}
-SLOW |= {f"cssr_loss_{name}" for name in ("bc2", "bgdice", "dice", "gbc1", "gbc2")}  # as cssr_loss_bc1, but for a loss
-SLOW |= {"csbsr_k21", "csbsr_zero_pad", "csbsr_rising_beta", "csbsr_crack_weight"}  # as csbsr_pspnet, but for a number
+SLOW = {"csbsr_hrnet_ocr", "csbsr_pspnet"}  # four seconds or more
 WHOLE = {"csbsr_pspnet", "cssr"}  # the others train the same networks with fewer channels and layers
 NARROW = {
     "kbpn": {"width": 16, "features": 16, "hidden": 8, "stages": 2},
     "dbpn": {"width": 8, "features": 16, "stages": 2},
-    "pspnet": {"encoder": "resnet10t", "width": 8},
+    "pspnet": {"encoder": "test_resnet", "width": 8},
+    "unet": {"width": 4},
     "dsrl": {"encoder": "resnet18"},
 }
 # Pixels: the smallest crop that all networks take; larger where BatchNorm would see a single place of each image, over
@@ -134,6 +132,8 @@ def narrowed(config: Config) -> Config:
     for part in ("form", "sr", "seg"):
         spec = getattr(config.model, part)
         parts[part] = {**spec, **NARROW.get(spec["name"], {})}
+        if "net" in spec:  # the network that blur_skip changes
+            parts[part]["net"] = {**spec["net"], **NARROW.get(spec["net"]["name"], {})}
     return replace(config, model=replace(config.model, **parts))
 
 
