@@ -7,6 +7,7 @@
 `collect` takes the results.json files that `launch/evaluate.py ... --out runs/real/results` wrote, as
 SYSTEM[_seedN]/SET_DEGRADATION/results.json. Runs of one system with several seeds count as one: the IoU of an image is
 the mean over them. Intervals are of 2,000 draws of images, the same for all systems, so that differences are paired.
+Another budget's systems have numbers of their own: `--numbers docs/results/real_256.json`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from cssr.evaluation.aggregate import crack_width_class, in_order
 from cssr.evaluation.metrics import iou
 
 NUMBERS = Path(__file__).parent / "results" / "real.json"
@@ -55,11 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     collecting = commands.add_parser("collect", help="evaluations to docs/results/real.json")
     collecting.add_argument("results", type=Path, help="folder of SYSTEM/SET_DEGRADATION/results.json")
     collecting.add_argument("--clean", type=Path, help="names of UAV-315's photographs without a relative in training")
-    collecting.add_argument("--keep", action="store_true", help="keep the systems of real.json that are not there")
-    collecting.set_defaults(run=lambda options: collect(options.results, options.clean, options.keep))
+    collecting.add_argument("--keep", action="store_true", help="keep the systems of the numbers that are not there")
+    collecting.set_defaults(run=lambda given: collect(given.results, given.clean, given.keep, given.numbers))
     tables = commands.add_parser("table", help="docs/results/real.json to Markdown")
     tables.add_argument("--short", action="store_true", help="the main table only")
-    tables.set_defaults(run=lambda options: print("\n".join(markdown(json.loads(NUMBERS.read_text()), options.short))))
+    tables.set_defaults(
+        run=lambda given: print("\n".join(markdown(json.loads(given.numbers.read_text()), given.short)))
+    )
+    for command in (collecting, tables):
+        command.add_argument("--numbers", type=Path, default=NUMBERS, help="the file (docs/results/real.json)")
     options = parser.parse_args(arguments)
     options.run(options)
 
@@ -67,20 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # ---- evaluations to numbers ----
 
 
-def collect(results: Path, clean: Path | None, keep: bool = False) -> None:
-    """Write the numbers of all evaluations below `results`.
+def collect(results: Path, clean: Path | None, keep: bool = False, path: Path = NUMBERS) -> None:
+    """Write the numbers of all evaluations below `results` to `path`.
 
     With `keep`, beside those of other systems that are there. The difference of a kept system from a new one is left
     out: it would need the images of both.
     """
     runs_of: dict[str, dict[str, dict[str, list[Rows]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for path in sorted(results.glob("*/*/results.json")):
-        place = _place(path)
+    for result in sorted(results.glob("*/*/results.json")):
+        place = _place(result)
         if place is None:
-            print(f"passed over: {path}", file=sys.stderr)
+            print(f"passed over: {result}", file=sys.stderr)
             continue
         system, part, degradation = place
-        runs_of[degradation][system][part].append(json.loads(path.read_text())["per_image"])
+        runs_of[degradation][system][part].append(json.loads(result.read_text())["per_image"])
     if not runs_of:
         sys.exit(f"error: {results} holds no SYSTEM/SET_DEGRADATION/results.json: give the --out of launch/evaluate.py")
     names = set(clean.read_text().split()) if clean else set()
@@ -89,11 +95,11 @@ def collect(results: Path, clean: Path | None, keep: bool = False) -> None:
         for degradation, systems in runs_of.items()
     }
     if keep:
-        before = json.loads(NUMBERS.read_text())
+        before = json.loads(path.read_text())
         numbers = {of: _beside(before.get(of, {}), numbers.get(of, {})) for of in before.keys() | numbers.keys()}
-    NUMBERS.parent.mkdir(exist_ok=True)
-    NUMBERS.write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
-    print(f"{NUMBERS}: {sum(map(len, numbers.values()))} systems on degradations")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+    print(f"{path}: {sum(map(len, numbers.values()))} systems on degradations")
 
 
 def _beside(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def _place(path: Path) -> tuple[str, str, str] | None:
 
 
 def _numbers(sets: Mapping[str, list[Rows]], systems: Mapping[str, Mapping[str, list[Rows]]], clean: set[str]) -> dict:
-    """Of one system under one degradation: measures of each set, of the held-out ones together, and by blur."""
+    """Of one system under one degradation: measures by set, of the held-out ones together, by blur and crack width."""
     parts = dict(sets)
     if "uav315_test" in parts and clean:
         parts["uav315_clean"] = [
@@ -128,6 +134,7 @@ def _numbers(sets: Mapping[str, list[Rows]], systems: Mapping[str, Mapping[str, 
     numbers: dict[str, Any] = {part: measures(runs) for part, runs in parts.items() if runs and runs[0]}
     if whole:
         numbers["blur"] = _by_blur(whole)
+        numbers["crack_width"] = _by_crack_width(whole)
         references = {name: _together(systems[name]) for name in systems if _together(systems[name])}
         numbers["differences"] = {name: difference(whole, other) for name, other in references.items()}
     return numbers
@@ -205,6 +212,15 @@ def _by_blur(runs: list[Rows]) -> dict[str, float]:
     return {name: round(float(best[mask].mean()), 4) for name, mask in inside.items() if mask.any()}
 
 
+def _by_crack_width(runs: list[Rows]) -> dict[str, list[float]]:
+    """IoU at the best threshold, and number of images, by the mean width of their cracks, where it was measured."""
+    ious, rows = curves(runs), sorted(runs[0], key=lambda row: row["key"])
+    best = ious[:, ious.mean(0).argmax()]
+    classes = np.array([crack_width_class(row) for row in rows])
+    names = [name for name in in_order(set(classes)) if name != "unknown"]
+    return {name: [round(float(best[classes == name].mean()), 4), int((classes == name).sum())] for name in names}
+
+
 # ---- numbers to Markdown ----
 
 
@@ -253,6 +269,25 @@ def _set_tables(systems: Mapping[str, Any], order: Sequence[str], title: str) ->
             of_system = systems[name].get("blur") or {}
             yield f"| {SYSTEMS[name]} | {' | '.join(f'{of_system[b]:.3f}' if b in of_system else '' for b in blurs)} |"
         yield ""
+    yield from _crack_width_table(systems, order, title)
+
+
+def _crack_width_table(systems: Mapping[str, Any], order: Sequence[str], title: str) -> Iterator[str]:
+    """IoU by crack width, and in brackets its share of the HR bound's."""
+    measured = [name for name in order if systems[name].get("crack_width")]
+    if not measured:
+        return
+    classes = {name: images for name, (_, images) in systems[measured[0]]["crack_width"].items()}
+    bound = systems.get(BOUND, {}).get("crack_width", {})
+    yield f"*{title}, IoU by the mean width of an image's cracks (HR pixels), held-out sets pooled; of HR*\n"
+    yield f"| system | {' | '.join(f'{name} ({images} images)' for name, images in classes.items())} |"
+    yield f"|{'---|' * (len(classes) + 1)}"
+    for name in measured:
+        ious = {width: values[0] for width, values in systems[name]["crack_width"].items()}
+        shares = {width: f" ({100 * value / bound[width][0]:.0f} %)" for width, value in ious.items() if width in bound}
+        cells = (f"{ious[width]:.3f}{shares.get(width, '')}" if width in ious else "" for width in classes)
+        yield f"| {SYSTEMS[name]} | {' | '.join(cells)} |"
+    yield ""
 
 
 def _cell(values: Sequence[float] | None) -> str:

@@ -78,6 +78,27 @@ def test_the_tables_say_the_share_of_hr_and_the_gap(script, results, capsys):
     assert "IoU_max by set" in capsys.readouterr().out
 
 
+def test_cracks_of_each_width_have_their_share_of_hr(script, tmp_path, capsys):
+    """Wide cracks are all found, thin ones by half; the file of the numbers is one's own."""
+    for part in ("uav315_test", "uav75", "crackmap"):
+        widths = [1.5, 1.5, 6.0, 6.0]
+        for system, hits in (("hr", (80, 80, 90, 90)), ("bicubic", (40, 40, 90, 90))):
+            images = [row for k, hit in enumerate(hits) for row in rows([f"{part}-{k}"], 100, hit, 1.0)]
+            content = [row | {"crack_width": width} for row, width in zip(images, widths)]
+            write(tmp_path / "results", system, part, content)
+    own = tmp_path / "own.json"
+    script.main(["collect", str(tmp_path / "results"), "--numbers", str(own)])
+    assert json.loads(own.read_text())["sigma_0.2_4.0"]["bicubic"]["crack_width"] == {
+        "0-2 px": [pytest.approx(0.4, abs=1e-4), 6],
+        "4-8 px": [pytest.approx(0.9, abs=1e-4), 6],
+    }
+    script.main(["table", "--numbers", str(own)])
+    table = capsys.readouterr().out
+    assert "| system | 0-2 px (6 images) | 4-8 px (6 images) |" in table
+    assert "| bicubic, then segmentation | 0.400 (50 %) | 0.900 (100 %) |" in table
+    assert not script.NUMBERS.exists()
+
+
 def test_a_folder_without_results_changes_nothing(script, results, tmp_path):
     script.main(["collect", str(results)])
     before = script.NUMBERS.read_bytes()
