@@ -96,25 +96,28 @@ def test_a_layout_of_ones_own_is_sharded(tmp_path, own_parts, capsys, monkeypatc
     assert "p1.jpg has no mask p1_crack.png" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("registry, module, name", [
-    ("cssr.losses.LOSSES", "cssr.losses.segmentation", "dice"),
-    ("cssr.degradations.blurs.BLURS", "cssr.degradations.kernels", "motion"),
-    ("cssr.models.forms.FORMS", "cssr.models.forms.dsrl", "dsrl"),
-])  # fmt: skip
-def test_parts_are_imported_when_one_is_asked_for_and_no_name_is_taken_twice(registry, module, name):
-    package, _, variable = registry.rpartition(".")
-    code = f"""
+def test_parts_are_imported_when_one_is_asked_for_and_no_name_is_taken_twice():
+    code = """
 import sys
-from {package} import {variable} as registry
-assert {module!r} not in sys.modules, "imported too early"
-def {name}(): ...
-try:
-    registry.register({name})
-except AssertionError as error:
-    assert "registered twice" in str(error)
-else:
-    raise SystemExit("a user's part has taken the name of ours")
-assert {module!r} in sys.modules and registry.get({name!r}).__module__.startswith("cssr.")
+from cssr.degradations.blurs import BLURS
+from cssr.losses import LOSSES
+from cssr.models.forms import FORMS
+parts = {
+    "cssr.losses.segmentation": (LOSSES, "dice"),
+    "cssr.degradations.kernels": (BLURS, "motion"),
+    "cssr.models.forms.dsrl": (FORMS, "dsrl"),
+}
+assert not parts.keys() & sys.modules.keys(), "imported too early"
+for module, (registry, name) in parts.items():
+    def taken(): ...
+    taken.__name__ = name
+    try:
+        registry.register(taken)
+    except AssertionError as error:
+        assert "registered twice" in str(error)
+    else:
+        raise SystemExit("a user's part has taken the name of ours")
+    assert module in sys.modules and registry.get(name).__module__.startswith("cssr.")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
