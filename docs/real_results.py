@@ -273,12 +273,12 @@ def _set_tables(systems: Mapping[str, Any], order: Sequence[str], title: str) ->
 
 
 def _crack_width_table(systems: Mapping[str, Any], order: Sequence[str], title: str) -> Iterator[str]:
-    """IoU by crack width, and in brackets its share of the HR bound's."""
-    measured = [name for name in order if systems[name].get("crack_width")]
-    if not measured:
+    """IoU by crack width, and in brackets its share of the HR bound's; nothing where that was not measured."""
+    bound = systems.get(BOUND, {}).get("crack_width")
+    if not bound:
         return
-    classes = {name: images for name, (_, images) in systems[measured[0]]["crack_width"].items()}
-    bound = systems.get(BOUND, {}).get("crack_width", {})
+    measured = [name for name in order if systems[name].get("crack_width")]
+    classes = {name: bound[name][1] for name in in_order(bound)}
     yield f"*{title}, IoU by the mean width of an image's cracks (HR pixels), held-out sets pooled; of HR*\n"
     yield f"| system | {' | '.join(f'{name} ({images} images)' for name, images in classes.items())} |"
     yield f"|{'---|' * (len(classes) + 1)}"
