@@ -1,4 +1,4 @@
-"""DSRL's feature-affinity loss: similarities between pixels should be the same in segmentation and SR features."""
+"""Feature-affinity loss of DSRL: pixel similarities of segmentation and SR features should agree."""
 
 from collections.abc import Callable
 
@@ -13,16 +13,16 @@ from cssr.losses import LOSSES
 
 @LOSSES.register
 def feature_affinity(pool: int = 16, normalize: bool = False) -> Callable:
-    """Mean absolute difference of the similarities between all places of the two features (Wang et al., DSRL).
+    """Mean absolute difference of two similarity matrices, each of all pairs of positions (Wang et al. 2020, DSRL).
 
-    Per sample the paper's number; its mean over the batch is the released code's, which adds the samples up, divided by
-    the number of samples that a device sees at once. Masks do not enter.
+    Each sample's value is the paper's. The released code sums over samples: divided by the samples per device, that is
+    the batch mean of these values. Masks are not used.
 
     Args:
-        pool: side of the blocks over which features are averaged first, pixels.
-        normalize: whether each place's features have length 1 first, as in the paper; the released code leaves it out.
+        pool: side of the blocks over which features (B C H W) are averaged first, pixels.
+        normalize: scale the feature vector of each position to length 1, as in the paper (not in the released code).
     Raises:
-        ValueError: from the loss, where the model gives no features or they are smaller than `pool`.
+        ValueError: for a `pool` below 1; from the loss, where the model returns no features or they are smaller.
     """
     if isinstance(pool, bool) or not isinstance(pool, int) or pool < 1:
         raise ValueError(f"loss 'feature_affinity': pool must be a whole number of at least 1, got {pool!r}")
@@ -30,8 +30,8 @@ def feature_affinity(pool: int = 16, normalize: bool = False) -> Callable:
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
         if len(outputs.features) != 2:
             raise ValueError("loss 'feature_affinity' needs a model that gives two features: model.form=dsrl")
-        of_seg, of_sr = (similarities(x) for x in outputs.features)
-        return (of_sr - of_seg).abs().mean((1, 2))
+        seg_similarity, sr_similarity = (similarities(features) for features in outputs.features)  # B n n each
+        return (sr_similarity - seg_similarity).abs().mean((1, 2))
 
     def similarities(features: Tensor) -> Tensor:
         if min(features.shape[-2:]) < pool:

@@ -1,4 +1,4 @@
-"""A segmentation loss at low resolution, for models that segment first and super-resolve the mask."""
+"""Segmentation loss at LQ resolution, for models that segment first and super-resolve the mask."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,19 +16,19 @@ from cssr.losses import LOSSES
 def at_lq(
     loss: str | Mapping[str, Any] = "boundary_combo", method: Method = "bicubic", antialias: bool = True
 ) -> Callable:
-    """`loss` of the LQ logits (B 1 h w) against the mask reduced to LQ size.
+    """Any segmentation loss of the LQ logits (B 1 h w) against the mask reduced to LQ size.
 
-    The mask's values are then shares, 0 to 1; its distance map is the mean of each block, in LQ pixels. An empty mask
-    stays empty, and gives what `loss` says.
+    The reduced mask is soft, 0..1; its distance map is the mean over each block, in LQ pixels. An empty mask stays
+    empty: the result is that of `loss`.
 
     Args:
-        loss: any segmentation loss, with its settings: `{name: at_lq, loss: {name: dice}}`.
-        method, antialias: how the mask is reduced.
+        loss: segmentation loss with its settings: `{name: at_lq, loss: {name: dice}}`.
+        method, antialias: resampler that reduces the mask.
     Raises:
-        ValueError: an unknown or impossible loss or method; from the loss, where the model gives no LQ logits.
+        ValueError: for an unknown or invalid loss or method; from the loss, where the model returns no LQ logits.
     """
     resampler(1, method, antialias)  # refuses an unknown method
-    inner = LOSSES.build(loss)
+    segmentation_loss = LOSSES.build(loss)
 
     def at_low_resolution(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
         if outputs.lq_logits is None:
@@ -38,8 +38,8 @@ def at_lq(
         distance = batch.distance
         if distance is not None:
             distance = resampler(scale, "area", False)[0](distance) / scale
-        reduced = replace(batch, mask=mask, distance=distance)
-        return inner(replace(outputs, logits=outputs.lq_logits), reduced, progress)
+        reduced_batch = replace(batch, mask=mask, distance=distance)
+        return segmentation_loss(replace(outputs, logits=outputs.lq_logits), reduced_batch, progress)
 
-    at_low_resolution.needs_distance = getattr(inner, "needs_distance", False)
+    at_low_resolution.needs_distance = getattr(segmentation_loss, "needs_distance", False)
     return at_low_resolution

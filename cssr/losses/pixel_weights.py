@@ -1,4 +1,4 @@
-"""Weights on the pixels of a loss (CSBSR): more where cracks are, or where segmentation errs.
+"""Pixel weights of losses (CSBSR): larger near cracks, or where the segmentation is wrong.
 
 A loss takes them as `pixel_weight={crack: 2.0, failure: 1.0, begin: 180000}`: two amplitudes, each off at 0.0 and
 multiplied where both are set, and the samples seen from which on they are applied.
@@ -20,10 +20,10 @@ from cssr.utils.annotations import described, fits, shortened
 
 @dataclass(frozen=True)
 class PixelWeight:
-    """The weight of each pixel: 2 exp(-crack d) times exp(failure |prob - mask|), as far as they are set.
+    """Pixel weights: the product of 2 exp(-crack d) and exp(failure |prob - mask|), each only where it is set.
 
-    d is the distance to the crack in pixels, 0 in it; on an empty mask it is 0 everywhere, so that each pixel has
-    weight 2, as in the published system. The probability is the main head's, and no gradient flows through it.
+    d is the distance to the crack in pixels, 0 inside. For an empty mask it is 0 everywhere, so that all weights are 2,
+    as in the published system. `prob` is that of the main head, detached.
     """
 
     crack: float = 0.0  # fall of the crack-oriented weight, per pixel
@@ -32,11 +32,11 @@ class PixelWeight:
 
     @property
     def needs_distance(self) -> bool:
-        """Return whether the batch's distance map is needed."""
+        """True if the weights need the batch's distance map."""
         return self.crack > 0
 
     def __call__(self, outputs: Outputs, batch: Batch, progress: Progress) -> tuple[Tensor, ...]:
-        """The maps (B 1 H W float32, up to two) that multiply the loss; none where all weights are 1."""
+        """Weight maps that multiply the loss, up to two of B 1 H W float32; none where all weights are 1."""
         if progress.samples < self.begin:
             return ()
         maps = []
@@ -48,10 +48,10 @@ class PixelWeight:
 
 
 def build_weight(setting: Mapping[str, Any] | None) -> PixelWeight:
-    """The weight that a `pixel_weight` setting describes; None weighs nothing.
+    """Build the weights of a `pixel_weight` setting; None: all weights are 1.
 
     Raises:
-        ValueError: no mapping, an unknown name, or anything but numbers from 0 that can be meant.
+        ValueError: for anything but a mapping, an unknown name, or a value that is no number of the range allowed.
     """
     if setting is None:
         return PixelWeight()
@@ -68,10 +68,10 @@ def build_weight(setting: Mapping[str, Any] | None) -> PixelWeight:
 
 
 def weighted_mean(values: Tensor, maps: Sequence[Tensor] = ()) -> Tensor:
-    """The mean of `values` times the maps, per sample: B values.
+    """Mean of `values` times all maps over channels and pixels: B values.
 
     Args:
-        values: B C H W, or B C h w at LQ size, for which each map is reduced bilinearly, without antialias.
+        values: B C H W, or B C h w at LQ size, to which each map is then reduced (bilinear, no antialias).
         maps: B 1 H W each.
     """
     size = values.shape[-2:]
@@ -83,5 +83,5 @@ def weighted_mean(values: Tensor, maps: Sequence[Tensor] = ()) -> Tensor:
 
 
 def mean_weight(maps: Sequence[Tensor]) -> Tensor | float:
-    """The mean over the pixels of all maps' product: B values, or 1.0 without maps."""
+    """Mean over pixels of the product of all maps: B values, or 1.0 without maps."""
     return weighted_mean(maps[0], maps[1:]) if maps else 1.0

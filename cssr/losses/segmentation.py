@@ -1,13 +1,12 @@
-"""Segmentation losses, from logits, one value a sample (float32).
+"""Segmentation losses of logits: B values, float32.
 
-On an empty mask: weighted BCE is that of the background; Dice and generalised Dice are 1 (nearly 0 for Dice where every
-probability vanishes too); the boundary loss is 0. `aux_weight` adds the same loss of each auxiliary head.
+For an empty mask, weighted BCE is that of the background, Dice and generalised Dice are 1 (Dice is near 0 where all
+probabilities are near 0 too), and the boundary loss is 0. `aux_weight` weights the same loss of each auxiliary head.
 
-`pixel_weight` (`cssr/losses/pixel_weights.py`) weighs the pixels of all heads, by the errors of the main one: maps of
-B 1 H W each. Cross-entropy and the boundary term are means over pixels, weighted pixel by pixel; Dice is a ratio of
-sums, not a mean, and is multiplied by the mean weight of its sample. The published code does that for Dice alone;
-within Boundary Combo it takes the mean of a map with the sum Dice, which divides Dice by the number of pixels: Dice
-vanishes, a slip that is not repeated here.
+`pixel_weight` (`cssr/losses/pixel_weights.py`) weights the pixels of all heads, by the errors of the main head.
+Cross-entropy and the boundary term are means over pixels and are weighted pixel by pixel; Dice, a ratio of sums, is
+multiplied by the mean weight of its sample. The published code does the same for Dice alone, but within Boundary Combo
+it divides Dice by the number of pixels, so that it vanishes: a bug that is not reproduced here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,7 @@ _PIXELS = {"batch": (0, 1, 2, 3), "image": (1, 2, 3)}  # the dimensions over whi
 
 
 def _over_heads(term: Term, aux_weight: Weight, pixel_weight: Setting, distance: bool = False) -> Callable:
-    """A loss from what one head's logits (B 1 H W) give; `distance` says that it needs the batch's distance map."""
+    """Sum a term over the main head and, weighted, the auxiliary heads; `distance`: the term needs distance maps."""
     weight = build_weight(pixel_weight)
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
@@ -54,38 +53,38 @@ def _over_heads(term: Term, aux_weight: Weight, pixel_weight: Setting, distance:
 
 
 def _of_region(region: Region, aux_weight: Weight, pixel_weight: Setting) -> Callable:
-    """A loss of logits and mask alone."""
+    """Loss of logits and mask only, over all heads."""
     return _over_heads(lambda logits, batch, _, maps: region(logits, batch.mask, maps), aux_weight, pixel_weight)
 
 
 def _with_boundary(region: Region, alpha: Any, aux_weight: Weight, pixel_weight: Setting) -> Callable:
-    """alpha region + (1 - alpha) boundary, alpha a schedule."""
+    """Loss alpha * region + (1 - alpha) * boundary over all heads; alpha is a schedule."""
     schedule = bounded_schedule(alpha, 0, 1, "loss.seg.alpha")
 
     def term(logits: Tensor, batch: Batch, progress: Progress, maps: Maps) -> Tensor:
         share = schedule(progress)
-        edge = boundary_term(logits, batch.distance, maps)
-        return share * region(logits, batch.mask, maps) + (1 - share) * edge
+        boundary_loss = boundary_term(logits, batch.distance, maps)
+        return share * region(logits, batch.mask, maps) + (1 - share) * boundary_loss
 
     return _over_heads(term, aux_weight, pixel_weight, distance=True)
 
 
 @LOSSES.register
 def bce(weight: Sequence[float] = (1.0, 1.0), aux_weight: Weight = 0.4, pixel_weight: Setting = None) -> Callable:
-    """Weighted BCE; `weight` is that of crack and background pixels."""
+    """Weighted binary cross-entropy; `weight`: of crack and of background pixels."""
     _check_pair("weight", weight)
     return _of_region(lambda logits, mask, maps: weighted_bce(logits, mask, weight, maps), aux_weight, pixel_weight)
 
 
 @LOSSES.register
 def dice(aux_weight: Weight = 0.4, pixel_weight: Setting = None) -> Callable:
-    """Dice with squared denominators."""
+    """Dice loss with squared denominators (Milletari et al. 2016, V-Net)."""
     return _of_region(dice_term, aux_weight, pixel_weight)
 
 
 @LOSSES.register
 def generalized_dice(aux_weight: Weight = 0.4, pixel_weight: Setting = None) -> Callable:
-    """Generalised Dice of the crack class."""
+    """Generalised Dice loss of the crack class (Sudre et al. 2017)."""
     return _of_region(generalized_dice_term, aux_weight, pixel_weight)
 
 
@@ -96,13 +95,13 @@ def combo(
     aux_weight: Weight = 0.4,
     pixel_weight: Setting = None,
 ) -> Callable:
-    """Weighted BCE and Dice, in the proportions `mix`."""
+    """Weighted mean of BCE and Dice, in the proportions `mix`."""
     return _of_region(_combo(weight, mix, dice_term), aux_weight, pixel_weight)
 
 
 @LOSSES.register
 def boundary(aux_weight: Weight = 0.4, pixel_weight: Setting = None) -> Callable:
-    """The boundary loss alone (it has no lower bound far from cracks: combine it)."""
+    """Boundary loss (Kervadec et al. 2019); not to be used alone: far from cracks it only lowers probabilities."""
 
     def term(logits: Tensor, batch: Batch, progress: Progress, maps: Maps) -> Tensor:
         return boundary_term(logits, batch.distance, maps)
@@ -118,7 +117,7 @@ def boundary_combo(
     aux_weight: Weight = 0.4,
     pixel_weight: Setting = None,
 ) -> Callable:
-    """CSSR's loss: alpha Combo + (1 - alpha) Boundary."""
+    """Loss of CSSR: alpha * combo + (1 - alpha) * boundary."""
     return _with_boundary(_combo(weight, mix, dice_term), alpha, aux_weight, pixel_weight)
 
 
@@ -130,7 +129,7 @@ def generalized_boundary_combo(
     aux_weight: Weight = 0.4,
     pixel_weight: Setting = None,
 ) -> Callable:
-    """Boundary Combo with generalised Dice for Dice."""
+    """Boundary Combo with generalised Dice in place of Dice."""
     return _with_boundary(_combo(weight, mix, generalized_dice_term), alpha, aux_weight, pixel_weight)
 
 
@@ -138,7 +137,7 @@ def generalized_boundary_combo(
 def boundary_generalized_dice(
     alpha: ScheduleSetting = _ALPHA, aux_weight: Weight = 0.4, pixel_weight: Setting = None
 ) -> Callable:
-    """alpha generalised Dice + (1 - alpha) Boundary (Kervadec et al.)."""
+    """Loss alpha * generalised Dice + (1 - alpha) * boundary (Kervadec et al. 2019)."""
     return _with_boundary(generalized_dice_term, alpha, aux_weight, pixel_weight)
 
 
@@ -155,18 +154,18 @@ def _check_pair(name: str, values: Any) -> None:
 
 
 def weighted_bce(logits: Tensor, mask: Tensor, weight: Sequence[float] = (1.0, 1.0), maps: Maps = ()) -> Tensor:
-    """Binary cross-entropy, crack and background weighted, divided by the sum of the weights: B values."""
+    """Weighted binary cross-entropy divided by the sum of both weights: B values."""
     crack, background = weight
     return weighted_mean(cross_entropy(logits, mask, crack, background), maps) / (crack + background)
 
 
 def cross_entropy(logits: Tensor, mask: Tensor, crack: Tensor | float, background: Tensor | float) -> Tensor:
-    """Binary cross-entropy of each pixel (B 1 H W), times the weights of crack and background."""
+    """Weighted binary cross-entropy of each pixel, B 1 H W."""
     return -crack * mask * F.logsigmoid(logits) - background * (1 - mask) * F.logsigmoid(-logits)
 
 
 def dice_term(logits: Tensor, mask: Tensor, maps: Maps = ()) -> Tensor:
-    """1 - (2 sum(p t) + 1e-6) / (sum(p^2) + sum(t^2) + 1e-6) (Milletari et al., V-Net): B values."""
+    """Dice loss 1 - (2 sum(p t) + 1e-6) / (sum(p^2) + sum(t^2) + 1e-6) (Milletari et al. 2016, V-Net): B values."""
     prob = logits.sigmoid()
     overlap = (prob * mask).sum((1, 2, 3))
     total = prob.square().sum((1, 2, 3)) + mask.square().sum((1, 2, 3))
@@ -192,7 +191,7 @@ def normalized_distance(distance: Tensor) -> Tensor:
 
 
 def boundary_term(logits: Tensor, distance: Tensor, maps: Maps = ()) -> Tensor:
-    """Mean of probability times normalised signed distance (Kervadec et al.): B values, negative where it is good."""
+    """Mean of probability times normalised signed distance (Kervadec et al. 2019): B values, the lower the better."""
     return weighted_mean(logits.sigmoid() * normalized_distance(distance), maps)
 
 
@@ -201,8 +200,8 @@ def combo_term(
 ) -> Tensor:
     """Weighted BCE and a Dice term in the proportions `mix`: B values."""
     bce_share, dice_share = mix
-    both = bce_share * weighted_bce(logits, mask, weight, maps) + dice_share * dice(logits, mask, maps)
-    return both / (bce_share + dice_share)
+    total = bce_share * weighted_bce(logits, mask, weight, maps) + dice_share * dice(logits, mask, maps)
+    return total / (bce_share + dice_share)
 
 
 @LOSSES.register
@@ -216,14 +215,14 @@ def crackformer_side(
 
     A crack pixel's weight is the share of background, a background pixel's is `background` times the share of crack
     (Liu et al., CrackFormer; Liu et al., RCF). Values are per sample; their batch mean is the published number.
-    Where nothing is crack, all weights are 0 and so is the loss: such images alone teach nothing.
+    Without crack pixels all weights are 0 and so is the loss: such images have no effect on their own.
 
     Args:
-        balance: over what the shares are taken: the `batch` that a process sees at once (published; the loss then
-            depends on the micro-batch, and an empty mask counts by the other samples' cracks), or each `image`.
-        background: the factor on background pixels.
-        aux_weight: of the auxiliary maps together.
-        pixel_weight: `cssr/losses/pixel_weights.py`.
+        balance: pixels over which the shares are computed: the micro-batch (`batch`, as published: the loss then
+            depends on its size, and an empty mask is weighted by the other samples' cracks) or each `image`.
+        background: factor on background pixels.
+        aux_weight: weight of the mean over auxiliary maps.
+        pixel_weight: see `cssr/losses/pixel_weights.py`.
     """
     weight = build_weight(pixel_weight)
 

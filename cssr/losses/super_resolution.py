@@ -1,4 +1,4 @@
-"""Losses of the SR network's outputs, mean over pixels and channels; samples without cracks are treated alike."""
+"""Losses of SR outputs, means over pixels and channels; samples without cracks are not treated differently."""
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -18,16 +18,16 @@ from cssr.losses.pixel_weights import build_weight, weighted_mean
 @LOSSES.register
 def l1(pixel_weight: Mapping[str, Any] | None = None) -> Callable:
     """Mean absolute error of SR against HR, per sample; `pixel_weight`: `cssr/losses/pixel_weights.py`."""
-    return _of_error(Tensor.abs, pixel_weight)
+    return _error_loss(Tensor.abs, pixel_weight)
 
 
 @LOSSES.register
 def l2(pixel_weight: Mapping[str, Any] | None = None) -> Callable:
     """Mean squared error of SR against HR, per sample; `pixel_weight`: `cssr/losses/pixel_weights.py`."""
-    return _of_error(Tensor.square, pixel_weight)
+    return _error_loss(Tensor.square, pixel_weight)
 
 
-def _of_error(measure: Callable[[Tensor], Tensor], pixel_weight: Mapping[str, Any] | None) -> Callable:
+def _error_loss(measure: Callable[[Tensor], Tensor], pixel_weight: Mapping[str, Any] | None) -> Callable:
     weight = build_weight(pixel_weight)
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
@@ -39,12 +39,12 @@ def _of_error(measure: Callable[[Tensor], Tensor], pixel_weight: Mapping[str, An
 
 @LOSSES.register
 def ms_ssim(alpha: float = 0.84) -> Callable:
-    """alpha (1 - MS-SSIM) + (1 - alpha) L1 weighed by a Gaussian, of SR against HR (Zhao et al. 2017): B values.
+    """MS-SSIM loss: alpha (1 - MS-SSIM) + (1 - alpha) L1 under a Gaussian, SR against HR (Zhao et al. 2017): B values.
 
-    Scales are Gaussian windows (sigma 0.5 to 8 pixels), so that images of any size go. SR is clipped to 0..1.
+    Scales are Gaussian windows (sigma 0.5 to 8 pixels), so that images may have any size. SR is clipped to 0..1.
 
     Args:
-        alpha: share of structural similarity, 0..1; the authors' is 0.84.
+        alpha: weight of the MS-SSIM term, 0..1; published: 0.84.
     Raises: ValueError for an alpha outside of 0..1.
     """
     if not 0 <= alpha <= 1:
@@ -60,15 +60,15 @@ def ms_ssim(alpha: float = 0.84) -> Callable:
 
 @LOSSES.register
 def task_perceptual(levels: int | None = None) -> Callable:
-    """Mean absolute difference of feature maps of SR and HR, each map's over the mean absolute value of HR's: B values.
+    """Relative mean absolute difference between feature maps of SR and HR in the segmentation encoder: B values.
 
-    Kim et al., "Beyond Image Super-Resolution for Image Recognition with Task-Driven Perceptual Loss" (SR4IR), CVPR
-    2024. As there, HR's maps are constants, and the task network is fixed for this loss, which trains SR alone: an
-    encoder that learnt from it would become blind to what SR lacks. There each network is updated in turn, too; a
-    phase's `alternate` does that.
+    Each map's difference is divided by the mean absolute value of HR's map. Source: Kim et al., "Beyond Image
+    Super-Resolution for Image Recognition with Task-Driven Perceptual Loss" (SR4IR), CVPR 2024. As in the paper, HR's
+    maps are detached and the loss trains the SR network only: an encoder trained by it would learn to ignore what SR
+    lacks. The paper also updates both networks alternately, which is the setting `alternate` of a phase.
 
     Args:
-        levels: how many maps, from the deepest up; None: all.
+        levels: number of maps, from the deepest up; None: all.
     Raises:
         ValueError: levels below 1; from the loss, without features; from the task, a network without an encoder.
     """
@@ -80,9 +80,9 @@ def task_perceptual(levels: int | None = None) -> Callable:
             raise ValueError("loss 'task_perceptual' needs features of the segmentation network's encoder")
         pairs = list(zip(outputs.sr_features, outputs.hr_features))[-(levels or 0) :]
         terms = []
-        for of_sr, of_hr in pairs:  # B C h w each
-            others = tuple(range(1, of_hr.dim()))
-            terms.append((of_sr - of_hr).abs().mean(others) / (of_hr.abs().mean(others) + 1e-6))
+        for sr_map, hr_map in pairs:  # B C h w each
+            dims = tuple(range(1, hr_map.dim()))
+            terms.append((sr_map - hr_map).abs().mean(dims) / (hr_map.abs().mean(dims) + 1e-6))
         return torch.stack(terms).mean(0)
 
     loss.needs_features = True
@@ -112,40 +112,41 @@ def blind(
     padding: Padding = "zero",
     pixel_weight: Mapping[str, Any] | None = None,
 ) -> Callable:
-    """KBPN's loss: L1 of SR, L1 of SR blurred by the predicted kernel and reduced, against LQ, and MSE of the kernel.
+    """Loss of KBPN: L1 of SR, L1 of the SR image degraded by the predicted kernel against LQ, MSE of the kernel.
 
     Args:
-        weights: of the three terms, as the papers mean them; by a slip the released code has 0.0 for the kernel.
-            [0, 0, 1] trains the kernel predictor by its own error alone.
-        method, antialias, padding: how SR is degraded again; the same as in the `degradation` setting.
-        pixel_weight: on the first two terms, for LQ reduced bilinearly: `cssr/losses/pixel_weights.py`.
+        weights: of the three terms, as in the papers; the released code has 0.0 for the kernel by mistake. [0, 0, 1]
+            trains the kernel predictor by its own error only.
+        method, antialias, padding: degradation of the SR image; the same as in the `degradation` setting.
+        pixel_weight: weights of the first two terms, reduced bilinearly for LQ: `cssr/losses/pixel_weights.py`.
     Raises:
-        ValueError: where the SR network predicts no kernel, or the degradation has none.
+        ValueError: for invalid weights or an unknown method or padding; from the loss, where the SR network predicts no
+            kernel, the degradation has none, or their sizes differ.
     """
     numbers = isinstance(weights, Sequence) and all(isinstance(w, Real) and w >= 0 for w in weights)
     if not numbers or len(weights) != 3:
         raise ValueError(f"loss 'blind': weights needs three numbers (SR, LQ, kernel), none negative; got {weights}")
-    of_sr, of_lq, of_kernel = weights
+    sr_weight, lq_weight, kernel_weight = weights
     check_padding(padding)
     resampler(1, method, antialias)  # refuses an unknown method
     weight = build_weight(pixel_weight)
 
     def loss(outputs: Outputs, batch: Batch, progress: Progress) -> Tensor:
-        _check(outputs, batch)
+        _check_kernels(outputs, batch)
         maps = weight(outputs, batch, progress)
         scale = batch.hr.shape[-1] // batch.lq.shape[-1]
-        again = resampler(scale, method, antialias)[0](blur(outputs.sr, outputs.kernel, padding))
+        degraded = resampler(scale, method, antialias)[0](blur(outputs.sr, outputs.kernel, padding))
         return (
-            of_sr * weighted_mean((outputs.sr - batch.hr).abs(), maps)
-            + of_lq * weighted_mean((again - batch.lq).abs(), maps)
-            + of_kernel * (outputs.kernel - batch.kernel).square().mean((1, 2, 3))
+            sr_weight * weighted_mean((outputs.sr - batch.hr).abs(), maps)
+            + lq_weight * weighted_mean((degraded - batch.lq).abs(), maps)
+            + kernel_weight * (outputs.kernel - batch.kernel).square().mean((1, 2, 3))
         )
 
     loss.needs_distance, loss.needs_kernel = weight.needs_distance, True
     return loss
 
 
-def _check(outputs: Outputs, batch: Batch) -> None:
+def _check_kernels(outputs: Outputs, batch: Batch) -> None:
     if outputs.kernel is None:
         raise ValueError("loss.sr=blind needs an SR network that predicts a blur kernel: model.sr=kbpn")
     if batch.kernel is None:
