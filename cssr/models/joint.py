@@ -1,4 +1,4 @@
-"""The joint model: LQ image -> SR image and crack logits. `cssr/models/forms` has the ways of joining both networks."""
+"""Joint model: LQ image -> SR image and crack logits; `cssr/models/forms` defines how both networks are joined."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ _EPSILON = 1e-5  # added to variances
 
 
 class JointModel(nn.Module):
-    """Base of all forms: normalisation, clipping, tiles, parameter groups, and the export.
+    """Base class of all forms: normalisation, clipping, tiling, parameter groups, export.
 
     A form defines `forward(lq, kernel=None) -> Outputs` (`lq` B 3 h w float32, about 0..1; a `kernel` B 1 k k replaces
     the predicted one) and `sr` and `seg`, its networks; with `seg` None, `sr` does both.
@@ -70,7 +70,7 @@ class JointModel(nn.Module):
         self._orientations = count
 
     def clip(self, sr: Tensor) -> Tensor:
-        """SR in 0..1 where the setting says so: by default in evaluation only, as the published systems do."""
+        """Clip SR to 0..1 as `model.clip` says: by default in evaluation only, as the published systems."""
         if self.config.clip == "always" or (self.config.clip == "eval" and not self.training):
             return sr.clamp(0, 1)
         return sr
@@ -78,7 +78,7 @@ class JointModel(nn.Module):
     def normalize(
         self, image: Tensor, moments: tuple[Tensor, Tensor] | None = None, valid: Tensor | None = None
     ) -> Tensor:
-        """An image as segmentation takes it: per image and channel, by data-set statistics, or as it is.
+        """Normalise an image for segmentation: per image and channel, by data-set statistics, or not at all.
 
         `moments`: mean and variance (B 3 1 1 each) of the image of which this is a part. `valid`: B 1 H W, 1 on the
         pixels that the image's own moments are of; None: all.
@@ -91,7 +91,7 @@ class JointModel(nn.Module):
         return image
 
     def calibrate(self, logits: Tensor) -> Tensor:
-        """Crack logits divided by the temperature, in evaluation mode."""
+        """Divide crack logits by the temperature, in evaluation mode only."""
         return logits if self.training or self.config.temperature == 1 else logits / self.config.temperature
 
     def segment(self, x: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -100,23 +100,23 @@ class JointModel(nn.Module):
         `kernel` (B 1 k k) goes to networks that take one. In evaluation mode with more than one of `orientations`: the
         main head's alone, of the mean probability (float32).
         """
-        logits, *aux = self._averaged(x, kernel)
+        logits, *aux = self._uncalibrated(x, kernel)
         return self.calibrate(logits), *aux
 
-    def _averaged(self, x: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, ...]:
-        """`segment` before the calibration."""
+    def _uncalibrated(self, x: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Logits as of `segment`, without calibration."""
         if self.training or self.orientations == 1:
-            return self._upright(x, kernel)
-        return (mean_logits(lambda *part: self._upright(*part)[0], x, kernel, self.orientations),)
+            return self._segment_once(x, kernel)
+        return (mean_logits(lambda *part: self._segment_once(*part)[0], x, kernel, self.orientations),)
 
-    def _upright(self, x: Tensor, kernel: Tensor | None) -> tuple[Tensor, ...]:
+    def _segment_once(self, x: Tensor, kernel: Tensor | None) -> tuple[Tensor, ...]:
         height, width = x.shape[-2:]
         padded = self._padded(x)
         outputs = self.seg(padded, kernel) if getattr(self.seg, "takes_kernel", False) else self.seg(padded)
         return tuple(logits[..., :height, :width] for logits in outputs)
 
     def encoder_features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The segmentation encoder's feature maps of a normalised image, B C y x each.
+        """Feature maps of the segmentation encoder for a normalised image, B C y x each.
 
         Their gradient reaches the image alone: the weights are constants, and BatchNorm's statistics do not see it.
         """
@@ -142,7 +142,7 @@ class JointModel(nn.Module):
         """
         if lq.ndim != 4 or lq.shape[1] != 3 or not lq.numel():
             raise ValueError(f"images as B x 3 x height x width are needed, got {[*lq.shape]}")
-        lq = self._taken(lq)
+        lq = self._to_input(lq)
         if not tile or max(lq.shape[-2:]) <= tile:
             return self(lq) if valid is None else self(lq, valid=valid)
         outputs: dict[str, list[Tensor]] = {}
@@ -163,10 +163,10 @@ class JointModel(nn.Module):
         Yields: `sr` and `logits` (B C n W rows from the top down) and at once, where there is one, `kernel` (B 1 k k).
         """
 
-        forward = self._of_tiles(lq, tiles)
+        forward = self._tile_forward(lq, tiles)
 
         def both(part: Tensor) -> Tensor:
-            outputs = forward(self._taken(part))
+            outputs = forward(self._to_input(part))
             return torch.cat((outputs.sr, outputs.logits), 1)
 
         for rows in tiles.rows(both, lq, self.scale):
@@ -174,8 +174,8 @@ class JointModel(nn.Module):
             yield "sr", rows[:, :3]
             yield "logits", rows[:, 3:]
 
-    def _of_tiles(self, lq: Windows, tiles: Tiles) -> Callable[[Tensor], Outputs]:
-        """The forward pass of a stack of tiles of this image."""
+    def _tile_forward(self, lq: Windows, tiles: Tiles) -> Callable[[Tensor], Outputs]:
+        """Function that maps a stack of tiles of this image to their outputs."""
         return self
 
     @property
@@ -183,13 +183,13 @@ class JointModel(nn.Module):
         """Number of passes of `infer_rows` over the tiles."""
         return 1
 
-    def _taken(self, part: Tensor) -> Tensor:
-        """A part of an image as the networks take it: on their device, float, 0..1."""
+    def _to_input(self, part: Tensor) -> Tensor:
+        """Move a part of an image to the model's device and convert it to float, 0..1."""
         part = part.to(self.mean.device, non_blocking=True)
         return part.float() / 255 if part.dtype == torch.uint8 else part
 
     def groups(self) -> dict[str, list[str]]:
-        """Parameter names by the group that phases weigh and hold still.
+        """Parameter names by group, for the learning rates and freezing of phases.
 
         `sr`; `kernel`, its kernel predictors (modules called `predictor`); `seg`; `encoder`, that of the segmentation
         network; `blur_skip`, what modulates the segmentation features by the kernel.
@@ -236,7 +236,7 @@ class JointModel(nn.Module):
         token: str | bool | None = None,
         trust: bool = False,
     ) -> "JointModel":
-        """The model of an export, in evaluation mode; nothing is downloaded unless `download` says so.
+        """Load the model of an export, in evaluation mode; nothing is downloaded unless `download` is true.
 
         Args:
             source: directory of an export, the name of a model that comes with the package (`small-x4`), or
@@ -266,18 +266,18 @@ class JointModel(nn.Module):
 
 
 def group_of(name: str) -> str:
-    """The parameter group of a parameter (or of a module, with a dot at its end) of this name."""
+    """Parameter group of a parameter name (or of a module name that ends with a dot)."""
     special = (group for group, part in _GROUPS.items() if part.search(name))
     return next(special, "seg" if name.startswith("seg.") else "sr")
 
 
 def parent_of(group: str) -> str:
-    """The group with the learning-rate factor for `group` where a phase gives it none of its own."""
+    """Group from which `group` inherits its learning-rate factor if a phase sets none."""
     return "seg" if group == "encoder" else group
 
 
 def build_model(config: ModelConfig, fresh: bool = False) -> JointModel:
-    """The model that settings describe, with initial weights.
+    """Build the model of these settings, with initial weights.
 
     Args:
         fresh: whether pretrained encoders are fetched as the settings say; only a new training run wants that.

@@ -1,4 +1,4 @@
-"""Load models from runs, exports and weight files: which checkpoint of a run, its settings, its weights.
+"""Load models from runs, exports and weight files: choice of the checkpoint, settings, weights.
 
 Runs and exports are read here only; `cssr/training/checkpoint.py` writes them.
 """
@@ -26,12 +26,12 @@ _STATE = {"step": int, "samples": int, "optimizer": dict, "config": dict, "files
 
 
 def name_of(step: int) -> str:
-    """The directory of a step's checkpoint."""
+    """Directory name of the checkpoint of a step."""
     return f"step_{step:08d}"
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The `state.json` of a checkpoint; ValueError if it is damaged."""
+    """Read the `state.json` of a checkpoint; ValueError if it is damaged."""
     try:
         state = read_json(path / "state.json", {"sha256": str, **_STATE})
         sound = state.pop("sha256") == digest(state)
@@ -43,25 +43,25 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """Directories of the complete checkpoints of a run, oldest first."""
     directories = (run_dir / "checkpoints").glob("step_*")
     return sorted(path for path in directories if path.is_dir() and path.name[5:].isdigit())
 
 
 def read_best(run_dir: Path) -> dict[str, Any] | None:
-    """{"checkpoint", "measure", "value"} of the best checkpoint, perhaps "measured_on"; None where there is none."""
+    """Read the record of the best checkpoint: "checkpoint", "measure", "value", perhaps "measured_on"; None if none."""
     path = run_dir / "checkpoints" / "best.json"
     shape = {"checkpoint": str, "measure": str, "value": float, "?measured_on": str}
     return read_json(path, shape, "delete it: the next validation writes another") if path.exists() else None
 
 
 def choose(run_dir: Path, which: str) -> Path:
-    """The checkpoint `last`, `best` or of a step; ValueError lists what there is."""
-    there = checkpoints(run_dir)
+    """Checkpoint `last`, `best` or of a step; ValueError lists the existing ones."""
+    existing = checkpoints(run_dir)
     best = read_best(run_dir)
-    names = {path.name: path for path in there}
-    if which == "last" and there:
-        return there[-1]
+    names = {path.name: path for path in existing}
+    if which == "last" and existing:
+        return existing[-1]
     if which == "best" and best and best["checkpoint"] in names:
         return names[best["checkpoint"]]
     if which.isdigit() and name_of(int(which)) in names:
@@ -70,7 +70,7 @@ def choose(run_dir: Path, which: str) -> Path:
 
 
 def exported_model(run_dir: Path, config: Config, path: Path) -> tuple[JointModel, bool]:
-    """The model that a checkpoint exports, calibrated by its validation; whether its weights are the averaged ones."""
+    """Model that a checkpoint exports, calibrated by its validation, and whether its weights are the EMA."""
     averaged = config.train.export_ema and (path / "ema.safetensors").is_file()
     temperature = _fitted_temperature(run_dir, int(path.name[5:])) if config.train.calibrate else None
     model = build_model(replace(config.model, temperature=temperature or config.model.temperature))
@@ -79,7 +79,7 @@ def exported_model(run_dir: Path, config: Config, path: Path) -> tuple[JointMode
 
 
 def _fitted_temperature(run_dir: Path, step: int) -> float | None:
-    """Temperature fitted by the validation at a step; None where there was none."""
+    """Temperature fitted by the validation at a step; None without a validation."""
     path, temperature = run_dir / "validation.jsonl", None
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         with suppress(ValueError, AttributeError):  # the last line of a run that was killed may be half a line
@@ -89,12 +89,12 @@ def _fitted_temperature(run_dir: Path, step: int) -> float | None:
 
 
 def load_model(path: str | Path, which: str = "export") -> JointModel:
-    """The model of a run or of an export, in evaluation mode; nothing is downloaded.
+    """Load the model of a run or an export, in evaluation mode; nothing is downloaded.
 
     Args:
         path: run directory, export directory, the name of a model of the package, or `owner/name` of one in this
             machine's cache of the Hub.
-        which: of a run: `export`, `best`, `last`, or a step; a checkpoint gives the model that it would export.
+        which: of a run: `export`, `best`, `last`, or a step; of a checkpoint, the model that it would export.
     """
     path = Path(path)
     if which == "export":
@@ -104,21 +104,21 @@ def load_model(path: str | Path, which: str = "export") -> JointModel:
 
 
 def init_from(model: JointModel, source: str) -> None:
-    """Fill a new model from a run, an export or a safetensors file (fine-tuning); ValueError if it does not fit.
+    """Initialise a model from a run, an export or a safetensors file (fine-tuning); ValueError if it does not fit.
 
-    A network, SR or segmentation, of which the source has nothing keeps its initial weights; a segmentation network
-    that BlurSkip has wrapped since takes its place inside.
+    A network (SR or segmentation) without weights in the source keeps its initial weights. Weights of a segmentation
+    network that is now wrapped by BlurSkip are loaded into the wrapped network.
     """
     state, own = _source_state(source), model.state_dict()
     if _wrapped(own) and not _wrapped(state):
         state = {re.sub(r"^seg\.", "seg.net.", name): value for name, value in state.items()}
-    there = {_network(name) for name in state}
-    fresh = {name: value for name, value in own.items() if _network(name) not in there}
+    loaded = {_network(name) for name in state}
+    fresh = {name: value for name, value in own.items() if _network(name) not in loaded}
     assign_state(model, {**fresh, **state}, source)
 
 
 def holds_segmentation(source: str) -> bool:
-    """Return whether a source of `init_from` has weights of a segmentation network; ValueError if it is unreadable."""
+    """True if a source of `init_from` has weights of a segmentation network; ValueError if it is unreadable."""
     return any(name.startswith("seg.") for name in _source_state(source))
 
 
@@ -135,24 +135,24 @@ def _network(name: str) -> str:
 
 
 def run_config(checkpoint: Path) -> Config:
-    """The settings with which a checkpoint was written."""
+    """Settings of the run that wrote a checkpoint."""
     return from_dict(read_state(checkpoint)["config"])
 
 
 def degradation_of(path: str | Path, which: str = "export") -> Mapping[str, Any]:
-    """The degradation with which a run or export was trained."""
+    """Degradation setting with which a run or export was trained."""
     if which == "export":
         return read_export(export_in(Path(path))).get("degradation") or {"name": "downsample"}
     return run_config(choose(Path(path), which)).degradation
 
 
 def is_model(path: Path) -> bool:
-    """Return whether a path holds a run or an export, or names a model of the package."""
+    """True if a path is a run or an export, or the name of a model of the package."""
     return is_shipped(path) or any((path / name).exists() for name in ("config.json", "config.yaml", "export"))
 
 
 def export_in(path: Path) -> Path:
-    """The export directory of a run, an export, a model of the package or in the Hub's cache; ValueError for none."""
+    """Export directory of a run, an export, a model of the package or of the Hub's cache; ValueError if none."""
     if is_shipped(path):
         return shipped_directory(path)
     if is_hub_name(path):

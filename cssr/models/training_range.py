@@ -1,6 +1,6 @@
-"""Range of the photographs that a model was trained on, and notes on one that is outside of it.
+"""Range of the photographs that a model was trained on, and warnings for a photograph outside it.
 
-An export keeps it in `config.json` as `trained_on`: `brightness` and `contrast` (mean and standard deviation of an
+`trained_on` in the `config.json` of an export: `brightness` and `contrast` (mean and standard deviation of an
 image's values, 0..1; [low, high] that hold 99 in 100 training images), `blur` ([low, high], standard deviation of the
 blur kernels, HR pixels) and `smallest` (side of the LQ crops, pixels).
 """
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-_SHARE = 0.5  # percent of the training images that may be beyond either bound
-_BEYOND = 0.05  # of the width of a range by which a photograph may leave it without a word
+_SHARE = 0.5  # percent of the training images beyond either bound
+_BEYOND = 0.05  # tolerance, as a share of the width of a range
 
 
 def training_range(images: Iterable[np.ndarray], degradation: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """`trained_on` of an export.
+    """Ranges of the training images: the value of `trained_on` in an export.
 
     Args:
         images: H W 3 uint8, of the training set, or a sample of it.
@@ -37,10 +37,10 @@ def training_range(images: Iterable[np.ndarray], degradation: Mapping[str, Any],
 def outside(
     trained_on: Mapping[str, Any], brightness: float, contrast: float, shape: Sequence[int], blur: float | None
 ) -> list[str]:
-    """Sentences on how a photograph differs from what the model was trained on; [] if in nothing.
+    """Warnings where a photograph is outside the training range; [] if it is inside.
 
     Args:
-        trained_on: as `training_range` gives it; empty for exports without.
+        trained_on: result of `training_range`; empty for exports without it.
         brightness, contrast: mean and standard deviation of the photograph's values, 0..1.
         shape: height, width, pixels.
         blur: standard deviation of the estimated kernel, HR pixels; None where none is estimated.
@@ -67,7 +67,7 @@ def outside(
 def blur_sigma(kernel: torch.Tensor) -> torch.Tensor:
     """Root of the mean variance of kernels (B, 1, k, k) over both axes, pixels: (B,) float64; a Gaussian's is sigma.
 
-    Of lobes below zero, which can outweigh the rest, the variance is 0 at least.
+    Negative lobes can outweigh the rest: the variance is clamped at 0.
     """
     weight = kernel[:, 0].double()
     axis = torch.arange(weight.shape[-1], dtype=torch.float64, device=kernel.device)

@@ -11,13 +11,13 @@ _SIDES = (-2, -1)
 
 
 def turned(x: Tensor, number: int) -> Tensor:
-    """Orientation `number` (0..7) of images or kernels (... H W): mirrored from 4 on, then turned; 0 is `x` itself."""
+    """Rotate images or kernels (... H W) by `number` % 4 quarter turns, mirrored first from 4 on (0..7)."""
     mirrored = x.flip(-1) if number >= 4 else x
     return torch.rot90(mirrored, number % 4, _SIDES)
 
 
 def turned_back(x: Tensor, number: int) -> Tensor:
-    """The inverse of `turned`."""
+    """Inverse of `turned`."""
     upright = torch.rot90(x, -number % 4, _SIDES)
     return upright.flip(-1) if number >= 4 else upright
 

@@ -34,18 +34,18 @@ class SegThenSR(JointModel):
 
         There is no SR image: `sr` is the bicubic enlargement, to look at. `moments`: as `normalize` takes them.
         """
-        lq_logits, *aux = self._averaged(self.normalize(lq, moments, reduced_valid(valid, self.scale)))
+        lq_logits, *aux = self._uncalibrated(self.normalize(lq, moments, reduced_valid(valid, self.scale)))
         mask_sr = self.sr(lq_logits.sigmoid())[0]
         logits = self.calibrate(mask_sr.float().clamp(_LOGIT_BOUND, 1 - _LOGIT_BOUND).logit())
         sr = self.clip(F.interpolate(lq, scale_factor=self.scale, mode="bicubic"))
         return Outputs(sr=sr, logits=logits, aux=tuple(aux), lq_logits=lq_logits, mask_sr=mask_sr)
 
-    def _of_tiles(self, lq: Windows, tiles: Tiles) -> Callable[[Tensor], Outputs]:
-        """The normalisation sees the whole image."""
+    def _tile_forward(self, lq: Windows, tiles: Tiles) -> Callable[[Tensor], Outputs]:
+        """Normalise tiles by the moments of the whole image."""
         moments, (height, width) = Moments(), lq.shape
         for top in range(0, height, tiles.side):
             strip = (top, 0, min(tiles.side, height - top), width)
-            rows, valid = self._taken(lq.read(*strip)), lq.valid(*strip) if getattr(lq, "masked", False) else None
+            rows, valid = self._to_input(lq.read(*strip)), lq.valid(*strip) if getattr(lq, "masked", False) else None
             moments.add(rows, None if valid is None else valid.to(rows.device))
         statistics = moments.result()
         return lambda part: self(part, moments=tuple(for_each_tile(moment, part) for moment in statistics))
@@ -54,8 +54,7 @@ class SegThenSR(JointModel):
 @FORMS.register
 def seg_then_sr(config: ModelConfig, seg: dict[str, Any]) -> SegThenSR:
     """`model.seg` on the LQ image, then `model.sr` on its probabilities (one channel)."""
-    takes = SR.parameters(config.sr["name"])
-    if "channels" not in takes:
+    if "channels" not in SR.parameters(config.sr["name"]):
         able = [name for name in SR.names() if "channels" in SR.parameters(name)]
         raise ValueError(
             f"model.form=seg_then_sr: model.sr={config.sr['name']} enlarges images only, not masks; "

@@ -30,7 +30,7 @@ class SRThenSeg(JointModel):
         features: bool = False,
         valid: Tensor | None = None,
     ) -> Outputs:
-        """SR and crack logits.
+        """SR image and crack logits, with the predicted kernel and auxiliary logits where the networks have them.
 
         Args:
             hr: B 3 H W, in training: what `mix` and `features` refer to.
@@ -57,7 +57,7 @@ class SRThenSeg(JointModel):
         if self._predicts_kernel:
             kernel = self._global_kernel(lq, tiles)
             yield "kernel", kernel
-        for rows in tiles.rows(lambda x: self.sr(self._taken(x), for_each_tile(kernel, x))[0], lq, self.scale):
+        for rows in tiles.rows(lambda x: self.sr(self._to_input(x), for_each_tile(kernel, x))[0], lq, self.scale):
             rows = self.clip(rows)
             valid = valid_rows(lq, top, rows.shape[-2], self.scale)
             moments.add(rows, None if valid is None else valid.to(rows.device))
@@ -70,7 +70,7 @@ class SRThenSeg(JointModel):
 
     @property
     def rounds(self) -> int:
-        """One for the SR image, one for the cracks in it; the kernel is taken from a few tiles before."""
+        """Two: SR image, then cracks; the kernel is estimated from a few tiles before."""
         return 2
 
     @property
@@ -78,7 +78,7 @@ class SRThenSeg(JointModel):
         return getattr(self.sr, "predicts_kernel", False)
 
     def _segmented(self, part: Tensor, moments: tuple[Tensor, Tensor], kernel: Tensor | None) -> Tensor:
-        part = self._taken(part)
+        part = self._to_input(part)
         mean, variance = (for_each_tile(moment, part) for moment in moments)
         return self.segment(self.normalize(part, (mean, variance)), for_each_tile(kernel, part))[0]
 
@@ -90,13 +90,13 @@ class SRThenSeg(JointModel):
 
     def _weighed_kernel(self, x: Tensor) -> Tensor:
         """Kernel and share of valid pixels of tiles B 4 h w, as B k*k+1."""
-        x = self._taken(x)
+        x = self._to_input(x)
         valid = x[:, 3:]
         kernel = self._enlarged(x[:, :3], None, F.interpolate(valid, scale_factor=self.scale))[1]
         return torch.cat((kernel.flatten(1), valid.mean((1, 2, 3))[:, None]), 1)
 
     def _masked_kernel(self, lq: Windows, tiles: Tiles) -> Tensor:
-        """The mean over tiles' kernels by how many of their pixels are valid; over all tiles where a few have none."""
+        """Mean kernel over tiles, weighted by valid pixels; over all tiles if the sampled ones have none."""
         image = WithValid(lq)
         rows = torch.stack([*tiles.sampled(self._weighed_kernel, image, _KERNEL_TILES)])  # tiles B k*k+1
         if not (rows[..., -1].sum(0) > 0).all():
@@ -108,7 +108,7 @@ class SRThenSeg(JointModel):
     def _global_kernel(self, lq: Windows, tiles: Tiles) -> Tensor:
         if getattr(lq, "masked", False):
             return self._masked_kernel(lq, tiles)
-        kernels = tiles.sampled(lambda x: self.sr(self._taken(x))[1], lq, _KERNEL_TILES)
+        kernels = tiles.sampled(lambda x: self.sr(self._to_input(x))[1], lq, _KERNEL_TILES)
         return torch.stack([*kernels]).mean(0)
 
 
