@@ -160,11 +160,11 @@ def test_weights_that_are_too_many_are_counted_before_they_are_filled(monkeypatc
         torch.Tensor, "uniform_", lambda x, *a, **k: filled.append(0 if x.is_meta else x.nbytes) or fill(x, *a, **k)
     )
     monkeypatch.setattr("cssr.models.build_limit.memory", lambda: 4 << 30)
-    monkeypatch.setattr("cssr.models.build_limit._MUCH", 1 << 20)
+    monkeypatch.setattr("cssr.models.build_limit._LARGE", 1 << 20)
     with pytest.raises(ValueError, match="the weights take more than the 4 GiB of memory"):
         build_model(config)
     assert sum(filled) < 1 << 20
-    monkeypatch.setattr("cssr.models.build_limit._MUCH", 1 << 10)
+    monkeypatch.setattr("cssr.models.build_limit._LARGE", 1 << 10)
     torch.manual_seed(0)
     ahead = build_model(load_config(None, ["model.sr.width=8", "model.seg=none"]).model)
     monkeypatch.undo()
