@@ -1,4 +1,4 @@
-"""Layers that several networks share."""
+"""Layers shared by several networks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,10 +34,11 @@ PROJECTION = {2: (6, 2, 2), 4: (8, 4, 2), 8: (12, 8, 2)}  # scale: kernel, strid
 
 
 class BackProjection(nn.Module):
-    """Project to the other resolution, back, and correct by what the way back has lost (Haris et al., eqs. 1-10).
+    """Up- or down-projection with feedback of the reconstruction error (Haris et al. 2018, eqs. 1-10).
 
     Args:
-        squeeze: of the inputs to the projection's width. there, back, again: to the other resolution, back, and there.
+        squeeze: from the input channels to the width of the projection.
+        there, back, again: to the other resolution, back, and, for the error, to the other resolution.
     """
 
     def __init__(self, squeeze: nn.Module, there: nn.Module, back: nn.Module, again: nn.Module):
@@ -51,7 +52,7 @@ class BackProjection(nn.Module):
 
 
 def init_kaiming(module: nn.Module) -> nn.Module:
-    """Kaiming-normal weights (fan in) and zero biases in every convolution, as the published SR networks start."""
+    """Initialise all convolutions with Kaiming-normal weights (fan in) and zero biases, as published."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(layer.weight)
@@ -61,9 +62,9 @@ def init_kaiming(module: nn.Module) -> nn.Module:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """B C H W, extended at the right and bottom by its edge pixels to multiples of `multiple`.
+    """Pad images (B C H W) by their edge pixels at the right and bottom to multiples of `multiple`.
 
-    What is exported has one course for all sizes: there it pads by 0 where nothing is missing.
+    In exports, whose control flow is the same for all sizes, it also pads by 0 pixels.
     """
     height, width = x.shape[-2:]
     # No remainders of negative numbers, which ONNX rounds towards 0 in what follows from these sizes.
@@ -73,17 +74,17 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def constant_map(vector: Tensor, size: tuple[int, int], border: int) -> Tensor:
-    """The vectors B C 1 1 at every pixel of an H x W map, of which only 2 `border` + 1 rows and columns are kept.
+    """Expand vectors (B C 1 1) to a constant map of H x W, cropped to at most 2 `border` + 1 rows and columns.
 
-    Convolutions that keep the size, with zero padding and together no further reach than `border`, change a constant
-    map near its edges only: what they make of this one, `stretch` turns into what they make of the whole.
+    Size-preserving convolutions with zero padding and a total reach of at most `border` change a constant map near its
+    edges only: `stretch` turns their result on this map into that on the whole H x W map.
     """
     height, width = (min(side, 2 * border + 1) for side in size)
     return vector.expand(-1, -1, height, width)
 
 
 def stretch(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """B C h w with odd sides to B C H W, repeating the middle row and column; a side that is long enough stays."""
+    """Enlarge B C h w (odd sides) to B C H W by repeating the middle row and column; sides long enough are kept."""
     for dim, side in zip((2, 3), size):
         middle = x.shape[dim] // 2
         if side > x.shape[dim]:
@@ -95,19 +96,19 @@ def stretch(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class JoinedConv2d(nn.Conv2d):
-    """Convolution of `x` (B C H W) joined with a `constant_map` (B D h w), which is never made.
+    """Convolution of `x` (B C H W) concatenated with a `constant_map` (B D h w), which is not expanded to H x W.
 
-    Equals the `nn.Conv2d` of both concatenated, up to rounding. The constant map's border must cover this reach too.
+    Equal to `nn.Conv2d` of both concatenated, up to rounding. `border` must include the reach of this convolution.
     """
 
     def forward(self, x: Tensor, constant: Tensor) -> Tensor:
-        own, other = self.weight.split((x.shape[1], constant.shape[1]), 1)
-        apart = F.conv2d(constant, other, None, self.stride, self.padding)
-        return F.conv2d(x, own, self.bias, self.stride, self.padding) + stretch(apart, x.shape[-2:])
+        x_weight, constant_weight = self.weight.split((x.shape[1], constant.shape[1]), 1)
+        offset = F.conv2d(constant, constant_weight, None, self.stride, self.padding)
+        return F.conv2d(x, x_weight, self.bias, self.stride, self.padding) + stretch(offset, x.shape[-2:])
 
 
 class JoinedBranch(nn.Module):
-    """Two convolutions of features (B C h w) and a vector (B D 1 1) at every pixel, the first as wide as both."""
+    """Two convolutions of features (B C h w) concatenated with a vector (B D 1 1) at every pixel: B C h w."""
 
     def __init__(self, channels: int, conditions: int, activation: Callable[[], nn.Module]):
         super().__init__()
@@ -121,7 +122,7 @@ class JoinedBranch(nn.Module):
 
 
 class VectorBranch(nn.Module):
-    """Two convolutions of a vector (B D 1 1) at every pixel; of the features (B C h w), the size alone counts."""
+    """Two convolutions of a vector (B D 1 1) at every pixel: B C h w; of the features only the size is used."""
 
     def __init__(self, channels: int, conditions: int, activation: Callable[[], nn.Module]):
         super().__init__()
@@ -138,14 +139,14 @@ _LEAKY = partial(nn.LeakyReLU, 0.1)
 
 
 class Modulation(nn.Module):
-    """Spatial feature transform: features (B C h w) scaled and shifted by what a kernel (B 1 k k) says.
+    """Spatial feature transform (SFT): scale and shift features (B C h w) depending on a kernel (B 1 k k).
 
     Wang et al., "Recovering Realistic Texture in Image Super-resolution by Deep Spatial Feature Transform", CVPR 2018.
 
     Args:
-        channels: of the features. conditions: values of a kernel.
-        branch: makes the scale (before its sigmoid) and the shift, of features and kernel or of the kernel alone.
-        activation: between the two convolutions of a branch.
+        channels: of the features. conditions: number of kernel values, k * k.
+        branch: network of the scale (before its sigmoid) and of the shift: `JoinedBranch` or `VectorBranch`.
+        activation: factory of the activation between the two convolutions of a branch.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Modulation(nn.Module):
 
 
 def mean_where(x: Tensor, valid: Tensor | None) -> Tensor:
-    """The spatial mean (B C 1 1) of B C H W over the pixels where `valid` (B 1 H W) is 1; None: over all."""
+    """Spatial mean (B C 1 1) of B C H W over the pixels where `valid` (B 1 H W) is 1; None: over all."""
     if valid is None:
         return x.mean((2, 3), keepdim=True)
     valid = valid.to(x.dtype)
@@ -172,15 +173,15 @@ def mean_where(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 class MeanConv2d(nn.Conv2d):
-    """The spatial mean (B C 1 1) of a 3x3 convolution that keeps the size, from nine sums instead of the whole map.
+    """Spatial mean (B C 1 1) of a size-preserving 3x3 convolution, computed from nine sums instead of the whole map.
 
-    With `valid` (B 1 H W, 0 or 1), the mean over these pixels of the map.
+    With `valid` (B 1 H W, 0 or 1) it is the mean over those pixels, of the whole map.
     """
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         if valid is not None:
             return mean_where(F.conv2d(x, self.weight, self.bias, padding=1), valid)
-        sums = _tap_sums(_tap_sums(x, 2), 3)  # B C 3 3: what each tap of the kernel meets over all positions
+        sums = _tap_sums(_tap_sums(x, 2), 3)  # B C 3 3: input sum under each tap of the kernel
         return F.conv2d(sums / (x.shape[2] * x.shape[3]), self.weight, self.bias)
 
 

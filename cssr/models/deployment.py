@@ -1,4 +1,4 @@
-"""The joint model as ONNX and torch.export files, compared with PyTorch before they stay (`cssr/deploy.py`)."""
+"""Export of the joint model to ONNX and torch.export files, verified against PyTorch (`cssr/deploy.py`)."""
 
 import contextlib
 import copy
@@ -43,9 +43,9 @@ _OF_CRACKS = 'mask = outputs["prob"][0, 0] > 0.5\n'
 
 
 class Deployed(nn.Module):
-    """A joint model with tensors in and out: lq (B 3 h w, 0..1) -> what `names` says.
+    """Joint model with a tensor interface: lq (B 3 h w, 0..1) -> the outputs in `names`.
 
-    sr: B 3 H W; prob: B 1 H W, crack probability, of models that segment; kernel: B 1 k k, of those that predict one.
+    sr: B 3 H W; prob: B 1 H W, crack probability, if the model segments; kernel: B 1 k k, if it predicts one.
     """
 
     def __init__(self, model: JointModel):
@@ -53,29 +53,29 @@ class Deployed(nn.Module):
         self.model = model
         with torch.no_grad():
             kernel = model(torch.zeros(1, 3, MIN_SIDE, MIN_SIDE, device=model.mean.device)).kernel
-        there = {"sr": True, "prob": segments(model.config), "kernel": kernel is not None}
-        self.names = [name for name, has in there.items() if has]
+        available = {"sr": True, "prob": segments(model.config), "kernel": kernel is not None}
+        self.names = [name for name, is_available in available.items() if is_available]
 
     def forward(self, lq: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model(lq)
-        every = {"sr": outputs.sr, "prob": outputs.logits.float().sigmoid(), "kernel": outputs.kernel}
-        return tuple(every[name] for name in self.names)
+        values = {"sr": outputs.sr, "prob": outputs.logits.float().sigmoid(), "kernel": outputs.kernel}
+        return tuple(values[name] for name in self.names)
 
 
 class GridMeans(nn.Module):
-    """Adaptive average pooling as two matrix products, for exports: their own operator takes one image size only."""
+    """Adaptive average pooling as two matrix products, since the exported operator supports one image size only."""
 
     def __init__(self, cells: tuple[int, int]):
         super().__init__()
         self.cells = cells
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (_shares(side, count, x) for side, count in zip(x.shape[-2:], self.cells))
+        rows, columns = (_cell_weights(side, count, x) for side, count in zip(x.shape[-2:], self.cells))
         return rows @ x @ columns.mT
 
 
-def _shares(side: int, cells: int, like: Tensor) -> Tensor:
-    """Weight of each of `side` pixels in each cell (cells side); cells overlap where they do not divide."""
+def _cell_weights(side: int, cells: int, like: Tensor) -> Tensor:
+    """Weight of each of `side` pixels in each cell: cells side; cells overlap where `cells` does not divide `side`."""
     cell = torch.arange(cells, device=like.device)[:, None]
     pixel = torch.arange(side, device=like.device)[None]
     first, end = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
@@ -83,14 +83,14 @@ def _shares(side: int, cells: int, like: Tensor) -> Tensor:
 
 
 def capture(deployed: Deployed) -> torch.export.ExportedProgram:
-    """The model as torch.export follows it, for any number of images of any size.
+    """Trace the model by torch.export, for any number of images of any size.
 
-    Raises: ValueError, one line, for a model that computes otherwise at other sizes.
+    Raises: ValueError, one line, for a model that cannot be traced for all sizes.
     """
     deployed = _with_grids(copy.deepcopy(deployed))
     any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
-        with torch.no_grad(), _quiet(), _any_side():
+        with torch.no_grad(), _suppress_logging(), _allow_unit_sides():
             lq = torch.rand(_TRACED, generator=torch.Generator().manual_seed(0))
             return torch.export.export(deployed, (lq,), dynamic_shapes={"lq": any_size}, strict=False)
     except Exception as error:  # of all kinds, from the depths of a network
@@ -108,8 +108,8 @@ def _with_grids(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporters log for their own developers."""
+def _suppress_logging() -> Iterator[None]:
+    """Suppress warnings and logging of the exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -120,8 +120,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _any_side() -> contextlib.AbstractContextManager:
-    """Sides of 1 (of deep features) count as any other, as torch.onnx.export has them; else the file refuses them."""
+def _allow_unit_sides() -> contextlib.AbstractContextManager:
+    """Do not specialise on feature maps of side 1, as torch.onnx.export does; else the file refuses them."""
     try:
         from torch.fx.experimental import _config
 
@@ -131,9 +131,9 @@ def _any_side() -> contextlib.AbstractContextManager:
 
 
 def write_torch_export(program: torch.export.ExportedProgram, names: Sequence[str], folder: Path) -> _Run:
-    """`model.pt2`, and what it computes."""
+    """Write `model.pt2` and return its forward function."""
     path = folder / _FILES["torch_export"]
-    with _quiet():
+    with _suppress_logging():
         written = io.BytesIO()  # torch says of a full disk that a file write failed
         torch.export.save(program, written)
         path.write_bytes(written.getbuffer())
@@ -141,11 +141,11 @@ def write_torch_export(program: torch.export.ExportedProgram, names: Sequence[st
 
 
 def write_onnx(program: torch.export.ExportedProgram, names: Sequence[str], folder: Path) -> _Run:
-    """`model.onnx`, large weights beside it in `model.onnx.data`, and what onnxruntime computes with them."""
+    """Write `model.onnx` (large weights in `model.onnx.data`) and return its forward function in onnxruntime."""
     onnxruntime = check_onnx()
     path, any_size = folder / _FILES["onnx"], {"lq": {0: "batch", 2: "height", 3: "width"}}
     options = {"dynamo": True, "opset_version": OPSET, "verbose": False}
-    with _quiet():
+    with _suppress_logging():
         exported = torch.onnx.export(program, output_names=list(names), dynamic_shapes=any_size, **options)
         weights = sum(value.numel() * value.element_size() for value in program.state_dict.values())
         exported.save(path, external_data=weights > _ONE_FILE)
@@ -154,7 +154,7 @@ def write_onnx(program: torch.export.ExportedProgram, names: Sequence[str], fold
 
 
 def check_onnx() -> Any:
-    """The library that runs the file, if those that write it are there too."""
+    """Import onnxruntime; ValueError if it or a package needed to write ONNX is not installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime
@@ -168,9 +168,9 @@ _WRITERS = {"onnx": write_onnx, "torch_export": write_torch_export}
 
 
 def compare(deployed: Deployed, run: _Run, tolerance: float, what: str) -> dict[str, float]:
-    """The largest difference of each output from PyTorch's, over images of all `SIZES`.
+    """Largest absolute difference of each output from PyTorch's, over images of all `SIZES`.
 
-    Raises: ValueError, one line, that names the first one above `tolerance`, or what cannot be computed.
+    Raises: ValueError, one line, for a difference above `tolerance`, another shape, or a failed run.
     """
     largest = dict.fromkeys(deployed.names, 0.0)
     for count, height, width in SIZES:
@@ -192,11 +192,12 @@ def compare(deployed: Deployed, run: _Run, tolerance: float, what: str) -> dict[
 
 
 def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: float = 1e-3) -> dict[str, Any]:
-    """Write a model's files of these formats ("onnx", "torch_export") and `model.json` to `out`.
+    """Export a model to files of these formats ("onnx", "torch_export") and `model.json` in `out`.
 
     Test-time augmentation (`model.orientations`) is left out.
-    Returns: what `model.json` holds.
-    Raises: ValueError, one line, for a model that cannot be written so, or a file that differs: nothing is left of it.
+    Returns: the contents of `model.json`.
+    Raises: ValueError, one line, for a model that cannot be exported, or a file that differs from PyTorch: no file is
+        left.
     """
     model = copy.deepcopy(model).cpu().float().eval()
     model.orientations = 1
@@ -227,7 +228,7 @@ def deploy(model: JointModel, formats: Sequence[str], out: Path, tolerance: floa
 def _write(
     form: str, deployed: Deployed, program: torch.export.ExportedProgram, folder: Path, tolerance: float
 ) -> dict[str, Any]:
-    """A file of one format, compared: what `model.json` says of it."""
+    """Write and verify a file of one format; its entry in `model.json`."""
     before = set(folder.iterdir())
     try:
         run = _WRITERS[form](program, deployed.names, folder)
@@ -241,7 +242,7 @@ def _write(
 
 
 def describe(deployed: Deployed) -> dict[str, Any]:
-    """Inputs and outputs, for `model.json`."""
+    """Description of inputs and outputs for `model.json`."""
     config, scale = deployed.model.config, deployed.model.scale
     large = [f"{scale} * height", f"{scale} * width"]
     side = getattr(deployed.model.sr, "kernel_size", "k")
@@ -260,14 +261,14 @@ def describe(deployed: Deployed) -> dict[str, Any]:
         "inputs": {"lq": lq},
         "outputs": {name: outputs[name] for name in deployed.names},
         **({"threshold": 0.5} if "prob" in deployed.names else {}),
-        "inside": _inside(deployed.model),
+        "inside": _included_steps(deployed.model),
         "compared_with_pytorch_at": [list(size) for size in SIZES],
         "model": {"form": config.form, "sr": config.sr, "seg": config.seg},
     }
 
 
-def _inside(model: JointModel) -> list[str]:
-    """Steps that the file includes, in words."""
+def _included_steps(model: JointModel) -> list[str]:
+    """Pre- and postprocessing steps included in the file, as sentences."""
     network = model.seg if model.seg is not None else model.sr
     normalised = {
         "instance": "per image and channel",

@@ -37,7 +37,7 @@ _USUAL = ("resnet18", "resnet34", "resnet50", "resnet101")  # what an error mess
 
 
 class Decoder(nn.Module):
-    """Deep features (B C h/16 w/16), enlarged and joined with the shallow ones (B D h/4 w/4) -> B outputs h/4 w/4."""
+    """DeepLabv3+ decoder: deep (B C h/16 w/16) and shallow features (B D h/4 w/4) -> B outputs h/4 w/4."""
 
     def __init__(self, shallow: int, width: int, hidden: int, outputs: int, dropout: Sequence[float]):
         super().__init__()
@@ -71,9 +71,9 @@ class Doubling(nn.Module):
 
 
 class DSRL(nn.Module):
-    """The network at its native scale, and the bilinear enlargement from there to `scale` where they differ.
+    """DSRL network at its native scale, with bilinear enlargement to `scale` where they differ.
 
-    `stride` is what LQ sides must be multiples of: the doublings start from a quarter of the LQ size.
+    LQ sides must be multiples of `stride`: the doublings start from a quarter of the LQ size.
     """
 
     stride = _SHALLOW
@@ -141,8 +141,8 @@ class DSRL(nn.Module):
                 f"network 'dsrl': the sides of an LQ image must be multiples of {self.stride}, "
                 f"got {height} x {width}; pad it, and crop what comes out"
             )
-        of_means = self.aspp.convs[-1][2]  # a SyncBatchNorm, which is another class, sees other processes' samples too
-        if of_means.training and len(lq) == 1 and isinstance(of_means, nn.BatchNorm2d):
+        pooled_norm = self.aspp.convs[-1][2]  # not of a SyncBatchNorm: it uses all processes' samples
+        if pooled_norm.training and len(lq) == 1 and isinstance(pooled_norm, nn.BatchNorm2d):
             raise ValueError(
                 "network 'dsrl': training needs at least 2 samples per process, since it normalises the means of whole "
                 "images over the samples; got 1: raise the batch size"
@@ -154,7 +154,7 @@ def _enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _init(layer: nn.Module) -> None:
-    """Kaiming-normal weights (fan in); biases stay as PyTorch draws them."""
+    """Initialise a convolution with Kaiming-normal weights (fan in) and PyTorch's default bias."""
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight)
 
@@ -217,7 +217,7 @@ def _check_rest(encoder: str, width: int, rates: Sequence[int], dropout: Sequenc
 
 
 def _multi_grid(encoder: nn.Module) -> nn.Module:
-    """Dilations 2, 4, 8 in the blocks of the last stage, the first included, where timm has 1 or 2."""
+    """Set the dilations of the last stage's blocks to 2, 4, 8, where timm has 1 or 2."""
     for number, block in enumerate(encoder.layer4):
         for layer in block.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):

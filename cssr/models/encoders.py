@@ -1,4 +1,4 @@
-"""Encoders from timm, and the base class of networks that have one."""
+"""Encoders of timm, and the base class of segmentation networks with an encoder."""
 
 import importlib
 import inspect
@@ -28,17 +28,17 @@ EXTRA = "pip install 'cssr[encoders]'"
 
 
 class EncoderDecoder(nn.Module):
-    """A segmentation network on an encoder: what its `encode`, `decode` and `head` are together.
+    """Base class of segmentation networks with an encoder: `encode`, `decode`, `head`.
 
-    A network defines `encoder`, `decode(maps, size) -> (features, *aux)` and `head`; `maps` are the encoder's, the
-    largest first, `size` is that of the image.
+    A subclass defines `encoder`, `head`, and `decode(maps, size) -> (features, *aux)`: `maps` are the feature maps of
+    the encoder, the largest first, `size` is the image size (height, width).
     """
 
     encoder: nn.Module
     head: nn.Module
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Crack logits and those of auxiliary heads (B 1 H W each) of the image x (B 3 H W)."""
+        """Crack logits and auxiliary logits (B 1 H W each) of the image x (B 3 H W)."""
         features, *aux = self.features(x)
         return self.head(features), *aux
 
@@ -47,25 +47,25 @@ class EncoderDecoder(nn.Module):
         return self.decode(self.encode(x), x.shape[-2:])
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The encoder's feature maps of the image x (B 3 H W), the largest first."""
+        """Feature maps of the encoder for the image x (B 3 H W), the largest first."""
         return tuple(self.encoder(x))
 
     def decode(self, maps: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, ...]:
-        """Features for `head`, and auxiliary logits, of feature maps of an image of this size."""
+        """Features for `head`, and auxiliary logits (B 1 H W each), from feature maps of an image of `size`."""
         raise AssertionError(f"{type(self).__name__} defines no decode")
 
 
 def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
-    """A timm model that returns feature maps.
+    """Build a timm model that returns feature maps.
 
     Args:
         name: a timm model, with or without the tag of its weights (`resnet34`, `resnet34.tv_in1k`).
-        depth: how many feature maps, from the largest down; None: all (vgg: 5, up to the last pooling).
-        pretrained: its weights: from the hub (True), an installed package ("package"), a model of this package
-            ("small-x1"), a local file (path), or none (False).
-        arguments: further ones of the timm model.
+        depth: number of feature maps, from the largest down; None: all (vgg: 5, up to the last pooling).
+        pretrained: source of the weights: the hub (True), an installed package ("package"), a model of this package
+            ("small-x1"), a local file (path), or random initialisation (False).
+        arguments: further arguments of the timm model.
     Raises:
-        ValueError: one line: an unknown name, weights that cannot be had, or arguments that timm refuses.
+        ValueError: one line: an unknown name, weights that cannot be loaded, or arguments that timm refuses.
     """
     if name.split(".")[0] not in timm.list_models():
         close = timm.list_models(f"*{name.removeprefix('tu-').split('.')[0][:6]}*")[:5]
@@ -95,7 +95,7 @@ def timm_encoder(name: str, depth: int | None, pretrained: bool | str, arguments
 
 
 def load_encoder(encoder: nn.Module, name: str, pretrained: str) -> None:
-    """Fill an encoder that another library has built with the weights of a local file or of an installed package.
+    """Load an encoder's weights from a local file, an installed package or a model of this package.
 
     Args:
         encoder: with parameters named as in the file (a classifier there is left out).
@@ -122,7 +122,7 @@ def load_encoder(encoder: nn.Module, name: str, pretrained: str) -> None:
 
 
 def layers_from_the_end(seg: EncoderDecoder, names: Sequence[str]) -> list[int]:
-    """Layers, as timm counts them, from each parameter of a timm encoder to the deepest: 0 there.
+    """Number of layers between each parameter of a timm encoder and the deepest layer (0), as timm counts them.
 
     Args:
         names: parameter names that end in the encoder's own, as `seg.encoder.blocks.0.0.conv_dw.weight`.
@@ -138,27 +138,27 @@ def layers_from_the_end(seg: EncoderDecoder, names: Sequence[str]) -> list[int]:
         )
     with torch.device("meta"):
         matcher = timm.create_model(architecture).group_matcher(coarse=False)
-    own = {name: _as_in_the_whole(name) for name, _ in inner.named_parameters()}
+    own = {name: _full_model_name(name) for name, _ in inner.named_parameters()}
     renamed = SimpleNamespace(named_parameters=lambda: ((name, None) for name in own.values()))
     layers = group_parameters(renamed, matcher, reverse=True)
     deepest = max(layers.values())
     return [next(deepest - layers[full] for part, full in own.items() if name.endswith(f".{part}")) for name in names]
 
 
-def _as_in_the_whole(name: str) -> str:
-    """A parameter's name in the timm model of which only the feature maps were kept: `stages.0.` for `stages_0.`."""
+def _full_model_name(name: str) -> str:
+    """Name of a feature extractor's parameter in the full timm model: `stages.0.` for `stages_0.`."""
     return re.sub(r"^([a-z_]+)_(\d+)\.", r"\1.\2.", name.removeprefix("model."))
 
 
 @torch.no_grad()
 def check_pyramid(encoder: nn.Module, name: str) -> None:
-    """Refuse an encoder with feature maps that are not each half as large as the one before, or of fixed image size."""
+    """Raise ValueError unless each feature map is half as large as the one before and images may have any size."""
     strides = encoder.feature_info.reduction()
     uneven = any(deep != 2 * shallow for shallow, deep in pairwise(strides))
     if not strides or uneven or strides[0].bit_count() != 1:
         raise ValueError(
             f"encoder {name} gives features at strides {strides}; each must be twice the one before, "
-            f"as of resnet34, vgg16, convnext_tiny, mobilenetv3_large_100{_other_decoder(encoder, name)}"
+            f"as of resnet34, vgg16, convnext_tiny, mobilenetv3_large_100{_decoder_hint(encoder, name)}"
         )
     side, mode = 2 * max(strides), encoder.training
     try:
@@ -172,8 +172,8 @@ def check_pyramid(encoder: nn.Module, name: str) -> None:
         encoder.train(mode)
 
 
-def _other_decoder(encoder: nn.Module, name: str) -> str:
-    """The segmentation network that takes this encoder, if it is a vision transformer for images of any size."""
+def _decoder_hint(encoder: nn.Module, name: str) -> str:
+    """Hint, for an error, at a network that supports this encoder, if it is a vision transformer of any image size."""
     if "dynamic_img_size" not in inspect.signature(type(getattr(encoder, "model", encoder))).parameters:
         return ""
     return (
@@ -205,7 +205,7 @@ def _encoder_error(
 
 @dataclass(frozen=True)
 class Package:
-    """Package with the weights of a timm model, its tensors in the order of timm's."""
+    """Installable package with the weights of a timm model, tensors in the same order."""
 
     module: str
     holder: str  # class with `get_model_file_path()`, which names the file
@@ -217,7 +217,7 @@ PACKAGES: Mapping[str, Package] = {
 
 
 def packaged_weights(name: str) -> dict[str, Tensor]:
-    """The state dict of the timm model `name` (with or without a tag), classifier included, from its package.
+    """State dict of the timm model `name` (with or without a tag), classifier included, from its package.
 
     Raises: ValueError, one line: no package for this model, a package that is not installed, or holds something else.
     """
@@ -241,11 +241,11 @@ def packaged_weights(name: str) -> dict[str, Tensor]:
         raise ValueError(
             f"model.seg.pretrained=package: {package.module} cannot be read ({reason}): install it anew ({EXTRA})"
         ) from None
-    return _renamed(weights, name, package.module)
+    return _rename(weights, name, package.module)
 
 
-def _renamed(weights: Mapping[str, Tensor], name: str, module: str) -> dict[str, Tensor]:
-    """The tensors under timm's names: both list the same layers in the same order."""
+def _rename(weights: Mapping[str, Tensor], name: str, module: str) -> dict[str, Tensor]:
+    """Rename tensors to timm's names, by their order."""
     with torch.device("meta"):
         own = timm.create_model(name).state_dict()
     if [x.shape for x in weights.values()] != [x.shape for x in own.values()]:
@@ -257,7 +257,7 @@ def _renamed(weights: Mapping[str, Tensor], name: str, module: str) -> dict[str,
 
 
 def constant_features(encoder: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """The feature maps of an image, B C y x each; weights and BatchNorm's statistics are constants.
+    """Feature maps of an image (B C y x each) with a gradient for the image only; buffers are not updated.
 
     Not to be compiled: `Task.compile_model` leaves it out.
     """
@@ -270,9 +270,9 @@ def constant_features(encoder: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 
 
 class _GradientOfInput(torch.autograd.Function):
-    """A function of a tensor and of weights with a gradient for the tensor alone.
+    """Function of a tensor and of weights, with a gradient for the tensor only.
 
-    Weights stay the modules' own, which engines that shard them gather, and no `requires_grad` is switched.
+    It uses the modules' own weights, which sharding engines gather, and does not change any `requires_grad`.
     """
 
     @staticmethod
@@ -290,7 +290,7 @@ class _GradientOfInput(torch.autograd.Function):
 
 
 def tensors_in(maps: Any) -> tuple[Tensor, ...]:
-    """The tensors of nested lists, flat: some encoders give tokens beside their maps."""
+    """Flatten nested lists of tensors: some encoders return tokens beside their feature maps."""
     if isinstance(maps, Tensor):
         return (maps,)
     return tuple(tensor for part in maps or () for tensor in tensors_in(part))

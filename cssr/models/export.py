@@ -1,7 +1,7 @@
-"""The two files of an export, `model.safetensors` (float32) and `config.json`, and weights that fit or say why not.
+"""Exports, `model.safetensors` (float32) and `config.json`: write, read, and check weights against a model.
 
-`config.json` carries the number of its format, the version of cssr that wrote it, and the sha256 of the weights, which
-is compared whenever they are read. Exports from before there were these are read without.
+`config.json` contains its format number, the version of cssr that wrote it, and the sha256 of the weights, which is
+checked whenever they are read. Older exports without these keys are read too.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 FORMAT = 1  # of config.json; higher for a change that older versions would misread
 
 _LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
-# what a config.json can make its readers stumble over
+# errors that a damaged config.json can cause
 _DAMAGE = (RecursionError, OverflowError, ValueError, KeyError, TypeError)
 
 
 def write_export(model: nn.Module, settings: Mapping[str, Any], directory: str | Path, half: bool = False) -> None:
-    """Write the weights and the settings to `directory`, which is made; both appear whole or not at all.
+    """Write weights and settings to `directory`, which is created; both files appear atomically.
 
-    What is added to the settings: `format`, `cssr_version`, `sha256` (of the weights). With `half` the weights of
-    convolutions and matrices are float16, half the bytes; biases and what normalises stay float32.
+    Added to the settings: `format`, `cssr_version`, `sha256` (of the weights). With `half`, weights of two and more
+    dimensions are float16; biases and normalisation parameters stay float32.
     """
     directory = Path(directory)
     with naming_path(directory):
@@ -61,10 +61,10 @@ _FACTS = {
 
 
 def read_export(directory: str | Path) -> dict[str, Any]:
-    """The `config.json` of an export.
+    """Read the `config.json` of an export.
 
-    Raises: ValueError, one line, if it is not there, damaged, or of a format that this version does not know. One of a
-    newer version in a format that it knows is read with a warning.
+    Raises: ValueError, one line, if it is missing, damaged, or of an unknown format. A file of a newer version in a
+    known format is read with a warning.
     """
     path = Path(directory) / SETTINGS
     if not path.is_file():
@@ -100,14 +100,14 @@ def _check_version(path: Path, number: int, version: str) -> None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """(1, 2, 0) of `1.2.0` or `1.2.0.dev3`; () of what is no version."""
+    """Release numbers of a version: (1, 2, 0) for `1.2.0` or `1.2.0.dev3`; () for anything else."""
     return tuple(map(int, takewhile(str.isdecimal, version.split("."))))
 
 
 def load_export(model: nn.Module, directory: str | Path, sha256: str | None) -> None:
-    """Fill `model` from the weights of an export; `sha256`: as its `config.json` states it (None in older ones).
+    """Load the weights of an export into `model`; `sha256`: from its `config.json` (None in older exports).
 
-    Raises: ValueError, one line: weights that are missing, damaged, not those of the settings, or not finite.
+    Raises: ValueError, one line: weights that are missing, damaged, of another model, or not finite.
     """
     path = Path(directory) / WEIGHTS
     load_weights(model, path)
@@ -121,12 +121,12 @@ def load_export(model: nn.Module, directory: str | Path, sha256: str | None) -> 
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill `model` from a safetensors file; ValueError names the keys that are missing or do not fit."""
+    """Load a safetensors file into `model`; ValueError names keys that are missing or do not fit."""
     assign_state(model, read_tensors(path), str(path))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError, one line, if it is missing or damaged."""
+    """Read the tensors of a safetensors file; ValueError, one line, if it is missing or damaged."""
     if not Path(path).is_file():
         raise ValueError(f"no weights at {path}")
     try:
@@ -138,9 +138,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def assign_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """`load_state_dict` with an error of one line; nothing is loaded unless everything fits.
+    """Load a state dict; ValueError of one line, before anything is loaded, if any tensor does not fit.
 
-    Floating-point numbers of any precision go for one another, but not for whole numbers.
+    Floating-point dtypes are interchangeable, but not with integer dtypes.
     """
     own = model.state_dict()
     both = [(key, state[key], value) for key, value in own.items() if key in state]

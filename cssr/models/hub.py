@@ -1,7 +1,7 @@
-"""Exports on the Hugging Face Hub: look up in the cache of this machine, fetch, stage with a model card, push.
+"""Exports on the Hugging Face Hub: find in the local cache, fetch, stage with a model card, push.
 
 Only `config.json` and `model.safetensors` are ever fetched: no pickles, no code. huggingface_hub's PyTorchModelHubMixin
-does not serve: its `from_pretrained` downloads unasked, and builds what the settings of strangers name.
+is not used: its `from_pretrained` always downloads, and builds whatever untrusted settings name.
 """
 
 import json
@@ -26,50 +26,50 @@ _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Return whether `source` can only be a model of the Hub, `owner/name`: there is no such path."""
+    """True if `source` has the form `owner/name` of a model on the Hub and is no local path."""
     return bool(NAME.fullmatch(str(source))) and not Path(source).exists()
 
 
 def came_from_hub(directory: Path) -> bool:
-    """Return whether a directory is in a cache of the Hub, so that somebody else may have written what is in it."""
+    """True if a directory is in a cache of the Hub, so that its contents are not trusted."""
     paths = directory.absolute(), Path(os.path.realpath(directory))
     return any(part.startswith(_CACHED) for path in paths for part in path.parts)
 
 
 def check_untrusted(model: Mapping[str, Any], imports: Any, source: str) -> None:
-    """Refuse settings of somebody else's that run code or read further files; ValueError, one line, names the remedy.
+    """Raise ValueError for untrusted settings that run code or read further files; one line, with the remedy.
 
     Args:
         model, imports: of the `config.json`. source: named in the error.
     """
-    paths = [text for text in _texts(model) if "/" in text or "\\" in text or ":" in text]
-    asked = f"import {imports}, which runs their code" if imports else f"read {paths[0]}" if paths else None
-    if asked:
+    paths = [text for text in _strings(model) if "/" in text or "\\" in text or ":" in text]
+    action = f"import {imports}, which runs their code" if imports else f"read {paths[0]}" if paths else None
+    if action:
         raise ValueError(
-            f"{source} comes from the Hub and wants to {asked}: if you have looked at it and trust it, pass trust=True"
+            f"{source} comes from the Hub and wants to {action}: if you have looked at it and trust it, pass trust=True"
         )
 
 
-def _texts(settings: Any) -> Iterator[str]:
-    """The texts in settings, but for `pretrained`, which has no effect on a model that is loaded."""
+def _strings(settings: Any) -> Iterator[str]:
+    """All strings in nested settings, except `pretrained`, which has no effect on a loaded model."""
     if isinstance(settings, Mapping):
         settings = [value for key, value in settings.items() if key != "pretrained"]
     if isinstance(settings, list):
         for value in settings:
-            yield from _texts(value)
+            yield from _strings(value)
     elif isinstance(settings, str):
         yield settings
 
 
 def fetch(name: str, download: bool = False, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """The directory with the two files of a model on the Hub.
+    """Directory of a model of the Hub in the local cache, downloaded if asked for.
 
     Args:
         name: `owner/name`.
-        download: whether to ask the Hub; otherwise only the cache on this machine is looked at.
+        download: query the Hub; otherwise only the local cache.
         revision: branch, tag or commit; None: main.
-        token: of a private model; None: the one with which `hf auth login` has logged in.
-    Raises: ValueError, one line: what is not in the cache, not on the Hub, not to be reached.
+        token: access token for private models; None: that of `hf auth login`.
+    Raises: ValueError, one line: not in the cache, not on the Hub, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi, constants, hf_hub_download
 
@@ -104,7 +104,7 @@ def _explain(name: str, download: bool, revision: str | None, error: Exception) 
 
 
 def reason(error: Exception) -> str:
-    """Message of an error in one line, with the one that caused it."""
+    """One-line message of the error's cause, or of the error if it has none."""
     cause = error.__cause__ or error
     return " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
 
@@ -112,9 +112,9 @@ def reason(error: Exception) -> str:
 def stage(
     name: str, licence: str, export: Path, out: Path, run: Path | None = None, results: Iterable[Path] = ()
 ) -> list[Path]:
-    """Write what is pushed to `out`: `model.safetensors`, `config.json`, `README.md`, and samples where there are some.
+    """Write the files to push to `out`: `model.safetensors`, `config.json`, `README.md`, and samples of the run.
 
-    Paths of the machine that trained are left out of the settings.
+    Local paths are removed from the settings.
 
     Returns: the files.
     Raises: ValueError, one line, for a name or licence that the Hub does not take, no export, or damaged results.
@@ -175,7 +175,7 @@ def _read_notes(path: Path) -> str:
 
 
 def check(name: str, licence: str) -> None:
-    """Refuse what the Hub would refuse; ValueError, one line."""
+    """Raise ValueError, one line, for a name or licence that the Hub would refuse."""
     if not NAME.fullmatch(name) or "--" in name or ".." in name:
         raise ValueError(f"the name on the Hub must be owner/name, of letters, digits, - _ and ., got {name!r}")
     _check_licence(licence)
@@ -189,11 +189,11 @@ def _check_licence(licence: str) -> None:
 
 
 def push(files: Sequence[Path], name: str, private: bool = True, token: str | None = None) -> str:
-    """Push the files that `stage` wrote, in one commit; the model is made if it is not there.
+    """Push the files of `stage` in one commit; the model repository is created if missing.
 
     Args:
-        private: whether only its owner sees it. A public model that is there already is not pushed to as a private one.
-        token: None: the one with which `hf auth login` has logged in.
+        private: visible to the owner only. Pushing to an existing public model as a private one is refused.
+        token: access token; None: that of `hf auth login`.
     Returns: the address of the commit.
     Raises: ValueError, one line, for what the Hub or the network refuses.
     """

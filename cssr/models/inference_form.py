@@ -1,4 +1,4 @@
-"""A model made ready for prediction on a CPU: the same function up to rounding, computed in less time.
+"""Optimise a model for prediction on a CPU: the same function up to rounding, in less time.
 
 BatchNorm is folded into the convolution before it, DBPN works on blocks (`cssr/models/sr/dbpn_folded.py`), and weights
 are in channels_last. Measured: docs/speed.md.
@@ -20,9 +20,9 @@ _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
 def for_inference(model: JointModel) -> JointModel:
-    """A copy of a model in evaluation mode to predict with; where it is not on a CPU, the model itself.
+    """Optimised copy of a model in evaluation mode; the model itself if it is not on a CPU.
 
-    The copy has other parameters: it is neither to be trained nor to be saved.
+    The copy has other parameters: do not train or save it.
     """
     if model.mean.device.type != "cpu":
         return model
@@ -38,15 +38,15 @@ def for_inference(model: JointModel) -> JointModel:
 
 
 def fold_batch_norm(network: nn.Module) -> int:
-    """Fold each BatchNorm that alone takes the result of a convolution into that convolution, in place.
+    """Fold each BatchNorm that is the only consumer of a convolution into that convolution, in place.
 
-    Only of the classes named here: one derived from them may compute otherwise, and what has hooks or a parametrised
-    weight does.
-    Returns: how many; 0 for a network that torch.fx cannot follow.
+    Only layers of exactly the classes listed here, without hooks: subclasses and parametrised layers may compute
+    something else.
+    Returns: number of folded layers; 0 for a network that torch.fx cannot trace.
     """
     layers = dict(network.named_modules(remove_duplicate=False))
     try:
-        nodes = _Layers().trace(network).nodes
+        nodes = _LayerTracer().trace(network).nodes
     except Exception:  # of control flow that depends on values, which a network may have
         return 0
     calls = [node.target for node in nodes if node.op == "call_module"]
@@ -69,8 +69,8 @@ def _is_plain(layer: nn.Module, classes: tuple[type, ...]) -> bool:
     return type(layer) in classes and not (layer._forward_pre_hooks or layer._forward_hooks)
 
 
-class _Layers(Tracer):
-    """Follows a network down to convolutions and BatchNorms, those of libraries too."""
+class _LayerTracer(Tracer):
+    """Tracer of torch.fx with convolutions and BatchNorms as leaves, those of libraries too."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) or super().is_leaf_module(module, name)
