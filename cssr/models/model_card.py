@@ -36,7 +36,7 @@ _CITATION = """\
 def write_card(
     name: str, licence: str, export: Mapping[str, Any], run: Path | None = None, results: Iterable[Path] = ()
 ) -> str:
-    """The text of a `README.md` for the Hugging Face Hub, its metadata first.
+    """Text of a `README.md` for the Hugging Face Hub, metadata first.
 
     Args:
         name: `owner/name` under which the model will be there, or that of a model of the package.
@@ -61,21 +61,21 @@ def write_card(
 
 
 def evaluations(export: Mapping[str, Any], run: Path | None, results: Iterable[Path]) -> list[dict[str, Any]]:
-    """The evaluations of these very weights (by sha256), each set once.
+    """Evaluations of the exported weights (by sha256), each set once.
 
     Raises: ValueError, one line, for a file of `results` that cannot be read or is of other weights.
     """
-    given = [file for path in results for file in _files(path)]
+    extra = [file for path in results for file in _files(path)]
     own = sorted(run.glob("evaluations/*/results.json")) if run else []
     measured = {}
-    for path in (*own, *given):
+    for path in (*own, *extra):
         data = read_json(path, {"format": str, "metrics": {"image": dict}, "images": Any}, "evaluate again")
         if not data["format"].startswith("cssr-results-") or not data["metrics"]["image"]:
             raise ValueError(f"{path} is no results file of cssr, or damaged: evaluate again")
         same = (data.get("checkpoint_sha256") or {}).get("model.safetensors") in (None, export.get("sha256"))
         if same:
             measured[data["data"], data["images"], bool(data.get("tta"))] = data
-        elif path in given:
+        elif path in extra:
             raise ValueError(f"{path} is of other weights than this export: evaluate it again")
     return list(measured.values())
 
@@ -88,7 +88,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def segments(export: Mapping[str, Any]) -> bool:
-    """Return whether the model finds cracks."""
+    """True if the model segments cracks."""
     model = export["model"]
     return _name(model.get("seg")) != "none" or _name(model.get("form")) == "dsrl"
 

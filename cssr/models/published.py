@@ -28,7 +28,7 @@ _REMEDY = {
 
 
 def convert_state(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
-    """A published network's state_dict under our keys.
+    """Convert the state_dict of a published network to our keys.
 
     Args:
         state: its tensors; keys may begin with `module.`.
@@ -59,7 +59,7 @@ def _translate(key: str, rules: list[Rule]) -> str | None:
 
 
 def convert_joint(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """A published checkpoint under the keys of our joint model.
+    """Convert a published checkpoint to the keys of our joint model.
 
     Args:
         state: a joint model's tensors (`sr_model.*`, `segmentation_model.*`, or `parallel_model.*` for DSRL), those of
@@ -81,7 +81,7 @@ def convert_joint(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
 
 
 def _parts(state: Mapping[str, Tensor], networks: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each network, by our group."""
+    """Group the tensors by network, under our group names."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         prefix, _, rest = key.partition(".")
@@ -96,12 +96,12 @@ def _parts(state: Mapping[str, Tensor], networks: Mapping[str, str]) -> dict[str
 
 
 def _owner(key: str, networks: Mapping[str, str]) -> str | None:
-    """The group of a bare network's key."""
+    """Group of a key of a single network."""
     return next((g for g, network in networks.items() if _translate(key, RULES.get(network, [])) != ""), None)
 
 
 def read_published(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a checkpoint file of the authors; ValueError, one line, where it is none."""
+    """Read the tensors of an authors' checkpoint file; ValueError, one line, for any other file."""
     if not path.is_file():
         raise ValueError(f"no file at {path}")
     try:

@@ -7,15 +7,15 @@ DIRECTORY = Path(__file__).parent / "pretrained"  # of exports with their model 
 
 
 def shipped_models() -> list[str]:
-    """Names of the models that this package holds."""
+    """Names of the models in this package."""
     return sorted(path.parent.name for path in DIRECTORY.glob("*/config.json"))
 
 
 def is_shipped(source: str | Path | bool) -> bool:
-    """Return whether `source` names a model of the package; what is at that path goes first."""
+    """True if `source` names a model of the package; an existing path of that name takes precedence."""
     return str(source) in shipped_models() and not Path(source).exists()
 
 
 def shipped_directory(name: str | Path) -> Path:
-    """The export directory of a model of the package."""
+    """Export directory of a model of the package."""
     return DIRECTORY / str(name)

@@ -44,7 +44,7 @@ class Layer(nn.Module):
         return self.conv(self.modulation(features, kernel))
 
     def _init_as_published(self) -> None:
-        """Kaiming-normal before an activation, Xavier-normal before the scale and the shift; zero biases."""
+        """Initialise: Kaiming-normal before an activation, Xavier-normal before scale and shift, zero biases."""
         nn.init.kaiming_normal_(self.conv[0].weight, nonlinearity="relu")
         for branch in (self.modulation.scale, self.modulation.shift):
             nn.init.kaiming_normal_(branch.first.weight, a=_SLOPE)
@@ -54,7 +54,7 @@ class Layer(nn.Module):
 
 
 class BlurSkip(nn.Module):
-    """A network whose features are modulated by a kernel before the head; auxiliary logits are unchanged."""
+    """Segmentation network with features modulated by a kernel before the head; auxiliary logits are unchanged."""
 
     takes_kernel = True
 

@@ -98,7 +98,7 @@ class Block(nn.Module):
 
 
 def _init_by_outputs(module: nn.Module) -> nn.Module:
-    """Normal weights of variance 2 / (kernel area x outputs of a group), zero biases, in every 2D convolution."""
+    """Initialise 2D convolutions: normal weights of variance 2 / (kernel area x outputs of a group), zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.weight[0, 0].numel() * layer.out_channels // layer.groups

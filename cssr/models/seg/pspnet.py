@@ -80,7 +80,7 @@ def _aux_head(inputs: int, width: int, dropout: float) -> nn.Sequential:
 
 
 def _enlarge(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits of the bilinearly enlarged probabilities: the published head applies its sigmoid before it enlarges.
+    """Enlarge probabilities bilinearly and return their logits: the published head enlarges after its sigmoid.
 
     log p - log(1 - p), each enlarged by itself in float32, since 1 - p rounds to 0 beyond logits of about 17; the bound
     of 30 (a probability of 1e-13) keeps both logarithms finite.

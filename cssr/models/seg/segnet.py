@@ -14,7 +14,7 @@ _ENCODERS = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
 
 
 class SegNet(nn.Module):
-    """Each pooling remembers where its maxima were; the decoder puts values back there, zeros elsewhere."""
+    """SegNet: the decoder unpools values to the positions of the encoder's pooling maxima, zeros elsewhere."""
 
     def __init__(self, stages: list[nn.Sequential]):
         super().__init__()

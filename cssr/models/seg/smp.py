@@ -89,5 +89,5 @@ def _check_names(library: Any, architecture: str, encoder: str, arguments: Mappi
 
 
 def _is_path(pretrained: str) -> bool:
-    """Return whether this is a file, not one of the library's names of weights (imagenet, instagram, ...)."""
+    """True for a file path, not a name of weights in the library (imagenet, instagram, ...)."""
     return Path(pretrained).suffix in (".safetensors", ".pth", ".pt", ".bin") or "/" in pretrained

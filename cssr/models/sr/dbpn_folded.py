@@ -66,7 +66,7 @@ class _Projection(nn.Module):
         return first.add_(self.again(self.back(first).sub_(x)))
 
     def _squeezed(self, highs: list[Tensor]) -> Tensor:
-        """`squeeze` of HR features (blocks), which are concatenated in no place."""
+        """Apply `squeeze` to HR features (blocks) without concatenating them."""
         if isinstance(self.squeeze, nn.Identity):
             return highs[0]
         conv, activation = self.squeeze
@@ -110,12 +110,12 @@ def _within(x: Tensor) -> Tensor:
 
 
 def _over_blocks(weight: Tensor) -> Tensor:
-    """Weights over 8 x 8 pixels (o i 8 8) as weights over 2 x 2 blocks."""
+    """Rearrange weights over 8 x 8 pixels (o i 8 8) to weights over 2 x 2 blocks."""
     return rearrange(weight, "o i (a y) (b x) -> o (y x i) a b", y=SCALE, x=SCALE)
 
 
 def _shifted(weight: Tensor) -> Tensor:
-    """A convolution of 3 x 3 with padding 1 (o i 3 3) as those of 8 x 8 for each of the 4 x 4 pixels that it makes."""
+    """Expand 3 x 3 weights of padding 1 (o i 3 3) to 8 x 8 weights for each of the 4 x 4 pixels of a block."""
     shifted = weight.new_zeros(weight.shape[0], SCALE, SCALE, weight.shape[1], 2 * SCALE, 2 * SCALE)
     for y in range(SCALE):
         for x in range(SCALE):

@@ -19,7 +19,7 @@ class Bicubic(nn.Module):
 
 
 class Unchanged(nn.Module):
-    """The image as it is."""
+    """Identity."""
 
     def forward(self, lq: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, None]:
         return lq, None

@@ -65,13 +65,13 @@ def _blur_patches(image: Tensor, kernel: Tensor, scale: int) -> Tensor:
 
 
 class Layers:
-    """The layers between the resolutions, as the settings have them."""
+    """Factory of the layers between the two resolutions."""
 
     def __init__(self, scale: int, width: int, upsample: Upsample):
         self.scale, self.width, self.upsample = scale, width, upsample
 
     def enlarge(self, inputs: int) -> nn.Sequential:
-        """B inputs h w -> B width H W."""
+        """Enlarging layers: B inputs h w -> B width H W."""
         if self.upsample == "deconv":
             return deconv_prelu(inputs, self.width, *PROJECTION[self.scale], bias=False, slope=SLOPE)
         shuffled = conv_prelu(inputs, self.width * self.scale**2, 3, padding=1, bias=False, slope=SLOPE)
@@ -84,12 +84,12 @@ class Layers:
         return BackProjection(squeeze, there(self.width), back(self.width), there(self.width))
 
     def reduce(self, inputs: int) -> nn.Sequential:
-        """B inputs H W -> B width h w."""
+        """Reducing layers: B inputs H W -> B width h w."""
         return conv_prelu(inputs, self.width, *PROJECTION[self.scale], bias=False, slope=SLOPE)
 
 
 class Stage(nn.Module):
-    """LQ features (B C h w) -> HR features (B width H W), the kernel after this stage, and its LQ error (B 3 h w)."""
+    """One stage: LQ features (B C h w) -> HR features (B width H W), corrected kernel, LQ error (B 3 h w)."""
 
     def __init__(self, layers: Layers, number: int, predictor: StagePredictor, error_space: ErrorSpace):
         super().__init__()
@@ -118,7 +118,7 @@ class Stage(nn.Module):
 
 
 class Back(nn.Module):
-    """The way to the next stage: all HR features so far -> new LQ features, joined to all of these, and modulated.
+    """Down-projection between stages: all HR features -> new LQ features, and all LQ features, modulated.
 
     Args:
         kernel_size: side of the kernel that modulates them; 0 leaves them as they are.
@@ -133,7 +133,7 @@ class Back(nn.Module):
     def forward(
         self, highs: tuple[Tensor, ...], lows: tuple[Tensor, ...], error: Tensor, kernel: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The new LQ features, and all so far, under SFT by the kernel where there is one."""
+        """New LQ features, and all of them concatenated, modulated (SFT) by the kernel where there is one."""
         new = self.down(torch.cat(highs, 1))
         new = new if self.error is None else new + self.error(error)
         low = torch.cat((*lows, new), 1)
@@ -162,7 +162,7 @@ class KBPN(nn.Module):
 
     @property
     def recomputed(self) -> tuple[nn.Module, ...]:
-        """Blocks, under `train.recompute`."""
+        """Blocks to recompute in the backward pass under `train.recompute`."""
         return self.head, self.predictor, *self.stages, *self.backs
 
     def forward(self, lq: Tensor, kernel: Tensor | None = None, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -181,9 +181,9 @@ class KBPN(nn.Module):
         highs: tuple[Tensor, ...] = ()  # not lists: a block that is recomputed must find what it was given
         lows: tuple[Tensor, ...] = ()
         enlarged = F.interpolate(lq, scale_factor=self.scale, mode="bicubic") if self.residual else None
-        of_stages = enlarged if self.residual == "stages" else None
+        stage_enlarged = enlarged if self.residual == "stages" else None
         for stage, back in zip(self.stages, (*self.backs, None)):
-            high, kernel, error = stage(low, highs, lq, kernel, given, of_stages, valid)
+            high, kernel, error = stage(low, highs, lq, kernel, given, stage_enlarged, valid)
             highs = (*highs, high)
             if back is not None:
                 new, low = back(highs, lows, error, kernel)

@@ -17,7 +17,7 @@ SLOPE = 0.01  # of PReLU at the start, and of the stage predictors' leaky ReLU
 
 
 def normalized(kernel: Tensor) -> Tensor:
-    """Kernels (B 1 k k) divided by their sums, float32; one of sum 0 stays as it is."""
+    """Divide kernels (B 1 k k) by their sums, in float32; a kernel of sum 0 is unchanged."""
     kernel = kernel.float()
     total = kernel.sum((2, 3), keepdim=True)
     return kernel / (total + (total == 0))  # exactly the sum, or 1; a number to choose would be sent to the device
