@@ -38,7 +38,7 @@ ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_s
 
 
 class Launches(TorchDispatchMode):
-    """Context that counts operations by name, except views and allocations, which start no kernel."""
+    """Context that counts operations by name, without views and allocations, which launch no kernel."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class Launches(TorchDispatchMode):
 
 
 class Kept(saved_tensors_hooks):
-    """Context that sizes the storages that autograd keeps, each once, except those of the tensors `excluded`."""
+    """Context that counts the bytes of storages saved by autograd, each once, except those of `excluded`."""
 
     def __init__(self, excluded: Iterable[torch.Tensor]):
         self.sizes: dict[int, int] = {}
@@ -106,13 +106,13 @@ def step() -> dict[str, int]:
 
 
 def stepping(task: Task, config: Config) -> Stepper:
-    """A stepper on the CPU, in float32, alone."""
+    """Stepper of a single process on the CPU, in float32."""
     degrade = DEGRADATIONS.build(config.degradation, scale=config.model.scale)
     return Stepper(task, config, Accelerator(cpu=True, mixed_precision="no"), degrade, BATCH, 1)
 
 
 def batch() -> Batch:
-    """A batch as the loader makes it, always the same."""
+    """Deterministic batch in the format of the loader."""
     generator = torch.Generator().manual_seed(0)
     hr = torch.randint(0, 256, (BATCH, 3, CROP, CROP), dtype=torch.uint8, generator=generator)
     mask = (torch.rand(BATCH, 1, CROP, CROP, generator=generator) > 0.9).to(torch.uint8)

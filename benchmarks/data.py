@@ -55,7 +55,7 @@ def pairs(quick: bool, folder: Path | None = None, count: int = 48, every: bool 
 
 
 def drawn(folder: Path, count: int) -> Path:
-    """Photographs of drawn cracks, as JPEG of quality 95, and their masks."""
+    """Synthetic photographs of cracks, as JPEG of quality 95, and their masks."""
     from cssr.dataset_preparation.synthesis import render
 
     for n in range(count):
@@ -73,7 +73,7 @@ def save(folder: Path, name: str, photo: Image.Image, mask: Image.Image) -> None
 
 
 def chosen(folder: Path, count: int, scratch: Path) -> Path:
-    """The first pairs of a folder, byte for byte."""
+    """Copy of the first pairs of a folder."""
     images = sorted((folder / "images").iterdir())[:count]
     masks = {path.stem: path for path in (folder / "masks").iterdir()}
     for part, paths in (("images", images), ("masks", [masks[path.stem] for path in images])):
@@ -84,7 +84,7 @@ def chosen(folder: Path, count: int, scratch: Path) -> Path:
 
 
 def sharded(folder: Path, out: Path) -> ShardSet:
-    """The same as shards."""
+    """Shards of the same pairs."""
     command = [sys.executable, ROOT / "shards" / "make_shards.py", "folder", "--root", folder, "--out", out]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
     return ShardSet.open(out, "FOLDER")
@@ -142,7 +142,7 @@ def mask_by_pil(path: Path) -> np.ndarray:
 
 
 def stored_files(shards: ShardSet, shard: int, index: int) -> tuple[bytes, bytes]:
-    """The bytes of image and mask as a shard holds them."""
+    """Bytes of image and mask as stored in a shard."""
     with shards.file(shard, print) as file:
         held = read_contents((shards.address(shard),), file, shards.counts[shard], shards.naming)
         files = Files(file, held.places[index], 1 << 25)

@@ -41,27 +41,27 @@ def pairs(quick: bool) -> Iterable[Pair]:
 
 
 def one_by_one(hr: Tensor, kernels: Tensor, blur: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """LQ of B 3 H W."""
+    """LQ images of `hr` (B 3 H W), computed one image at a time."""
     size = [side // SCALE for side in hr.shape[-2:]]
     blurred = (blur(image, kernel[0]) for image, kernel in zip(hr, kernels))
     return torch.cat([F.interpolate(image[None], size=size, mode="bicubic", antialias=True) for image in blurred])
 
 
 def by_conv2d(image: Tensor, kernel: Tensor) -> Tensor:
-    """3 H W, each channel by the same kernel."""
+    """Blur an image (3 H W) by `conv2d`, all channels with the same kernel."""
     weight = kernel.expand(3, 1, *kernel.shape)
     return F.conv2d(image[None], weight, padding=kernel.shape[-1] // 2, groups=3)[0]
 
 
 def by_opencv(image: Tensor, kernel: Tensor) -> Tensor:
-    """The same; large kernels go by Fourier transforms there."""
+    """Blur an image (3 H W) by OpenCV, which uses Fourier transforms for large kernels."""
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     blurred = cv2.filter2D(pixels, -1, kernel.numpy(), borderType=cv2.BORDER_CONSTANT)
     return torch.from_numpy(blurred).permute(2, 0, 1)
 
 
 def by_scipy(image: Tensor, kernel: Tensor) -> Tensor:
-    """The same."""
+    """Blur an image (3 H W) by scipy."""
     planes = [ndimage.correlate(plane, kernel.numpy(), mode="constant") for plane in image.numpy()]
     return torch.from_numpy(np.stack(planes))
 

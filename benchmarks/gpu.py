@@ -49,7 +49,7 @@ WAYS = ("bfloat16", "float32", "bfloat16, recomputed")
 
 @dataclass(frozen=True)
 class Turn:
-    """Sizes of a turn. `save` keeps what a stage has measured so far."""
+    """Sizes of a run of all stages; `save` stores the measurements of a stage so far."""
 
     dry: bool
     out: Path
@@ -219,7 +219,7 @@ def device_type() -> str:
 
 
 def compiled(turn: Turn) -> dict[str, Any]:
-    """The step compiled, at the fastest batch."""
+    """Time of the compiled step at the fastest batch size."""
     rates = turn.rates
     way = "bfloat16" if turn.dry else "bfloat16, compiled"  # compilation on a CPU takes minutes
     return {"sizes": [{"way": way, "batch": turn.best, **throughput(way, turn.side, turn.best, rates)}]}

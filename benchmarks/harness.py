@@ -49,7 +49,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two ways to the same result; `plain` and `ours` return it, so that it can be compared."""
+    """Two implementations of one computation; `plain` and `ours` return its result for comparison."""
 
     name: str  # what is done, with its size
     formulation: str  # the plain way, in words
@@ -208,7 +208,7 @@ def parser(doc: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argpars
 
 
 def positive(text: str) -> int:
-    """A number of 1 or more."""
+    """Parse an integer of 1 or more."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
     return int(text)
@@ -248,5 +248,5 @@ def report(results: Sequence[Result], failures: Sequence[dict[str, str]], settin
 
 
 def write(facts: Any, path: Path) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON atomically."""
     write_atomic(path, json.dumps(facts, indent=1) + "\n")

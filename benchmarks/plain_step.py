@@ -40,7 +40,7 @@ class PlainStep:
         return {name: value.detach() for name, value in terms.items()}
 
     def degraded(self, batch: Batch) -> Batch:
-        """The batch on the device with LQ images, kernels and distances, made one sample at a time."""
+        """Batch on the device with LQ images, kernels and distances, computed one sample at a time."""
         distance = torch.from_numpy(np.stack([by_scipy(mask[0].numpy()) for mask in batch.mask])[:, None])
         batch = batch.to(self.device)
         pairs = [self.degrade(batch.hr[n : n + 1], batch.seed[n : n + 1]) for n in range(len(batch))]
@@ -56,7 +56,7 @@ def by_scipy(mask: np.ndarray) -> np.ndarray:
 
 
 def with_full_maps(task: Task) -> Task:
-    """Have the parts of KBPN that take a kernel convolve it at full size."""
+    """Replace the parts of KBPN that take a kernel by versions that convolve it at full size."""
     for module in task.modules():
         plain = {StagePredictor: corrected, JoinedBranch: branch}.get(type(module))
         if plain:

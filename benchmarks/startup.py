@@ -24,7 +24,7 @@ PROGRAMS = (
 
 
 def pairs(quick: bool) -> Iterable[Result]:
-    """Seconds that are allowed, in place of the plain formulation's."""
+    """CPU seconds of each command, against the seconds allowed."""
     turns = 1 if quick else 3
     yield result("import cssr", 2, least(["-c", "import cssr"], turns))
     for program in PROGRAMS:
