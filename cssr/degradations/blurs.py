@@ -1,7 +1,7 @@
-"""Blur kinds: each draws its kernels; all else of a blur degradation is here.
+"""Registry of blurs, and the degradation made from a blur: reduction, noise, JPEG.
 
 Contract: a function `name(size, **settings)` decorated with `blur_kind` returns a `Blur`, and raises ValueError for
-settings that make no kernel of `size` x `size`. The decorator registers it twice: in BLURS, so that `compound` and
+settings whose kernels do not fit into `size` x `size`. The decorator registers it in BLURS, so that `compound` and
 `random_blur` can name it, and as the degradation of that name, which takes its settings and those of `_degradation`.
 """
 
@@ -34,26 +34,26 @@ BLURS = Registry("blur", DEGRADATIONS.package)
 
 
 class Blur(NamedTuple):
-    """Random blur kernels."""
+    """Sampler of random blur kernels."""
 
     size: int  # side, pixels
-    label: str  # a word or two, for the results
-    kernels: Callable[[Rngs], Tensor]  # a generator a sample -> B size size float64, each summing to 1, on the CPU
+    label: str  # short description, stored with results
+    kernels: Callable[[Rngs], Tensor]  # one generator per sample -> B size size float64 on the CPU, each summing to 1
 
 
 def blur_kind(factory: Callable[..., Blur]) -> Callable[..., Blur]:
-    """Decorator: make `factory` a blur and a degradation of that name."""
+    """Register `factory` as a blur and as the degradation of that name (decorator)."""
     shared = inspect.signature(_degradation).parameters
     own = inspect.signature(factory).parameters
 
     def degradation(scale: int, **settings) -> Callable:
-        of_all = {key: settings.pop(key) for key in shared if key in settings}
-        return _degradation(factory.__name__, factory(**settings), scale, **of_all)
+        shared_settings = {key: settings.pop(key) for key in shared if key in settings}
+        return _degradation(factory.__name__, factory(**settings), scale, **shared_settings)
 
-    later = [p for p in shared.values() if p.default is not p.empty]
+    optional = [p for p in shared.values() if p.default is not p.empty]
     degradation.__name__ = factory.__name__
     degradation.__doc__ = factory.__doc__
-    degradation.__signature__ = inspect.Signature([shared["scale"], *own.values(), *later])
+    degradation.__signature__ = inspect.Signature([shared["scale"], *own.values(), *optional])
     DEGRADATIONS.register(degradation)
     return BLURS.register(factory)
 
@@ -69,43 +69,46 @@ def _degradation(
     jpeg: Sequence[float] | None = None,
     clean: Share = 0.0,
 ) -> Callable:
-    """Blur, then reduce by `scale`, then add noise, then compress.
+    """Degradation: blur, reduce by `scale`, add noise, compress.
 
     Args:
-        method, antialias: of the reduction. padding: beyond the image's border, `zero` as published.
-        noise: range of the standard deviation of white Gaussian noise, 0..1 as the image.
-        jpeg: range of the quality, 1 to 100. After noise or JPEG, `lq` is clipped to 0..1.
-        clean: share of the samples that get neither, so that one network learns both.
+        method, antialias: resampler of the reduction.
+        padding: of the image before the blur; published: `zero`.
+        noise: range of the standard deviation of white Gaussian noise, in units of the image, 0..1.
+        jpeg: range of the quality, 1 to 100. `lq` is clipped to 0..1 after noise and after JPEG.
+        clean: share of samples without noise and JPEG, 0..1.
+    Raises: ValueError for an unknown method or padding, or a range or share out of bounds.
     """
     check_padding(padding)
-    lower, resampled = _lowering(scale, method, antialias, padding)
-    spoil, spoilt = _spoiler(name, noise, jpeg, clean)
+    blur_and_reduce, resampler_name = _blur_and_reduce(scale, method, antialias, padding)
+    corrupt, corruption_label = _noise_and_jpeg(name, noise, jpeg, clean)
 
     def degrade(hr: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         kernel = blurring.kernels(generators(seeds))[:, None]
         kernel = send(kernel, hr.device, torch.float32)
         with torch.autocast(hr.device.type, enabled=False):
-            lq = lower(hr, kernel)
-        return spoil(lq, seeds), kernel
+            lq = blur_and_reduce(hr, kernel)
+        return corrupt(lq, seeds), kernel
 
-    degrade.resampler = f"{blurring.size}x{blurring.size} {blurring.label}, {padding} padding, then {resampled}{spoilt}"
+    blur_name = f"{blurring.size}x{blurring.size} {blurring.label}"
+    degrade.resampler = f"{blur_name}, {padding} padding, then {resampler_name}{corruption_label}"
     return degrade
 
 
-def _lowering(scale: int, method: Method, antialias: bool, padding: Padding) -> tuple[Callable, str]:
-    """(hr, kernel) -> blurred and reduced, and the resampler's name."""
-    reduce, resampled = resampler(scale, method, antialias)
+def _blur_and_reduce(scale: int, method: Method, antialias: bool, padding: Padding) -> tuple[Callable, str]:
+    """Function (hr, kernel) -> lq without noise, and the name of its resampler."""
+    reduce, name = resampler(scale, method, antialias)
     if scale == 1:
-        return lambda hr, kernel: blur(hr, kernel, padding), resampled
+        return lambda hr, kernel: blur(hr, kernel, padding), name
     if method == "strided":
-        return lambda hr, kernel: blur_strided(hr, kernel, padding, scale), resampled
-    return blurring(scale, reduce, padding), resampled
+        return lambda hr, kernel: blur_strided(hr, kernel, padding, scale), name
+    return blurring(scale, reduce, padding), name
 
 
-def _spoiler(
+def _noise_and_jpeg(
     name: str, noise: Sequence[float] | None, quality: Sequence[float] | None, clean: float
 ) -> tuple[Callable, str]:
-    """Noise and JPEG, each where its range is given, and how results name them."""
+    """Function (lq, seeds) -> lq with noise and JPEG, each only if its range is given, and its label for results."""
     if noise is not None:
         check_range(name, "noise", noise, low=0)
     if quality is not None:
@@ -116,23 +119,23 @@ def _spoiler(
             f"degradation {name!r}: clean={clean:g} leaves out noise and JPEG, and there are none; set noise or jpeg"
         )
 
-    def spoil(lq: Tensor, seeds: Tensor) -> Tensor:
-        spoilt = lq
+    def corrupt(lq: Tensor, seeds: Tensor) -> Tensor:
+        corrupted = lq
         if noise is not None:
-            spoilt = _noised(spoilt, generators(seeds, NOISE), noise)
+            corrupted = _add_noise(corrupted, generators(seeds, NOISE), noise)
         if quality is not None:
-            spoilt = jpeg(spoilt, uniform(generators(seeds, JPEG), quality)[:, 0])
+            corrupted = jpeg(corrupted, uniform(generators(seeds, JPEG), quality)[:, 0])
         if not clean:
-            return spoilt
+            return corrupted
         keep = chances(generators(seeds, CLEAN), clean)[:, None, None, None]
-        return torch.where(send(keep, lq.device), lq, spoilt)
+        return torch.where(send(keep, lq.device), lq, corrupted)
 
-    steps = [step for step, taken in (("noise", noise), ("JPEG", quality)) if taken is not None]
+    steps = [step for step, limits in (("noise", noise), ("JPEG", quality)) if limits is not None]
     share = f" ({1 - clean:.0%} of the samples)" if clean and steps else ""
-    return spoil, "".join(f", then {step}" for step in steps) + share
+    return corrupt, "".join(f", then {step}" for step in steps) + share
 
 
-def _noised(lq: Tensor, rngs: Rngs, level: Sequence[float]) -> Tensor:
+def _add_noise(lq: Tensor, rngs: Rngs, level: Sequence[float]) -> Tensor:
     size = tuple(lq.shape[-2:])
     deviation = uniform(rngs, level).float()[..., None, None]  # B 1 1 1
     noise = normal(rngs, [size] * len(rngs), size, [False] * len(rngs))
@@ -140,13 +143,13 @@ def _noised(lq: Tensor, rngs: Rngs, level: Sequence[float]) -> Tensor:
 
 
 def check_size(name: str, size: int) -> None:
-    """Refuse a kernel of even side, which has no central pixel."""
+    """Raise ValueError for an even kernel side, which has no central pixel."""
     if not isinstance(size, int) or size % 2 == 0 or size < 1:
         raise ValueError(f"degradation {name!r}: size must be odd, got {size}; its centre is a pixel")
 
 
 def check_fits(name: str, what: str, needed: float, size: int) -> None:
-    """Refuse a blur that its kernel would cut: `needed` is its width, pixels."""
+    """Raise ValueError for a blur wider (`needed`, pixels) than its kernel (`size`, pixels)."""
     if needed > size + 1e-9:
         side = 2 * math.ceil((needed - 1) / 2 - 1e-9) + 1
         raise ValueError(f"degradation {name!r}: {what} does not fit size={size}; set size={side} or lower it")
@@ -158,5 +161,5 @@ def axis(size: int) -> Tensor:
 
 
 def normalized(kernels: Tensor) -> Tensor:
-    """B size size, each divided by its sum."""
+    """Kernels (B size size), each divided by its sum."""
     return kernels / kernels.sum((1, 2), keepdim=True)

@@ -1,8 +1,8 @@
-"""Pictures of different sizes in one tensor, processed together: each in the top left corner of its canvas.
+"""Batched operations on pictures of different sizes, each in the top left corner of a canvas of common size.
 
-What is beyond a picture on its canvas is never used: wherever neighbours count, it is first overwritten by the
-picture's own border, reflected or repeated. The canvas has one size for all samples and all draws, so that a sample's
-numbers do not depend on its mates.
+Pixels of a canvas beyond its picture are never used: before any operation on neighbourhoods they are overwritten by the
+picture's own border, reflected or repeated. The canvas size is the same for all samples and draws, so that the result
+of a sample does not depend on the rest of the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class Canvas(NamedTuple):
 
 
 def whole(images: Tensor) -> Canvas:
-    """Pictures that fill their canvas: B 3 H W."""
+    """Canvas of images (B 3 H W) that fill it."""
     batch, _, height, width = images.shape
     return Canvas(images, torch.full((batch,), height), torch.full((batch,), width))
 
@@ -38,22 +38,22 @@ def whole(images: Tensor) -> Canvas:
 def blur(canvas: Canvas, kernel: Tensor) -> Canvas:
     """Correlate each picture with its kernel (B k k), the border reflected."""
     half = kernel.shape[-1] // 2
-    padded = _extended(canvas, half, _reflected)
+    padded = _extend(canvas, half, _reflect)
     kernel = send(without_denormals(kernel), padded.device, padded.dtype)
     return canvas._replace(pixels=kornia.filters.filter2d(padded, kernel, padding="valid"))
 
 
 def compress(canvas: Canvas, quality: Tensor) -> Canvas:
-    """JPEG of each picture in its own quality (B, 1..100); clips to 0..1."""
+    """Compress each picture as JPEG of its own quality (B, 1..100) and clip to 0..1."""
     return canvas._replace(
-        pixels=jpeg(_extended(canvas, 0, lambda index, size: index.clamp(min=0).minimum(size - 1)), quality)
+        pixels=jpeg(_extend(canvas, 0, lambda index, size: index.clamp(min=0).minimum(size - 1)), quality)
     )
 
 
 def resize(canvas: Canvas, heights: Tensor, widths: Tensor, methods: Sequence[str], size: tuple[int, int]) -> Canvas:
-    """Each picture resized to its own size (B int64, CPU) by its own method, on canvases of `size` (H, W).
+    """Resize each picture to its own size (B int64, CPU) by its own method, on canvases of `size` (H, W).
 
-    The same as `F.interpolate(picture, size=(height, width), mode=method)`, as two products with a matrix a picture.
+    Equal to `F.interpolate(picture, size=(height, width), mode=method)`, as two matrix products per picture.
     """
     x = canvas.pixels
     down = resize_matrices(canvas.heights, heights, methods, (size[0], x.shape[2]), x.device)[:, None]
@@ -64,10 +64,11 @@ def resize(canvas: Canvas, heights: Tensor, widths: Tensor, methods: Sequence[st
 def add_noise(canvas: Canvas, rngs: Rngs, level: Tensor, poisson: Tensor, gray: Tensor) -> Canvas:
     """Add Gaussian or Poisson noise and clip to 0..1.
 
-    Poisson noise by its normal approximation, variance value / 256 in 0..1 units: one draw serves both kinds.
+    Poisson noise is its normal approximation of variance value / 256 (0..1 units), so that both kinds share one draw.
 
     Args:
-        level: B, standard deviation (Gaussian, 0..1 units) or factor on the noise (Poisson). poisson, gray: B bool.
+        level: B, standard deviation (Gaussian, 0..1 units) or factor on the noise (Poisson).
+        poisson: B bool, Poisson instead of Gaussian noise. gray: B bool, the same noise in all channels.
     """
     x = canvas.pixels
     sizes = list(zip(canvas.heights.tolist(), canvas.widths.tolist()))
@@ -81,7 +82,7 @@ def add_noise(canvas: Canvas, rngs: Rngs, level: Tensor, poisson: Tensor, gray: 
 
 
 def select(condition: Tensor, first: Canvas, second: Canvas) -> Canvas:
-    """`first` where `condition` (B bool, CPU), else `second`; both on canvases of one size."""
+    """Select pictures of `first` where `condition` (B bool, CPU), else of `second`; canvases of equal size."""
     pixels = torch.where(send(condition, first.pixels.device)[:, None, None, None], first.pixels, second.pixels)
     sizes = (torch.where(condition, a, b) for a, b in zip(first[1:], second[1:]))
     return Canvas(pixels, *sizes)
@@ -90,9 +91,9 @@ def select(condition: Tensor, first: Canvas, second: Canvas) -> Canvas:
 def resize_matrices(
     before: Tensor, after: Tensor, methods: Sequence[str], shape: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """The matrices that resize columns of `before` pixels to `after` pixels (B int64 each): B rows columns float32.
+    """Matrices (B rows columns float32) that resize vectors of `before` to `after` pixels (B int64 each).
 
-    Args: shape: rows and columns, at least the largest of `after` and `before`. Rows beyond `after` mean nothing.
+    Args: shape: rows and columns, at least the largest of `after` and of `before`. Rows beyond `after` are arbitrary.
     """
     first, last, weights = _taps(before, after, methods, shape[0])
     column = torch.arange(shape[1], device=device)
@@ -107,7 +108,7 @@ def resize_matrices(
 
 
 def _taps(before: Tensor, after: Tensor, methods: Sequence[str], rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """First and last pixel that a row takes (B rows), and the weights of four (B rows 4 float64; not for area)."""
+    """First and last input pixel of each row (B rows), and weights of four (B rows 4 float64; unused for area)."""
     row = torch.arange(rows)
     before, after = before[:, None], after[:, None]
     centre = (row + 0.5) * before / after.double() - 0.5
@@ -122,21 +123,21 @@ def _taps(before: Tensor, after: Tensor, methods: Sequence[str], rows: int) -> t
 
 
 def _cubic(distance: Tensor, a: float = -0.75) -> Tensor:
-    """Keys' (1981) convolution kernel with torch's parameter, for distances of up to 2."""
+    """Cubic convolution kernel of Keys (1981) with torch's parameter, for distances of up to 2."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     return torch.where(distance <= 1, near, far)
 
 
-def _extended(canvas: Canvas, margin: int, border: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Each picture continued by its border to its whole canvas and `margin` pixels around."""
+def _extend(canvas: Canvas, margin: int, border: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Extend each picture by its border over its canvas and `margin` pixels around it."""
     x, device = canvas.pixels, canvas.pixels.device
     rows = send(border(torch.arange(-margin, x.shape[2] + margin), canvas.heights[:, None]), device)
     columns = send(border(torch.arange(-margin, x.shape[3] + margin), canvas.widths[:, None]), device)
     return x.take_along_dim(rows[:, None, :, None], 2).take_along_dim(columns[:, None, None, :], 3)
 
 
-def _reflected(index: Tensor, size: Tensor) -> Tensor:
+def _reflect(index: Tensor, size: Tensor) -> Tensor:
     """Reflect positions into 0..size-1: -1 becomes 1, `size` becomes `size` - 2, and so on, at any distance."""
     period = (2 * size - 2).clamp(min=1)
     folded = index % period

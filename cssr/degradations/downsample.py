@@ -10,9 +10,9 @@ from cssr.degradations.ops import Method, resampler
 
 @DEGRADATIONS.register
 def downsample(scale: int, method: Method = "bicubic", antialias: bool = True) -> Callable:
-    """HR reduced by `scale`; scale 1 leaves it as it is.
+    """Reduction of HR by `scale` without blur or noise; scale 1: HR itself.
 
-    CSSR as released: `method=bilinear, antialias=False` (torchvision's tensor default of its day).
+    The released CSSR code has `method=bilinear, antialias=False` (torchvision's default for tensors at that time).
     """
     reduce, name = resampler(scale, method, antialias)
 
@@ -25,9 +25,9 @@ def downsample(scale: int, method: Method = "bicubic", antialias: bool = True) -
 
 @DEGRADATIONS.register
 def stored() -> Callable:
-    """Degradation that the set stores: a frozen benchmark, or real pairs. Batches hold it: there is nothing to do.
+    """LQ images (and kernels) stored in the shards: a frozen benchmark, or real pairs.
 
-    The callable refuses to be called: there is no way from an HR image to what a set would store.
+    Batches already contain them; the callable raises ValueError, since they cannot be computed from HR.
     """
 
     def degrade(hr: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, None]:

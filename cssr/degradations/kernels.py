@@ -1,4 +1,4 @@
-"""Blur kernels: Gaussian (CSBSR's) and relatives with other tails, disk, motion, sinc, and mixtures of these."""
+"""Random blur kernels: Gaussian (of CSBSR), generalised Gaussian, plateau, disk, motion, sinc, and mixtures."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +23,13 @@ def gaussian(
     isotropic: bool = False,
     size: KernelSide = 21,
 ) -> Blur:
-    """Gaussian of random widths and direction; the defaults are CSBSR's.
+    """Anisotropic Gaussian of random widths and direction; the defaults are those of CSBSR.
 
     Args:
-        sigma: range of both standard deviations, HR pixels, drawn evenly and independently. 4 sigma + 1 may be `size`
-            at most: with two standard deviations on each side less than a tenth of the mass is cut off.
-        theta: range of the direction of the first, degrees, drawn evenly.
-        isotropic: a single draw is both standard deviations.
+        sigma: range of both standard deviations, HR pixels, uniform and independent. 4 sigma + 1 may be `size` at most:
+            beyond two standard deviations on each side is less than a tenth of the mass.
+        theta: range of the direction of the first standard deviation, degrees, uniform.
+        isotropic: use one draw for both standard deviations.
         size: side of the kernel, odd, HR pixels.
     """
     draw = _elliptical("gaussian", sigma, theta, isotropic, size)
@@ -44,12 +44,14 @@ def generalized_gaussian(
     isotropic: bool = False,
     size: KernelSide = 21,
 ) -> Blur:
-    """exp(-q^shape / 2), where q is the squared distance in standard deviations (Liu et al. 2020, via Real-ESRGAN).
+    """Generalised Gaussian exp(-q^shape / 2), q the squared distance in standard deviations (Liu et al. 2020).
+
+    As in Real-ESRGAN.
 
     Args:
         sigma, theta, isotropic, size: as for `gaussian`.
-        shape: range of the exponent, 1 within it: below 1 long tails, 1 the Gaussian, above 1 a flat top. One half of
-            the draws is below 1, the other above.
+        shape: range of the exponent, which contains 1: below 1 heavy tails, 1 the Gaussian, above 1 a flat top. Half of
+            the draws are below 1, half above.
     """
     return _shaped("generalized_gaussian", lambda q, s: torch.exp(-(q**s) / 2), sigma, shape, theta, isotropic, size)
 
@@ -62,7 +64,7 @@ def plateau(
     isotropic: bool = False,
     size: KernelSide = 21,
 ) -> Blur:
-    """1 / (1 + q^shape), otherwise as `generalized_gaussian`; the kernel's side cuts its long tails."""
+    """Plateau-shaped kernel 1 / (1 + q^shape), as `generalized_gaussian`; its heavy tails are cut at `size`."""
     return _shaped("plateau", lambda q, s: 1 / (1 + q**s), sigma, shape, theta, isotropic, size)
 
 
@@ -95,7 +97,7 @@ def _label(form: str, isotropic: bool) -> str:
 def _elliptical(
     name: str, sigma: Sequence[float], theta: Sequence[float], isotropic: bool, size: int
 ) -> Callable[[Rngs], Tensor]:
-    """The draw of `gaussian_kernel`'s parameters, settings checked."""
+    """Function that draws the parameters of `gaussian_kernel`; ValueError for invalid settings."""
     check_size(name, size)
     check_range(name, "sigma", sigma, above=0)
     check_range(name, "theta", theta)
@@ -110,14 +112,14 @@ def gaussian_kernel(parameters: Tensor, size: int) -> Tensor:
 
     Args:
         parameters: B 3 float64: both standard deviations, pixels, and the direction of the first, degrees.
-        size: side, odd.
+        size: side, odd, pixels.
     Returns: B 1 size size float64, each summing to 1: exp(-(a x^2 + 2 b x y + c y^2)), x to the right, y downwards.
     """
     return normalized(torch.exp(-_quadratic_form(parameters, size)))[:, None]
 
 
 def _quadratic_form(parameters: Tensor, size: int) -> Tensor:
-    """a x^2 + 2 b x y + c y^2: half the squared distance from the centre in standard deviations, B size size."""
+    """Quadratic form a x^2 + 2 b x y + c y^2, half the squared distance in standard deviations: B size size."""
     s1, s2, degrees = parameters.double().unbind(1)
     cos, sin = torch.cos(degrees * math.pi / 180), torch.sin(degrees * math.pi / 180)
     p, q = 1 / (2 * s1**2), 1 / (2 * s2**2)
@@ -129,10 +131,10 @@ def _quadratic_form(parameters: Tensor, size: int) -> Tensor:
 
 @blur_kind
 def disk(radius: Sequence[float] = (1.0, 10.0), size: KernelSide = 21) -> Blur:
-    """Circle of confusion of a lens out of focus: an even disk, its edge pixels weighted by the area covered.
+    """Disk, the circle of confusion of a lens out of focus; edge pixels are weighted by the area covered.
 
     Args:
-        radius: range of the radius, HR pixels, drawn evenly; the diameter may be `size` at most.
+        radius: range of the radius, HR pixels, uniform; the diameter may be `size` at most.
         size: side of the kernel, odd, HR pixels.
     """
     check_size("disk", size)
@@ -146,14 +148,14 @@ def disk(radius: Sequence[float] = (1.0, 10.0), size: KernelSide = 21) -> Blur:
 
 
 def disk_kernel(radius: Tensor, size: int) -> Tensor:
-    """The exact share of a disk's area (radius: B float64, pixels) within each pixel: B size size float64."""
+    """Exact shares of a disk's area (radius: B float64, pixels) within each pixel: B size size float64."""
     edges = torch.cat([axis(size) - 0.5, axis(size)[-1:] + 0.5])
     corners = _area(edges[None, :, None], edges[None, None, :], radius.double()[:, None, None])
     return normalized(corners.diff(dim=1).diff(dim=2).clamp(min=0))
 
 
 def _area(y: Tensor, x: Tensor, radius: Tensor) -> Tensor:
-    """Signed area of the disk between the axes and (x, y): over pixels, its second difference is what they cover."""
+    """Signed area of the disk between the axes and (x, y); second differences over pixels are the areas covered."""
     sign, x, y = x.sign() * y.sign(), x.abs().minimum(radius), y.abs().minimum(radius)
     bend = (radius**2 - y**2).clamp(min=0).sqrt().minimum(x)  # up to here the rectangle is within the circle
     return sign * (bend * y + _under_circle(x, radius) - _under_circle(bend, radius))
@@ -166,12 +168,12 @@ def _under_circle(x: Tensor, radius: Tensor) -> Tensor:
 
 @blur_kind
 def compound(first: Component = "motion", second: Component = "gaussian", size: KernelSide = 21) -> Blur:
-    """One blur after the other, as a single kernel: their convolution, cropped to `size` and normalised.
+    """Convolution of two blurs as one kernel, cropped to `size` and normalised.
 
-    CSBSR's code calls this `all_rand` for `first: motion`, `second: {name: random_blur, blurs: [gaussian, disk]}`.
+    `all_rand` of the CSBSR code is `first: motion`, `second: {name: random_blur, blurs: [gaussian, disk]}`.
 
     Args:
-        first, second: any blurs, without `size`: theirs is this one's. Two that both fill it are cut at the border.
+        first, second: any blurs, without `size`, which is that of both. The result is cropped if both fill it.
     """
     check_size("compound", size)
     parts = [BLURS.build(part, size=size) for part in (first, second)]
@@ -185,11 +187,11 @@ def random_blur(
     weights: Sequence[float] | None = None,
     size: KernelSide = 21,
 ) -> Blur:
-    """One of several blurs, drawn for each sample.
+    """Random choice between several blurs for each sample.
 
     Args:
-        blurs: any blurs, without `size`: theirs is this one's.
-        weights: in proportion to these; equal if not given.
+        blurs: any blurs, without `size`, which is that of all.
+        weights: probabilities are proportional to them; None: equal.
     """
     check_size("random_blur", size)
     if not isinstance(blurs, Sequence) or isinstance(blurs, str) or not blurs:
@@ -199,34 +201,30 @@ def random_blur(
     check_weights("random_blur", "weights", weights, len(parts))
 
     def kernels(rngs: Rngs) -> Tensor:
-        return _chosen(parts, choices(rngs, weights), rngs, size)
+        drawn, chosen = torch.empty(len(rngs), size, size, dtype=torch.float64), choices(rngs, weights)
+        for number, part in enumerate(parts):
+            rows = [row for row, choice in enumerate(chosen) if choice == number]
+            if rows:
+                drawn[rows] = part.kernels([rngs[row] for row in rows])
+        return drawn
 
     return Blur(size, f"({' or '.join(part.label for part in parts)})", kernels)
 
 
-def _chosen(parts: Sequence[Blur], chosen: Sequence[int], rngs: Rngs, size: int) -> Tensor:
-    kernels = torch.empty(len(rngs), size, size, dtype=torch.float64)
-    for number, part in enumerate(parts):
-        rows = [row for row, choice in enumerate(chosen) if choice == number]
-        if rows:
-            kernels[rows] = part.kernels([rngs[row] for row in rows])
-    return kernels
-
-
 def convolved(first: Tensor, second: Tensor) -> Tensor:
-    """The convolution of kernels pair by pair, B k k each, the middle k x k of it normalised."""
+    """Convolve kernels pair by pair (B k k each), crop to k x k and normalise."""
     half = first.shape[-1] // 2
     return normalized(F.conv2d(first[None], second.flip(1, 2)[:, None], padding=half, groups=len(first))[0])
 
 
 @blur_kind
 def motion(length: Sequence[float] = (2.0, 20.0), theta: Sequence[float] = (0.0, 180.0), size: KernelSide = 21) -> Blur:
-    """Even motion along a straight line while the shutter is open.
+    """Linear motion blur of constant speed.
 
     Args:
-        length: range of the way travelled, HR pixels, drawn evenly; `size` - 1 at most. n equal pixels in a row, as
-            CSBSR's code draws, are about a length of n.
-        theta: range of the direction, degrees, counter-clockwise as seen, drawn evenly.
+        length: range of the path length, HR pixels, uniform; `size` - 1 at most. The CSBSR code draws n equal pixels in
+            a row, which is a length of about n.
+        theta: range of the direction, degrees, counter-clockwise on the screen, uniform.
         size: side of the kernel, odd, HR pixels.
     """
     check_size("motion", size)
@@ -241,25 +239,25 @@ def motion(length: Sequence[float] = (2.0, 20.0), theta: Sequence[float] = (0.0,
 
 
 def motion_kernel(parameters: Tensor, size: int) -> Tensor:
-    """The mean of the image, linearly interpolated, along a line through the pixel.
+    """Motion kernels: the mean of the bilinearly interpolated image along a line centred on the pixel.
 
     Args: parameters: B 2 float64: length, pixels, and direction, degrees.
-    Returns: B size size float64, each summing to 1; second moments are right to 1/4 pixel^2, the product's exactly.
+    Returns: B size size float64, each summing to 1. Variances are exact to 1/4 pixel^2, the covariance is exact.
     """
     length, degrees = parameters[:, :1], parameters[:, 1:] * math.pi / 180
     points = 16 * size  # at most 1/16 pixel apart
-    way = ((torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5) * length  # B points
-    x, y = way * torch.cos(degrees), -way * torch.sin(degrees)
+    path = ((torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5) * length  # B points
+    x, y = path * torch.cos(degrees), -path * torch.sin(degrees)
     across, down = ((1 - (p[..., None] - axis(size)).abs()).clamp(min=0) for p in (x, y))  # bilinear: B points size
     return normalized(einsum(down, across, "b point y, b point x -> b y x"))
 
 
 @blur_kind
 def sinc(cutoff: Sequence[float] = (1 / 3, 1.0), size: KernelSide = 21) -> Blur:
-    """The circular low-pass filter that makes ringing and overshoot (Real-ESRGAN); its kernel has negative lobes.
+    """Circular low-pass filter, which causes ringing and overshoot (Real-ESRGAN); its kernel has negative lobes.
 
     Args:
-        cutoff: range of the highest frequency kept, in shares of the Nyquist frequency, drawn evenly.
+        cutoff: range of the cutoff frequency as a share of the Nyquist frequency, 0..1, uniform.
         size: side of the kernel, odd, HR pixels; the lobes beyond are cut.
     """
     check_size("sinc", size)
@@ -272,10 +270,10 @@ def sinc(cutoff: Sequence[float] = (1 / 3, 1.0), size: KernelSide = 21) -> Blur:
 
 
 def sinc_kernel(cutoff: Tensor, size: int) -> Tensor:
-    """w J1(w r) / (2 pi r) with w = pi cutoff (B float64), normalised: B size size float64."""
+    """Circular sinc w J1(w r) / (2 pi r) with w = pi cutoff (B float64), normalised: B size size float64."""
     y, x = torch.meshgrid(axis(size), axis(size), indexing="ij")
     w, r = math.pi * cutoff.double()[:, None, None], torch.hypot(x, y)
-    r[size // 2, size // 2] = 1  # any: the centre has its limit below
+    r[size // 2, size // 2] = 1  # any value: the centre is set to the limit below
     kernels = w * torch.special.bessel_j1(w * r) / (2 * math.pi * r)
     kernels[:, size // 2, size // 2] = w[:, 0, 0] ** 2 / (4 * math.pi)
     return normalized(kernels)

@@ -13,6 +13,7 @@ from cssr.degradations import DEGRADATIONS, canvas, draws
 from cssr.degradations.blurs import BLURS, Blur, axis, check_fits, check_size, normalized
 from cssr.degradations.canvas import METHODS, Canvas
 from cssr.degradations.draws import Rngs, check_range, check_share, check_weights, generators, uniform
+from cssr.degradations.ops import reduced_size
 
 _KINDS = ("gaussian", "gaussian", "generalized_gaussian", "generalized_gaussian", "plateau", "plateau")
 _WEIGHTS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # of each kind, isotropic and not in turn
@@ -21,7 +22,7 @@ _SIDES = (7, 9, 11, 13, 15, 17, 19, 21)
 
 @dataclass(frozen=True)
 class Pass:
-    """The settings of one pass; ranges are drawn from evenly. The defaults are the first pass's."""
+    """Settings of one pass; draws from ranges are uniform. The defaults are those of the first pass."""
 
     blur: float = 1.0  # probability of a blur
     sigma: Sequence[float] = (0.2, 3.0)  # standard deviations of the blur, pixels of the picture in this pass
@@ -54,17 +55,19 @@ def second_order(
     final_sinc: Share = 0.8,
     size: KernelSide = 21,
 ) -> Callable:
-    """Wang et al. 2021, "Real-ESRGAN": ordinary damage on its way to the viewer, twice. No single kernel describes it.
+    """Second-order degradation of Real-ESRGAN (Wang et al. 2021), which has no single kernel.
 
-    Each pass: blur (Gaussian, generalized, plateau or sinc kernel), resize by a drawn factor and method, noise, JPEG.
-    Then resize to 1/scale and a sinc filter, which come before or after the second JPEG. Differences: the HR image is
-    not sharpened first, a sinc's cutoff is at least 1/3 of the Nyquist frequency in kernels of every side (published:
-    1/5 from side 13 on), Poisson noise is normal of 256 levels, and `lq` is not rounded to 8 bits.
+    Each of two passes: blur (Gaussian, generalised, plateau or sinc kernel), resize by a random factor and method,
+    noise, JPEG. A resize to 1/scale and a sinc filter follow, before or after the second JPEG. Differences from the
+    published code: HR is not sharpened first, the cutoff of sinc filters is at least 1/3 of the Nyquist frequency for
+    kernels of every side (published: 1/5 from side 13 on), Poisson noise is normal with 256 levels, and `lq` is not
+    rounded to 8 bits.
 
     Args:
-        first, second: settings of the passes that differ from the published ones: `Pass` lists them.
-        final_sinc: probability of the last sinc filter.
-        size: side of the kernels, odd; the published draw of a side, 7 to 21, is a window within it.
+        first, second: settings of each pass that differ from the published ones, see `Pass`.
+        final_sinc: probability of the last sinc filter, 0..1.
+        size: side of the kernels, odd, pixels; kernels of the published random sides, 7 to 21, are windows of it.
+    Raises: ValueError for an unknown setting or one out of range.
     """
     check_size("second_order", size)
     check_share("second_order", "final_sinc", final_sinc)
@@ -73,12 +76,10 @@ def second_order(
     final = BLURS.build("sinc", size=size)
 
     def degrade(hr: Tensor, seeds: Tensor) -> tuple[Tensor, None]:
-        height, width = hr.shape[-2:]
-        assert height % scale == 0 and width % scale == 0, f"{height}x{width} is not a multiple of {scale}"
-        target = (height // scale, width // scale)
+        target = reduced_size(hr, scale)
         with torch.autocast(hr.device.type, enabled=False):
             rngs = generators(seeds, draws.FIRST)
-            plan = _plan(stages[0], blurs[0], rngs, (height, width))
+            plan = _plan(stages[0], blurs[0], rngs, tuple(hr.shape[-2:]))
             picture = canvas.compress(_apply(plan, canvas.whole(hr), rngs), plan.quality)
             rngs = generators(seeds, draws.SECOND)
             plan = _plan(stages[1], blurs[1], rngs, target)
@@ -116,17 +117,17 @@ def _check(settings: Pass, prefix: str, size: int) -> None:
 
 
 def _blur(settings: Pass, size: int) -> Blur:
-    """The published mixture of kernels, or none."""
+    """Published mixture of kernels, each cut to a random side, and no blur with probability 1 - `settings.blur`."""
     kinds = [
         {"name": kind, "sigma": settings.sigma, "isotropic": number % 2 == 0} for number, kind in enumerate(_KINDS)
     ]
     weights = [weight * (1 - settings.sinc) for weight in _WEIGHTS] + [settings.sinc]
     mixture = BLURS.build({"name": "random_blur", "blurs": [*kinds, "sinc"], "weights": weights}, size=size)
-    return mixture._replace(kernels=lambda rngs: _windowed(mixture.kernels(rngs), rngs, settings.blur))
+    return mixture._replace(kernels=lambda rngs: _crop_to_random_side(mixture.kernels(rngs), rngs, settings.blur))
 
 
-def _windowed(kernels: Tensor, rngs: Rngs, probability: float) -> Tensor:
-    """Kernels cut to a drawn side and normalised; with 1 - `probability` to a single pixel, which is no blur."""
+def _crop_to_random_side(kernels: Tensor, rngs: Rngs, probability: float) -> Tensor:
+    """Crop kernels to a random side and normalise; with 1 - `probability` to a single pixel, which is no blur."""
     sides = torch.tensor([_SIDES[int(rng.integers(len(_SIDES)))] for rng in rngs])
     half = torch.where(draws.chances(rngs, probability), sides // 2, 0)[:, None]
     inside = axis(kernels.shape[-1]).abs() <= half  # B size
@@ -134,13 +135,13 @@ def _windowed(kernels: Tensor, rngs: Rngs, probability: float) -> Tensor:
 
 
 class _Plan(NamedTuple):
-    """Draws of one pass, B each, on the CPU."""
+    """Random parameters of one pass, B each, on the CPU."""
 
     kernel: Tensor
     heights: Tensor
     widths: Tensor
     methods: list[str]
-    limit: tuple[int, int]  # the largest size that the settings allow: of the canvas
+    limit: tuple[int, int]  # size of the canvas: the largest that the settings allow
     level: Tensor
     poisson: Tensor
     gray: Tensor
@@ -148,11 +149,11 @@ class _Plan(NamedTuple):
 
 
 def _plan(settings: Pass, blurring: Blur, rngs: Rngs, base: tuple[int, int]) -> _Plan:
-    """Draw one pass; `base` (height, width) is what the factor of the resize refers to."""
+    """Draw the parameters of one pass; `base`: height and width that the factor of the resize refers to."""
     kernel = blurring.kernels(rngs)
     low, high = settings.resize
-    way = torch.tensor(draws.choices(rngs, settings.resize_weights))
-    factors = uniform(rngs, (1, high), (low, 1), (1, 1)).gather(1, way[:, None])[:, 0]
+    direction = torch.tensor(draws.choices(rngs, settings.resize_weights))
+    factors = uniform(rngs, (1, high), (low, 1), (1, 1)).gather(1, direction[:, None])[:, 0]
     heights, widths = ((factors * side).long().clamp(min=1) for side in base)
     levels = uniform(rngs, settings.noise, settings.poisson)
     poisson = ~draws.chances(rngs, settings.gaussian)
@@ -174,7 +175,7 @@ def _methods(rngs: Rngs) -> list[str]:
 
 
 def _apply(plan: _Plan, picture: Canvas, rngs: Rngs) -> Canvas:
-    """One pass without its JPEG."""
+    """Apply blur, resize and noise of one pass."""
     picture = canvas.blur(picture, plan.kernel)
     picture = canvas.resize(picture, plan.heights, plan.widths, plan.methods, plan.limit)
     return canvas.add_noise(picture, rngs, plan.level, plan.poisson, plan.gray)
@@ -183,10 +184,10 @@ def _apply(plan: _Plan, picture: Canvas, rngs: Rngs) -> Canvas:
 def _finish(
     picture: Canvas, quality: Tensor, final: Blur, probability: float, rngs: Rngs, target: tuple[int, int]
 ) -> Tensor:
-    """JPEG, then resize to `target` and a sinc filter; or, as often, the other way round. B 3 h w, 0..1."""
-    early, methods = draws.chances(rngs, 0.5), _methods(rngs)
-    kernel = _windowed(final.kernels(rngs), rngs, probability)
+    """JPEG, resize to `target` and sinc filter, or resize, sinc filter and JPEG, equally often: B 3 h w, 0..1."""
+    jpeg_first, methods = draws.chances(rngs, 0.5), _methods(rngs)
+    kernel = _crop_to_random_side(final.kernels(rngs), rngs, probability)
     height, width = (torch.full((len(rngs),), side) for side in target)
-    picture = canvas.select(early, canvas.compress(picture, quality), picture)
+    picture = canvas.select(jpeg_first, canvas.compress(picture, quality), picture)
     picture = canvas.blur(canvas.resize(picture, height, width, methods, target), kernel)
-    return canvas.select(early, picture, canvas.compress(picture, quality)).pixels.clamp(0, 1)
+    return canvas.select(jpeg_first, picture, canvas.compress(picture, quality)).pixels.clamp(0, 1)
