@@ -1,4 +1,4 @@
-"""What a run starts from: its own newest checkpoint, the weights of another model, or fresh ones."""
+"""Start of a run: its own newest checkpoint, the weights of another model, or fresh ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -212,7 +212,7 @@ def average_batch_norm(engine: Accelerator, *modules: nn.Module) -> None:
 
 
 def from_main_process(engine: Accelerator, compute: Callable[[], Any]) -> Any:
-    """What `compute` returns on rank 0, which alone calls it, on every rank."""
+    """Call `compute` on rank 0 only and return its result on every rank."""
     shared = [compute() if engine.is_main_process else None]
     if engine.num_processes > 1:
         broadcast_object_list(shared)
